@@ -1,0 +1,52 @@
+# `make demo` trains a real network sparse; `make test` runs the tests. Each makes its
+# own environment in .venv, from python3 >= 3.11 and the package index alone.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint format benchmark clean
+
+help:
+	@echo 'make demo       train a small ResNet dense and sparse, and compare'
+	@echo 'make test       run the test suite'
+	@echo 'make lint       check format, lint and types'
+	@echo 'make format     format the code'
+	@echo 'make benchmark  run the benchmarks and store their results'
+	@echo 'make clean      remove the environment and all caches'
+
+demo: $(STAMP)
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: $(STAMP)
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/step_overhead.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment serves every target; a changed pyproject.toml installs anew.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[examples]' --group dev
+	@rm -f $(VENV)/installed-*
+	@touch $@

@@ -1,0 +1,52 @@
+"""Sparse training for JAX: SparseOpt, moving topologies and exact masks in Optax."""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from sparseopt_jax._version import __version__
+from sparseopt_jax.batch_variance import scale_by_batch_variance
+from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_masks
+from sparseopt_jax.metrics import metrics
+from sparseopt_jax.neurons import NeuronDims
+from sparseopt_jax.norm_links import infer_norm_links
+from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
+from sparseopt_jax.report import plan, summary
+from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
+from sparseopt_jax.sparsify import sparsify, update_topology
+from sparseopt_jax.topology import Topology, rigl, set_, static
+
+if TYPE_CHECKING:
+    from sparseopt_jax import linen, nnx
+
+__all__ = [
+    "NeuronDims",
+    "SparseState",
+    "Topology",
+    "__version__",
+    "apply_masks",
+    "apply_updates",
+    "get_masks",
+    "infer_norm_links",
+    "linen",
+    "metrics",
+    "nnx",
+    "plan",
+    "rigl",
+    "scale_by_batch_variance",
+    "scale_by_sparseopt",
+    "set_",
+    "sparse_adamw",
+    "sparse_sgd",
+    "sparseopt",
+    "sparsify",
+    "static",
+    "summary",
+    "update_topology",
+]
+
+
+def __getattr__(name: str):
+    # Flax takes longer to import than all the rest: only those who use it wait.
+    if name in ("linen", "nnx"):
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

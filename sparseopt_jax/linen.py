@@ -1,0 +1,87 @@
+"""Flax linen: a train state that starts sparse and stays so."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+from sparseopt_jax.masks import apply_masks, find_states
+
+
+class TrainState(train_state.TrainState):
+    """Flax's ``TrainState`` for sparse training.
+
+    It differs in three things: ``create`` sets the inactive weights to zero, every
+    keyword of ``apply_gradients`` reaches ``tx.update``, and the step is an array from
+    the start, so that a jitted step compiles once.
+
+    Attributes:
+      batch_stats: running statistics of Batch Normalization, or None.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> state = so.linen.TrainState.create(
+      ...     apply_fn=None,
+      ...     params={"kernel": jnp.ones((4, 8))},
+      ...     tx=so.sparse_sgd(0.1, so.static(0.75)),
+      ... )
+      >>> state = state.apply_gradients(grads=state.params)
+      >>> int(state.step), int((state.params["kernel"] != 0).sum())
+      (1, 8)
+    """
+
+    batch_stats: Any = None
+
+    @classmethod
+    def create(cls, *, apply_fn, params, tx, **kwargs):
+        """A state at step 0, its inactive weights at zero.
+
+        Args:
+          apply_fn: usually ``model.apply``.
+          params: the parameters, dense.
+          tx: any optax transformation; with masks in its state, ``params`` start
+            sparse.
+          **kwargs: further fields, such as ``batch_stats``.
+
+        Returns:
+          The state.
+        """
+        opt_state = tx.init(params)
+        if find_states(opt_state):
+            params = apply_masks(params, opt_state)
+        return cls(
+            step=jnp.zeros([], jnp.int32),
+            apply_fn=apply_fn,
+            params=params,
+            tx=tx,
+            opt_state=opt_state,
+            **kwargs,
+        )
+
+    def apply_gradients(self, *, grads, **kwargs):
+        """Takes one optimizer step.
+
+        Args:
+          grads: gradients, tree like ``params``.
+          **kwargs: extra arguments of ``tx.update``. Those that name a field of the
+            state replace it as well; ``batch_stats`` is handed over even where it is
+            not given, as the state holds it.
+
+        Returns:
+          The next state.
+        """
+        extra_args = dict(kwargs)
+        if self.batch_stats is not None:
+            extra_args.setdefault("batch_stats", self.batch_stats)
+        tx = optax.with_extra_args_support(self.tx)
+        updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra_args)
+        fields = {field.name for field in dataclasses.fields(self)}
+        return self.replace(
+            step=self.step + 1,
+            params=optax.apply_updates(self.params, updates),
+            opt_state=opt_state,
+            **{name: value for name, value in kwargs.items() if name in fields},
+        )

@@ -1,0 +1,246 @@
+"""Masks as pytrees: applying them, and finding them in any optimizer's state.
+
+A tree of masks has the structure of the parameters: a bool array (True = active) at
+each sparse leaf, ``optax.MaskedNode()`` at each dense one.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax import paths
+
+
+class SparseState(NamedTuple):
+    """State of ``sparsify``, the only place where masks are kept.
+
+    Attributes:
+      count: int32 scalar, steps taken.
+      key: typed PRNG key, the same on every replica and at every step.
+      masks: bool arrays, ``optax.MaskedNode()`` at dense leaves.
+      topology_state: what the topology keeps.
+      inner_state: state of the inner transformation.
+    """
+
+    count: jax.Array
+    key: jax.Array
+    masks: Any
+    topology_state: Any
+    inner_state: Any
+
+
+def is_sparse_state(x: Any) -> bool:
+    """Whether ``x`` is a ``SparseState``."""
+    return isinstance(x, SparseState)
+
+
+def map_masked_with_path(
+    function: Callable[..., Any], masks: Any, tree: Any, *rest: Any
+) -> Any:
+    """Maps ``function(path, mask, leaf, *others)`` over the sparse leaves of ``tree``.
+
+    Masks are found by path, so ``tree`` may be boxed or have holes where the masks
+    have none.
+
+    Args:
+      function: called at sparse leaves only.
+      masks: tree of masks.
+      tree: the tree that decides the structure; its dense leaves are kept.
+      *rest: further trees of that structure.
+
+    Returns:
+      A tree like ``tree``.
+    """
+    by_path = dict(paths.flatten_with_paths(masks))
+
+    def at_leaf(path, leaf, *others):
+        mask = by_path.get(path)
+        if mask is None or paths.is_hole(mask) or paths.is_hole(leaf):
+            return leaf
+        return function(path, mask, leaf, *others)
+
+    return paths.map_with_paths(at_leaf, tree, *rest)
+
+
+def map_masked(function: Callable[..., Any], masks: Any, tree: Any, *rest: Any) -> Any:
+    """``map_masked_with_path`` for a ``function(mask, leaf, *others)``."""
+    return map_masked_with_path(
+        lambda path, *leaves: function(*leaves), masks, tree, *rest
+    )
+
+
+def zero_masked(masks: Any, tree: Any) -> Any:
+    """``tree`` with exact zeros where a mask is False, NaN and infinity included.
+
+    What stands for a shape only, ``jax.ShapeDtypeStruct``, is kept.
+    """
+
+    def at_leaf(mask, x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x
+        return jnp.where(mask, x, jnp.zeros_like(x))
+
+    return map_masked(at_leaf, masks, tree)
+
+
+def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
+    """Sets every inactive weight to exactly zero.
+
+    Call it once after ``tx.init`` to start sparse; afterwards the updates keep it so.
+
+    Args:
+      params: any pytree of arrays.
+      opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
+        a tree of masks.
+
+    Returns:
+      A tree like ``params``.
+
+    Raises:
+      ValueError: if no masks are found, or a mask fits no parameter.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
+      >>> apply_masks(params, {"kernel": jnp.array([[True, False]])})
+      {'kernel': Array([[1., 0.]], dtype=float32)}
+    """
+    if find_states(opt_state_or_masks):
+        masks = get_masks(opt_state_or_masks)
+    else:
+        masks = opt_state_or_masks
+    _check_fit(masks, params)
+    return zero_masked(masks, params)
+
+
+def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
+    """``optax.apply_updates``, then exact zeros where the new masks are False.
+
+    For chains in which something follows the masks, as ``sparseopt`` has it; what
+    ``sparsify`` returns needs only ``optax.apply_updates``.
+
+    Args:
+      params: any pytree of arrays.
+      updates: tree like ``params``.
+      opt_state: the state that came with ``updates``.
+
+    Returns:
+      A tree like ``params``.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no masks.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> tx = optax.chain(so.sparseopt(so.static(0.75)), optax.sgd(0.1))
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = so.apply_updates(params, updates, state)
+      >>> int((params["kernel"] != 0).sum())
+      8
+    """
+    return zero_masked(get_masks(opt_state), optax.apply_updates(params, updates))
+
+
+def get_masks(opt_state: Any) -> Any:
+    """The masks in an optimizer state, wherever they are.
+
+    Args:
+      opt_state: any pytree that holds a ``SparseState``: the state of ``chain``,
+        ``MultiSteps``, ``partition``, ``inject_hyperparams`` and the like, a train
+        state, an ``nnx.Optimizer``. Several states, as ``partition`` makes them, are
+        merged into one tree.
+
+    Returns:
+      Bool arrays in the structure of the parameters, ``optax.MaskedNode()`` at dense
+      leaves.
+
+    Raises:
+      ValueError: if there are none.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> tx = so.sparsify(optax.adam(1e-3), so.static(0.75))
+      >>> masks = so.get_masks(tx.init(params))
+      >>> masks["bias"], int(masks["kernel"].sum())
+      (MaskedNode(), 8)
+    """
+    states = find_states(opt_state)
+    if not states:
+        raise ValueError(
+            "no masks found: the optimizer state holds no SparseState; build the "
+            "optimizer with sparsify, sparseopt, sparse_sgd or sparse_adamw"
+        )
+    return functools.reduce(_merge, (_unbox(state.masks) for state in states))
+
+
+def find_states(opt_state: Any) -> list[SparseState]:
+    """Every ``SparseState`` in a pytree, or in an object's ``opt_state``."""
+    tree = getattr(opt_state, "opt_state", opt_state)
+    leaves = jax.tree.leaves(tree, is_leaf=is_sparse_state)
+    return [leaf for leaf in leaves if is_sparse_state(leaf)]
+
+
+def check_masks(masks: Any) -> None:
+    """Raises unless every leaf is a bool array (or hole).
+
+    Raises:
+      ValueError: with the path and what stands there.
+    """
+    for path, mask in paths.flatten_with_paths(masks):
+        if not paths.is_hole(mask) and getattr(mask, "dtype", None) != jnp.bool_:
+            what = getattr(mask, "dtype", type(mask).__name__)
+            raise ValueError(
+                f"masks must be bool arrays, True = active; at {path!r} stands {what}"
+            )
+
+
+def _check_fit(masks: Any, params: Any) -> None:
+    check_masks(masks)
+    shapes = {path: jnp.shape(x) for path, x in _arrays(params)}
+    for path, mask in _arrays(masks):
+        if path not in shapes:
+            raise ValueError(
+                f"masks hold {path!r}, which is no parameter; the parameters are "
+                f"{', '.join(shapes)}"
+            )
+        if jnp.shape(mask) != shapes[path]:
+            raise ValueError(
+                f"the mask at {path!r} has shape {jnp.shape(mask)}, its parameter "
+                f"{shapes[path]}"
+            )
+
+
+def _arrays(tree: Any) -> list[tuple[str, Any]]:
+    return [(p, x) for p, x in paths.flatten_with_paths(tree) if not paths.is_hole(x)]
+
+
+def _merge(masks: Any, others: Any) -> Any:
+    """Fills the holes of one tree from another; a hole may stand for a subtree."""
+    if paths.is_hole(masks):
+        return others
+    if paths.is_hole(others):
+        return masks
+    children, structure = jax.tree.flatten(masks, is_leaf=lambda x: x is not masks)
+    if jax.tree_util.treedef_is_leaf(structure):
+        return masks
+    return structure.unflatten(map(_merge, children, structure.flatten_up_to(others)))
+
+
+def _unbox(masks: Any) -> Any:
+    """Takes the variables off that ``nnx.Optimizer`` wraps around every leaf."""
+
+    def is_variable(x):
+        return hasattr(x, "get_value")
+
+    return jax.tree.map(
+        lambda x: x.get_value() if is_variable(x) else x, masks, is_leaf=is_variable
+    )

@@ -1,0 +1,58 @@
+"""Flax NNX: models that start sparse, topologies that change from the host."""
+
+from typing import Any
+
+from flax import nnx
+
+from sparseopt_jax.masks import apply_masks, get_masks
+from sparseopt_jax.sparsify import update_topology as _update_topology
+
+
+def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
+    """Sets a model's inactive weights to zero, in place.
+
+    Call it once after the optimizer is made; ``optimizer.update`` keeps them so.
+
+    Args:
+      model: the model that the optimizer was made for.
+      optimizer: holds the masks; made with the same ``wrt`` filter.
+
+    Raises:
+      ValueError: if the optimizer holds no masks, or masks of another model.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> from flax import nnx
+      >>> model = nnx.Linear(4, 8, rngs=nnx.Rngs(0))
+      >>> tx = so.sparse_sgd(0.1, so.static(0.75))
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> so.nnx.mask_model(model, optimizer)
+      >>> int((model.kernel[...] != 0).sum())
+      8
+    """
+    params = nnx.as_pure(nnx.state(model, optimizer.wrt))
+    nnx.update(model, apply_masks(params, get_masks(optimizer)))
+
+
+def update_topology(model: nnx.Module, optimizer: nnx.Optimizer, grads: Any) -> None:
+    """``sparseopt_jax.update_topology`` for a model and its optimizer, in place.
+
+    For a transformation with ``host_updates=True``; works inside ``nnx.jit``.
+
+    Args:
+      model: the model.
+      optimizer: its optimizer.
+      grads: the dense gradients, as ``nnx.grad`` gives them.
+
+    Raises:
+      ValueError: as ``sparseopt_jax.update_topology``.
+    """
+    opt_state, params = _update_topology(
+        optimizer.tx,
+        nnx.as_pure(nnx.state(grads, optimizer.wrt)),
+        nnx.as_pure(optimizer.opt_state),
+        nnx.as_pure(nnx.state(model, optimizer.wrt)),
+    )
+    nnx.update(model, params)
+    nnx.update(optimizer.opt_state, nnx.state(opt_state))

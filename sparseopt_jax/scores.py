@@ -1,0 +1,30 @@
+"""What a topology drops and grows by: one number per weight, the largest win.
+
+A score is a function of a PRNG key, a parameter and its dense gradient that returns
+float32 scores of the parameter's shape.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def magnitude(key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
+    """The weight's absolute value."""
+    del key, grad
+    return jnp.abs(param).astype(jnp.float32)
+
+
+def gradient(key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
+    """The dense gradient's absolute value."""
+    del key, param
+    return jnp.abs(grad).astype(jnp.float32)
+
+
+def random(key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
+    """Independent uniform numbers in [0, 1)."""
+    del grad
+    return jax.random.uniform(key, param.shape, jnp.float32)

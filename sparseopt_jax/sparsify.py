@@ -1,0 +1,398 @@
+"""The owner of the masks: a transformation around any optimizer."""
+
+import contextvars
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from sparseopt_jax import paths
+from sparseopt_jax.inner_state import map_weight_state, update_through
+from sparseopt_jax.masks import (
+    SparseState,
+    find_states,
+    is_sparse_state,
+    map_masked,
+    zero_masked,
+)
+from sparseopt_jax.topology import Topology
+
+
+class _Owner(NamedTuple):
+    """What a ``SparseState`` was made by and for.
+
+    Attributes:
+      topology: its topology.
+      inner: its inner transformation.
+      structure: the structure of its masks.
+      holes: True where a wrapper kept parameters from it, a leaf or a subtree.
+    """
+
+    topology: Topology
+    inner: optax.GradientTransformation
+    structure: Any
+    holes: Any
+
+
+# While a list is set, every `init` of an owner adds itself to it: how
+# `update_topology` finds the owners inside any nest of optax wrappers.
+_OWNERS: contextvars.ContextVar[list[_Owner] | None] = contextvars.ContextVar(
+    "sparseopt_jax_owners", default=None
+)
+
+
+def sparsify(
+    inner: optax.GradientTransformation,
+    topology: Topology,
+    *,
+    key: jax.typing.ArrayLike = 0,
+    host_updates: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains sparse with any optimizer.
+
+    Each step the masked gradient goes through ``inner``, which receives ``masks=`` as
+    an extra argument, and the resulting update makes inactive weights exactly zero:
+
+    .. math::
+      u = \begin{cases} \mathrm{inner}(m \odot g) & m = 1 \\ -w & m = 0 \end{cases}
+
+    so that ``optax.apply_updates`` is all that follows. When the topology is due, its
+    masks change within the step. Whatever ``inner`` keeps for an inactive weight has
+    the value that ``inner.init`` gives, so that a newly grown weight starts at zero
+    with a fresh state, and a weight that is dropped and regrown at once keeps its own.
+
+    Put it outermost, except for ``optax.MultiSteps``, ``optax.apply_if_finite`` and
+    the like around it: nothing may scale or narrow the update afterwards.
+
+    Args:
+      inner: any transformation, ready with its learning rate, say
+        ``optax.chain(scale_by_sparseopt(), optax.sgd(0.1))``.
+      topology: which weights are active, from ``static``, ``set_``, ``rigl``.
+      key: seed (an int) or PRNG key; the same on every replica.
+      host_updates: leave the topology's changes to ``update_topology``, called from
+        the host; the step then contains no condition.
+
+    Returns:
+      The transformation; its state is a ``SparseState``. ``update`` needs ``params``
+      and hands further keyword arguments down to ``inner``.
+
+    Raises:
+      TypeError: if ``topology`` is no topology.
+      ValueError: at ``init``, where the topology does not fit the parameters; at
+        ``update``, without ``params`` or with ``masks`` from outside.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> tx = so.sparsify(optax.adam(1e-3), so.rigl(0.75, every=100, stop=1000))
+      >>> state = tx.init(params)
+      >>> params = so.apply_masks(params, state)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> int((params["kernel"] != 0).sum())
+      8
+    """
+    return make_owner(inner, topology, key=key, host_updates=host_updates, zeros=True)
+
+
+def make_owner(
+    inner: optax.GradientTransformation,
+    topology: Topology,
+    *,
+    key: jax.typing.ArrayLike,
+    host_updates: bool,
+    zeros: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """``sparsify``, with or without the updates that make inactive weights zero.
+
+    Args:
+      inner: as in ``sparsify``.
+      topology: as in ``sparsify``.
+      key: as in ``sparsify``.
+      host_updates: as in ``sparsify``.
+      zeros: False leaves the updates of inactive weights at what ``inner`` makes of
+        zero gradients. The weights after the step are then not known here, so a
+        topology that follows the step sees those before it.
+
+    Returns:
+      The transformation.
+    """
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"topology must be a Topology, as static, set_ and rigl make it, got "
+            f"{topology!r}"
+        )
+    inner = optax.with_extra_args_support(inner)
+    moves = topology.schedule is not None and not host_updates
+    moves_first = moves and (topology.replaces_step or not zeros)
+    moves_after = moves and not moves_first
+    replaces = topology.schedule is not None and topology.replaces_step
+
+    def init_fn(params):
+        init_key, own_key = jax.random.split(_typed_key(key))
+        masks, topology_state = topology.init(init_key, params)
+        _record_owner(topology, inner, params, masks)
+        return SparseState(
+            count=jnp.zeros([], jnp.int32),
+            key=own_key,
+            masks=masks,
+            topology_state=topology_state,
+            inner_state=inner.init(zero_masked(masks, params)),
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        _check_update(params, extra_args)
+        count, key, topology_state = state.count, state.key, state.topology_state
+        # Full layers are dense to everything below: they cost nothing, and a network
+        # of sparsity 0 runs the inner optimizer's own program, to the last bit.
+        masks = _without(topology.full_leaves(params), state.masks)
+
+        def step(masks, updates, inner_state, params):
+            return inner.update(
+                zero_masked(masks, updates),
+                inner_state,
+                params,
+                masks=masks,
+                neuron_dims=topology.dims,
+                **extra_args,
+            )
+
+        def change(masks, topology_state, params, grads):
+            step_key = jax.random.fold_in(key, count)
+            return topology.update(
+                step_key, count, masks, topology_state, params, grads
+            )
+
+        def step_and_change(masks, topology_state, params, grads, inner_state):
+            # The step is taken a second time: handed over instead, the stepped weights
+            # would have to be written out at every step, due or not.
+            stepped, _ = step(masks, grads, inner_state, params)
+            stepped = optax.apply_updates(params, _zeroing(masks, stepped, params))
+            return change(masks, topology_state, stepped, grads)
+
+        if moves_first:
+            masks, topology_state = _if_due(
+                topology.due(count), change, masks, topology_state, params, updates
+            )
+        active = masks  # what takes the step
+        if moves_after:
+            masks, topology_state = _if_due(
+                topology.due(count),
+                step_and_change,
+                *(masks, topology_state, params, updates, state.inner_state),
+            )
+
+        def amend(inner_state):
+            if replaces:
+                inner_state = _hold(replaced, state.inner_state, inner_state)
+            return _refresh(inner, masks, inner_state, params)
+
+        replaced = replaces and topology_state.updated_at == count
+        stepped, inner_state = update_through(
+            lambda: step(active, updates, state.inner_state, params), amend
+        )
+        if replaces:
+            stepped = jax.tree.map(
+                lambda u: jnp.where(replaced, jnp.zeros_like(u), u), stepped
+            )
+        if zeros:
+            # What SET grows starts at zero, whatever the step made of it before.
+            kept = _both(active, masks) if moves_after else masks
+            stepped = _zeroing(kept, stepped, params)
+        return stepped, SparseState(
+            count=jnp.asarray(optax.safe_increment(count)),
+            key=key,
+            masks=map_masked(lambda new, old: new, masks, state.masks),
+            topology_state=topology_state,
+            inner_state=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def update_topology(
+    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
+) -> tuple[Any, Any]:
+    """Changes the masks from the host, for ``sparsify(..., host_updates=True)``.
+
+    Compile it once and call it when ``topology.due(step)``: for a topology that
+    replaces the gradient step (RigL) before ``tx.update`` of that step, which then
+    moves no weight and only advances counters and schedules; for one that follows it
+    (SET) after the weights have been updated. The change is then the one within the
+    step, up to the rounding of another compiled program.
+
+    Args:
+      tx: the transformation, or anything in optax around it.
+      grads: the dense gradient of the step, tree like ``params``.
+      opt_state: the state of ``tx``.
+      params: the weights.
+
+    Returns:
+      The new optimizer state, and the weights with what was dropped or grown at zero.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no masks, or they were made by a topology that
+        never changes or by another ``tx``.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> topology = so.rigl(0.75, every=100, stop=1000)
+      >>> tx = so.sparsify(optax.sgd(0.1), topology, host_updates=True)
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> state = tx.init(params)
+      >>> change = jax.jit(lambda g, s, p: so.update_topology(tx, g, s, p))
+      >>> if topology.due(0):
+      ...     state, params = change(params, state, params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+    """
+    if not find_states(opt_state):
+        raise ValueError(
+            "opt_state holds no SparseState; pass the state of a transformation built "
+            "with sparsify"
+        )
+    owners: list[_Owner] = []
+    token = _OWNERS.set(owners)
+    try:
+        # A fresh function each time: a remembered trace would not run `init` again.
+        jax.eval_shape(lambda p: tx.init(p), params)
+    finally:
+        _OWNERS.reset(token)
+    by_structure = {owner.structure: owner for owner in owners}
+
+    def change(node):
+        nonlocal params
+        if not is_sparse_state(node):
+            return node
+        owner = by_structure.get(jax.tree.structure(node.masks))
+        if owner is None:
+            raise ValueError("opt_state was not made by this tx: other masks")
+        if owner.topology.schedule is None:
+            raise ValueError("a static topology never changes; use set_ or rigl")
+        seen = jax.tree.map(
+            lambda hole, p: optax.MaskedNode() if hole else p, owner.holes, params
+        )
+        # A change that follows the gradient step belongs to the step just taken.
+        step = node.count if owner.topology.replaces_step else node.count - 1
+        masks, topology_state = owner.topology.update(
+            jax.random.fold_in(node.key, step),
+            step,
+            node.masks,
+            node.topology_state,
+            seen,
+            grads,
+        )
+        params = zero_masked(_both(node.masks, masks), params)
+        return node._replace(
+            masks=masks,
+            topology_state=topology_state,
+            inner_state=_refresh(owner.inner, masks, node.inner_state, seen),
+        )
+
+    opt_state = jax.tree.map(change, opt_state, is_leaf=is_sparse_state)
+    return opt_state, params
+
+
+def _record_owner(
+    topology: Topology, inner: optax.GradientTransformation, params: Any, masks: Any
+) -> None:
+    owners = _OWNERS.get()
+    if owners is not None:
+        holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
+        owners.append(_Owner(topology, inner, jax.tree.structure(masks), holes))
+
+
+def _check_update(params: Any, extra_args: dict[str, Any]) -> None:
+    if params is None:
+        raise ValueError(
+            "params are needed to keep inactive weights at zero: call "
+            "tx.update(grads, opt_state, params)"
+        )
+    if "masks" in extra_args:
+        raise ValueError(
+            "masks must not be passed to update, sparsify owns them; to start from "
+            "given masks, pass them to the topology: static(masks=...)"
+        )
+
+
+def _if_due(due: Any, change: Any, masks: Any, topology_state: Any, *operands: Any):
+    """``change(masks, topology_state, *operands)`` where due, else the first two."""
+    if not isinstance(due, Tracer):
+        # Outside of jit a cond would compile anew at every call.
+        if due:
+            return change(masks, topology_state, *operands)
+        return masks, topology_state
+    return jax.lax.cond(
+        due,
+        change,
+        lambda masks, topology_state, *_: (masks, topology_state),
+        *(masks, topology_state, *operands),
+    )
+
+
+def _zeroing(masks: Any, updates: Any, params: Any) -> Any:
+    """The updates, and -params where a mask is False."""
+    # In the wider of both types: a narrowed -p would leave a remainder of p.
+    return map_masked(
+        lambda m, u, p: jnp.where(m, u, -p).astype(jnp.result_type(u, p)),
+        masks,
+        updates,
+        params,
+    )
+
+
+def _without(left_out: frozenset[str], masks: Any) -> Any:
+    """The masks with holes at the paths that are left out."""
+    return paths.map_with_paths(
+        lambda path, mask: optax.MaskedNode() if path in left_out else mask, masks
+    )
+
+
+def _both(masks: Any, others: Any) -> Any:
+    return map_masked(jnp.logical_and, masks, others)
+
+
+def _hold(condition: Any, old: Any, new: Any) -> Any:
+    """The old floating-point state where the condition holds; counters go on."""
+
+    def at_leaf(old, new):
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        return jnp.where(condition, old, new).astype(new.dtype)
+
+    return jax.tree.map(at_leaf, old, new)
+
+
+def _refresh(
+    inner: optax.GradientTransformation, masks: Any, inner_state: Any, params: Any
+) -> Any:
+    """The inner state, with what ``inner.init`` gives for inactive weights.
+
+    Kept so at every step, it is there when a weight is grown, and costs nothing: the
+    mask is at hand, and initial states are constants to the compiler.
+    """
+    fresh = inner.init(zero_masked(masks, params))
+    return map_weight_state(
+        lambda m, new, fresh: jnp.where(m, new, fresh).astype(new.dtype),
+        masks,
+        inner_state,
+        fresh,
+    )
+
+
+def _typed_key(key: Any) -> jax.Array:
+    if isinstance(key, bool) or not isinstance(
+        key, (int, np.integer, jax.Array, np.ndarray)
+    ):
+        raise TypeError(f"key must be an int or a PRNG key, got {key!r}")
+    key = jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
+        return jax.random.key(key)
+    return jax.random.wrap_key_data(key)

@@ -1,0 +1,116 @@
+"""Exact top-k selection, against a stable sort."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparseopt_jax.selection import random_mask, top_k_mask
+
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 1.0, -1.0]
+SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 4), (5, 1, 2)]
+
+
+def by_sorting(scores, k, where=None):
+    """The k largest by a sort: eligible numbers, then NaN, then what is ineligible."""
+    flat = np.asarray(scores, np.float32).ravel()
+    eligible = np.ones(flat.size, bool) if where is None else np.ravel(where)
+
+    def rank(i):
+        if not eligible[i]:
+            return 2, 0.0, i
+        return (1, 0.0, i) if np.isnan(flat[i]) else (0, -float(flat[i]), i)
+
+    order = sorted(range(flat.size), key=rank)
+    mask = np.zeros(flat.size, bool)
+    mask[order[:k]] = True
+    return mask.reshape(np.shape(scores))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_equals_a_stable_sort(data):
+    shape = data.draw(st.sampled_from(SHAPES))
+    size = int(np.prod(shape))
+    values = st.sampled_from([*SPECIAL, 0.5, 2.0, -2.0, 1.5])
+    scores = np.array(
+        data.draw(st.lists(values, min_size=size, max_size=size)), np.float32
+    ).reshape(shape)
+    k = data.draw(st.integers(0, size))
+    np.testing.assert_array_equal(top_k_mask(scores, k), by_sorting(scores, k))
+    where = np.array(
+        data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool
+    ).reshape(shape)
+    np.testing.assert_array_equal(
+        top_k_mask(scores, jnp.int32(k), where=jnp.asarray(where)),
+        by_sorting(scores, k, where),
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32])
+def test_random_scores_of_every_type(dtype):
+    scores = (1000 * jax.random.normal(jax.random.key(0), (40, 50))).astype(dtype)
+    for k in (0, 1, 3, 1000, 1999, 2000):
+        np.testing.assert_array_equal(top_k_mask(scores, k), by_sorting(scores, k))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, (0, 2), (1, 2), (0, 1, 2)])
+def test_selects_along_axes(axis):
+    scores = jnp.round(jax.random.normal(jax.random.key(1), (4, 5, 6)), 1)
+    axes = {a % 3 for a in (axis if isinstance(axis, tuple) else (axis,))}
+    mask = np.asarray(top_k_mask(scores, 3, axis=axis))
+    batch = [a for a in range(3) if a not in axes]
+    for place in np.ndindex(*(scores.shape[a] for a in batch)):
+        index = [slice(None)] * 3
+        for a, i in zip(batch, place, strict=True):
+            index[a] = i
+        np.testing.assert_array_equal(
+            mask[tuple(index)], by_sorting(scores[tuple(index)], 3)
+        )
+
+
+def test_k_per_row():
+    scores = jax.random.normal(jax.random.key(2), (6, 30))
+    k = jnp.array([0, 1, 7, 15, 29, 30])[:, None]
+    mask = jax.jit(lambda s, k: top_k_mask(s, k, axis=1))(scores, k)
+    np.testing.assert_array_equal(mask.sum(1), k[:, 0])
+    for row in range(6):
+        np.testing.assert_array_equal(
+            mask[row], by_sorting(scores[row], int(k[row, 0]))
+        )
+
+
+def test_vmap_is_a_batch():
+    scores = jax.random.normal(jax.random.key(3), (5, 64))
+    mask = jax.vmap(lambda s: top_k_mask(s, 10))(scores)
+    np.testing.assert_array_equal(mask, top_k_mask(scores, 10, axis=1))
+
+
+def test_random_mask_is_uniform_and_exact():
+    keys = jax.random.split(jax.random.key(4), 2000)
+    masks = jax.vmap(lambda key: random_mask(key, (4, 5), 6))(keys)
+    np.testing.assert_array_equal(masks.sum((1, 2)), 6)
+    # 2000 draws of probability 0.3: five standard deviations are 0.051.
+    np.testing.assert_allclose(masks.mean(0), 0.3, atol=0.051)
+
+
+def test_bad_input_is_named():
+    scores = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"k must be in \[0, 6\], got 7"):
+        top_k_mask(scores, 7)
+    with pytest.raises(ValueError, match="got -1"):
+        top_k_mask(scores, -1)
+    with pytest.raises(ValueError, match="axis 2 exceeds"):
+        top_k_mask(scores, 1, axis=2)
+    with pytest.raises(ValueError, match="twice"):
+        top_k_mask(scores, 1, axis=(0, -2))
+    with pytest.raises(ValueError, match="shape of scores"):
+        top_k_mask(scores, 1, where=jnp.ones(3, bool))
+    with pytest.raises(TypeError, match="complex64"):
+        top_k_mask(scores.astype(jnp.complex64), 1)
+    with pytest.raises(ValueError, match=r"2\*\*31"):
+        jax.eval_shape(
+            lambda s: top_k_mask(s, 1), jax.ShapeDtypeStruct((2**16, 2**16), "float32")
+        )
