@@ -43,22 +43,26 @@ def map_weight_state(
 
 
 def update_through(
-    step: Callable[[], tuple[Any, Any]], amend: Callable[[Any], Any]
+    step: Callable[[], tuple[Any, Any]],
+    hold: Callable[[Any], Any],
+    refresh: Callable[[Any], Any],
 ) -> tuple[Any, Any]:
-    """Runs an optimizer's step, its updates computed from the amended state.
+    """Runs an optimizer's step and amends its new state, for the price of the step.
 
-    ``amend`` may only change what does not matter to the updates that are used: here,
-    the state of inactive weights, or all of it where the updates are discarded. The
-    values are then those of ``updates, state = step(); state = amend(state)``.
-
-    Written like that, however, the compiler finds the raw state in the updates and the
-    amended one in the result, and computes the step twice, from a copy of the old
-    state that it can no longer overwrite: three times the cost of the dense step on
-    CPU. With the updates taken from the amended state there is one state.
+    The values are those of ``updates, state = step(); state = refresh(hold(state))``
+    wherever the updates are used. Written like that, however, the compiler finds the
+    raw state in the updates and the amended one in the result, and computes the step
+    twice, from a copy of the old state that it can no longer overwrite: three times the
+    cost of the dense step on CPU. So the updates are computed from the amended state.
 
     Args:
       step: returns updates and the new state.
-      amend: from the new state to the one to keep, of the same structure and types.
+      hold: from the new state to what is kept of it; may change anything where the
+        updates are then discarded.
+      refresh: from that to the state to keep; may change what belongs to weights whose
+        updates are discarded. An optimizer that mixes weights (by a norm, a matrix
+        product) would see it in the updates of others: its step is computed from the
+        state before.
 
     Returns:
       The updates and the amended state.
@@ -66,15 +70,19 @@ def update_through(
     closed, shapes = jax.make_jaxpr(step, return_shape=True)()
     program = closed.jaxpr
     updates_tree, state_tree = (jax.tree.structure(part) for part in shapes)
-    _, new = _split(core.jaxpr_as_fun(closed)(), updates_tree.num_leaves)
-    state = amend(jax.tree.unflatten(state_tree, new))
+    _, raw = _split(core.jaxpr_as_fun(closed)(), updates_tree.num_leaves)
+    held = hold(jax.tree.unflatten(state_tree, raw))
+    state = refresh(held)
+
+    _, variables = _split(program.outvars, updates_tree.num_leaves)
+    kept = {var for var in variables if isinstance(var, core.Var)}
+    seen = state if _is_elementwise(program, kept) else held
 
     # The same program again, the variables that held the new state given as constants.
-    _, variables = _split(program.outvars, updates_tree.num_leaves)
     computed = {var for equation in program.eqns for var in equation.outvars}
     given = {
         var: value
-        for var, value in zip(variables, jax.tree.leaves(state), strict=True)
+        for var, value in zip(variables, jax.tree.leaves(seen), strict=True)
         if isinstance(var, core.Var) and var in computed
     }
     program = program.replace(
@@ -94,6 +102,56 @@ def update_through(
     return jax.tree.unflatten(updates_tree, updates), state
 
 
+# Primitives whose every output entry depends on the input entries at its place alone.
+# fmt: off
+_ELEMENTWISE = frozenset({
+    "abs", "add", "and", "cbrt", "ceil", "clamp", "convert_element_type", "copy",
+    "copy_p", "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge",
+    "gt", "imag", "integer_pow", "is_finite", "le", "log", "log1p", "logistic",
+    "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "real",
+    "reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint",
+    "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tanh", "xor",
+})
+# fmt: on
+_CALLS = frozenset({"closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit"})
+
+
+def _is_elementwise(program: core.Jaxpr, state: set[Any]) -> bool:
+    """Whether no weight's result depends on another weight's part of the state.
+
+    Args:
+      program: a jaxpr.
+      state: its variables that hold the state; receives all that depend on them.
+    """
+    for equation in program.eqns:
+        inputs = [
+            var
+            for var in equation.invars
+            if isinstance(var, core.Var) and var in state and var.aval.shape
+        ]
+        if not inputs:
+            continue
+        name = equation.primitive.name
+        if name in _CALLS:
+            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            inner = getattr(inner, "jaxpr", inner)
+            inner_state = {
+                own
+                for own, var in zip(inner.invars, equation.invars, strict=True)
+                if isinstance(var, core.Var) and var in state
+            }
+            if not _is_elementwise(inner, inner_state):
+                return False
+        elif name not in _ELEMENTWISE or any(
+            var.aval.shape != result.aval.shape
+            for var in inputs
+            for result in equation.outvars
+        ):
+            return False
+        state.update(equation.outvars)
+    return True
+
+
 def _split(items: Sequence[Any], size: int) -> tuple[Sequence[Any], Sequence[Any]]:
     return items[:size], items[size:]
 
@@ -106,7 +164,7 @@ def _mask_of(
         mask = by_parts.get(parts[start:])
         if mask is None:
             continue
-        if paths.is_hole(mask) or leaf.shape != mask.shape:
+        if paths.is_hole(mask) or jax.numpy.shape(leaf) != mask.shape:
             return None
         return mask
     return None

@@ -186,14 +186,11 @@ def make_owner(
                 *(masks, topology_state, params, updates, state.inner_state),
             )
 
-        def amend(inner_state):
-            if replaces:
-                inner_state = _hold(replaced, state.inner_state, inner_state)
-            return _refresh(inner, masks, inner_state, params)
-
         replaced = replaces and topology_state.updated_at == count
         stepped, inner_state = update_through(
-            lambda: step(active, updates, state.inner_state, params), amend
+            lambda: step(active, updates, state.inner_state, params),
+            lambda new: _hold(replaced, state.inner_state, new) if replaces else new,
+            lambda new: _refresh(inner, masks, new, params),
         )
         if replaces:
             stepped = jax.tree.map(
@@ -361,9 +358,11 @@ def _hold(condition: Any, old: Any, new: Any) -> Any:
     """The old floating-point state where the condition holds; counters go on."""
 
     def at_leaf(old, new):
-        if not jnp.issubdtype(new.dtype, jnp.inexact):
+        # Some optimizers keep a plain bool where others keep an array.
+        dtype = jnp.result_type(new)
+        if not jnp.issubdtype(dtype, jnp.inexact):
             return new
-        return jnp.where(condition, old, new).astype(new.dtype)
+        return jnp.where(condition, old, new).astype(dtype)
 
     return jax.tree.map(at_leaf, old, new)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from sparseopt_jax.inner_state import map_weight_state, update_through
 
@@ -63,7 +64,7 @@ def test_updates_come_from_the_amended_state():
         momentum = 3.0 * jnp.arange(4.0)
         return {"u": -momentum, "same": jnp.ones(2)}, (momentum, jnp.int32(1))
 
-    updates, state = update_through(step, lambda s: (2 * s[0], s[1]))
+    updates, state = update_through(step, lambda s: (2 * s[0], s[1]), lambda s: s)
     np.testing.assert_array_equal(state[0], 6 * jnp.arange(4.0))
     np.testing.assert_array_equal(updates["u"], -6 * jnp.arange(4.0))
     np.testing.assert_array_equal(updates["same"], 1.0)
@@ -71,7 +72,9 @@ def test_updates_come_from_the_amended_state():
 
 def test_a_state_that_is_passed_on_is_amended_too():
     old = jnp.arange(3.0)
-    updates, state = update_through(lambda: (old + 1, old), lambda s: 5 * s)
+    updates, state = update_through(
+        lambda: (old + 1, old), lambda s: s, lambda s: 5 * s
+    )
     np.testing.assert_array_equal(state, 5 * old)
     np.testing.assert_array_equal(updates, old + 1)
 
@@ -85,6 +88,7 @@ def test_the_step_is_compiled_once_and_in_place():
     def step(state, params, grads):
         updates, state = update_through(
             lambda: tx.update(grads, state, params),
+            lambda s: s,
             lambda s: jax.tree.map(lambda x: jnp.where(mask, x, 0), s),
         )
         return state, optax.apply_updates(params, updates)
@@ -97,3 +101,31 @@ def test_the_step_is_compiled_once_and_in_place():
     assert not [
         line for line in text.splitlines() if " copy(" in line and "f32[64,64]" in line
     ]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_optimizer_that_mixes_weights_does_not_see_refreshed_state(nested):
+    # The refreshed entry would make the norm, and with it every update, infinite.
+    def normalized(v):
+        return v / jnp.sqrt(jnp.sum(v**2))
+
+    def step():
+        v = 2.0 * jnp.ones(4)
+        return (jax.jit(normalized) if nested else normalized)(v), v
+
+    updates, state = update_through(step, lambda s: s, lambda s: s.at[3].set(jnp.inf))
+    np.testing.assert_array_equal(state, [2, 2, 2, np.inf])
+    np.testing.assert_array_equal(updates, 0.5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_elementwise_one_is_computed_from_it(nested):
+    def scaled(v):
+        return jnp.where(v > 0, jnp.sqrt(v), 0.0) * 3.0
+
+    def step():
+        v = 4.0 * jnp.ones(4)
+        return (jax.jit(scaled) if nested else scaled)(v), v
+
+    updates, _ = update_through(step, lambda s: s, lambda s: s.at[3].set(9.0))
+    np.testing.assert_array_equal(updates, [6, 6, 6, 9])
