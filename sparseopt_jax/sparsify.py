@@ -178,17 +178,26 @@ def make_owner(
             masks, topology_state = _if_due(
                 topology.due(count), change, masks, topology_state, params, updates
             )
-        active = masks  # what takes the step
+        stepping = masks
         if moves_after:
             masks, topology_state = _if_due(
                 topology.due(count),
                 step_and_change,
                 *(masks, topology_state, params, updates, state.inner_state),
             )
+            # The old masks, told from the new ones: while they themselves were in use,
+            # the new ones could not take their place in memory, and every step would
+            # copy them.
+            changed = topology_state.updated_at == count
+            stepping = map_masked(
+                lambda turned, new: new ^ (turned & changed),
+                topology_state.turned,
+                masks,
+            )
 
         replaced = replaces and topology_state.updated_at == count
         stepped, inner_state = update_through(
-            lambda: step(active, updates, state.inner_state, params),
+            lambda: step(stepping, updates, state.inner_state, params),
             lambda new: _hold(replaced, state.inner_state, new) if replaces else new,
             lambda new: _refresh(inner, masks, new, params),
         )
@@ -198,7 +207,7 @@ def make_owner(
             )
         if zeros:
             # What SET grows starts at zero, whatever the step made of it before.
-            kept = _both(active, masks) if moves_after else masks
+            kept = _both(stepping, masks) if moves_after else masks
             stepped = _zeroing(kept, stepped, params)
         return stepped, SparseState(
             count=jnp.asarray(optax.safe_increment(count)),

@@ -31,10 +31,14 @@ class TopologyState(NamedTuple):
       updated_at: int32 scalar, the step of the last change, -1 before the first.
       explored: bool arrays like the masks, True where a weight has ever been active;
         ``()`` unless the topology tracks it.
+      turned: bool arrays like the masks, True where the last change turned a weight on
+        or off, for a change that follows a gradient step: that step was still the old
+        masks'. ``()`` where it replaces the step.
     """
 
     updated_at: jax.Array
     explored: Any
+    turned: Any
 
 
 class LeafPlan(NamedTuple):
@@ -254,8 +258,10 @@ class Topology:
         masks = masks if plans else params
         if self.schedule is None:
             return masks, ()
-        explored = jax.tree.map(jnp.array, masks) if self.track_explored else ()
-        return masks, TopologyState(jnp.full([], -1, jnp.int32), explored)
+        # A copy: a donated state must not hold one buffer twice.
+        explored = jax.tree.map(jnp.copy, masks) if self.track_explored else ()
+        turned = () if self.replaces_step else jax.tree.map(jnp.zeros_like, masks)
+        return masks, TopologyState(jnp.full([], -1, jnp.int32), explored, turned)
 
     def update(
         self,
@@ -303,11 +309,17 @@ class Topology:
             )
             return kept | grown
 
-        masks = paths.map_with_paths(at_leaf, params, masks, grads)
-        explored = state.explored
-        if self.track_explored:
-            explored = map_masked(jnp.logical_or, masks, explored)
-        return masks, TopologyState(jnp.asarray(count, jnp.int32), explored)
+        new = paths.map_with_paths(at_leaf, params, masks, grads)
+        turned = map_masked(jnp.logical_xor, masks, new)
+        if not self.replaces_step:
+            # As a change of the old masks the new ones take their place in memory.
+            turned = jax.lax.optimization_barrier(turned)
+            new = map_masked(jnp.logical_xor, masks, turned)
+        return new, TopologyState(
+            updated_at=jnp.asarray(count, jnp.int32),
+            explored=map_masked(jnp.logical_or, new, state.explored),
+            turned=map_masked(lambda own, _: own, turned, state.turned),
+        )
 
 
 def static(
