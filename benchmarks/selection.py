@@ -1,0 +1,166 @@
+"""Exact top-k selection: ``top_k_mask`` against what sorts.
+
+    python benchmarks/selection.py
+
+A tenth of 1 and of 10 million float32 scores is selected, in one array and in 40. All
+ways must give the same mask before they are timed. One read of the scores, by a sum or
+a maximum, is timed beside them.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from sparseopt_jax.selection import top_k_mask
+
+DENSITY = 0.1
+TIES = "top_k_mask, ties"
+Select = Callable[[jax.Array, int], jax.Array]
+Leaves = list[jax.Array]
+
+
+def by_argsort(scores: jax.Array, k: int) -> jax.Array:
+    """Ranks all scores, and scatters the first k."""
+    order = jnp.argsort(scores, descending=True)
+    return jnp.zeros(scores.shape, bool).at[order[:k]].set(True)
+
+
+def by_sort_threshold(scores: jax.Array, k: int) -> jax.Array:
+    """Sorts the values, and compares with the k-th: too many where it is tied."""
+    return scores >= jnp.sort(scores)[-k]
+
+
+def by_lax_top_k(scores: jax.Array, k: int) -> jax.Array:
+    """Finds the places of the k largest, and scatters them."""
+    _, places = jax.lax.top_k(scores, k)
+    return jnp.zeros(scores.shape, bool).at[places].set(True)
+
+
+# How often each is timed: one round of so many.
+SORTS: dict[str, tuple[Select, int]] = {
+    "argsort": (by_argsort, 5),
+    "sort, threshold": (by_sort_threshold, 2),
+    "lax.top_k": (by_lax_top_k, 5),
+}
+
+
+def kept(leaf: jax.Array) -> int:
+    """How many scores of a leaf are selected."""
+    return math.ceil(DENSITY * leaf.size)
+
+
+def over_leaves(select: Select) -> Callable[[Leaves], Leaves]:
+    """One compiled program that selects in every leaf."""
+    return jax.jit(lambda leaves: [select(leaf, kept(leaf)) for leaf in leaves])
+
+
+def make_scores(size: int, leaves: int, *, rounded: bool = False) -> Leaves:
+    """Half-normal scores, split equally.
+
+    Args:
+      size: how many in all.
+      leaves: how many arrays to split them into.
+      rounded: to two decimals, for a great many ties; otherwise each leaf's k-th
+        largest score is the only one of its value.
+
+    Returns:
+      float32 arrays.
+    """
+    scores = np.abs(np.random.default_rng(0).standard_normal(size, dtype=np.float32))
+    parts = np.split(np.round(scores, 2) if rounded else scores, leaves)
+    if not rounded:
+        for part in parts:
+            separate(part, math.ceil(DENSITY * part.size))
+    return [jnp.asarray(part) for part in parts]
+
+
+def separate(scores: np.ndarray, k: int) -> None:
+    """Moves what is not selected off the k-th largest score, by one float, in place."""
+    order = np.argpartition(-scores, k - 1)
+    threshold = scores[order[k - 1]]
+    rest = order[k:]
+    tied = rest[scores[rest] == threshold]
+    scores[tied] = np.nextafter(threshold, np.float32(0))
+
+
+def check_same(masks: dict[str, Leaves]) -> None:
+    """Raises unless all masks are those of the first, with k True in every leaf."""
+    (first, expected), *others = masks.items()
+    for mask in expected:
+        if int(mask.sum()) != kept(mask):
+            raise AssertionError(f"{first} selects {int(mask.sum())} of {mask.size}")
+    for name, found in others:
+        pairs = zip(found, expected, strict=True)
+        if not all(np.array_equal(mask, other) for mask, other in pairs):
+            raise AssertionError(f"{name} and {first} give different masks")
+
+
+def compare(report: harness.Report, size: int, leaves: int, rounds: int) -> None:
+    """Checks and times all ways on scores of one size."""
+    scores = make_scores(size, leaves)
+    tied = make_scores(size, leaves, rounded=True)
+    ours = over_leaves(top_k_mask)
+    others = {name: (over_leaves(way), every) for name, (way, every) in SORTS.items()}
+    reads: dict[str, Callable[[Leaves], Leaves]] = {
+        f"one read, {reduce.__name__}": jax.jit(functools.partial(jax.tree.map, reduce))
+        for reduce in (jnp.max, jnp.sum)
+    }
+
+    def check(results: dict[str, Leaves]) -> None:
+        check_same({name: results[name] for name in ("top_k_mask", *SORTS)})
+        stable = {name: others[name][0](tied) for name in ("argsort", "lax.top_k")}
+        check_same({TIES: results[TIES]} | stable)
+
+    candidates = [
+        harness.Candidate("top_k_mask", lambda: ours(scores)),
+        harness.Candidate(TIES, lambda: ours(tied)),
+        *(
+            harness.Candidate(name, functools.partial(read, scores))
+            for name, read in reads.items()
+        ),
+        *(
+            harness.Candidate(name, functools.partial(way, scores), every=every)
+            for name, (way, every) in others.items()
+        ),
+    ]
+    timings = harness.measure(candidates, rounds, check)
+    title = f"{size:,} scores in {leaves} array{'s' if leaves > 1 else ''}"
+    report.table(title, timings, "top_k_mask")
+    report_claims(report, title, size, timings, list(reads))
+
+
+def report_claims(
+    report: harness.Report,
+    title: str,
+    size: int,
+    timings: dict[str, harness.Timing],
+    reads: Sequence[str],
+) -> None:
+    """How far ahead of the sorts, and how far from a single read."""
+    ours = timings["top_k_mask"]
+    for name in SORTS:
+        asked = 10.0 if name == "argsort" and size >= 10_000_000 else None
+        ratio = timings[name].ratio(ours).median
+        report.claim(f"{title}: {name} / top_k_mask", ratio, at_least=asked)
+    passes = max(ours.ratio(timings[name]).median for name in reads)
+    report.claim(f"{title}: top_k_mask / one read", passes)
+
+
+def main(options: harness.Options) -> None:
+    """Runs the benchmark."""
+    report = harness.Report("selection", options)
+    sizes = (4_000, 40_000) if options.quick else (1_000_000, 10_000_000)
+    for size, leaves in itertools.product(sizes, (1, 40)):
+        compare(report, size, leaves, options.rounds_or(15))
+    report.store()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(harness.Options, description=__doc__))

@@ -1,0 +1,72 @@
+"""A small post-activation residual network for 8x8 images, in Flax linen."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Block(nn.Module):
+    """conv - BN - relu - conv - BN, added to the shortcut, then relu.
+
+    Attributes:
+      features: channels of the output.
+      stride: of the first convolution, and of the shortcut.
+    """
+
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv, norm = _layers(train)
+        strides = (self.stride, self.stride)
+        y = conv(self.features, (3, 3), strides, name="conv_1")(x)
+        y = nn.relu(norm(name="norm_1")(y))
+        y = conv(self.features, (3, 3), name="conv_2")(y)
+        y = norm(name="norm_2")(y)
+        if x.shape != y.shape:
+            x = conv(self.features, (1, 1), strides, name="conv_shortcut")(x)
+            x = norm(name="norm_shortcut")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Stem, residual blocks that each halve the image, mean over what is left, head.
+
+    Every convolution is followed by Batch Normalization with nothing in between, which
+    is what SparseOpt's theory asks for. The head is not.
+
+    Attributes:
+      width: channels of the stem and of the first block; each block doubles them.
+      strides: one per block.
+      classes: number of classes.
+    """
+
+    width: int
+    strides: Sequence[int] = (2, 2)
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Logits (n, classes) of images (n, height, width, channels)."""
+        conv, norm = _layers(train)
+        x = conv(self.width, (3, 3), name="stem")(images)
+        x = nn.relu(norm(name="norm_stem")(x))
+        for index, stride in enumerate(self.strides):
+            x = Block(self.width * 2**index, stride, name=f"block_{index + 1}")(
+                x, train
+            )
+        return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2)))
+
+
+def _layers(train: bool):
+    """The convolution and the normalisation that all of the network is made of."""
+    conv = functools.partial(
+        nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal()
+    )
+    # A short memory: these runs have hundreds of steps, not hundred thousands.
+    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+    return conv, norm
