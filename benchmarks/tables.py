@@ -6,7 +6,6 @@ A test keeps the README equal to what this writes.
 """
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from flax.core import FrozenDict, freeze
+from flax.core import freeze
 
 import sparseopt_jax as so
 from tests.optimizers import one_step, rigl, sparse_states, start
