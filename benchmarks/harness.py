@@ -46,6 +46,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.rounds is not None and self.rounds < 1:
             raise SystemExit(f"--rounds must be at least 1, got {self.rounds}")
+        if self.output is not None and self.output.is_dir():
+            raise SystemExit(f"--output {self.output} is a folder; name a file")
 
     def rounds_or(self, default: int) -> int:
         """The rounds asked for, else 2 if quick, else the default."""
@@ -184,9 +186,13 @@ class Report:
         if self.path is None and not options.quick:
             file = record_name(name, device.platform, device.device_kind)
             self.path = root / RESULTS / file
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         about = {**self.record["machine"], **self.record["versions"]}
         print(f"{name} on {device.device_kind} ({device.platform})")
         print(", ".join(f"{key} {value}" for key, value in about.items()))
+        if options.quick:
+            print("Tiny sizes: the numbers and their limits mean nothing.")
 
     def table(self, title: str, timings: Mapping[str, Timing], baseline: str) -> None:
         """Adds timings, each compared with one of them.
@@ -242,7 +248,6 @@ class Report:
         if self.path is None:
             print("\nA quick run is not stored; --output stores it.")
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.record, indent=2) + "\n")
         print(f"\nStored in {self.path}")
 

@@ -71,7 +71,14 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
         return optax.EmptyState()
 
     def update_fn(
-        updates, state, params=None, *, masks=None, neuron_dims=None, **extra_args
+        updates,
+        state,
+        params=None,
+        *,
+        masks=None,
+        fan_ins=None,
+        neuron_dims=None,
+        **extra_args,
     ):
         del params, extra_args
         if masks is None:
@@ -81,12 +88,14 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
                 "sparseopt(topology) as the first link of a plain chain"
             )
         axes_of = neuron_dims if dims is None else dims
+        counted = {} if dims is not None else dict(paths.flatten_with_paths(fan_ins))
 
         def at_leaf(path, mask, update):
             axes = resolve_axes(axes_of, path, mask)
             if axes is None:
                 return update
-            return scale(update, correction_factor(fan_in(mask, axes), axes))
+            counts = counted[path] if path in counted else fan_in(mask, axes)
+            return scale(update, correction_factor(counts, axes))
 
         return map_masked_with_path(at_leaf, masks, updates), state
 

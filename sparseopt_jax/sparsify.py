@@ -151,12 +151,13 @@ def make_owner(
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.
         masks = _without(topology.full_leaves(params), state.masks)
 
-        def step(masks, updates, inner_state, params):
+        def step(masks, fan_ins, updates, inner_state, params):
             return inner.update(
                 zero_masked(masks, updates),
                 inner_state,
                 params,
                 masks=masks,
+                fan_ins=fan_ins,
                 neuron_dims=topology.dims,
                 **extra_args,
             )
@@ -170,7 +171,8 @@ def make_owner(
         def step_and_change(masks, topology_state, params, grads, inner_state):
             # The step is taken a second time: handed over instead, the stepped weights
             # would have to be written out at every step, due or not.
-            stepped, _ = step(masks, grads, inner_state, params)
+            fan_ins = topology_state.fan_ins
+            stepped, _ = step(masks, fan_ins, grads, inner_state, params)
             stepped = optax.apply_updates(params, _zeroing(masks, stepped, params))
             return change(masks, topology_state, stepped, grads)
 
@@ -178,7 +180,7 @@ def make_owner(
             masks, topology_state = _if_due(
                 topology.due(count), change, masks, topology_state, params, updates
             )
-        stepping = masks
+        stepping, fan_ins = masks, topology_state.fan_ins
         if moves_after:
             masks, topology_state = _if_due(
                 topology.due(count),
@@ -197,7 +199,7 @@ def make_owner(
 
         replaced = replaces and topology_state.updated_at == count
         stepped, inner_state = update_through(
-            lambda: step(stepping, updates, state.inner_state, params),
+            lambda: step(stepping, fan_ins, updates, state.inner_state, params),
             lambda new: _hold(replaced, state.inner_state, new) if replaces else new,
             lambda new: _refresh(inner, masks, new, params),
         )

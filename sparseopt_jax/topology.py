@@ -18,8 +18,8 @@ from jax.core import Tracer
 from sparseopt_jax import distributions, paths, scores
 from sparseopt_jax.distributions import Distribution, Layer
 from sparseopt_jax.eligibility import Where, why_dense
-from sparseopt_jax.masks import check_masks, map_masked
-from sparseopt_jax.neurons import Axes, Dims, check_dims, resolve_axes
+from sparseopt_jax.masks import check_masks, map_masked, map_masked_with_path
+from sparseopt_jax.neurons import Axes, Dims, check_dims, fan_in, resolve_axes
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.selection import random_mask, top_k_mask
 
@@ -33,12 +33,16 @@ class TopologyState(NamedTuple):
         ``()`` unless the topology tracks it.
       turned: bool arrays like the masks, True where the last change turned a weight on
         or off, for a change that follows a gradient step: that step was still the old
-        masks'. ``()`` where it replaces the step.
+        masks'. ``()`` where it replaces the step, or there is none.
+      fan_ins: int32 arrays, each neuron's number of active incoming weights, the
+        reduction axes kept with size 1; ``optax.MaskedNode()`` at leaves without
+        neurons. Counted at a change, so that no step has to.
     """
 
     updated_at: jax.Array
     explored: Any
     turned: Any
+    fan_ins: Any
 
 
 class LeafPlan(NamedTuple):
@@ -218,9 +222,7 @@ class Topology:
         """
         return False if self.schedule is None else self.schedule.due(count)
 
-    def init(
-        self, key: jax.Array, params: Any
-    ) -> tuple[Any, TopologyState | tuple[()]]:
+    def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
         """The first masks: exactly as many random active weights as each layer gets.
 
         Args:
@@ -256,12 +258,19 @@ class Topology:
         # optax finds parameter-like parts of a state by a tree of one placeholder, in
         # whose place the masks must stand.
         masks = masks if plans else params
-        if self.schedule is None:
-            return masks, ()
         # A copy: a donated state must not hold one buffer twice.
         explored = jax.tree.map(jnp.copy, masks) if self.track_explored else ()
-        turned = () if self.replaces_step else jax.tree.map(jnp.zeros_like, masks)
-        return masks, TopologyState(jnp.full([], -1, jnp.int32), explored, turned)
+        follows = self.schedule is not None and not self.replaces_step
+        return masks, TopologyState(
+            updated_at=jnp.full([], -1, jnp.int32),
+            explored=explored,
+            turned=jax.tree.map(jnp.zeros_like, masks) if follows else (),
+            fan_ins=paths.map_with_paths(self._fan_in, masks),
+        )
+
+    def _fan_in(self, path: str, mask: Any, _: Any = None) -> Any:
+        axes = None if paths.is_hole(mask) else resolve_axes(self.dims, path, mask)
+        return optax.MaskedNode() if axes is None else fan_in(mask, axes)
 
     def update(
         self,
@@ -319,6 +328,7 @@ class Topology:
             updated_at=jnp.asarray(count, jnp.int32),
             explored=map_masked(jnp.logical_or, new, state.explored),
             turned=map_masked(lambda own, _: own, turned, state.turned),
+            fan_ins=map_masked_with_path(self._fan_in, new, state.fan_ins),
         )
 
 

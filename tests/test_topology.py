@@ -153,7 +153,10 @@ def test_first_masks_have_the_planned_counts_and_depend_on_the_name_alone():
     assert int(masks["b"]["kernel"].sum()) == plan["b/kernel"]
     assert plan["a/kernel"] + plan["b/kernel"] == round(0.3 * (48 + 72))
     assert masks["a"]["bias"] == optax.MaskedNode()
-    assert state == ()
+    assert int(state.updated_at) == -1 and state.turned == ()
+    np.testing.assert_array_equal(
+        state.fan_ins["a"]["kernel"][0], masks["a"]["kernel"].sum(0)
+    )
     other, _ = so.static(0.7, distribution={"a/*": 1 - plan["a/kernel"] / 48}).init(
         KEY, {"0": jnp.ones(1), "a": params["a"]}
     )

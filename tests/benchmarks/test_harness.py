@@ -253,6 +253,11 @@ def test_no_round_at_all_is_refused():
         harness.Options(rounds=0)
 
 
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(SystemExit, match="is a folder; name a file"):
+        harness.Options(output=tmp_path)
+
+
 def test_only_the_kth_largest_score_is_left_with_its_value():
     scores = np.array([3.0, 2.0, 1.0, 2.0, 2.0], np.float32)
     selection.separate(scores, 2)
