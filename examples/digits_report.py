@@ -188,6 +188,7 @@ def _draw_curves(axes: Axes, by_label: Mapping[str, Runs], name: str) -> None:
             linewidth=0,
         )
     axes.margins(x=0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
 
 

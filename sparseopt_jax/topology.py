@@ -161,6 +161,12 @@ class Topology:
     ) -> list[LeafPlan]:
         masks = self._masks_by_path()
         expected = [path for path, _ in paths.flatten_with_paths(params)]
+        for hole in [path for path, mask in masks.items() if mask is None]:
+            # It may stand for a subtree, as wrappers make them, or for no leaf at all.
+            if hole not in expected:
+                masks.pop(hole)
+                below = [path for path in expected if path.startswith(f"{hole}/")]
+                masks.update(dict.fromkeys(below))
         if sorted(masks) != sorted(expected):
             raise ValueError(
                 "masks must have the structure of the parameters, with "
