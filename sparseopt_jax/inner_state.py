@@ -127,13 +127,13 @@ def _is_elementwise(program: core.Jaxpr, state: set[Any]) -> bool:
         inputs = [
             var
             for var in equation.invars
-            if isinstance(var, core.Var) and var in state and var.aval.shape
+            if isinstance(var, core.Var) and var in state and _shape(var)
         ]
         if not inputs:
             continue
         name = equation.primitive.name
         if name in _CALLS:
-            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            inner: Any = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             inner = getattr(inner, "jaxpr", inner)
             inner_state = {
                 own
@@ -143,13 +143,17 @@ def _is_elementwise(program: core.Jaxpr, state: set[Any]) -> bool:
             if not _is_elementwise(inner, inner_state):
                 return False
         elif name not in _ELEMENTWISE or any(
-            var.aval.shape != result.aval.shape
+            _shape(var) != _shape(result)
             for var in inputs
             for result in equation.outvars
         ):
             return False
         state.update(equation.outvars)
     return True
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return var.aval.shape
 
 
 def _split(items: Sequence[Any], size: int) -> tuple[Sequence[Any], Sequence[Any]]:
