@@ -82,7 +82,7 @@ def zero_masked(masks: Any, tree: Any) -> Any:
     def at_leaf(mask, x):
         if isinstance(x, jax.ShapeDtypeStruct):
             return x
-        return jnp.where(mask, x, jnp.zeros_like(x))
+        return jnp.where(mask, x, 0)
 
     return map_masked(at_leaf, masks, tree)
 

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
 
 # Thresholds counted in one pass. On CPU seven take as long in all, in fewer and slower
 # passes, and longer to compile; fifteen cost more arithmetic than they save passes.
@@ -90,6 +91,7 @@ def random_mask(
     k: jax.typing.ArrayLike,
     *,
     axis: int | tuple[int, ...] | None = None,
+    sharding: NamedSharding | None = None,
 ) -> jax.Array:
     """A mask with exactly k True at uniformly random places.
 
@@ -98,6 +100,8 @@ def random_mask(
       shape: shape of the mask.
       k: how many to mark, as in ``top_k_mask``.
       axis: as in ``top_k_mask``.
+      sharding: how the mask is to be sharded; every device then draws its own part.
+        The places do not depend on it.
 
     Returns:
       Bool array of ``shape``.
@@ -107,7 +111,25 @@ def random_mask(
       >>> int(random_mask(jax.random.key(0), (4, 8), 5).sum())
       5
     """
-    return top_k_mask(jax.random.uniform(key, shape), k, axis=axis)
+    return _random_mask(key, jnp.asarray(k, jnp.int32), shape, axis, sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "axis", "sharding"))
+def _random_mask(
+    key: jax.Array,
+    k: jax.Array,
+    shape: tuple[int, ...],
+    axis: int | tuple[int, ...] | None,
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    if sharding is None:
+        scores = jax.random.uniform(key, shape)
+    elif AxisType.Explicit in sharding.mesh.axis_types:
+        scores = jax.random.uniform(key, shape, out_sharding=sharding)
+    else:
+        scores = jax.random.uniform(key, shape)
+        scores = jax.lax.with_sharding_constraint(scores, sharding)
+    return top_k_mask(scores, k, axis=axis)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -118,7 +140,8 @@ def _top_k_mask(
     axes: tuple[int, ...],
 ) -> jax.Array:
     keys = _order_keys(scores.astype(jnp.float32), where)
-    lowest = jnp.full_like(_count(keys, axes), _INELIGIBLE_KEY)
+    # One entry per selection, in type sharded as their counts are; nothing is summed.
+    lowest = jnp.full_like(jnp.sum(keys, axes, keepdims=True), _INELIGIBLE_KEY)
     threshold, reached = _search(
         keys, k, axes, lowest, jnp.full_like(lowest, _INFINITY_BITS + 2)
     )
@@ -166,7 +189,7 @@ def _search(
     Returns:
       The threshold, or a lower one that exactly k keys reach, and how many do.
     """
-    k = jnp.broadcast_to(k, low.shape)
+    k = k + jnp.zeros_like(low)
     if reached is None:
         reached = jnp.full_like(low, math.prod(keys.shape[a] for a in axes))
 
@@ -213,12 +236,6 @@ def _counts(
     else:
         counts = [jnp.sum(hit, axes, dtype=jnp.int32) for hit in hits]
     return [jnp.expand_dims(count, axes) for count in counts]
-
-
-def _count(keys: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """A zero of the shape of one count per selection."""
-    shape = [1 if a in axes else n for a, n in enumerate(keys.shape)]
-    return jnp.zeros(shape, jnp.int32)
 
 
 def _linear_index(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding
 
 from sparseopt_jax import distributions, paths, scores
 from sparseopt_jax.distributions import Distribution, Layer
@@ -249,16 +250,16 @@ class Topology:
             plan = plans.get(path)
             if plan is None or plan.layer is None:
                 return optax.MaskedNode()
+            sharding = _sharding(leaf)
             if path in given:
-                mask = jnp.asarray(given[path])
-            else:
-                mask = random_mask(
-                    _leaf_key(key, path),
-                    leaf.shape,
-                    plan.active // plan.layer.copies,  # pyright: ignore
-                    axis=plan.axes.layer,  # pyright: ignore
-                )
-            return _with_sharding_type(mask, leaf)
+                return _sharded(jnp.asarray(given[path]), sharding)
+            return random_mask(
+                _leaf_key(key, path),
+                leaf.shape,
+                plan.active // plan.layer.copies,  # pyright: ignore
+                axis=plan.axes.layer,  # pyright: ignore
+                sharding=sharding,
+            )
 
         masks = paths.map_with_paths(at_leaf, params)
         # optax finds parameter-like parts of a state by a tree of one placeholder, in
@@ -531,12 +532,19 @@ def _leaf_key(key: jax.Array, path: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
-def _with_sharding_type(mask: jax.Array, leaf: Any) -> jax.Array:
-    """Under explicit sharding, the mask with its parameter's sharding type."""
+def _sharding(leaf: Any) -> NamedSharding | None:
+    """How a parameter is sharded over a mesh, as far as that is known now."""
     if not isinstance(leaf, jax.Array):
+        return None
+    if isinstance(leaf, Tracer):
+        sharding = jax.typeof(leaf).sharding
+        return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+    return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
+
+
+def _sharded(mask: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    if sharding is None:
         return mask
-    sharding = jax.typeof(leaf).sharding
-    explicit = jax.sharding.AxisType.Explicit
-    if explicit not in getattr(sharding.mesh, "axis_types", ()):
-        return mask
-    return jax.sharding.reshard(mask, sharding)
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(mask, sharding)
+    return jax.lax.with_sharding_constraint(mask, sharding)
