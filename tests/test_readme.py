@@ -1,12 +1,97 @@
-"""What the README says is so."""
+"""What the README and the docs say is so."""
 
+import re
 import runpy
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
 
 import sparseopt_jax as so
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+HOW_IT_WORKS = (ROOT / "docs" / "how_it_works.md").read_text()
+
+X = jnp.ones((4, 16))
+
+
+def run_block(text, name, **given):
+    """Runs the code block ```python name, and returns what it leaves."""
+    (code,) = re.findall(rf"```python {name}\n(.*?)```", text, re.DOTALL)
+    given |= {"optax": optax, "jax": jax, "so": so}
+    exec(compile(code, f"{name} block", "exec"), given)
+    return given
+
+
+def assert_trained(before, after):
+    """Nine weights of ten are exactly zero, and the others have moved."""
+    before, after = np.asarray(before), np.asarray(after)
+    active = after != 0
+    assert active.sum() == round(0.1 * after.size)
+    assert (before != after)[active].all()
+
+
+def test_the_linen_lines_train_sparse():
+    model = nn.Dense(20)
+    params = model.init(jax.random.key(0), X)["params"]
+    grads = jax.tree.map(jnp.ones_like, params)
+    # The first step of RigL changes the masks, the second the weights.
+    left = run_block(README, "linen", model=model, params=params, grads=grads)
+    state = left["state"].apply_gradients(grads=grads)
+    assert_trained(params["kernel"], state.params["kernel"])
+
+
+def test_the_nnx_lines_train_sparse():
+    model = nnx.Linear(16, 20, rngs=nnx.Rngs(0))
+    before = model.kernel.get_value()
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    left = run_block(README, "nnx", nnx=nnx, model=model, grads=grads)
+    left["optimizer"].update(model, grads)
+    assert_trained(before, model.kernel.get_value())
+
+
+def test_the_optax_lines_train_sparse():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (16, 20))}
+    grads = jax.tree.map(jnp.ones_like, params)
+    left = run_block(
+        README, "optax", params=params, grads=grads, schedule=lambda step: 0.1
+    )
+    updates, _ = left["tx"].update(grads, left["opt_state"], left["params"])
+    new = optax.apply_updates(left["params"], updates)
+    assert_trained(params["kernel"], new["kernel"])
+
+
+@pytest.mark.parametrize("method", [so.rigl, so.set_])
+def test_the_host_lines_move_the_topology(method):
+    params = {"kernel": jax.random.normal(jax.random.key(0), (16, 20))}
+    topology = method(0.9, every=2, stop=5)
+    inner = optax.sgd(0.1, momentum=0.9)
+
+    def gradients(params, step):
+        return jax.tree.map(
+            lambda p: jax.random.normal(jax.random.key(step), p.shape), params
+        )
+
+    left = run_block(
+        HOW_IT_WORKS,
+        "host",
+        params=params,
+        topology=topology,
+        inner=inner,
+        gradients=gradients,
+        steps=6,
+    )
+    first = so.get_masks(left["tx"].init(params))["kernel"]
+    last = so.get_masks(left["opt_state"])["kernel"]
+    assert (first != last).any()
+    assert int(left["opt_state"].topology_state.updated_at) == 4
+    assert_trained(params["kernel"], left["params"]["kernel"])
 
 
 def test_its_tables_are_those_of_the_stored_results():
@@ -15,12 +100,7 @@ def test_its_tables_are_those_of_the_stored_results():
 
 
 def test_its_names_exist():
-    names = {
-        word.split("(")[0].split("`")[0]
-        for word in README.replace("\n", " ").split("so.")[1:]
-    }
-    names = {name.split(" ")[0].split(",")[0].rstrip(".") for name in names}
-    for name in names:
+    for name in re.findall(r"\bso\.([\w.]*\w)", README + HOW_IT_WORKS):
         target = so
         for part in name.split("."):
             target = getattr(target, part)
