@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from sparseopt_jax._version import __version__
 from sparseopt_jax.batch_variance import scale_by_batch_variance
 from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_masks
+from sparseopt_jax.methods import rigl, set_, static
 from sparseopt_jax.metrics import metrics
 from sparseopt_jax.neurons import NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
@@ -13,7 +14,7 @@ from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
 from sparseopt_jax.report import plan, summary
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify, update_topology
-from sparseopt_jax.topology import Topology, rigl, set_, static
+from sparseopt_jax.topology import Topology
 
 if TYPE_CHECKING:
     from sparseopt_jax import linen, nnx

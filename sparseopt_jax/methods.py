@@ -1,0 +1,190 @@
+"""The topologies of the literature: static, SET and RigL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparseopt_jax import scores
+from sparseopt_jax.distributions import Distribution
+from sparseopt_jax.eligibility import Where
+from sparseopt_jax.neurons import Dims
+from sparseopt_jax.schedules import UpdateSchedule
+from sparseopt_jax.topology import Topology
+
+
+def static(
+    sparsity: float | None = None,
+    *,
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    where: Where | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+) -> Topology:
+    """A random topology that never changes.
+
+    Args:
+      sparsity: fraction of zeros over all sparse layers, in [0, 1). May be left out,
+        and is not used, if ``masks`` are given.
+      distribution: ``"uniform"`` (first layer dense), ``"erdos_renyi"``,
+        ``"erdos_renyi_kernel"``, a mapping from globs over paths to sparsities (the
+        first match decides, ``sparsity`` holds for the rest), or a function of the
+        layers and the sparsity that returns active weights by path.
+      where: ``where(path, leaf) -> bool``; False keeps a kernel dense. Biases,
+        normalisations and embeddings are dense in any case; to choose freely, give
+        ``masks``.
+      masks: masks to start from, in the structure of the parameters: bool arrays,
+        ``optax.MaskedNode()`` or None at dense leaves.
+      dims: the axes of kernels that do not follow the Flax convention, above all
+        stacked ones: a ``NeuronDims``, a mapping from globs over paths to them, or a
+        function of path and leaf.
+
+    Returns:
+      The topology.
+
+    Raises:
+      ValueError: for a sparsity outside [0, 1), an unknown distribution, masks that
+        are not bool.
+      TypeError: for an argument of another kind.
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.static(0.9, distribution={"head/*": 0.5}).sparsity
+      0.9
+    """
+    return Topology(
+        sparsity=sparsity,
+        distribution=distribution,
+        where=where,
+        masks=masks,
+        dims=dims,
+    )
+
+
+def set_(
+    sparsity: float | None = None,
+    *,
+    every: int,
+    stop: int,
+    start: int = 0,
+    drop_fraction: float = 0.3,
+    decay: str = "cosine",
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    where: Where | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+    track_explored: bool = False,
+) -> Topology:
+    """SET: drops the smallest weights, grows random ones, after a gradient step.
+
+    At every step t with start <= t < stop and (t - start) divisible by ``every`` the
+    optimizer takes its step, and then the masks change.
+
+    Args:
+      sparsity: as in ``static``.
+      every: steps between changes, at least 1.
+      stop: first step without changes.
+      start: first step with a change.
+      drop_fraction: fraction of the active weights replaced at first, in [0, 1].
+      decay: how it falls until ``stop``: ``"cosine"``, ``"linear"``, ``"constant"``.
+      distribution: as in ``static``.
+      where: as in ``static``.
+      masks: as in ``static``.
+      dims: as in ``static``.
+      track_explored: record which weights have ever been active, for ``metrics``.
+
+    Returns:
+      The topology.
+
+    Raises:
+      ValueError: as ``static``, and for ``every < 1``, ``stop <= start``, a fraction
+        outside [0, 1] or an unknown decay.
+      TypeError: as ``static``.
+
+    Note:
+      The published method removes a constant fraction once per epoch; the cosine is
+      RigL's, and the default here so that both share one schedule.
+
+    References:
+      Mocanu et al., Scalable training of artificial neural networks with adaptive
+      sparse connectivity inspired by network science, 2018.
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.set_(0.9, every=100, stop=1000).replaces_step
+      False
+    """
+    return Topology(
+        sparsity=sparsity,
+        distribution=distribution,
+        where=where,
+        masks=masks,
+        dims=dims,
+        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
+        drop=scores.magnitude,
+        grow=scores.random,
+        replaces_step=False,
+        track_explored=track_explored,
+    )
+
+
+def rigl(
+    sparsity: float | None = None,
+    *,
+    every: int,
+    stop: int,
+    start: int = 0,
+    drop_fraction: float = 0.3,
+    decay: str = "cosine",
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    where: Where | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+    track_explored: bool = False,
+) -> Topology:
+    """RigL: drops the smallest weights, grows where the dense gradient is largest.
+
+    At every step t with start <= t < stop and (t - start) divisible by ``every`` the
+    masks change instead of the weights: the optimizer's counters and schedules go on,
+    its moments and the surviving weights stay. The paper has every = 100 at batch
+    4096, drop_fraction = 0.3 and stop at 75 % of training.
+
+    Args:
+      sparsity: as in ``static``.
+      every: steps between changes, at least 1 (delta T).
+      stop: first step without changes (T_end).
+      start: first step with a change.
+      drop_fraction: fraction of the active weights replaced at first (alpha).
+      decay: how it falls until ``stop``: ``"cosine"``, ``"linear"``, ``"constant"``.
+      distribution: as in ``static``.
+      where: as in ``static``.
+      masks: as in ``static``.
+      dims: as in ``static``.
+      track_explored: record which weights have ever been active, for ``metrics``.
+
+    Returns:
+      The topology.
+
+    Raises:
+      ValueError: as ``set_``.
+      TypeError: as ``static``.
+
+    References:
+      Evci et al., Rigging the lottery: making all tickets winners, 2020
+      (arXiv 1911.11134), algorithm 1.
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.rigl(0.9, every=100, stop=750).replaces_step
+      True
+    """
+    return Topology(
+        sparsity=sparsity,
+        distribution=distribution,
+        where=where,
+        masks=masks,
+        dims=dims,
+        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
+        drop=scores.magnitude,
+        grow=scores.gradient,
+        replaces_step=True,
+        track_explored=track_explored,
+    )
