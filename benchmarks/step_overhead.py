@@ -142,20 +142,26 @@ def start(tx: optax.GradientTransformation, params: Any) -> Any:
 
 
 def looping(
-    step: Callable[..., Any], carry: Any, inputs: Iterable[tuple], steps: int = 1
+    step: Callable[..., Any],
+    carry: Any,
+    inputs: Iterable[tuple],
+    steps: int = 1,
+    in_place: bool = True,
 ) -> Callable[[], Any]:
-    """Takes steps, each in place on what the one before has left.
+    """Takes steps, each on what the one before has left.
 
     Args:
       step: ``step(carry, *given) -> carry``, to be compiled.
       carry: what the first step is given; it must not be used afterwards.
       inputs: what else the steps are given, without end.
       steps: how many to take at each call.
+      in_place: whether a step donates what it is given, as training programs do, and
+        so writes over it.
 
     Returns:
       A function that takes them, and returns what they leave.
     """
-    compiled = jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0 if in_place else ())
     remaining = iter(inputs)
 
     def run():
@@ -170,7 +176,11 @@ def looping(
 def time_steps(
     report: harness.Report, optimizer: Optimizer, shapes: Any, rounds: int
 ) -> dict[str, harness.Timing]:
-    """The optimizer's step bare and inside ``sparsify``, no change being due."""
+    """The optimizer's step bare and inside ``sparsify``, no change being due.
+
+    Returns:
+      The timings in place, by what was timed.
+    """
     params, grads = random_arrays(shapes, seed=0), random_arrays(shapes, seed=1)
     name, bare = optimizer.name, optimizer.bare
     inside = {"static": so.sparsify(bare, so.static(SPARSITY))}
@@ -186,25 +196,28 @@ def time_steps(
 
     # The same program twice: what its ratio differs from 1 by, any other may, too.
     transformations = {name: bare, **inside, **from_host, f"{name} again": bare}
-    timings = harness.measure(
-        [
-            harness.Candidate(
-                label,
-                looping(
-                    functools.partial(optimizer_step, tx),
-                    start(tx, params),
-                    itertools.repeat((grads,)),
-                ),
-            )
-            for label, tx in transformations.items()
-        ],
-        rounds,
-    )
-    report.table(f"{name}, {_size(shapes)}: a step without a change", timings, name)
-    for labels, limit in ((inside, IN_GRAPH), (from_host, FROM_HOST)):
-        for label in labels:
-            ratio = timings[label].ratio(timings[name]).median
-            report.claim(f"{name}: {label} / bare", ratio, at_most=limit)
+    for words, in_place in (("into new arrays", False), ("in place", True)):
+        timings = harness.measure(
+            [
+                harness.Candidate(
+                    label,
+                    looping(
+                        functools.partial(optimizer_step, tx),
+                        start(tx, params),
+                        itertools.repeat((grads,)),
+                        in_place=in_place,
+                    ),
+                )
+                for label, tx in transformations.items()
+            ],
+            rounds,
+        )
+        title = f"{name}, {_size(shapes)}: a step without a change, {words}"
+        report.table(title, timings, name)
+        for labels, limit in ((inside, IN_GRAPH), (from_host, FROM_HOST)):
+            for label in labels:
+                ratio = timings[label].ratio(timings[name]).median
+                report.claim(f"{name}, {words}: {label} / bare", ratio, at_most=limit)
     return timings
 
 

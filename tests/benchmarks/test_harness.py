@@ -304,6 +304,6 @@ def test_a_quick_run_goes_through_and_reports_every_limit(program, tmp_path):
     assert all(row["median_ms"] > 0 for row in rows)
     limits = {c["what"]: c.get("at_most") for c in record["claims"] if "met" in c}
     if program is step_overhead:
-        assert limits["sgd: RigL / bare"] == 1.15
-        assert limits["adamw: SET, from the host / bare"] == 1.05
+        assert limits["sgd, in place: RigL / bare"] == 1.15
+        assert limits["adamw, into new arrays: SET, from the host / bare"] == 1.05
         assert limits["digits: RigL + SparseOpt changing every 5 steps / dense"] == 1.05
