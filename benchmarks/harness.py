@@ -1,7 +1,9 @@
 """Times candidates in turn, prints tables, and stores what was measured as JSON.
 
 Other work on a machine slows whatever runs beside it. Candidates are therefore timed in
-rounds, A B C A B C, and compared round by round: what slows a round slows both sides.
+rounds, A B C, B C A, and compared round by round: what slows a round slows both sides.
+The order changes from round to round, since what ran just before leaves its memory in
+the caches: in a fixed order one program measured twice differed by 5 %.
 """
 
 import dataclasses
@@ -10,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import re
 import subprocess
 import time
@@ -111,7 +114,8 @@ def measure(
     rounds: int,
     check: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Timing]:
-    """Times the candidates in turn, after two calls of each that do not count.
+    """Times the candidates, in another order each round, after two calls of each that
+    do not count.
 
     Args:
       candidates: what to time; their names differ.
@@ -135,7 +139,8 @@ def measure(
     for candidate in candidates:
         _timed(candidate.run)
     for turn in range(rounds):
-        for candidate in candidates:
+        order = random.Random(turn)
+        for candidate in order.sample(candidates, len(candidates)):
             if turn % candidate.every == 0:
                 seconds, _ = _timed(candidate.run)
                 timings[candidate.name].seconds[turn] = seconds / candidate.steps

@@ -35,6 +35,7 @@ MOVING = {"SET": so.set_, "RigL": so.rigl}
 NEVER_DUE: dict[str, Any] = {"every": EVERY, "start": 10**9, "stop": 2 * 10**9}
 AT_ONCE_DUE: dict[str, Any] = {"every": EVERY, "stop": 10**9}
 
+BY_HAND = "masks by hand"
 IN_GRAPH, FROM_HOST, IN_TRAINING = 1.15, 1.05, 1.05
 
 
@@ -127,6 +128,28 @@ def optimizer_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> 
     return opt_state, optax.apply_updates(params, updates)
 
 
+def step_by_hand(
+    tx: optax.GradientTransformation, carry: Any, grads: Any
+) -> tuple[Any, Any]:
+    """Updates ((state, masks), params), as people write it who do without a library.
+
+    The least that keeps zeros exact. The optimizer's state is left as it comes, so that
+    a weight grown later would start with what its place has gathered.
+    """
+    (opt_state, masks), params = carry
+    grads = so.apply_masks(grads, masks)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = so.apply_masks(optax.apply_updates(params, updates), masks)
+    return (opt_state, masks), params
+
+
+def start_by_hand(tx: optax.GradientTransformation, params: Any) -> Any:
+    """State, masks and weights for ``step_by_hand``."""
+    masks = so.static(SPARSITY).init(jax.random.key(0), params)[0]
+    params = so.apply_masks(jax.tree.map(jnp.copy, params), masks)
+    return (tx.init(params), masks), params
+
+
 def topology_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
     """Changes the masks of (state, params)."""
     return so.update_topology(tx, grads, *carry)
@@ -196,19 +219,23 @@ def time_steps(
 
     # The same program twice: what its ratio differs from 1 by, any other may, too.
     transformations = {name: bare, **inside, **from_host, f"{name} again": bare}
+    programs = {
+        label: (optimizer_step, start, tx) for label, tx in transformations.items()
+    }
+    programs[BY_HAND] = (step_by_hand, start_by_hand, bare)
     for words, in_place in (("into new arrays", False), ("in place", True)):
         timings = harness.measure(
             [
                 harness.Candidate(
                     label,
                     looping(
-                        functools.partial(optimizer_step, tx),
-                        start(tx, params),
+                        functools.partial(step, tx),
+                        begin(tx, params),
                         itertools.repeat((grads,)),
                         in_place=in_place,
                     ),
                 )
-                for label, tx in transformations.items()
+                for label, (step, begin, tx) in programs.items()
             ],
             rounds,
         )
@@ -218,6 +245,8 @@ def time_steps(
             for label in labels:
                 ratio = timings[label].ratio(timings[name]).median
                 report.claim(f"{name}, {words}: {label} / bare", ratio, at_most=limit)
+        ratio = timings[BY_HAND].ratio(timings[name]).median
+        report.claim(f"{name}, {words}: {BY_HAND} / bare", ratio)
     return timings
 
 
