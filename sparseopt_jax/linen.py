@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from sparseopt_jax.masks import apply_masks, find_states
+from sparseopt_jax import masks
 
 
 class TrainState(train_state.TrainState):
     """Flax's ``TrainState`` for sparse training.
 
-    It differs in three things: ``create`` sets the inactive weights to zero, every
-    keyword of ``apply_gradients`` reaches ``tx.update``, and the step is an array from
-    the start, so that a jitted step compiles once.
+    It differs in four things: ``create`` sets the inactive weights to zero,
+    ``apply_gradients`` keeps them so whatever follows the masks in a chain, every
+    keyword of it reaches ``tx.update``, and the step is an array from the start, so
+    that a jitted step compiles once.
 
     Attributes:
       batch_stats: running statistics of Batch Normalization, or None.
@@ -50,8 +51,8 @@ class TrainState(train_state.TrainState):
           The state.
         """
         opt_state = tx.init(params)
-        if find_states(opt_state):
-            params = apply_masks(params, opt_state)
+        if masks.find_states(opt_state):
+            params = masks.apply_masks(params, opt_state)
         return cls(
             step=jnp.zeros([], jnp.int32),
             apply_fn=apply_fn,
@@ -78,10 +79,15 @@ class TrainState(train_state.TrainState):
             extra_args.setdefault("batch_stats", self.batch_stats)
         tx = optax.with_extra_args_support(self.tx)
         updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra_args)
+        if masks.find_states(opt_state):
+            # Zeros even where something scales the updates behind the masks.
+            params = masks.apply_updates(self.params, updates, opt_state)
+        else:
+            params = optax.apply_updates(self.params, updates)
         fields = {field.name for field in dataclasses.fields(self)}
         return self.replace(
             step=self.step + 1,
-            params=optax.apply_updates(self.params, updates),
+            params=params,
             opt_state=opt_state,
             **{name: value for name, value in kwargs.items() if name in fields},
         )

@@ -135,6 +135,9 @@ def make_owner(
     def init_fn(params):
         init_key, own_key = jax.random.split(_typed_key(key))
         masks, topology_state = topology.init(init_key, params)
+        if moves_after:
+            unturned = jax.tree.map(jnp.zeros_like, masks)
+            topology_state = topology_state._replace(turned=unturned)
         _record_owner(topology, inner, params, masks)
         return SparseState(
             count=jnp.zeros([], jnp.int32),

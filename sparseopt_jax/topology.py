@@ -34,8 +34,8 @@ class TopologyState(NamedTuple):
       explored: bool arrays like the masks, True where a weight has ever been active;
         ``()`` unless the topology tracks it.
       turned: bool arrays like the masks, True where the last change turned a weight on
-        or off, for a change that follows a gradient step: that step was still the old
-        masks'. ``()`` where it replaces the step, or there is none.
+        or off; ``()`` unless someone asks for it, as ``sparsify`` does where a change
+        follows a gradient step in the same program: that step is still the old masks'.
       fan_ins: int32 arrays, each neuron's number of active incoming weights, the
         reduction axes kept with size 1; ``optax.MaskedNode()`` at leaves without
         neurons. Counted at a change, so that no step has to.
@@ -268,11 +268,10 @@ class Topology:
         masks = masks if plans else params
         # A copy: a donated state must not hold one buffer twice.
         explored = jax.tree.map(jnp.copy, masks) if self.track_explored else ()
-        follows = self.schedule is not None and not self.replaces_step
         return masks, TopologyState(
             updated_at=jnp.full([], -1, jnp.int32),
             explored=explored,
-            turned=jax.tree.map(jnp.zeros_like, masks) if follows else (),
+            turned=(),
             fan_ins=paths.map_with_paths(self._fan_in, masks),
         )
 

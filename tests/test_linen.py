@@ -94,3 +94,18 @@ def test_a_dense_optimizer_works_too():
     state = make(optax.adam(0.1))
     state, _ = jax.jit(step)(state, *batch(0))
     assert int(state.step) == 1
+
+
+def test_zeros_stay_with_an_optimizer_behind_the_masks():
+    tx = optax.chain(
+        so.sparseopt(so.rigl(0.6, every=5, stop=60)), optax.sgd(0.2, momentum=0.9)
+    )
+    state = make(tx)
+    first = so.get_masks(state)["Dense_0"]["kernel"]
+    for seed in range(12):
+        state, _ = step(state, *batch(seed))
+        kernel, mask = (
+            t["Dense_0"]["kernel"] for t in (state.params, so.get_masks(state))
+        )
+        np.testing.assert_array_equal(np.asarray(kernel)[~np.asarray(mask)], 0.0)
+    assert (first != mask).any()
