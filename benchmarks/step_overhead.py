@@ -378,7 +378,7 @@ def main(options: harness.Options) -> None:
     for optimizer in OPTIMIZERS:
         without = time_steps(report, optimizer, shapes, options.rounds_or(30))
         time_changes(report, optimizer, shapes, options.rounds_or(5), without)
-    rounds = options.rounds_or(6)
+    rounds = options.rounds_or(30)
     if options.quick:
         time_training(report, 5, rounds, width=4, strides=())
     else:
