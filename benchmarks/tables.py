@@ -12,6 +12,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+OPTIMIZERS = ("sgd", "adamw")
+STEPS = (
+    "masks by hand",
+    "static",
+    "SET",
+    "RigL",
+    "RigL + SparseOpt",
+    "SET, from the host",
+    "RigL, from the host",
+)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -56,14 +66,68 @@ def speed() -> str:
         ]
         ratio = f"{rows['argsort']['ratio']['median']:.0f}x"
         lines.append("| " + " | ".join([table["title"], *times, ratio]) + " |")
-    machine = record["machine"]
-    about = f"{machine['cores']} cores, jax {record['versions']['jax']}, medians."
-    return "\n".join([*lines, "", about]) + "\n"
+    return "\n".join([*lines, "", _about(record)]) + "\n"
+
+
+def overhead() -> str:
+    """What masks add to an optimizer's step, as a Markdown table."""
+    record = load("step_overhead")
+    tables = {table["title"]: table["rows"] for table in record["tables"]}
+
+    def rows(optimizer: str, ending: str) -> dict[str, Any]:
+        (title,) = (
+            title
+            for title in tables
+            if title.startswith(optimizer) and title.endswith(ending)
+        )
+        return {row["name"]: row for row in tables[title]}
+
+    steps = {name: rows(name, "without a change, in place") for name in OPTIMIZERS}
+    changes = {name: rows(name, ": a change") for name in OPTIMIZERS}
+    head = ("on ResNet-50's 25.6 million parameters", *OPTIMIZERS)
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+
+    def line(label: str, cells: list[str]) -> None:
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+
+    line(
+        "the optimizer alone",
+        [f"{steps[name][name]['median_ms']:.1f} ms" for name in OPTIMIZERS],
+    )
+    for label in STEPS:
+        ratios = [steps[name][label]["ratio"]["median"] for name in OPTIMIZERS]
+        line(label, [f"{ratio:.2f}x" for ratio in ratios])
+    for label in ("SET", "RigL"):
+        times = [
+            changes[name][f"{label}, step with a change"]["median_ms"]
+            for name in OPTIMIZERS
+        ]
+        line(f"{label}: a step with a change", [f"{time:.0f} ms" for time in times])
+    return "\n".join([*lines, "", _about(record)]) + "\n"
+
+
+def training() -> str:
+    """What sparse training costs in whole on the digits, as a sentence."""
+    (claim,) = (
+        claim
+        for claim in load("step_overhead")["claims"]
+        if claim["what"].startswith("digits")
+    )
+    return (
+        "A whole training step of the digits' ResNet, with RigL, SparseOpt and a change "
+        f"every 100\nsteps, took {claim['measured']:.2f} times as long as the dense one.\n"
+    )
+
+
+def _about(record: dict[str, Any]) -> str:
+    cores, version = record["machine"]["cores"], record["versions"]["jax"]
+    return f"{cores} cores, jax {version}, medians."
 
 
 def render(text: str) -> str:
     """The README with its tables as the results have them."""
-    for name, table in (("digits", digits), ("speed", speed)):
+    for table in (digits, speed, overhead, training):
+        name = table.__name__
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         head, _, rest = text.partition(begin)
         _, marker, tail = rest.partition(end)
