@@ -224,6 +224,18 @@ class Report:
         )
         print(f"\n{title}\n{format_rows(rows, baseline)}")
 
+    def listing(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds numbers that are counted, not timed.
+
+        Args:
+          title: what they are about.
+          rows: each with the same keys, which head the columns.
+        """
+        self.record["tables"].append({"title": title, "rows": [*map(dict, rows)]})
+        head = [key.replace("_", " ") for key in rows[0]]
+        lines = [head, *([_cell(x) for x in row.values()] for row in rows)]
+        print(f"\n{title}\n{_columns(lines)}")
+
     def claim(
         self,
         what: str,
@@ -276,6 +288,15 @@ def format_rows(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
                 f"{row['first_call_s']:.2f}",
             ]
         )
+    return _columns(lines)
+
+
+def _cell(x: Any) -> str:
+    return f"{x:,}" if isinstance(x, int) else str(x)
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

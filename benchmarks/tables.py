@@ -113,9 +113,10 @@ def training() -> str:
         for claim in load("step_overhead")["claims"]
         if claim["what"].startswith("digits")
     )
+    ratio = claim["measured"]
     return (
-        "A whole training step of the digits' ResNet, with RigL, SparseOpt and a change "
-        f"every 100\nsteps, took {claim['measured']:.2f} times as long as the dense one.\n"
+        "A whole training step of the digits' ResNet, with RigL, SparseOpt and a\n"
+        f"change every 100 steps, took {ratio:.2f} times as long as the dense one.\n"
     )
 
 

@@ -12,9 +12,11 @@ from sparseopt_jax.neurons import NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
 from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
 from sparseopt_jax.report import plan, summary
+from sparseopt_jax.sharding import state_sharding
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify, update_topology
 from sparseopt_jax.topology import Topology
+from sparseopt_jax.train_step import make_train_step, pmap_train_step
 
 if TYPE_CHECKING:
     from sparseopt_jax import linen, nnx
@@ -29,9 +31,11 @@ __all__ = [
     "get_masks",
     "infer_norm_links",
     "linen",
+    "make_train_step",
     "metrics",
     "nnx",
     "plan",
+    "pmap_train_step",
     "rigl",
     "scale_by_batch_variance",
     "scale_by_sparseopt",
@@ -40,6 +44,7 @@ __all__ = [
     "sparse_sgd",
     "sparseopt",
     "sparsify",
+    "state_sharding",
     "static",
     "summary",
     "update_topology",

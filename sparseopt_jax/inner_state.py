@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from sparseopt_jax import paths
@@ -36,8 +37,10 @@ def map_weight_state(
     }
 
     def at_leaf(key_path, leaf, other_leaf):
-        mask = _mask_of(paths.path_parts(key_path), leaf, by_parts)
-        return leaf if mask is None else function(mask, leaf, other_leaf)
+        mask = paths.longest_ending(paths.path_parts(key_path), by_parts)
+        if mask is None or paths.is_hole(mask) or jnp.shape(leaf) != mask.shape:
+            return leaf
+        return function(mask, leaf, other_leaf)
 
     return jax.tree_util.tree_map_with_path(at_leaf, state, other)
 
@@ -158,17 +161,3 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 def _split(items: Sequence[Any], size: int) -> tuple[Sequence[Any], Sequence[Any]]:
     return items[:size], items[size:]
-
-
-def _mask_of(
-    parts: tuple[str, ...], leaf: Any, by_parts: dict[tuple[str, ...], Any]
-) -> jax.Array | None:
-    # The longest ending decides: "a/kernel" is not mistaken for a top-level "kernel".
-    for start in range(len(parts) + 1):
-        mask = by_parts.get(parts[start:])
-        if mask is None:
-            continue
-        if paths.is_hole(mask) or jax.numpy.shape(leaf) != mask.shape:
-            return None
-        return mask
-    return None

@@ -127,6 +127,21 @@ def first_match(path: str, patterns: Mapping[str, Any]) -> Any:
     return None
 
 
+def longest_ending(parts: tuple[str, ...], by_parts: Mapping[tuple, Any]) -> Any:
+    """The value of the longest ending of a path that is in the mapping, or None.
+
+    How what an optimizer keeps is told to belong to a parameter: its path ends in the
+    parameter's, and ``a/kernel`` is not mistaken for a top-level ``kernel``.
+
+    >>> longest_ending(("0", "mu", "a", "kernel"), {("kernel",): 1, ("a", "kernel"): 2})
+    2
+    """
+    for start in range(len(parts) + 1):
+        if parts[start:] in by_parts:
+            return by_parts[parts[start:]]
+    return None
+
+
 def kind_by_name(path: str) -> str:
     """What a leaf is by its name, if that is no kernel: bias, scale or embedding.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -25,6 +26,11 @@ def gradient(key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
 
 
 def random(key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-    """Independent uniform numbers in [0, 1)."""
+    """Independent uniform numbers in [0, 1), however the weights are sharded."""
     del grad
-    return jax.random.uniform(key, param.shape, jnp.float32)
+    # Each device draws its own part; without types the compiler finds that by itself.
+    sharding = jax.typeof(param).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return jax.random.uniform(
+        key, param.shape, jnp.float32, out_sharding=sharding if explicit else None
+    )

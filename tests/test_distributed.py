@@ -5,15 +5,20 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_on_eight_devices():
+@pytest.mark.parametrize(
+    "program", ["collectives", "sharding_types", "shardings", "train_steps"]
+)
+def test_on_eight_devices(program):
     flags = os.environ.get("XLA_FLAGS", "")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            "tests/distributed/sharding_types.py",
+            f"tests/distributed/{program}.py",
         ],
         cwd=ROOT,
         env=os.environ

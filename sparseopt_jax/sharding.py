@@ -1,0 +1,108 @@
+"""How an optimizer's state is sharded, derived from its parameters."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sparseopt_jax import paths
+
+
+def state_sharding(
+    tx: optax.GradientTransformation, params_or_shapes: Any, param_shardings: Any
+) -> Any:
+    """The shardings of the whole optimizer state, for ``jax.jit(tx.init)``.
+
+    What belongs to a parameter and has its shape, such as a mask or a moment, is
+    sharded like it. An axis of size 1 in its place (fan-ins) is not sharded, the others
+    are. Everything else is replicated: counters, keys, factored moments.
+
+    Args:
+      tx: any optax transformation.
+      params_or_shapes: the parameters, or ``jax.ShapeDtypeStruct`` in their place.
+      param_shardings: a ``NamedSharding`` for each parameter, in the structure of the
+        parameters, or a single one for all.
+
+    Returns:
+      A tree like ``tx.init(params)`` with a ``NamedSharding`` at each leaf.
+
+    Raises:
+      ValueError: if the shardings have another structure than the parameters, or are of
+        several meshes.
+      TypeError: if one of them is no ``NamedSharding``.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> from jax.sharding import NamedSharding, PartitionSpec as P
+      >>> mesh = jax.make_mesh((1,), ("model",))
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> shardings = {
+      ...     "kernel": NamedSharding(mesh, P(None, "model")),
+      ...     "bias": NamedSharding(mesh, P("model")),
+      ... }
+      >>> tx = so.sparse_sgd(0.1, so.rigl(0.75, every=100, stop=1000), momentum=0.9)
+      >>> state_shardings = so.state_sharding(tx, params, shardings)
+      >>> tuple(so.get_masks(state_shardings)["kernel"].spec)
+      (None, 'model')
+      >>> opt_state = jax.jit(tx.init, out_shardings=state_shardings)(params)
+    """
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params_or_shapes
+    )
+    if isinstance(param_shardings, NamedSharding):
+        sharding = param_shardings
+        param_shardings = jax.tree.map(lambda _: sharding, shapes)
+    by_parts, mesh = _by_parts(shapes, param_shardings)
+
+    def at_leaf(key_path, leaf):
+        found = paths.longest_ending(paths.path_parts(key_path), by_parts)
+        spec = None if found is None else _spec(leaf.shape, *found)
+        return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
+
+    return jax.tree_util.tree_map_with_path(at_leaf, jax.eval_shape(tx.init, shapes))
+
+
+def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], Any]:
+    """Shape and sharding of each parameter by the parts of its path, and the mesh."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    try:
+        own = jax.tree.structure(shapes).flatten_up_to(shardings)
+    except ValueError as error:
+        raise ValueError(
+            f"param_shardings must have the structure of the parameters: {error}"
+        ) from error
+    by_parts, meshes = {}, {}
+    for (key_path, leaf), sharding in zip(leaves, own, strict=True):
+        path = paths.path_string(key_path)
+        if not isinstance(sharding, NamedSharding):
+            raise TypeError(
+                f"param_shardings must hold a NamedSharding for every parameter; at "
+                f"{path!r} stands {sharding!r}"
+            )
+        by_parts[paths.path_parts(key_path)] = leaf.shape, sharding
+        meshes.setdefault(sharding.mesh, path)
+    if len(meshes) != 1:
+        listed = "; ".join(f"{path!r}: {mesh}" for mesh, path in meshes.items())
+        raise ValueError(
+            f"param_shardings must be of one mesh, got {listed or 'no parameter'}"
+        )
+    return by_parts, next(iter(meshes))
+
+
+def _spec(
+    shape: tuple[int, ...], param_shape: tuple[int, ...], sharding: NamedSharding
+) -> PartitionSpec | None:
+    """The parameter's spec without the axes that have shrunk to 1; None if unlike."""
+    if len(shape) != len(param_shape):
+        return None
+    if any(own not in (n, 1) for own, n in zip(shape, param_shape, strict=True)):
+        return None
+    entries = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    return PartitionSpec(
+        *(
+            entry if own == n else None
+            for own, n, entry in zip(shape, param_shape, entries, strict=True)
+        )
+    )

@@ -1,0 +1,98 @@
+"""What an update sends between devices, read from the compiled program.
+
+Needs eight devices: ``tests/test_distributed.py`` runs it where there are.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import sparseopt_jax as so
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+hlo = importlib.import_module("hlo")
+benchmark = importlib.import_module("collectives")
+
+SHAPE = (64, 128)
+LAYOUTS = {
+    "data_parallel": ((8,), ("data",), P()),
+    "fsdp": ((8,), ("fsdp",), P("fsdp")),
+    "tensor_parallel": ((8,), ("model",), P(None, "model")),
+    "both": ((2, 4), ("fsdp", "model"), P("fsdp", "model")),
+}
+METHODS = {
+    "static": so.static(0.9),
+    "SET": so.set_(0.9, every=2, stop=9),
+    "RigL": so.rigl(0.9, every=2, stop=9),
+}
+
+
+@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def kind(request):
+    return request.param
+
+
+def compiled_step(topology, layout, kind):
+    """The optimizer's step with SparseOpt, everything being sharded by the layout."""
+    shape, names, spec = LAYOUTS[layout]
+    mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+    shardings = {
+        "kernel": NamedSharding(mesh, spec),
+        "bias": NamedSharding(mesh, P()),
+    }
+    params = {
+        "kernel": jax.ShapeDtypeStruct(
+            SHAPE, jnp.float32, sharding=shardings["kernel"]
+        ),
+        "bias": jax.ShapeDtypeStruct((128,), jnp.float32, sharding=shardings["bias"]),
+    }
+    tx = so.sparse_sgd(0.1, topology, momentum=0.9)
+    state_shardings = so.state_sharding(tx, params, shardings)
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        *(jax.eval_shape(tx.init, params), state_shardings),
+    )
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(step, out_shardings=(shardings, state_shardings))
+        return step.lower(params, state, params).compile()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_moves_no_array(method, layout, kind):
+    found = hlo.collectives(compiled_step(METHODS[method], layout, kind).as_text(), 16)
+    assert hlo.moved(found, hlo.MOVES) == 0
+    # Counts and SparseOpt's mean are scalars, fan-ins one number for each output.
+    assert all(c.size <= 4 * SHAPE[1] for c in found)
+    if layout == "data_parallel":
+        assert not found
+    elif method != "static":
+        assert found
+
+
+def test_the_formula_of_the_docs_is_an_upper_bound():
+    mesh = benchmark.make_mesh(8)
+    shapes = {"kernel": (64, 128)}
+    compiled = benchmark.compile_change("RigL", shapes, mesh)
+    found = benchmark.describe(compiled)
+    # Two selections, each of two searches of at most 16 passes with three counts.
+    assert 0 < found["summed_bytes"] <= 2 * 2 * 16 * 3 * 4 + 4 * SHAPE[1] + 64
+    assert found["moved_bytes"] == 0
+
+
+def test_a_sort_moves_the_arrays_whole():
+    mesh = benchmark.make_mesh(8)
+    compiled = benchmark.compile_change("RigL by argsort", {"kernel": SHAPE}, mesh)
+    assert benchmark.describe(compiled)["moved_bytes"] >= 4 * 64 * 128
