@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax import paths
+from sparseopt_jax.packing import unpack
 
 
 class SparseState(NamedTuple):
@@ -21,7 +22,7 @@ class SparseState(NamedTuple):
     Attributes:
       count: int32 scalar, steps taken.
       key: typed PRNG key, the same on every replica and at every step.
-      masks: bool arrays, ``optax.MaskedNode()`` at dense leaves.
+      masks: bool arrays, or packed ones, ``optax.MaskedNode()`` at dense leaves.
       topology_state: what the topology keeps.
       inner_state: state of the inner transformation.
     """
@@ -179,7 +180,7 @@ def get_masks(opt_state: Any) -> Any:
             "no masks found: the optimizer state holds no SparseState; build the "
             "optimizer with sparsify, sparseopt, sparse_sgd or sparse_adamw"
         )
-    return functools.reduce(_merge, (_unbox(state.masks) for state in states))
+    return functools.reduce(_merge, (unpack(_unbox(state.masks)) for state in states))
 
 
 def find_states(opt_state: Any) -> list[SparseState]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from sparseopt_jax import paths
 from sparseopt_jax.masks import find_states, get_masks, map_masked_with_path
 from sparseopt_jax.neurons import Dims, correction_factor, fan_in, resolve_axes
+from sparseopt_jax.packing import unpack
 
 
 def metrics(params: Any, opt_state: Any, *, dims: Dims = None) -> dict[str, jax.Array]:
@@ -68,7 +69,7 @@ def metrics(params: Any, opt_state: Any, *, dims: Dims = None) -> dict[str, jax.
         "inactive_nonzero": jnp.sum(jnp.stack(leaks)),
     }
     explored = [
-        state.topology_state.explored
+        unpack(state.topology_state.explored)
         for state in find_states(opt_state)
         if state.topology_state and jax.tree.leaves(state.topology_state.explored)
     ]

@@ -97,12 +97,17 @@ def _spec(
     """The parameter's spec without the axes that have shrunk to 1; None if unlike."""
     if len(shape) != len(param_shape):
         return None
-    if any(own not in (n, 1) for own, n in zip(shape, param_shape, strict=True)):
+    if any(own not in (n, 1) for own, n in zip(shape[:-1], param_shape, strict=False)):
         return None
     entries = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-    return PartitionSpec(
-        *(
-            entry if own == n else None
-            for own, n, entry in zip(shape, param_shape, entries, strict=True)
-        )
-    )
+    spec = [
+        entry if own == n else None
+        for own, n, entry in zip(shape, param_shape, entries, strict=True)
+    ]
+    if shape and shape[-1] not in (param_shape[-1], 1):
+        if shape[-1] != -(-param_shape[-1] // 8):
+            return None
+        # Bytes of eight weights: split like them where that gives whole bytes.
+        if sharding.shard_shape(param_shape)[-1] % 8 == 0:
+            spec[-1] = entries[-1]
+    return PartitionSpec(*spec)

@@ -18,7 +18,8 @@ from sparseopt_jax.masks import (
     map_masked,
     zero_masked,
 )
-from sparseopt_jax.topology import Topology
+from sparseopt_jax.packing import pack, unpack
+from sparseopt_jax.topology import Topology, TopologyState
 
 
 class _Owner(NamedTuple):
@@ -29,12 +30,14 @@ class _Owner(NamedTuple):
       inner: its inner transformation.
       structure: the structure of its masks.
       holes: True where a wrapper kept parameters from it, a leaf or a subtree.
+      packed: whether its masks are stored as bits.
     """
 
     topology: Topology
     inner: optax.GradientTransformation
     structure: Any
     holes: Any
+    packed: bool
 
 
 # While a list is set, every `init` of an owner adds itself to it: how
@@ -50,6 +53,7 @@ def sparsify(
     *,
     key: jax.typing.ArrayLike = 0,
     host_updates: bool = False,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse with any optimizer.
 
@@ -74,6 +78,10 @@ def sparsify(
       key: seed (an int) or PRNG key; the same on every replica.
       host_updates: leave the topology's changes to ``update_topology``, called from
         the host; the step then contains no condition.
+      packed: keep the masks as one bit a weight instead of one byte. The results are
+        the same, to the last bit; ``get_masks`` gives bool arrays in any case. In the
+        state they are ``PackedMask`` nodes, which ``optax.tree.map_params`` cannot map
+        together with trees of the parameters.
 
     Returns:
       The transformation; its state is a ``SparseState``. ``update`` needs ``params``
@@ -96,7 +104,9 @@ def sparsify(
       >>> int((params["kernel"] != 0).sum())
       8
     """
-    return make_owner(inner, topology, key=key, host_updates=host_updates, zeros=True)
+    return make_owner(
+        inner, topology, key=key, host_updates=host_updates, packed=packed, zeros=True
+    )
 
 
 def make_owner(
@@ -105,6 +115,7 @@ def make_owner(
     *,
     key: jax.typing.ArrayLike,
     host_updates: bool,
+    packed: bool = False,
     zeros: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """``sparsify``, with or without the updates that make inactive weights zero.
@@ -114,6 +125,7 @@ def make_owner(
       topology: as in ``sparsify``.
       key: as in ``sparsify``.
       host_updates: as in ``sparsify``.
+      packed: as in ``sparsify``.
       zeros: False leaves the updates of inactive weights at what ``inner`` makes of
         zero gradients. The weights after the step are then not known here, so a
         topology that follows the step sees those before it.
@@ -138,13 +150,15 @@ def make_owner(
         if moves_after:
             unturned = jax.tree.map(jnp.zeros_like, masks)
             topology_state = topology_state._replace(turned=unturned)
-        _record_owner(topology, inner, params, masks)
+        inner_state = inner.init(zero_masked(masks, params))
+        masks, topology_state = _stored(packed, masks, topology_state)
+        _record_owner(topology, inner, params, masks, packed)
         return SparseState(
             count=jnp.zeros([], jnp.int32),
             key=own_key,
             masks=masks,
             topology_state=topology_state,
-            inner_state=inner.init(zero_masked(masks, params)),
+            inner_state=inner_state,
         )
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -152,7 +166,7 @@ def make_owner(
         count, key, topology_state = state.count, state.key, state.topology_state
         # Full layers are dense to everything below: they cost nothing, and a network
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.
-        masks = _without(topology.full_leaves(params), state.masks)
+        stored = _without(topology.full_leaves(params), state.masks)
 
         def step(masks, fan_ins, updates, inner_state, params):
             return inner.update(
@@ -165,38 +179,42 @@ def make_owner(
                 **extra_args,
             )
 
-        def change(masks, topology_state, params, grads):
+        def change(stored, topology_state, params, grads):
             step_key = jax.random.fold_in(key, count)
-            return topology.update(
+            masks, topology_state = _loaded(stored, topology_state, params)
+            masks, topology_state = topology.update(
                 step_key, count, masks, topology_state, params, grads
             )
+            return _stored(packed, masks, topology_state)
 
-        def step_and_change(masks, topology_state, params, grads, inner_state):
+        def step_and_change(stored, topology_state, params, grads, inner_state):
             # The step is taken a second time: handed over instead, the stepped weights
             # would have to be written out at every step, due or not.
-            fan_ins = topology_state.fan_ins
+            masks, fan_ins = _unpacked(stored, params), topology_state.fan_ins
             stepped, _ = step(masks, fan_ins, grads, inner_state, params)
             stepped = optax.apply_updates(params, _zeroing(masks, stepped, params))
-            return change(masks, topology_state, stepped, grads)
+            return change(stored, topology_state, stepped, grads)
 
         if moves_first:
-            masks, topology_state = _if_due(
-                topology.due(count), change, masks, topology_state, params, updates
+            stored, topology_state = _if_due(
+                topology.due(count), change, stored, topology_state, params, updates
             )
+        masks = _unpacked(stored, params)
         stepping, fan_ins = masks, topology_state.fan_ins
         if moves_after:
-            masks, topology_state = _if_due(
+            stored, topology_state = _if_due(
                 topology.due(count),
                 step_and_change,
-                *(masks, topology_state, params, updates, state.inner_state),
+                *(stored, topology_state, params, updates, state.inner_state),
             )
+            masks = _unpacked(stored, params)
             # The old masks, told from the new ones: while they themselves were in use,
             # the new ones could not take their place in memory, and every step would
             # copy them.
             changed = topology_state.updated_at == count
             stepping = map_masked(
                 lambda turned, new: new ^ (turned & changed),
-                topology_state.turned,
+                _unpacked(topology_state.turned, params),
                 masks,
             )
 
@@ -217,7 +235,7 @@ def make_owner(
         return stepped, SparseState(
             count=jnp.asarray(optax.safe_increment(count)),
             key=key,
-            masks=map_masked(lambda new, old: new, masks, state.masks),
+            masks=map_masked(lambda new, old: new, stored, state.masks),
             topology_state=topology_state,
             inner_state=inner_state,
         )
@@ -290,32 +308,71 @@ def update_topology(
         )
         # A change that follows the gradient step belongs to the step just taken.
         step = node.count if owner.topology.replaces_step else node.count - 1
-        masks, topology_state = owner.topology.update(
-            jax.random.fold_in(node.key, step),
-            step,
-            node.masks,
-            node.topology_state,
-            seen,
-            grads,
+        old, topology_state = _loaded(node.masks, node.topology_state, seen)
+        new, topology_state = owner.topology.update(
+            *(jax.random.fold_in(node.key, step), step),
+            *(old, topology_state, seen, grads),
         )
-        params = zero_masked(_both(node.masks, masks), params)
+        params = zero_masked(_both(old, new), params)
+        masks, topology_state = _stored(owner.packed, new, topology_state)
         return node._replace(
             masks=masks,
             topology_state=topology_state,
-            inner_state=_refresh(owner.inner, masks, node.inner_state, seen),
+            inner_state=_refresh(owner.inner, new, node.inner_state, seen),
         )
 
     opt_state = jax.tree.map(change, opt_state, is_leaf=is_sparse_state)
     return opt_state, params
 
 
+def _stored(
+    packed: bool, masks: Any, topology_state: TopologyState
+) -> tuple[Any, TopologyState]:
+    """Masks and what is like them, as the state keeps them."""
+    if not packed:
+        return masks, topology_state
+    return pack(masks), topology_state._replace(
+        explored=pack(topology_state.explored), turned=pack(topology_state.turned)
+    )
+
+
+def _loaded(
+    masks: Any, topology_state: TopologyState, params: Any
+) -> tuple[Any, TopologyState]:
+    """The same as bool arrays."""
+    return _unpacked(masks, params), topology_state._replace(
+        explored=_unpacked(topology_state.explored, params),
+        turned=_unpacked(topology_state.turned, params),
+    )
+
+
+def _unpacked(masks: Any, params: Any) -> Any:
+    """Masks as bool arrays, in type sharded as their weights are."""
+
+    def at_leaf(param, mask):
+        sharding = jax.typeof(param).sharding
+        if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+            return mask
+        return jax.sharding.reshard(mask, sharding)
+
+    unpacked = unpack(masks)
+    if unpacked is masks:
+        return masks
+    return map_masked(at_leaf, params, unpacked)
+
+
 def _record_owner(
-    topology: Topology, inner: optax.GradientTransformation, params: Any, masks: Any
+    topology: Topology,
+    inner: optax.GradientTransformation,
+    params: Any,
+    masks: Any,
+    packed: bool,
 ) -> None:
     owners = _OWNERS.get()
     if owners is not None:
         holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
-        owners.append(_Owner(topology, inner, jax.tree.structure(masks), holes))
+        structure = jax.tree.structure(masks)
+        owners.append(_Owner(topology, inner, structure, holes, packed))
 
 
 def _check_update(params: Any, extra_args: dict[str, Any]) -> None:

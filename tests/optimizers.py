@@ -156,6 +156,12 @@ PACKAGE = [
     _row("sparsify_static", static(), _around(_momentum)),
     _row("sparsify_set", set_(), _around(_momentum)),
     _row("sparsify_rigl", rigl(track_explored=True), _around(_momentum)),
+    _row("sparsify_set_packed", set_(), _around(_momentum, packed=True)),
+    _row(
+        "sparsify_rigl_packed",
+        rigl(track_explored=True),
+        _around(_momentum, packed=True),
+    ),
     _row(
         "sparsify_set_host",
         set_(),

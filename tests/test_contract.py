@@ -129,6 +129,8 @@ def test_types_are_kept(row, dtype):
 
 
 def test_parameter_like_parts_are_found_by_optax(row, run):
+    if "packed" in row.id:
+        pytest.skip("a packed mask is a node, which no tree of parameters fits")
     state = run.moments[-1].state
     found = []
 

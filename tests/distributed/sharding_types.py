@@ -86,6 +86,8 @@ def test_types_are_stable_in_a_compiled_step(row, mesh):
 def test_masks_are_sharded_as_their_weights(row, mesh):
     params = sharded(random_tree(0), mesh)
     masks = so.get_masks(row.make().init(params))
+    if "packed" in row.id:
+        pytest.skip("bytes of eight weights are not split any further")
     for name in KERNELS:
         assert masks[name]["kernel"].sharding == params[name]["kernel"].sharding
 
