@@ -37,6 +37,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/collectives.py
+	$(BIN)/python benchmarks/packed_masks.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache

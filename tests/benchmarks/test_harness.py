@@ -16,6 +16,7 @@ sys.path.append(str(BENCHMARKS))
 harness = importlib.import_module("harness")
 selection = importlib.import_module("selection")
 step_overhead = importlib.import_module("step_overhead")
+packed_masks = importlib.import_module("packed_masks")
 
 
 class Pending:
@@ -306,7 +307,7 @@ def test_steps_go_on_from_where_they_were():
     assert float(run()) == 7.0
 
 
-@pytest.mark.parametrize("program", [selection, step_overhead])
+@pytest.mark.parametrize("program", [selection, step_overhead, packed_masks])
 def test_a_quick_run_goes_through_and_reports_every_limit(program, tmp_path):
     output = tmp_path / "record.json"
     options = harness.Options(quick=True, rounds=1, output=output, allow_dirty=True)
