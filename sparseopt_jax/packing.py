@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sparseopt_jax import paths
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +21,11 @@ class PackedMask:
 
     value: Any
     size: int = dataclasses.field(metadata={"static": True})
+
+
+def is_packed(x: Any) -> bool:
+    """Whether ``x`` is a ``PackedMask``."""
+    return isinstance(x, PackedMask)
 
 
 def pack(masks: Any) -> Any:
@@ -49,14 +52,9 @@ def _whole_in_last_axis(mask: jax.Array) -> jax.Array:
 def unpack(masks: Any) -> Any:
     """A tree of masks with a bool array for every ``PackedMask``, itself if none is."""
 
-    def is_packed(x):
-        return isinstance(x, PackedMask)
-
     def at_leaf(mask):
         if not is_packed(mask):
             return mask
-        if paths.is_hole(mask.value):
-            return mask.value
         bits = jnp.unpackbits(mask.value, axis=-1, count=mask.size, bitorder="little")
         return bits.astype(jnp.bool_)
 

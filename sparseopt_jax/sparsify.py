@@ -18,7 +18,7 @@ from sparseopt_jax.masks import (
     map_masked,
     zero_masked,
 )
-from sparseopt_jax.packing import pack, unpack
+from sparseopt_jax.packing import is_packed, pack, unpack
 from sparseopt_jax.topology import Topology, TopologyState
 
 
@@ -415,9 +415,14 @@ def _zeroing(masks: Any, updates: Any, params: Any) -> Any:
 
 
 def _without(left_out: frozenset[str], masks: Any) -> Any:
-    """The masks with holes at the paths that are left out."""
-    return paths.map_with_paths(
-        lambda path, mask: optax.MaskedNode() if path in left_out else mask, masks
+    """The masks, packed or not, with holes at the paths that are left out."""
+
+    def at_leaf(key_path, mask):
+        left = paths.path_string(key_path) in left_out
+        return optax.MaskedNode() if left else mask
+
+    return jax.tree_util.tree_map_with_path(
+        at_leaf, masks, is_leaf=lambda x: paths.is_hole(x) or is_packed(x)
     )
 
 
