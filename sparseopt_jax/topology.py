@@ -6,6 +6,7 @@ fraction). ``sparseopt_jax.methods`` has those of the literature.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -293,7 +294,7 @@ class Topology:
         Per layer, the fraction that the schedule gives for ``count`` of the active
         weights is dropped, lowest drop scores first, and as many are grown, highest
         grow scores first, among all that are then inactive: those just dropped may
-        come back.
+        come back. Weights that are infinite or NaN are not dropped.
 
         Args:
           key: typed PRNG key of this step.
@@ -315,11 +316,16 @@ class Topology:
             axes = resolve_axes(self.dims, path, leaf)
             axis = None if axes is None else axes.layer
             drop_key, grow_key = jax.random.split(_leaf_key(key, path))
-            active = jnp.sum(mask, axis=axis, keepdims=True, dtype=jnp.int32)
-            dropped = jnp.floor(fraction * active).astype(jnp.int32)
-            kept = top_k_mask(
-                self.drop(drop_key, leaf, grad), active - dropped, where=mask, axis=axis
+            count_in = functools.partial(
+                jnp.sum, axis=axis, keepdims=True, dtype=jnp.int32
             )
+            active = count_in(mask)
+            # No update takes infinity or NaN to zero: such a weight stays active.
+            finite = jnp.isfinite(leaf)
+            dropped = jnp.floor(fraction * active).astype(jnp.int32)
+            dropped = jnp.minimum(dropped, count_in(mask & finite))
+            score = jnp.where(finite, self.drop(drop_key, leaf, grad), jnp.inf)
+            kept = top_k_mask(score, active - dropped, where=mask, axis=axis)
             grown = top_k_mask(
                 self.grow(grow_key, leaf, grad), dropped, where=~kept, axis=axis
             )
