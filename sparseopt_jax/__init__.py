@@ -19,7 +19,7 @@ from sparseopt_jax.topology import Topology
 from sparseopt_jax.train_step import make_train_step, pmap_train_step
 
 if TYPE_CHECKING:
-    from sparseopt_jax import linen, nnx
+    from sparseopt_jax import checkpoint, linen, nnx
 
 __all__ = [
     "NeuronDims",
@@ -28,6 +28,7 @@ __all__ = [
     "__version__",
     "apply_masks",
     "apply_updates",
+    "checkpoint",
     "get_masks",
     "infer_norm_links",
     "linen",
@@ -52,7 +53,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    # Flax takes longer to import than all the rest: only those who use it wait.
-    if name in ("linen", "nnx"):
+    # Flax and Orbax take longer to import than all the rest: only who uses them waits.
+    if name in ("checkpoint", "linen", "nnx"):
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

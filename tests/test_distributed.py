@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "program", ["collectives", "sharding_types", "shardings", "train_steps"]
+    "program",
+    ["checkpoints", "collectives", "sharding_types", "shardings", "train_steps"],
 )
 def test_on_eight_devices(program):
     flags = os.environ.get("XLA_FLAGS", "")

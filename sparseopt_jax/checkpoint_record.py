@@ -1,0 +1,206 @@
+"""What a checkpoint says about itself, so that another run's is not taken for it."""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparseopt_jax import paths, scores
+from sparseopt_jax.checksum import checksum
+from sparseopt_jax.masks import get_masks, is_sparse_state
+from sparseopt_jax.topology import Topology
+
+_SHOWN = 20
+_METHODS: dict[Any, str] = {
+    (scores.magnitude, scores.random, False): "set",
+    (scores.magnitude, scores.gradient, True): "rigl",
+}
+
+
+def make(
+    state: Any,
+    leaves: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    topology: dict[str, Any] | None,
+    data: Any,
+) -> dict[str, Any]:
+    """The record of a state, as JSON has it.
+
+    Args:
+      state: any pytree.
+      leaves: its leaves by path.
+      stored: the arrays that are written for them.
+      topology: as ``describe_topology`` gives it, or None.
+      data: where the input stands.
+
+    Returns:
+      A dictionary that ``checked`` takes again.
+
+    Raises:
+      ValueError: if ``data`` is not JSON.
+    """
+    record = {
+        "leaves": _kinds(leaves),
+        "checksums": checksums(stored),
+        "active": _active(state),
+        "topology": topology,
+        "data": _as_json(data),
+    }
+    return record | {"crc32": _crc32(record)}
+
+
+def checked(record: Any) -> dict[str, Any]:
+    """The record, if it is whole.
+
+    Raises:
+      ValueError: if not.
+    """
+    record = dict(record)
+    if record.pop("crc32", None) != _crc32(record):
+        raise ValueError("Its record has been changed.")
+    return record
+
+
+def differences(
+    record: Mapping[str, Any],
+    state: Any,
+    leaves: Mapping[str, Any],
+    topology: Mapping[str, Any] | None,
+) -> list[str]:
+    """What keeps a checkpoint from being loaded in the place of a state.
+
+    Args:
+      record: the checkpoint's.
+      state: what it is to replace.
+      leaves: its leaves by path.
+      topology: as ``describe_topology`` gives it, or None to leave it out.
+
+    Returns:
+      One line for each difference, with both values.
+    """
+    saved, given = record["leaves"], _kinds(leaves)
+    return [
+        *_changed(record["topology"] or {}, topology or {}, "topology, {}"),
+        *_changed(record["active"], _active(state), "active weights of {}"),
+        *_changed(saved, given),
+        *(f"{path}: only in the checkpoint" for path in saved if path not in given),
+        *(f"{path}: only in this run" for path in given if path not in saved),
+    ]
+
+
+def _kinds(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Type and shape of every leaf, such as ``float32[4,8]``."""
+
+    def describe(leaf):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
+
+    return {path: describe(leaf) for path, leaf in leaves.items()}
+
+
+def checksums(stored: Mapping[str, Any]) -> dict[str, int]:
+    """The checksum of every array, by path."""
+    found = {path: checksum(x) for path, x in stored.items()}
+    return {path: int(x) for path, x in jax.device_get(found).items()}
+
+
+def _active(state: Any) -> dict[str, int]:
+    """The active weights of every mask in a state, by the mask's path."""
+    counts = {}
+    for key_path, node in jax.tree_util.tree_leaves_with_path(
+        state, is_leaf=is_sparse_state
+    ):
+        parts = paths.path_parts(key_path)
+        if is_sparse_state(node):
+            masks = paths.flatten_with_paths(get_masks(node))
+            found = {"/".join((*parts, "masks", path)): mask for path, mask in masks}
+        elif "masks" in parts:
+            # An `nnx.State` keeps the names of a state's parts, but not its class.
+            found = {"/".join(parts): node}
+        else:
+            continue
+        counts |= {
+            path: jnp.sum(mask, dtype=jnp.int32)
+            for path, mask in found.items()
+            if isinstance(mask, jax.Array | np.ndarray) and mask.dtype == np.bool_
+        }
+    return {path: int(x) for path, x in jax.device_get(counts).items()}
+
+
+def describe_topology(topology: Topology) -> dict[str, Any]:
+    """What a topology is, as JSON has it.
+
+    Functions (``where``, a distribution) are left out: what they decide shows in the
+    masks.
+
+    Args:
+      topology: any topology.
+
+    Returns:
+      Its method, and its settings by name.
+    """
+    if topology.schedule is None:
+        method = "static"
+    else:
+        parts = (topology.drop, topology.grow, topology.replaces_step)
+        method = _METHODS.get(parts) or ", ".join(
+            [
+                f"drop by {getattr(topology.drop, '__name__', topology.drop)}",
+                f"grow by {getattr(topology.grow, '__name__', topology.grow)}",
+                "in place of a step" if topology.replaces_step else "after a step",
+            ]
+        )
+    described: dict[str, Any] = {"method": method}
+    for field in dataclasses.fields(topology):
+        value = getattr(topology, field.name)
+        if field.name == "schedule" and value is not None:
+            described.update(dataclasses.asdict(value))
+        elif field.name not in ("schedule", "masks", "drop", "grow", "replaces_step"):
+            described[field.name] = _plain(value)
+    return _as_json(described)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(own) for key, own in value.items()}
+    if dataclasses.is_dataclass(value):
+        return repr(value)
+    if callable(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _as_json(data: Any) -> Any:
+    """The data as it will be read again."""
+    try:
+        return json.loads(json.dumps(data))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"data must be plain numbers, strings, lists and dictionaries: {error}"
+        ) from None
+
+
+def _crc32(record: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _changed(
+    saved: Mapping[str, Any], given: Mapping[str, Any], label: str = "{}"
+) -> list[str]:
+    return [
+        f"{label.format(name)}: {value} in the checkpoint, {given[name]} in this run"
+        for name, value in saved.items()
+        if name in given and given[name] != value
+    ]
+
+
+def listed(names: list[str], separator: str = ", ") -> str:
+    """Some of the names, and how many more there are."""
+    more = len(names) - _SHOWN
+    shown = [*names[:_SHOWN], f"and {more} more"] if more > 0 else names
+    return separator.join(shown)
