@@ -4,15 +4,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+SUM := $(shell cksum pyproject.toml | cut -d ' ' -f 1)
+STAMP := $(VENV)/installed-$(SUM)
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/installed-$(SUM)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format benchmark clean
+.PHONY: help demo test test-lowest lint format benchmark clean
 
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
 	@echo 'make test       run the test suite'
+	@echo 'make test-lowest  run it at the lowest versions that are supported'
 	@echo 'make lint       check format, lint and types'
 	@echo 'make format     format the code'
 	@echo 'make benchmark  run the benchmarks and store their results'
@@ -22,7 +26,10 @@ demo: $(STAMP)
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+test-lowest: $(LOWEST_STAMP)
+	$(LOWEST)/bin/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -38,9 +45,10 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/collectives.py
 	$(BIN)/python benchmarks/packed_masks.py
+	$(BIN)/python benchmarks/devices.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-newest $(LOWEST) .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment serves every target; a changed pyproject.toml installs anew.
@@ -51,4 +59,13 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[examples]' --group dev
 	@rm -f $(VENV)/installed-*
+	@touch $@
+
+$(LOWEST_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt \
+	  --editable '.[examples]' --group test
+	@rm -f $(LOWEST)/installed-*
 	@touch $@

@@ -170,6 +170,7 @@ def looping(
     inputs: Iterable[tuple],
     steps: int = 1,
     in_place: bool = True,
+    wait: bool = False,
 ) -> Callable[[], Any]:
     """Takes steps, each on what the one before has left.
 
@@ -180,6 +181,7 @@ def looping(
       steps: how many to take at each call.
       in_place: whether a step donates what it is given, as training programs do, and
         so writes over it.
+      wait: whether each step is waited for before the next is started.
 
     Returns:
       A function that takes them, and returns what they leave.
@@ -191,6 +193,8 @@ def looping(
         nonlocal carry
         for given in itertools.islice(remaining, steps):
             carry = compiled(carry, *given)
+            if wait:
+                jax.block_until_ready(carry)
         return carry
 
     return run

@@ -1,8 +1,8 @@
-"""Writes the tables of the README from the stored results.
+"""Writes the tables of README and docs from the stored results.
 
     python benchmarks/tables.py
 
-A test keeps the README equal to what this writes.
+A test keeps them equal to what this writes.
 """
 
 import json
@@ -11,7 +11,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
 OPTIMIZERS = ("sgd", "adamw")
 STEPS = (
     "masks by hand",
@@ -125,18 +124,44 @@ def _about(record: dict[str, Any]) -> str:
     return f"{cores} cores, jax {version}, medians."
 
 
-def render(text: str) -> str:
-    """The README with its tables as the results have them."""
-    for table in (digits, speed, overhead, training):
+def collectives() -> str:
+    """What a change of the masks sends between devices, as a Markdown table."""
+    (table,) = load("collectives")["tables"]
+    head = ("devices", "method", "sums", "arrays moved", "temporary memory")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in table["rows"]:
+        cells = (
+            str(row["devices"]),
+            row["method"],
+            f"{row['summed_bytes']:,} B",
+            f"{row['moved_bytes']:,} B",
+            f"{row['temporary_bytes'] / 1e6:.1f} MB",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    about = f"{table['title'].capitalize()}, for each device; compiled for CPU devices."
+    return "\n".join([*lines, "", about]) + "\n"
+
+
+PAGES = {
+    ROOT / "README.md": (digits, speed, overhead, training),
+    ROOT / "docs" / "scaling.md": (collectives,),
+}
+
+
+def render(page: Path) -> str:
+    """A page with its tables as the results have them."""
+    text = page.read_text()
+    for table in PAGES[page]:
         name = table.__name__
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         head, _, rest = text.partition(begin)
         _, marker, tail = rest.partition(end)
         if not marker:
-            raise ValueError(f"the README has no markers {begin.strip()} and {end}")
+            raise ValueError(f"{page} has no markers {begin.strip()} and {end}")
         text = head + begin + table() + marker + tail
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text()))
+    for page in PAGES:
+        page.write_text(render(page))

@@ -17,6 +17,7 @@ import sparseopt_jax as so
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 HOW_IT_WORKS = (ROOT / "docs" / "how_it_works.md").read_text()
+SURVIVING = (ROOT / "docs" / "surviving.md").read_text()
 
 X = jnp.ones((4, 16))
 
@@ -96,7 +97,9 @@ def test_the_host_lines_move_the_topology(method):
 
 def test_its_tables_are_those_of_the_stored_results():
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
-    assert tables["render"](README) == README
+    assert len(tables["PAGES"]) > 1
+    for page in tables["PAGES"]:
+        assert tables["render"](page) == page.read_text()
 
 
 def test_its_names_exist():
@@ -107,7 +110,36 @@ def test_its_names_exist():
 
 
 def test_its_links_lead_somewhere():
-    for target in ("docs/digits.png", "docs/how_it_works.md"):
+    pages = ("how_it_works", "scaling", "surviving")
+    for target in ("docs/digits.png", *(f"docs/{page}.md" for page in pages)):
         assert f"({target})" in README and (ROOT / target).exists()
     for name in ("quickstart_linen", "quickstart_nnx"):
         assert (ROOT / "examples" / f"{name}.py").exists()
+
+
+def test_the_lines_for_checkpoints_resume(tmp_path):
+    topology = so.rigl(0.75, every=2, stop=9)
+
+    def start():
+        return so.linen.TrainState.create(
+            apply_fn=None,
+            params={"kernel": jax.random.normal(jax.random.key(0), (8, 8))},
+            tx=so.sparse_sgd(0.1, topology),
+        )
+
+    def run(steps, directory):
+        return run_block(
+            SURVIVING,
+            "checkpoints",
+            directory=directory,
+            topology=topology,
+            state=start(),
+            train_step=so.make_train_step(
+                lambda p, x: jnp.mean((x @ p["kernel"]) ** 2)
+            ),
+            batch=lambda index: jax.random.normal(jax.random.key(index), (4, 8)),
+            steps=steps,
+        )["state"]
+
+    assert int(run(3, tmp_path / "run").step) == 3
+    assert int(run(5, tmp_path / "run").step) == 5

@@ -1,0 +1,32 @@
+"""The benchmarks that make their own devices, which must come before JAX starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("program", "limit"), [("collectives", 0), ("devices", 1.05)], ids=lambda x: str(x)
+)
+def test_a_quick_run_goes_through(program, limit, tmp_path):
+    output = tmp_path / "record.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, f"benchmarks/{program}.py"),
+            *("--quick", "--rounds", "1", "--allow-dirty", "--output", str(output)),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    claims = json.loads(output.read_text())["claims"]
+    assert {claim["at_most"] for claim in claims} == {limit}
