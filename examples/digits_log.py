@@ -44,7 +44,7 @@ class RunFolder:
                 (path / name).unlink(missing_ok=True)
         elif differences := self._differences(config):
             raise ValueError(
-                f"{path} holds another comparison: {'; '.join(differences)}. Give "
+                f"{path} holds another run: {'; '.join(differences)}. Give "
                 "--overwrite to replace it, or another --output"
             )
         self.write_json("config.json", config)

@@ -7,7 +7,6 @@ compared before anything is read, and what is read is compared with it.
 """
 
 import os
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -96,12 +95,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property

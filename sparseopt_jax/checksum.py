@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparseopt_jax.linear_index import linear_index
+
 
 def checksum(x: Any) -> jax.Array:
     """A number that tells an array from one with other bits.
@@ -41,7 +43,9 @@ def _checksum(x: jax.Array) -> jax.Array:
         info = jnp.finfo if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo
         bits = min(info(x.dtype).bits, 32)
         x = jax.lax.bitcast_convert_type(x, f"uint{bits}")
-    words = x.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * _linear_index(x.shape)
+    words = x.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * linear_index(
+        x.shape, tuple(range(x.ndim)), jnp.uint32
+    )
     # The finalizer of MurmurHash3: one-to-one, and every bit moves every other.
     words ^= words >> 16
     words *= jnp.uint32(0x85EBCA6B)
@@ -49,16 +53,3 @@ def _checksum(x: jax.Array) -> jax.Array:
     words *= jnp.uint32(0xC2B2AE35)
     words ^= words >> 16
     return jnp.sum(words, dtype=jnp.uint32)
-
-
-def _linear_index(shape: tuple[int, ...]) -> jax.Array:
-    """Each entry's row-major index, uint32; it may wrap."""
-    index = jnp.zeros(shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        # Not flattened: a sharded array stays where it is.
-        index += jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(
-            jnp.uint32, shape, axis
-        )
-        stride *= shape[axis]
-    return index

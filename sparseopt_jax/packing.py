@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sparseopt_jax.sharding_types import explicit_sharding
 
 
 @jax.tree_util.register_dataclass
@@ -42,8 +44,8 @@ def pack(masks: Any) -> Any:
 
 def _whole_in_last_axis(mask: jax.Array) -> jax.Array:
     """Under explicit sharding a split axis cannot be cut into eights."""
-    sharding = jax.typeof(mask).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types or not sharding.spec:
+    sharding = explicit_sharding(mask)
+    if sharding is None or not sharding.spec:
         return mask
     spec = PartitionSpec(*sharding.spec[:-1], None)
     return jax.sharding.reshard(mask, NamedSharding(sharding.mesh, spec))

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+
+from sparseopt_jax.sharding_types import explicit_sharding
 
 Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -29,8 +30,6 @@ def random(key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
     """Independent uniform numbers in [0, 1), however the weights are sharded."""
     del grad
     # Each device draws its own part; without types the compiler finds that by itself.
-    sharding = jax.typeof(param).sharding
-    explicit = AxisType.Explicit in sharding.mesh.axis_types
     return jax.random.uniform(
-        key, param.shape, jnp.float32, out_sharding=sharding if explicit else None
+        key, param.shape, jnp.float32, out_sharding=explicit_sharding(param)
     )

@@ -13,7 +13,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
+
+from sparseopt_jax.linear_index import linear_index
+from sparseopt_jax.sharding_types import is_explicit, sharded
 
 # Thresholds counted in one pass. On CPU seven take as long in all, in fewer and slower
 # passes, and longer to compile; fifteen cost more arithmetic than they save passes.
@@ -122,14 +125,9 @@ def _random_mask(
     axis: int | tuple[int, ...] | None,
     sharding: NamedSharding | None,
 ) -> jax.Array:
-    if sharding is None:
-        scores = jax.random.uniform(key, shape)
-    elif AxisType.Explicit in sharding.mesh.axis_types:
-        scores = jax.random.uniform(key, shape, out_sharding=sharding)
-    else:
-        scores = jax.random.uniform(key, shape)
-        scores = jax.lax.with_sharding_constraint(scores, sharding)
-    return top_k_mask(scores, k, axis=axis)
+    explicit = sharding if sharding and is_explicit(sharding) else None
+    scores = jax.random.uniform(key, shape, out_sharding=explicit)
+    return top_k_mask(sharded(scores, sharding), k, axis=axis)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -148,7 +146,7 @@ def _top_k_mask(
 
     # Ties: above the threshold everything stays, at it the index decides. Where no tie
     # has to be cut, zero already leaves exactly k and the search below never starts.
-    index = _linear_index(keys.shape, axes)
+    index = linear_index(keys.shape, axes, jnp.int32)
     size = math.prod(keys.shape[a] for a in axes)
     keys = jnp.where(
         keys > threshold, size, jnp.where(keys == threshold, size - 1 - index, -1)
@@ -236,16 +234,6 @@ def _counts(
     else:
         counts = [jnp.sum(hit, axes, dtype=jnp.int32) for hit in hits]
     return [jnp.expand_dims(count, axes) for count in counts]
-
-
-def _linear_index(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
-    """Each entry's row-major index within its selection, int32."""
-    index = jnp.zeros(shape, jnp.int32)
-    stride = 1
-    for a in reversed(axes):
-        index += stride * jax.lax.broadcasted_iota(jnp.int32, shape, a)
-        stride *= shape[a]
-    return index
 
 
 def _normalize_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from sparseopt_jax.masks import (
     zero_masked,
 )
 from sparseopt_jax.packing import is_packed, pack, unpack
+from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.topology import Topology, TopologyState
 
 
@@ -348,17 +349,12 @@ def _loaded(
 
 def _unpacked(masks: Any, params: Any) -> Any:
     """Masks as bool arrays, in type sharded as their weights are."""
-
-    def at_leaf(param, mask):
-        sharding = jax.typeof(param).sharding
-        if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
-            return mask
-        return jax.sharding.reshard(mask, sharding)
-
     unpacked = unpack(masks)
     if unpacked is masks:
         return masks
-    return map_masked(at_leaf, params, unpacked)
+    return map_masked(
+        lambda param, mask: sharded(mask, explicit_sharding(param)), params, unpacked
+    )
 
 
 def _record_owner(

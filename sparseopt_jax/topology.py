@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 
 from sparseopt_jax import distributions, paths, scores
 from sparseopt_jax.distributions import Distribution, Layer
@@ -25,6 +25,7 @@ from sparseopt_jax.masks import check_masks, map_masked, map_masked_with_path
 from sparseopt_jax.neurons import Axes, Dims, check_dims, fan_in, resolve_axes
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.selection import random_mask, top_k_mask
+from sparseopt_jax.sharding_types import explicit_sharding, sharded
 
 
 class TopologyState(NamedTuple):
@@ -254,7 +255,7 @@ class Topology:
                 return optax.MaskedNode()
             sharding = _sharding(leaf)
             if path in given:
-                return _sharded(jnp.asarray(given[path]), sharding)
+                return sharded(jnp.asarray(given[path]), sharding)
             return random_mask(
                 _leaf_key(key, path),
                 leaf.shape,
@@ -332,15 +333,18 @@ class Topology:
             return kept | grown
 
         new = paths.map_with_paths(at_leaf, params, masks, grads)
-        turned = map_masked(jnp.logical_xor, masks, new)
-        if not self.replaces_step:
+        turned = state.turned
+        if jax.tree.leaves(turned):
             # As a change of the old masks the new ones take their place in memory.
-            turned = jax.lax.optimization_barrier(turned)
-            new = map_masked(jnp.logical_xor, masks, turned)
+            changes = jax.lax.optimization_barrier(
+                map_masked(jnp.logical_xor, masks, new)
+            )
+            new = map_masked(jnp.logical_xor, masks, changes)
+            turned = map_masked(lambda own, _: own, changes, turned)
         return new, TopologyState(
             updated_at=jnp.asarray(count, jnp.int32),
             explored=map_masked(jnp.logical_or, new, state.explored),
-            turned=map_masked(lambda own, _: own, turned, state.turned),
+            turned=turned,
             fan_ins=map_masked_with_path(self._fan_in, new, state.fan_ins),
         )
 
@@ -364,14 +368,5 @@ def _sharding(leaf: Any) -> NamedSharding | None:
     if not isinstance(leaf, jax.Array):
         return None
     if isinstance(leaf, Tracer):
-        sharding = jax.typeof(leaf).sharding
-        return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+        return explicit_sharding(leaf)
     return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
-
-
-def _sharded(mask: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-    if sharding is None:
-        return mask
-    if AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.sharding.reshard(mask, sharding)
-    return jax.lax.with_sharding_constraint(mask, sharding)

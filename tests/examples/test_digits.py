@@ -148,6 +148,13 @@ class TestComparison:
 
 
 class TestInterruption:
+    @pytest.fixture(autouse=True)
+    def interruptible(self):
+        """Ctrl-C raises, also in tests run in the background, which ignore it."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     def test_goes_on_where_it_was_stopped(self, digits, tmp_path, capsys, monkeypatch):
         args = ["--methods", "dense", "--seeds", "3"]
         append = digits.RunFolder.append
