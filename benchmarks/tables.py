@@ -6,12 +6,15 @@ A test keeps them equal to what this writes.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OPTIMIZERS = ("sgd", "adamw")
+DEVICES = (1, 2, 4, 8)
+MODELS = ("MLP", "ResNet")
 STEPS = (
     "masks by hand",
     "static",
@@ -31,7 +34,7 @@ def load(name: str) -> dict[str, Any]:
 def digits() -> str:
     """The comparison that ``make demo`` makes, as a Markdown table."""
     head = ("method", "test accuracy %", "active weights", "explored", "ms per step")
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for entry in load("digits")["results"]:
         mean, sd = (entry[f"test_accuracy_{name}"] for name in ("mean", "sd"))
         explored = entry["explored"]
@@ -42,8 +45,8 @@ def digits() -> str:
             "-" if explored is None else f"{100 * explored:.0f} %",
             f"{entry['ms_per_step']:.1f}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return _table(head, rows)
 
 
 def speed() -> str:
@@ -56,7 +59,7 @@ def speed() -> str:
         "argsort",
         "argsort / top_k_mask",
     )
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for table in record["tables"]:
         rows = {row["name"]: row for row in table["rows"]}
         times = [
@@ -64,8 +67,8 @@ def speed() -> str:
             for name in ("top_k_mask", "lax.top_k", "argsort")
         ]
         ratio = f"{rows['argsort']['ratio']['median']:.0f}x"
-        lines.append("| " + " | ".join([table["title"], *times, ratio]) + " |")
-    return "\n".join([*lines, "", _about(record)]) + "\n"
+        lines.append((table["title"], *times, ratio))
+    return f"{_table(head, lines)}\n{_about(record)}\n"
 
 
 def overhead() -> str:
@@ -84,25 +87,19 @@ def overhead() -> str:
     steps = {name: rows(name, "without a change, in place") for name in OPTIMIZERS}
     changes = {name: rows(name, ": a change") for name in OPTIMIZERS}
     head = ("on ResNet-50's 25.6 million parameters", *OPTIMIZERS)
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-
-    def line(label: str, cells: list[str]) -> None:
-        lines.append("| " + " | ".join([label, *cells]) + " |")
-
-    line(
-        "the optimizer alone",
-        [f"{steps[name][name]['median_ms']:.1f} ms" for name in OPTIMIZERS],
-    )
+    alone = [f"{steps[name][name]['median_ms']:.1f} ms" for name in OPTIMIZERS]
+    lines = [("the optimizer alone", *alone)]
     for label in STEPS:
         ratios = [steps[name][label]["ratio"]["median"] for name in OPTIMIZERS]
-        line(label, [f"{ratio:.2f}x" for ratio in ratios])
+        lines.append((label, *(f"{ratio:.2f}x" for ratio in ratios)))
     for label in ("SET", "RigL"):
         times = [
             changes[name][f"{label}, step with a change"]["median_ms"]
             for name in OPTIMIZERS
         ]
-        line(f"{label}: a step with a change", [f"{time:.0f} ms" for time in times])
-    return "\n".join([*lines, "", _about(record)]) + "\n"
+        cells = (f"{time:.0f} ms" for time in times)
+        lines.append((f"{label}: a step with a change", *cells))
+    return f"{_table(head, lines)}\n{_about(record)}\n"
 
 
 def training() -> str:
@@ -119,6 +116,29 @@ def training() -> str:
     )
 
 
+def devices() -> str:
+    """What sparse training costs on several devices, as a Markdown table."""
+    record = load("devices")
+    head = ("devices", *MODELS)
+    ratios = {claim["what"]: claim["measured"] for claim in record["claims"]}
+    lines = [
+        (
+            str(count),
+            *(
+                f"{ratios[f'{name}, {count} devices, sparse / dense']:.2f}x"
+                for name in MODELS
+            ),
+        )
+        for count in DEVICES
+    ]
+    return f"{_table(head, lines)}\n{_about(record)}\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def _about(record: dict[str, Any]) -> str:
     cores, version = record["machine"]["cores"], record["versions"]["jax"]
     return f"{cores} cores, jax {version}, medians."
@@ -128,7 +148,7 @@ def collectives() -> str:
     """What a change of the masks sends between devices, as a Markdown table."""
     (table,) = load("collectives")["tables"]
     head = ("devices", "method", "sums", "arrays moved", "temporary memory")
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row in table["rows"]:
         cells = (
             str(row["devices"]),
@@ -137,14 +157,14 @@ def collectives() -> str:
             f"{row['moved_bytes']:,} B",
             f"{row['temporary_bytes'] / 1e6:.1f} MB",
         )
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells)
     about = f"{table['title'].capitalize()}, for each device; compiled for CPU devices."
-    return "\n".join([*lines, "", about]) + "\n"
+    return f"{_table(head, lines)}\n{about}\n"
 
 
 PAGES = {
     ROOT / "README.md": (digits, speed, overhead, training),
-    ROOT / "docs" / "scaling.md": (collectives,),
+    ROOT / "docs" / "scaling.md": (collectives, devices),
 }
 
 
