@@ -5,16 +5,30 @@ from typing import TYPE_CHECKING
 
 from sparseopt_jax._version import __version__
 from sparseopt_jax.batch_variance import scale_by_batch_variance
+from sparseopt_jax.dense_to_sparse import ac_dc, gradual_magnitude, granet, one_shot
+from sparseopt_jax.host_updates import update_topology
 from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_masks
-from sparseopt_jax.methods import rigl, set_, static
+from sparseopt_jax.methods import (
+    mest,
+    rigl,
+    rigl_itop,
+    set_,
+    set_itop,
+    snfs,
+    srigl,
+    static,
+)
 from sparseopt_jax.metrics import metrics
 from sparseopt_jax.neurons import NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
 from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
+from sparseopt_jax.phases import phases
 from sparseopt_jax.report import plan, summary
 from sparseopt_jax.sharding import state_sharding
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
-from sparseopt_jax.sparsify import sparsify, update_topology
+from sparseopt_jax.sparsify import sparsify
+from sparseopt_jax.straight_through import sr_ste, ste, top_kast
+from sparseopt_jax.structures import NM, Block, Channel, ConstantFanIn, Unstructured
 from sparseopt_jax.topology import Topology
 from sparseopt_jax.train_step import make_train_step, pmap_train_step
 
@@ -22,32 +36,50 @@ if TYPE_CHECKING:
     from sparseopt_jax import checkpoint, linen, nnx
 
 __all__ = [
+    "NM",
+    "Block",
+    "Channel",
+    "ConstantFanIn",
     "NeuronDims",
     "SparseState",
     "Topology",
+    "Unstructured",
     "__version__",
+    "ac_dc",
     "apply_masks",
     "apply_updates",
     "checkpoint",
     "get_masks",
+    "gradual_magnitude",
+    "granet",
     "infer_norm_links",
     "linen",
     "make_train_step",
+    "mest",
     "metrics",
     "nnx",
+    "one_shot",
+    "phases",
     "plan",
     "pmap_train_step",
     "rigl",
+    "rigl_itop",
     "scale_by_batch_variance",
     "scale_by_sparseopt",
     "set_",
+    "set_itop",
+    "snfs",
     "sparse_adamw",
     "sparse_sgd",
     "sparseopt",
     "sparsify",
+    "sr_ste",
+    "srigl",
     "state_sharding",
     "static",
+    "ste",
     "summary",
+    "top_kast",
     "update_topology",
 ]
 

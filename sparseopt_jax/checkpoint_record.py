@@ -10,16 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparseopt_jax import paths, scores
+from sparseopt_jax import paths
 from sparseopt_jax.checksum import checksum
 from sparseopt_jax.masks import get_masks, is_sparse_state
 from sparseopt_jax.topology import Topology
 
 _SHOWN = 20
-_METHODS: dict[Any, str] = {
-    (scores.magnitude, scores.random, False): "set",
-    (scores.magnitude, scores.gradient, True): "rigl",
-}
 
 
 def make(
@@ -144,23 +140,14 @@ def describe_topology(topology: Topology) -> dict[str, Any]:
     Returns:
       Its method, and its settings by name.
     """
-    if topology.schedule is None:
-        method = "static"
-    else:
-        parts = (topology.drop, topology.grow, topology.replaces_step)
-        method = _METHODS.get(parts) or ", ".join(
-            [
-                f"drop by {getattr(topology.drop, '__name__', topology.drop)}",
-                f"grow by {getattr(topology.grow, '__name__', topology.grow)}",
-                "in place of a step" if topology.replaces_step else "after a step",
-            ]
-        )
-    described: dict[str, Any] = {"method": method}
+    described: dict[str, Any] = {"method": topology.name}
     for field in dataclasses.fields(topology):
         value = getattr(topology, field.name)
         if field.name == "schedule" and value is not None:
-            described.update(dataclasses.asdict(value))
-        elif field.name not in ("schedule", "masks", "drop", "grow", "replaces_step"):
+            described.update(
+                {own: _plain(x) for own, x in dataclasses.asdict(value).items()}
+            )
+        elif field.name not in ("schedule", "masks", "name"):
             described[field.name] = _plain(value)
     return _as_json(described)
 
@@ -170,8 +157,10 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(own) for key, own in value.items()}
     if dataclasses.is_dataclass(value):
         return repr(value)
+    if isinstance(value, tuple | list):
+        return [_plain(own) for own in value]
     if callable(value):
-        return None
+        return getattr(value, "__qualname__", None)
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.extend import core
 
 from sparseopt_jax import paths
+from sparseopt_jax.masks import zero_masked
 
 
 def map_weight_state(
@@ -43,6 +45,23 @@ def map_weight_state(
         return function(mask, leaf, other_leaf)
 
     return jax.tree_util.tree_map_with_path(at_leaf, state, other)
+
+
+def refresh(
+    inner: optax.GradientTransformation, masks: Any, inner_state: Any, params: Any
+) -> Any:
+    """The inner state, with what ``inner.init`` gives for inactive weights.
+
+    Kept so at every step, it is there when a weight is grown, and costs nothing: the
+    mask is at hand, and initial states are constants to the compiler.
+    """
+    fresh = inner.init(zero_masked(masks, params))
+    return map_weight_state(
+        lambda m, new, fresh: jnp.where(m, new, fresh).astype(new.dtype),
+        masks,
+        inner_state,
+        fresh,
+    )
 
 
 def update_through(

@@ -34,9 +34,31 @@ class SparseState(NamedTuple):
     inner_state: Any
 
 
+class ForwardMaskState(NamedTuple):
+    """State of ``sparsify`` where masks are the forward pass's alone.
+
+    The weights behind them stay dense, as straight-through estimators want them.
+
+    Attributes:
+      count: int32 scalar, steps taken.
+      key: typed PRNG key, the same on every replica and at every step.
+      masks: as in ``SparseState``: weights that the forward pass uses.
+      trained_masks: masks of the weights that are trained; ``()`` where all are.
+      topology_state: what the topology keeps.
+      inner_state: state of the inner transformation.
+    """
+
+    count: jax.Array
+    key: jax.Array
+    masks: Any
+    trained_masks: Any
+    topology_state: Any
+    inner_state: Any
+
+
 def is_sparse_state(x: Any) -> bool:
-    """Whether ``x`` is a ``SparseState``."""
-    return isinstance(x, SparseState)
+    """Whether ``x`` is a state that holds masks."""
+    return isinstance(x, SparseState | ForwardMaskState)
 
 
 def map_masked_with_path(
@@ -92,6 +114,9 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
     """Sets every inactive weight to exactly zero.
 
     Call it once after ``tx.init`` to start sparse; afterwards the updates keep it so.
+    For topologies whose weights stay dense (``ste``, ``sr_ste``, ``top_kast``) it gives
+    what the forward pass sees: call it at every step, outside of what is
+    differentiated, and keep the dense weights.
 
     Args:
       params: any pytree of arrays.
@@ -146,7 +171,11 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
       >>> int((params["kernel"] != 0).sum())
       8
     """
-    return zero_masked(get_masks(opt_state), optax.apply_updates(params, updates))
+    masks = get_masks(opt_state)
+    params = optax.apply_updates(params, updates)
+    if any(isinstance(state, ForwardMaskState) for state in find_states(opt_state)):
+        return params
+    return zero_masked(masks, params)
 
 
 def get_masks(opt_state: Any) -> Any:
@@ -183,8 +212,8 @@ def get_masks(opt_state: Any) -> Any:
     return functools.reduce(_merge, (unpack(_unbox(state.masks)) for state in states))
 
 
-def find_states(opt_state: Any) -> list[SparseState]:
-    """Every ``SparseState`` in a pytree, or in an object's ``opt_state``."""
+def find_states(opt_state: Any) -> list[Any]:
+    """Every state with masks in a pytree, or in an object's ``opt_state``."""
     tree = getattr(opt_state, "opt_state", opt_state)
     leaves = jax.tree.leaves(tree, is_leaf=is_sparse_state)
     return [leaf for leaf in leaves if is_sparse_state(leaf)]

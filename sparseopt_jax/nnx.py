@@ -4,8 +4,8 @@ from typing import Any
 
 from flax import nnx
 
+from sparseopt_jax.host_updates import update_topology as _update_topology
 from sparseopt_jax.masks import apply_masks, get_masks
-from sparseopt_jax.sparsify import update_topology as _update_topology
 
 
 def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:

@@ -1,7 +1,6 @@
 """The owner of the masks: a transformation around any optimizer."""
 
-import contextvars
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +9,19 @@ import optax
 from jax.core import Tracer
 
 from sparseopt_jax import paths
-from sparseopt_jax.inner_state import map_weight_state, update_through
-from sparseopt_jax.masks import (
-    SparseState,
-    find_states,
-    is_sparse_state,
-    map_masked,
-    zero_masked,
-)
-from sparseopt_jax.packing import is_packed, pack, unpack
-from sparseopt_jax.sharding_types import explicit_sharding, sharded
-from sparseopt_jax.topology import Topology, TopologyState
-
-
-class _Owner(NamedTuple):
-    """What a ``SparseState`` was made by and for.
-
-    Attributes:
-      topology: its topology.
-      inner: its inner transformation.
-      structure: the structure of its masks.
-      holes: True where a wrapper kept parameters from it, a leaf or a subtree.
-      packed: whether its masks are stored as bits.
-    """
-
-    topology: Topology
-    inner: optax.GradientTransformation
-    structure: Any
-    holes: Any
-    packed: bool
-
-
-# While a list is set, every `init` of an owner adds itself to it: how
-# `update_topology` finds the owners inside any nest of optax wrappers.
-_OWNERS: contextvars.ContextVar[list[_Owner] | None] = contextvars.ContextVar(
-    "sparseopt_jax_owners", default=None
-)
+from sparseopt_jax.inner_state import refresh, update_through
+from sparseopt_jax.masks import SparseState, map_masked, zero_masked
+from sparseopt_jax.owners import record_owner
+from sparseopt_jax.packing import is_packed
+from sparseopt_jax.phases import Phases
+from sparseopt_jax.stored_masks import loaded, stored, unpacked
+from sparseopt_jax.straight_through import StraightThrough, make_straight_through
+from sparseopt_jax.topology import Topology
 
 
 def sparsify(
     inner: optax.GradientTransformation,
-    topology: Topology,
+    topology: Topology | Phases | StraightThrough,
     *,
     key: jax.typing.ArrayLike = 0,
     host_updates: bool = False,
@@ -112,7 +83,7 @@ def sparsify(
 
 def make_owner(
     inner: optax.GradientTransformation,
-    topology: Topology,
+    topology: Topology | Phases | StraightThrough,
     *,
     key: jax.typing.ArrayLike,
     host_updates: bool,
@@ -134,16 +105,35 @@ def make_owner(
     Returns:
       The transformation.
     """
-    if not isinstance(topology, Topology):
+    if isinstance(topology, StraightThrough) and zeros:
+        return make_straight_through(
+            inner,
+            topology,
+            _typed_key(key),
+            host_updates=host_updates,
+            packed=packed,
+        )
+    if not isinstance(topology, Topology | Phases):
         raise TypeError(
             f"topology must be a Topology, as static, set_ and rigl make it, got "
             f"{topology!r}"
         )
     inner = optax.with_extra_args_support(inner)
-    moves = topology.schedule is not None and not host_updates
-    moves_first = moves and (topology.replaces_step or not zeros)
-    moves_after = moves and not moves_first
-    replaces = topology.schedule is not None and topology.replaces_step
+    if host_updates and topology.replaces_step is None:
+        raise ValueError(
+            "host_updates needs phases that all replace the gradient step, or all "
+            "follow it"
+        )
+
+    moves = topology.moves and not host_updates
+    moves_first = moves and (topology.replaces_step is not False or not zeros)
+    moves_after = moves and topology.replaces_step is not True and zeros
+    replaces = topology.moves and topology.replaces_step is not False
+
+    def due(count, *, first):
+        if moves_first != moves_after:
+            return topology.due(count)
+        return topology.due(count) & (topology.replaces(count) == first)
 
     def init_fn(params):
         init_key, own_key = jax.random.split(_typed_key(key))
@@ -152,8 +142,8 @@ def make_owner(
             unturned = jax.tree.map(jnp.zeros_like, masks)
             topology_state = topology_state._replace(turned=unturned)
         inner_state = inner.init(zero_masked(masks, params))
-        masks, topology_state = _stored(packed, masks, topology_state)
-        _record_owner(topology, inner, params, masks, packed)
+        masks, topology_state = stored(packed, masks, topology_state)
+        record_owner(topology, inner, params, masks, packed)
         return SparseState(
             count=jnp.zeros([], jnp.int32),
             key=own_key,
@@ -167,7 +157,7 @@ def make_owner(
         count, key, topology_state = state.count, state.key, state.topology_state
         # Full layers are dense to everything below: they cost nothing, and a network
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.
-        stored = _without(topology.full_leaves(params), state.masks)
+        state_masks = _without(topology.full_leaves(params), state.masks)
 
         def step(masks, fan_ins, updates, inner_state, params):
             return inner.update(
@@ -180,50 +170,59 @@ def make_owner(
                 **extra_args,
             )
 
-        def change(stored, topology_state, params, grads):
+        def change(state_masks, topology_state, params, grads, memory):
             step_key = jax.random.fold_in(key, count)
-            masks, topology_state = _loaded(stored, topology_state, params)
+            masks, topology_state = loaded(state_masks, topology_state, params)
             masks, topology_state = topology.update(
-                step_key, count, masks, topology_state, params, grads
+                *(step_key, count, masks, topology_state._replace(memory=memory)),
+                *(params, grads),
             )
-            return _stored(packed, masks, topology_state)
+            return stored(packed, masks, topology_state._replace(memory=()))
 
-        def step_and_change(stored, topology_state, params, grads, inner_state):
+        def step_and_change(
+            state_masks, topology_state, params, grads, memory, inner_state
+        ):
             # The step is taken a second time: handed over instead, the stepped weights
             # would have to be written out at every step, due or not.
-            masks, fan_ins = _unpacked(stored, params), topology_state.fan_ins
+            masks, fan_ins = unpacked(state_masks, params), topology_state.fan_ins
             stepped, _ = step(masks, fan_ins, grads, inner_state, params)
             stepped = optax.apply_updates(params, _zeroing(masks, stepped, params))
-            return change(stored, topology_state, stepped, grads)
+            return change(state_masks, topology_state, stepped, grads, memory)
 
+        topology_state = topology.observe(count, topology_state, updates)
+        memory = topology_state.memory
+        topology_state = topology_state._replace(memory=())
         if moves_first:
-            stored, topology_state = _if_due(
-                topology.due(count), change, stored, topology_state, params, updates
+            state_masks, topology_state = _if_due(
+                due(count, first=True),
+                *(change, state_masks, topology_state, params, updates, memory),
             )
-        masks = _unpacked(stored, params)
+        masks = unpacked(state_masks, params)
         stepping, fan_ins = masks, topology_state.fan_ins
         if moves_after:
-            stored, topology_state = _if_due(
-                topology.due(count),
-                step_and_change,
-                *(stored, topology_state, params, updates, state.inner_state),
+            state_masks, topology_state = _if_due(
+                *(due(count, first=False), step_and_change),
+                *(state_masks, topology_state),
+                *(params, updates, memory, state.inner_state),
             )
-            masks = _unpacked(stored, params)
+            masks = unpacked(state_masks, params)
             # The old masks, told from the new ones: while they themselves were in use,
             # the new ones could not take their place in memory, and every step would
             # copy them.
             changed = topology_state.updated_at == count
             stepping = map_masked(
                 lambda turned, new: new ^ (turned & changed),
-                _unpacked(topology_state.turned, params),
+                unpacked(topology_state.turned, params),
                 masks,
             )
 
-        replaced = replaces and topology_state.updated_at == count
+        replaced = replaces and (
+            (topology_state.updated_at == count) & topology.replaces(count)
+        )
         stepped, inner_state = update_through(
             lambda: step(stepping, fan_ins, updates, state.inner_state, params),
             lambda new: _hold(replaced, state.inner_state, new) if replaces else new,
-            lambda new: _refresh(inner, masks, new, params),
+            lambda new: refresh(inner, masks, new, params),
         )
         if replaces:
             stepped = jax.tree.map(
@@ -236,139 +235,12 @@ def make_owner(
         return stepped, SparseState(
             count=jnp.asarray(optax.safe_increment(count)),
             key=key,
-            masks=map_masked(lambda new, old: new, stored, state.masks),
-            topology_state=topology_state,
+            masks=map_masked(lambda new, old: new, state_masks, state.masks),
+            topology_state=topology_state._replace(memory=memory),
             inner_state=inner_state,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def update_topology(
-    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
-) -> tuple[Any, Any]:
-    """Changes the masks from the host, for ``sparsify(..., host_updates=True)``.
-
-    Compile it once and call it when ``topology.due(step)``: for a topology that
-    replaces the gradient step (RigL) before ``tx.update`` of that step, which then
-    moves no weight and only advances counters and schedules; for one that follows it
-    (SET) after the weights have been updated. The change is then the one within the
-    step, up to the rounding of another compiled program.
-
-    Args:
-      tx: the transformation, or anything in optax around it.
-      grads: the dense gradient of the step, tree like ``params``.
-      opt_state: the state of ``tx``.
-      params: the weights.
-
-    Returns:
-      The new optimizer state, and the weights with what was dropped or grown at zero.
-
-    Raises:
-      ValueError: if ``opt_state`` holds no masks, or they were made by a topology that
-        never changes or by another ``tx``.
-
-    Examples:
-      >>> import jax, jax.numpy as jnp, optax
-      >>> import sparseopt_jax as so
-      >>> topology = so.rigl(0.75, every=100, stop=1000)
-      >>> tx = so.sparsify(optax.sgd(0.1), topology, host_updates=True)
-      >>> params = {"kernel": jnp.ones((4, 8))}
-      >>> state = tx.init(params)
-      >>> change = jax.jit(lambda g, s, p: so.update_topology(tx, g, s, p))
-      >>> if topology.due(0):
-      ...     state, params = change(params, state, params)
-      >>> updates, state = tx.update(params, state, params)
-      >>> params = optax.apply_updates(params, updates)
-    """
-    if not find_states(opt_state):
-        raise ValueError(
-            "opt_state holds no SparseState; pass the state of a transformation built "
-            "with sparsify"
-        )
-    owners: list[_Owner] = []
-    token = _OWNERS.set(owners)
-    try:
-        # A fresh function each time: a remembered trace would not run `init` again.
-        jax.eval_shape(lambda p: tx.init(p), params)
-    finally:
-        _OWNERS.reset(token)
-    by_structure = {owner.structure: owner for owner in owners}
-
-    def change(node):
-        nonlocal params
-        if not is_sparse_state(node):
-            return node
-        owner = by_structure.get(jax.tree.structure(node.masks))
-        if owner is None:
-            raise ValueError("opt_state was not made by this tx: other masks")
-        if owner.topology.schedule is None:
-            raise ValueError("a static topology never changes; use set_ or rigl")
-        seen = jax.tree.map(
-            lambda hole, p: optax.MaskedNode() if hole else p, owner.holes, params
-        )
-        # A change that follows the gradient step belongs to the step just taken.
-        step = node.count if owner.topology.replaces_step else node.count - 1
-        old, topology_state = _loaded(node.masks, node.topology_state, seen)
-        new, topology_state = owner.topology.update(
-            *(jax.random.fold_in(node.key, step), step),
-            *(old, topology_state, seen, grads),
-        )
-        params = zero_masked(_both(old, new), params)
-        masks, topology_state = _stored(owner.packed, new, topology_state)
-        return node._replace(
-            masks=masks,
-            topology_state=topology_state,
-            inner_state=_refresh(owner.inner, new, node.inner_state, seen),
-        )
-
-    opt_state = jax.tree.map(change, opt_state, is_leaf=is_sparse_state)
-    return opt_state, params
-
-
-def _stored(
-    packed: bool, masks: Any, topology_state: TopologyState
-) -> tuple[Any, TopologyState]:
-    """Masks and what is like them, as the state keeps them."""
-    if not packed:
-        return masks, topology_state
-    return pack(masks), topology_state._replace(
-        explored=pack(topology_state.explored), turned=pack(topology_state.turned)
-    )
-
-
-def _loaded(
-    masks: Any, topology_state: TopologyState, params: Any
-) -> tuple[Any, TopologyState]:
-    """The same as bool arrays."""
-    return _unpacked(masks, params), topology_state._replace(
-        explored=_unpacked(topology_state.explored, params),
-        turned=_unpacked(topology_state.turned, params),
-    )
-
-
-def _unpacked(masks: Any, params: Any) -> Any:
-    """Masks as bool arrays, in type sharded as their weights are."""
-    unpacked = unpack(masks)
-    if unpacked is masks:
-        return masks
-    return map_masked(
-        lambda param, mask: sharded(mask, explicit_sharding(param)), params, unpacked
-    )
-
-
-def _record_owner(
-    topology: Topology,
-    inner: optax.GradientTransformation,
-    params: Any,
-    masks: Any,
-    packed: bool,
-) -> None:
-    owners = _OWNERS.get()
-    if owners is not None:
-        holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
-        structure = jax.tree.structure(masks)
-        owners.append(_Owner(topology, inner, structure, holes, packed))
 
 
 def _check_update(params: Any, extra_args: dict[str, Any]) -> None:
@@ -437,23 +309,6 @@ def _hold(condition: Any, old: Any, new: Any) -> Any:
         return jnp.where(condition, old, new).astype(dtype)
 
     return jax.tree.map(at_leaf, old, new)
-
-
-def _refresh(
-    inner: optax.GradientTransformation, masks: Any, inner_state: Any, params: Any
-) -> Any:
-    """The inner state, with what ``inner.init`` gives for inactive weights.
-
-    Kept so at every step, it is there when a weight is grown, and costs nothing: the
-    mask is at hand, and initial states are constants to the compiler.
-    """
-    fresh = inner.init(zero_masked(masks, params))
-    return map_weight_state(
-        lambda m, new, fresh: jnp.where(m, new, fresh).astype(new.dtype),
-        masks,
-        inner_state,
-        fresh,
-    )
 
 
 def _typed_key(key: Any) -> jax.Array:

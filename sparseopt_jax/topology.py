@@ -1,31 +1,47 @@
 """Topologies: which weights are active, and how that changes.
 
 One class for every method: a composition of a distribution (how many weights each layer
-gets), a drop score and a grow score (which ones), and a schedule (when, and what
-fraction). ``sparseopt_jax.methods`` has those of the literature.
+gets), a structure (which may be active together), a drop score and a grow score (which
+ones), and a schedule (when, and what fraction). ``sparseopt_jax.methods`` has those of
+the literature.
 """
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from sparseopt_jax import distributions, paths, scores
-from sparseopt_jax.distributions import Distribution, Layer
-from sparseopt_jax.eligibility import Where, why_dense
+from sparseopt_jax import changes, distributions, paths, scores
+from sparseopt_jax.distributions import Distribution
+from sparseopt_jax.eligibility import Where
+from sparseopt_jax.gradient_memory import GradientMemory, no_gradients
+from sparseopt_jax.leaf_plans import LeafPlan, Rules, masks_by_path, plan_leaves
 from sparseopt_jax.masks import check_masks, map_masked, map_masked_with_path
-from sparseopt_jax.neurons import Axes, Dims, check_dims, fan_in, resolve_axes
-from sparseopt_jax.schedules import UpdateSchedule
-from sparseopt_jax.selection import random_mask, top_k_mask
+from sparseopt_jax.neurons import (
+    Dims,
+    check_dims,
+    correction_factor,
+    fan_in,
+    resolve_axes,
+)
+from sparseopt_jax.schedules import DensitySchedule, StepList, UpdateSchedule
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
+from sparseopt_jax.structures import (
+    ConstantFanIn,
+    Structures,
+    Unstructured,
+    check_structure,
+)
+from sparseopt_jax.units import random_units_mask
+
+KEPT = "kept"
+_ANY_WEIGHTS = Unstructured()
 
 
 class TopologyState(NamedTuple):
@@ -41,70 +57,82 @@ class TopologyState(NamedTuple):
       fan_ins: int32 arrays, each neuron's number of active incoming weights, the
         reduction axes kept with size 1; ``optax.MaskedNode()`` at leaves without
         neurons. Counted at a change, so that no step has to.
+      grown: int32 scalars, how many weights of a leaf the last change turned on;
+        ``optax.MaskedNode()`` at dense leaves.
+      memory: float32 arrays like the masks, what growth remembers of earlier
+        gradients; ``()`` for a topology that remembers none.
     """
 
     updated_at: jax.Array
     explored: Any
     turned: Any
     fan_ins: Any
-
-
-class LeafPlan(NamedTuple):
-    """What a topology decides about one leaf, from its shape alone.
-
-    Attributes:
-      path: the leaf's canonical path.
-      leaf: the leaf, or what stands for its shape.
-      why_dense: the reason that it stays dense; empty if it is sparse.
-      axes: its axes; None if it has no neurons.
-      layer: the layer that distributions see; None if it stays dense.
-      active: its active weights; None if it stays dense, or if a traced or remote mask
-        keeps the number to itself.
-    """
-
-    path: str
-    leaf: Any
-    why_dense: str
-    axes: Axes | None
-    layer: Layer | None
-    active: int | None
+    grown: Any
+    memory: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Pure functions that make and change masks. Build one with ``static``, ``set_``,
-    ``rigl``, or from the parts.
+    """Pure functions that make and change masks. Build one with a function of
+    ``sparseopt_jax.methods``, or from the parts.
 
     Attributes:
-      sparsity: fraction of zeros, in [0, 1); None if ``masks`` are given.
+      sparsity: fraction of zeros, in [0, 1), in the end where ``density`` moves it;
+        None if ``masks`` are given, or a structure fixes it.
+      name: what it is called in tables and checkpoints.
       distribution: how the budget is shared between layers.
+      structure: what may be active within a layer, for all or by globs over paths.
       where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
-      masks: masks to start from, instead of random ones.
+      masks: masks to start from, instead of random ones; ``"kept"`` for a phase that
+        keeps the masks, or their numbers of active weights, as they are handed on.
       dims: the axes of kernels, as in ``sparseopt_jax.neurons.resolve_axes``.
       schedule: when the topology changes; None if it never does.
       drop: score by which active weights are kept, the highest.
       grow: score by which inactive weights are activated, the highest.
       replaces_step: whether a change replaces the gradient step (RigL) or follows it
         (SET).
+      density: how the number of active weights moves; None if it does not.
+      scope: what a density that falls compares: the weights of each ``"layer"``, or
+        ``"global"``, of the whole network.
+      memory: what growth remembers of earlier gradients; None for the present one only.
+      corrected_growth: whether growth sees the gradient times SparseOpt's factors.
+      redistributes: whether what all layers drop is grown in proportion to the mean
+        size of a layer's remembered gradients (SNFS).
+      ablation: neurons with fewer salient weights than this fraction of their fan-in
+        lose all of them to the others (SRigL); None for never.
+      min_fan_in: active weights that every neuron keeps.
       track_explored: whether to record which weights have ever been active (one bool
         per weight).
     """
 
     sparsity: float | None
+    name: str = "custom"
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel"
+    structure: Structures = _ANY_WEIGHTS
     where: Where | None = None
     masks: Any = None
     dims: Dims = None
-    schedule: UpdateSchedule | None = None
+    schedule: UpdateSchedule | StepList | None = None
     drop: scores.Score = scores.magnitude
     grow: scores.Score = scores.random
     replaces_step: bool = False
+    density: DensitySchedule | None = None
+    scope: str = "layer"
+    memory: GradientMemory | None = None
+    corrected_growth: bool = False
+    redistributes: bool = False
+    ablation: float | None = None
+    min_fan_in: int = 0
     track_explored: bool = False
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:
             distributions.check_sparsity(self.sparsity)
-        elif self.masks is None:
+        check_structure(self.structure)
+        of_its_own = (
+            isinstance(self.structure, Mapping) or self.structure.density is not None
+        )
+        if self.sparsity is None and self.masks is None and not of_its_own:
             raise ValueError("sparsity must be given unless masks are, got None")
         distributions.check_distribution(self.distribution)
         check_dims(self.dims)
@@ -112,8 +140,61 @@ class Topology:
             raise TypeError(
                 f"where must be a function of (path, leaf), got {self.where!r}"
             )
-        if self.masks is not None:
+        if self.masks is not None and not self.is_handed_on:
             check_masks(self.masks)
+        self._check_change()
+
+    def _check_change(self) -> None:
+        for name in ("drop", "grow"):
+            if not callable(getattr(self, name)):
+                raise TypeError(
+                    f"{name} must be a function of (key, param, grad), got "
+                    f"{getattr(self, name)!r}"
+                )
+        if self.scope not in ("layer", "global"):
+            raise ValueError(f"scope must be 'layer' or 'global', got {self.scope!r}")
+        if self.density is not None:
+            distributions.check_sparsity(
+                self.density.initial_sparsity, "initial_sparsity"
+            )
+            if self.masks is not None:
+                raise ValueError("a density that moves begins with masks of its own")
+        if isinstance(self.min_fan_in, bool) or not isinstance(self.min_fan_in, int):
+            raise TypeError(f"min_fan_in must be an integer, got {self.min_fan_in!r}")
+        if self.min_fan_in < 0:
+            raise ValueError(f"min_fan_in must be at least 0, got {self.min_fan_in}")
+        if self.ablation is not None:
+            if not 0.0 <= self.ablation <= 1.0:
+                raise ValueError(
+                    f"the fraction of salient weights must be in [0, 1], got "
+                    f"{self.ablation}"
+                )
+            if self.structure != ConstantFanIn():
+                raise ValueError(
+                    "neurons are ablated under ConstantFanIn() only, got structure "
+                    f"{self.structure}"
+                )
+        if self.memory is not None:
+            if not isinstance(self.schedule, UpdateSchedule):
+                raise ValueError("a memory of gradients needs changes at an interval")
+            self.memory.check(self.schedule)
+        if self.redistributes and (
+            self.memory is None or self.structure != Unstructured()
+        ):
+            raise ValueError(
+                "redistribution needs a memory of gradients and Unstructured(), got "
+                f"{self.memory} and {self.structure}"
+            )
+
+    @property
+    def is_handed_on(self) -> bool:
+        """Whether it takes the masks, or their numbers, that a phase before left."""
+        return isinstance(self.masks, str) and self.masks == KEPT
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether every layer has as many active weights at any time."""
+        return self.density is None and not self.redistributes and self.ablation is None
 
     def leaves(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf of ``params``.
@@ -126,92 +207,27 @@ class Topology:
 
         Raises:
           ValueError: if no leaf can be sparse, a pattern matches nothing, a layer
-            would keep no weight, or the given masks do not fit.
+            would keep no weight, a structure does not fit a shape, or the given masks
+            do not fit.
         """
-        flat = {
-            path: leaf
-            for path, leaf in paths.flatten_with_paths(params)
-            if not paths.is_hole(leaf)
-        }
-        if isinstance(self.dims, Mapping):
-            paths.check_patterns(self.dims, flat, "dims")
-        axes = {path: resolve_axes(self.dims, path, x) for path, x in flat.items()}
-        if self.masks is not None:
-            return self._leaves_of_masks(params, flat, axes)
-
-        reasons = {
-            path: why_dense(path, x, axes[path], self.where) for path, x in flat.items()
-        }
-        layers = {
-            path: Layer.of(path, x, own)
-            for path, x in flat.items()
-            if (own := axes[path]) is not None and not reasons[path]
-        }
-        if flat and not layers:
-            listed = "; ".join(f"{path}: {why}" for path, why in reasons.items())
-            raise ValueError(f"no parameter can be made sparse ({listed})")
-        counts = distributions.allocate(
-            self.distribution, list(layers.values()), self.sparsity or 0.0
-        )
-        return [
-            LeafPlan(path, x, reasons[path], axes[path], layer, active)
-            for path, x in flat.items()
-            for layer in [layers.get(path)]
-            for active in [counts[path] * layer.copies if layer else None]
-        ]
-
-    def _leaves_of_masks(
-        self, params: Any, flat: dict[str, Any], axes: dict[str, Axes | None]
-    ) -> list[LeafPlan]:
-        masks = self._masks_by_path()
-        expected = [path for path, _ in paths.flatten_with_paths(params)]
-        for hole in [path for path, mask in masks.items() if mask is None]:
-            # It may stand for a subtree, as wrappers make them, or for no leaf at all.
-            if hole not in expected:
-                masks.pop(hole)
-                below = [path for path in expected if path.startswith(f"{hole}/")]
-                masks.update(dict.fromkeys(below))
-        if sorted(masks) != sorted(expected):
+        if self.is_handed_on:
             raise ValueError(
-                "masks must have the structure of the parameters, with "
-                "optax.MaskedNode() at dense leaves: they hold "
-                f"{', '.join(masks)}; the parameters are {', '.join(expected)}"
+                'masks="kept" takes masks over from a phase before; use it in phases'
             )
-        plans = []
-        for path, x in flat.items():
-            mask = masks[path]
-            if mask is None:
-                plans.append(
-                    LeafPlan(path, x, "dense in masks", axes[path], None, None)
-                )
-                continue
-            if tuple(mask.shape) != tuple(x.shape):
-                raise ValueError(
-                    f"the mask at {path!r} has shape {tuple(mask.shape)}, its "
-                    f"parameter {tuple(x.shape)}"
-                )
-            if not jnp.issubdtype(x.dtype, jnp.floating):
-                raise ValueError(
-                    f"the mask at {path!r} belongs to a parameter of type {x.dtype}; "
-                    "only real floating-point parameters can be sparse"
-                )
-            # A vector is the inputs of one neuron.
-            own = axes[path] or Axes((), tuple(range(len(x.shape))), ())
-            layer = Layer.of(path, x, own)
-            plans.append(LeafPlan(path, x, "", own, layer, _count(mask)))
-        if flat and not any(plan.layer for plan in plans):
-            raise ValueError("masks hold no bool array: nothing would be sparse")
-        return plans
+        return plan_leaves(self._rules(self.sparsity), params)
 
-    def _masks_by_path(self) -> dict[str, Any]:
-        def is_dense(x):
-            return x is None or paths.is_hole(x)
+    def _rules(self, sparsity: float | None) -> Rules:
+        return Rules(
+            sparsity,
+            *(self.distribution, self.structure, self.where),
+            *(self.masks, self.dims, self.min_fan_in),
+        )
 
-        leaves = jax.tree_util.tree_leaves_with_path(self.masks, is_leaf=is_dense)
-        return {
-            paths.path_string(key_path): None if is_dense(leaf) else leaf
-            for key_path, leaf in leaves
-        }
+    def _first_leaves(self, params: Any) -> list[LeafPlan]:
+        if self.density is None:
+            return self.leaves(params)
+        rules = self._rules(self.density.initial_sparsity)
+        return plan_leaves(rules._replace(begins=True), params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
         """Paths of the leaves all of whose weights are active, and will stay so.
@@ -219,11 +235,14 @@ class Topology:
         A layer that its distribution saturates keeps its count like any other, so its
         mask never changes anything.
         """
-        return frozenset(
-            plan.path
-            for plan in self.leaves(params)
-            if plan.layer and plan.active == plan.layer.size * plan.layer.copies
-        )
+        if self.redistributes or self.ablation is not None or self.scope == "global":
+            return frozenset()
+        return _full(self.leaves(params)) & _full(self._first_leaves(params))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the masks ever change."""
+        return self.schedule is not None
 
     def due(self, count: Any) -> Any:
         """Whether the masks change at step ``count``: a bool for an int, else an array.
@@ -231,6 +250,11 @@ class Topology:
         What a host loop asks before it calls ``update_topology``.
         """
         return False if self.schedule is None else self.schedule.due(count)
+
+    def replaces(self, count: Any) -> Any:
+        """Whether a change at step ``count`` replaces the gradient step: a bool."""
+        del count
+        return self.replaces_step
 
     def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
         """The first masks: exactly as many random active weights as each layer gets.
@@ -246,8 +270,8 @@ class Topology:
         Raises:
           ValueError: as ``leaves``.
         """
-        plans = {plan.path: plan for plan in self.leaves(params)}
-        given = {} if self.masks is None else self._masks_by_path()
+        plans = {plan.path: plan for plan in self._first_leaves(params)}
+        given = {} if self.masks is None else masks_by_path(self.masks)
 
         def at_leaf(path, leaf):
             plan = plans.get(path)
@@ -256,11 +280,12 @@ class Topology:
             sharding = _sharding(leaf)
             if path in given:
                 return sharded(jnp.asarray(given[path]), sharding)
-            return random_mask(
-                _leaf_key(key, path),
-                leaf.shape,
-                plan.active // plan.layer.copies,  # pyright: ignore
-                axis=plan.axes.layer,  # pyright: ignore
+            return random_units_mask(
+                leaf_key(key, path),
+                plan.per_cell,
+                plan.units,
+                least=self.min_fan_in,
+                neuron=plan.axes.reduction,  # pyright: ignore
                 sharding=sharding,
             )
 
@@ -275,11 +300,36 @@ class Topology:
             explored=explored,
             turned=(),
             fan_ins=paths.map_with_paths(self._fan_in, masks),
+            grown=jax.tree.map(lambda _: jnp.zeros([], jnp.int32), masks),
+            memory=self.no_memory(masks),
         )
+
+    def no_memory(self, masks: Any) -> Any:
+        """What growth remembers before the first step."""
+        return () if self.memory is None else no_gradients(masks)
 
     def _fan_in(self, path: str, mask: Any, _: Any = None) -> Any:
         axes = None if paths.is_hole(mask) else resolve_axes(self.dims, path, mask)
         return optax.MaskedNode() if axes is None else fan_in(mask, axes)
+
+    def observe(self, count: Any, state: TopologyState, grads: Any) -> TopologyState:
+        """Takes the gradient of a step into what growth remembers.
+
+        Args:
+          count: int32 scalar, the step.
+          state: what the topology keeps.
+          grads: the dense gradient.
+
+        Returns:
+          The new state; the same if nothing is remembered.
+        """
+        if self.memory is None:
+            return state
+        memory = self.memory.observe(
+            self.schedule,  # pyright: ignore
+            *(count, state.memory, grads),
+        )
+        return state._replace(memory=memory)
 
     def update(
         self,
@@ -289,77 +339,139 @@ class Topology:
         state: TopologyState,
         params: Any,
         grads: Any,
+        *,
+        fraction: jax.Array | None = None,
+        adapts: bool = False,
     ) -> tuple[Any, TopologyState]:
         """Changes the masks once, whether or not a change is due.
 
         Per layer, the fraction that the schedule gives for ``count`` of the active
-        weights is dropped, lowest drop scores first, and as many are grown, highest
-        grow scores first, among all that are then inactive: those just dropped may
-        come back. Weights that are infinite or NaN are not dropped.
+        units is dropped, lowest drop scores first, and every cell grows to its number
+        again, highest grow scores first, among all that are then inactive: those just
+        dropped may come back. Weights that are infinite or NaN are not dropped.
 
         Args:
           key: typed PRNG key of this step.
           count: int32 scalar, the step.
           masks: the present masks.
-          state: what the topology keeps.
+          state: what the topology keeps, ``observe`` called for this step.
           params: tree like the masks, the weights.
           grads: tree like the masks, the dense gradient.
+          fraction: what to drop, instead of what the schedule gives.
+          adapts: whether masks of other numbers than this topology's, as a phase hands
+            them on, are brought to its own.
 
         Returns:
-          New masks with as many active weights in every layer, and the new state.
+          The new masks and the new state. Unless the density moves, neurons are ablated
+          or layers redistribute, every layer has as many active weights as before.
         """
-        assert self.schedule is not None, "a static topology has no update"
-        fraction = self.schedule.fraction(count)
-
-        def at_leaf(path, leaf, mask, grad):
-            if paths.is_hole(leaf) or paths.is_hole(mask):
-                return mask
-            axes = resolve_axes(self.dims, path, leaf)
-            axis = None if axes is None else axes.layer
-            drop_key, grow_key = jax.random.split(_leaf_key(key, path))
-            count_in = functools.partial(
-                jnp.sum, axis=axis, keepdims=True, dtype=jnp.int32
-            )
-            active = count_in(mask)
-            # No update takes infinity or NaN to zero: such a weight stays active.
-            finite = jnp.isfinite(leaf)
-            dropped = jnp.floor(fraction * active).astype(jnp.int32)
-            dropped = jnp.minimum(dropped, count_in(mask & finite))
-            score = jnp.where(finite, self.drop(drop_key, leaf, grad), jnp.inf)
-            kept = top_k_mask(score, active - dropped, where=mask, axis=axis)
-            grown = top_k_mask(
-                self.grow(grow_key, leaf, grad), dropped, where=~kept, axis=axis
-            )
-            return kept | grown
-
-        new = paths.map_with_paths(at_leaf, params, masks, grads)
+        if fraction is None:
+            fraction = self.schedule.fraction(count)  # pyright: ignore
+        found = self._collect(key, masks, params, grads, state.memory)
+        targets = self._targets(count, params) if adapts or self.density else None
+        new = changes.change(
+            found,
+            fraction,
+            targets,
+            scope=self.scope,
+            ablation=self.ablation,
+            redistributes=self.redistributes,
+        )
+        grown = {
+            path: jnp.sum(mask & ~found[path].mask, dtype=jnp.int32)
+            for path, mask in new.items()
+        }
+        masks_now = paths.map_with_paths(lambda path, old: new.get(path, old), masks)
         turned = state.turned
         if jax.tree.leaves(turned):
             # As a change of the old masks the new ones take their place in memory.
-            changes = jax.lax.optimization_barrier(
-                map_masked(jnp.logical_xor, masks, new)
+            turns = jax.lax.optimization_barrier(
+                map_masked(jnp.logical_xor, masks, masks_now)
             )
-            new = map_masked(jnp.logical_xor, masks, changes)
-            turned = map_masked(lambda own, _: own, changes, turned)
-        return new, TopologyState(
+            masks_now = map_masked(jnp.logical_xor, masks, turns)
+            turned = map_masked(lambda own, _: own, turns, turned)
+        return masks_now, TopologyState(
             updated_at=jnp.asarray(count, jnp.int32),
-            explored=map_masked(jnp.logical_or, new, state.explored),
+            explored=map_masked(jnp.logical_or, masks_now, state.explored),
             turned=turned,
-            fan_ins=map_masked_with_path(self._fan_in, new, state.fan_ins),
+            fan_ins=map_masked_with_path(self._fan_in, masks_now, state.fan_ins),
+            grown=paths.map_with_paths(
+                lambda path, old: grown.get(path, old), state.grown
+            ),
+            memory=state.memory,
         )
 
+    def _plans_of(self, params: Any) -> dict[str, LeafPlan]:
+        if self.is_handed_on:
+            # Numbers and masks are another's; axes and units are known from shapes.
+            rules = self._rules(0.0)._replace(masks=None, where=None)
+            leaves = plan_leaves(rules, params)
+        else:
+            leaves = self.leaves(params)
+        return {plan.path: plan for plan in leaves}
 
-def _count(mask: Any) -> int | None:
-    """How many are True, if that can be known now: not while tracing, not from afar."""
-    if isinstance(mask, Tracer):
-        return None
-    if not getattr(mask, "is_fully_addressable", True):
-        return None
-    return int(np.count_nonzero(np.asarray(mask)))
+    def _targets(self, count: Any, params: Any) -> dict[str, Any]:
+        """Active units of every cell at step ``count``, by path, where this decides."""
+        if self.is_handed_on:
+            return {}
+        last = {plan.path: plan.per_cell for plan in self.leaves(params)}
+        if self.density is None:
+            return {path: n for path, n in last.items() if n is not None}
+        progress = jnp.asarray(self.density.progress(count), jnp.float32)
+        first: dict[str, Any] = {
+            plan.path: plan.per_cell for plan in self._first_leaves(params)
+        }
+        return {
+            path: n + jnp.round((first[path] - n) * progress).astype(jnp.int32)
+            for path, n in last.items()
+            if n is not None
+        }
+
+    def _collect(
+        self, key: jax.Array, masks: Any, params: Any, grads: Any, memory: Any
+    ) -> dict[str, changes.Leaf]:
+        """The sparse leaves by path, with all that decides about them."""
+        plans = self._plans_of(params)
+        remembered = {
+            path: x
+            for path, x in paths.flatten_with_paths(memory)
+            if not paths.is_hole(x)
+        }
+        found: dict[str, changes.Leaf] = {}
+
+        def at_leaf(path, mask, param, grad):
+            plan = plans[path]
+            drop_key, grow_key = jax.random.split(leaf_key(key, path))
+            seen = remembered.get(path, grad)
+            if self.corrected_growth and plan.axes is not None:
+                factor = correction_factor(fan_in(mask, plan.axes), plan.axes)
+                seen = seen * factor.astype(seen.dtype)
+            found[path] = changes.Leaf.of(
+                mask,
+                plan.units,  # pyright: ignore
+                finite=jnp.isfinite(param),
+                drop=self.drop(drop_key, param, grad),
+                grow=self.grow(grow_key, param, seen),
+                min_fan_in=self.min_fan_in,
+                neuron=plan.axes.reduction,  # pyright: ignore
+                memory=remembered.get(path),
+            )
+            return param
+
+        map_masked_with_path(at_leaf, masks, params, grads)
+        return found
 
 
-def _leaf_key(key: jax.Array, path: str) -> jax.Array:
-    # By name, not by position: the same leaf draws the same numbers in any tree.
+def _full(plans: list[LeafPlan]) -> frozenset[str]:
+    return frozenset(
+        plan.path
+        for plan in plans
+        if plan.layer and plan.active == plan.layer.size * plan.layer.copies
+    )
+
+
+def leaf_key(key: jax.Array, path: str) -> jax.Array:
+    """The key of one leaf: by name, so that it draws the same numbers in any tree."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 

@@ -52,7 +52,11 @@ def test_fractions(decay, expected):
             r"drop_fraction must be in \[0, 1\], got 1.5",
         ),
         ({"drop_fraction": float("nan")}, ValueError, "got nan"),
-        ({"decay": "cubic"}, ValueError, "constant, cosine, linear, got 'cubic'"),
+        (
+            {"decay": "cubic"},
+            ValueError,
+            "inverse_power, linear, or a function of the step, got 'cubic'",
+        ),
     ],
 )
 def test_bad_input_is_named(change, error, message):

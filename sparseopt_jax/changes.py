@@ -1,0 +1,222 @@
+"""One change of the masks: prune to a number, drop, ablate, redistribute, grow.
+
+All of it is counted in units, and selected by ``top_k_mask``: no array is sorted.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.redistribution import share
+from sparseopt_jax.selection import top_k_mask, top_k_masks
+from sparseopt_jax.units import Units
+
+
+class Leaf(NamedTuple):
+    """One sparse leaf and what decides about it.
+
+    Attributes:
+      mask: its present mask.
+      units: how its weights are switched.
+      active: active units.
+      held: active units that must not be dropped.
+      drop: score of each unit to be kept; infinite where it is held.
+      grow: score of each unit to be grown.
+      memory: what is remembered of the weights' gradients, or None.
+    """
+
+    mask: jax.Array
+    units: Units
+    active: jax.Array
+    held: jax.Array
+    drop: jax.Array
+    grow: jax.Array
+    memory: jax.Array | None
+
+    @classmethod
+    def of(
+        cls,
+        mask: jax.Array,
+        units: Units,
+        *,
+        finite: jax.Array,
+        drop: jax.Array,
+        grow: jax.Array,
+        min_fan_in: int,
+        neuron: tuple[int, ...],
+        memory: jax.Array | None,
+    ) -> "Leaf":
+        """From arrays like the leaf.
+
+        Args:
+          mask: the present mask.
+          units: how the weights are switched.
+          finite: weights that are finite: no update takes others to zero, so they
+            stay active.
+          drop: scores to be kept.
+          grow: scores to be grown.
+          min_fan_in: the least number of weights that a neuron keeps.
+          neuron: the axes of one neuron's weights.
+          memory: what is remembered of the gradients, or None.
+
+        Returns:
+          The same in units.
+        """
+        active = units.any(mask)
+        held = active & ~units.all(finite)
+        drop = units.sum(drop)
+        if min_fan_in:
+            # Single weights here, so units are weights. An inactive one is chosen only
+            # where a neuron has fewer: it does not count.
+            held |= active & top_k_mask(drop, min_fan_in, where=mask, axis=neuron)
+        drop = jnp.where(held, jnp.inf, drop)
+        return cls(mask, units, active, held, drop, units.sum(grow), memory)
+
+
+def change(
+    leaves: dict[str, Leaf],
+    fraction: jax.Array,
+    targets: dict[str, Any] | None,
+    *,
+    scope: str,
+    ablation: float | None,
+    redistributes: bool,
+) -> dict[str, jax.Array]:
+    """The new masks.
+
+    Args:
+      leaves: the sparse leaves by path.
+      fraction: float32 scalar, the part of the active units that is replaced.
+      targets: active units of each cell after the change, by path; where there is none,
+        and without any, they stay as many as they are.
+      scope: ``"global"`` prunes all leaves together to the sum of their targets.
+      ablation: as in ``Topology``.
+      redistributes: as in ``Topology``.
+
+    Returns:
+      Bool arrays like the leaves, by path.
+    """
+    targets = targets or {}
+    if scope == "global" and targets:
+        leaves, targets = _pruned_globally(leaves, targets), {}
+
+    kept, sizes = {}, {}
+    for path, leaf in leaves.items():
+        present = leaf.units.count(leaf.active)
+        target = targets.get(path)
+        sizes[path] = present if target is None else target + jnp.zeros_like(present)
+        kept[path] = _kept(leaf, sizes[path], fraction, adapts=target is not None)
+        if ablation is not None:
+            kept[path], sizes[path] = _ablated(
+                leaf, kept[path], sizes[path], fraction, ablation
+            )
+    if redistributes:
+        sizes = _redistributed(leaves, kept, sizes)
+    new = {}
+    for path, leaf in leaves.items():
+        missing = sizes[path] - leaf.units.count(kept[path])
+        grown = leaf.units.select(leaf.grow, jnp.maximum(missing, 0), where=~kept[path])
+        new[path] = leaf.units.spread(kept[path] | grown)
+    return new
+
+
+def _kept(
+    leaf: Leaf, target: jax.Array, fraction: jax.Array, *, adapts: bool
+) -> jax.Array:
+    """The units that a drop leaves: of every layer, the highest scores."""
+    units, active = leaf.units, leaf.active
+    if adapts:
+        most = jnp.minimum(units.count(active), target)
+        if not units.is_layer_wide:
+            most = jnp.maximum(most, units.count(leaf.held))
+            active = units.select(leaf.drop, most, where=active)
+        total = jnp.sum(most, units.layer, keepdims=True)
+    else:
+        total = units.count(active, "layer")
+    dropped = jnp.floor(fraction * total).astype(jnp.int32)
+    left = jnp.maximum(total - dropped, units.count(leaf.held, "layer"))
+    return units.select(leaf.drop, left, where=active, within="layer")
+
+
+def _pruned_globally(
+    leaves: dict[str, Leaf], targets: dict[str, Any]
+) -> dict[str, Leaf]:
+    """The leaves with the units alone that are among the network's highest.
+
+    Each layer keeps its highest, so that none is cut off.
+    """
+    scores, candidates, forced = [], [], []
+    budget = present = jnp.int32(0)
+    for path, leaf in leaves.items():
+        units = leaf.units
+        best = units.select(leaf.drop, 1, where=leaf.active, within="layer")
+        own = leaf.held | (best & leaf.active)
+        # By the mean weight of a unit: layers may have units of different sizes.
+        scores.append(jnp.where(own, jnp.inf, leaf.drop / units.size))
+        candidates.append(leaf.active)
+        forced.append(jnp.sum(own, dtype=jnp.int32))
+        has = units.count(leaf.active)
+        present += jnp.sum(has)
+        target = targets.get(path)
+        budget += jnp.sum(has if target is None else target + jnp.zeros_like(has))
+    k = jnp.maximum(jnp.minimum(budget, present), sum(forced))
+    kept = top_k_masks(scores, k, where=candidates)
+    return {
+        path: leaf._replace(active=own)
+        for (path, leaf), own in zip(leaves.items(), kept, strict=True)
+    }
+
+
+def _ablated(
+    leaf: Leaf,
+    kept: jax.Array,
+    target: jax.Array,
+    fraction: jax.Array,
+    ablation: float,
+) -> tuple[jax.Array, jax.Array]:
+    """What is kept without the neurons that have lost, and every neuron's new fan-in.
+
+    A weight is salient if it is kept, or would be grown if the layer grew where its
+    gradients are largest. The layer's budget is divided evenly between the neurons that
+    stay, rounded down.
+    """
+    del fraction
+    units = leaf.units
+    budget = jnp.sum(target, units.layer, keepdims=True)
+    missing = jnp.maximum(budget - units.count(kept, "layer"), 0)
+    salient = kept | units.select(leaf.grow, missing, where=~kept, within="layer")
+    fan_in = units.count(leaf.active)
+    usual = jnp.max(fan_in, units.layer, keepdims=True)
+    stays = (units.count(salient) >= ablation * usual) | (units.count(leaf.held) > 0)
+    stays &= fan_in > 0
+    neurons = jnp.sum(stays, units.layer, keepdims=True, dtype=jnp.int32)
+    share = jnp.minimum(budget // jnp.maximum(neurons, 1), units.per_cell)
+    target = jnp.where(stays, share, 0)
+    most = jnp.maximum(jnp.minimum(units.count(kept), target), units.count(leaf.held))
+    return units.select(leaf.drop, most, where=kept), target
+
+
+def _redistributed(
+    leaves: dict[str, Leaf], kept: dict[str, jax.Array], sizes: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The layers' numbers after sharing out what all of them have dropped."""
+    lost, room, activity, shapes = [], [], [], []
+    for path, leaf in leaves.items():
+        units = leaf.units
+        assert leaf.memory is not None, "redistribution needs a memory"
+        counts = units.count(kept[path])
+        size = jnp.sum(jnp.where(kept[path], jnp.abs(leaf.memory), 0), units.layer)
+        activity.append(jnp.ravel(size) / jnp.maximum(jnp.ravel(counts), 1))
+        lost.append(jnp.sum(sizes[path] - counts))
+        room.append(jnp.ravel(units.per_layer - counts))
+        shapes.append(counts)
+    shares = share(
+        sum(lost, jnp.int32(0)), jnp.concatenate(activity), jnp.concatenate(room)
+    )
+    new, start = {}, 0
+    for path, counts in zip(leaves, shapes, strict=True):
+        own = shares[start : start + counts.size]
+        new[path] = counts + jnp.reshape(own, counts.shape)
+        start += counts.size
+    return new

@@ -1,0 +1,111 @@
+"""Changing masks from the host, outside of the compiled step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax.inner_state import refresh
+from sparseopt_jax.masks import (
+    ForwardMaskState,
+    SparseState,
+    find_states,
+    is_sparse_state,
+    map_masked,
+    zero_masked,
+)
+from sparseopt_jax.owners import Owner, find_owners
+from sparseopt_jax.stored_masks import loaded, stored
+
+
+def update_topology(
+    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
+) -> tuple[Any, Any]:
+    """Changes the masks from the host, for ``sparsify(..., host_updates=True)``.
+
+    Compile it once and call it when ``topology.due(step)``: for a topology that
+    replaces the gradient step (RigL) before ``tx.update`` of that step, which then
+    moves no weight and only advances counters and schedules; for one that follows it
+    (SET) after the weights have been updated. The change is then the one within the
+    step, up to the rounding of another compiled program.
+
+    Args:
+      tx: the transformation, or anything in optax around it.
+      grads: the dense gradient of the step, tree like ``params``.
+      opt_state: the state of ``tx``.
+      params: the weights.
+
+    Returns:
+      The new optimizer state, and the weights with what was dropped or grown at zero.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no masks, or they were made by a topology that
+        never changes or by another ``tx``.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> topology = so.rigl(0.75, every=100, stop=1000)
+      >>> tx = so.sparsify(optax.sgd(0.1), topology, host_updates=True)
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> state = tx.init(params)
+      >>> change = jax.jit(lambda g, s, p: so.update_topology(tx, g, s, p))
+      >>> if topology.due(0):
+      ...     state, params = change(params, state, params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+    """
+    if not find_states(opt_state):
+        raise ValueError(
+            "opt_state holds no SparseState; pass the state of a transformation built "
+            "with sparsify"
+        )
+    owners = find_owners(tx, params)
+    by_structure = {owner.structure: owner for owner in owners}
+
+    def change(node):
+        nonlocal params
+        if not is_sparse_state(node):
+            return node
+        owner = by_structure.get(jax.tree.structure(node.masks))
+        if owner is None:
+            raise ValueError("opt_state was not made by this tx: other masks")
+        if not owner.topology.moves:
+            raise ValueError("a static topology never changes; use set_ or rigl")
+        seen = jax.tree.map(
+            lambda hole, p: optax.MaskedNode() if hole else p, owner.holes, params
+        )
+        if isinstance(node, ForwardMaskState):
+            return owner.topology.refreshed(node, node.count - 1, seen, owner.packed)
+        node, zeros = _changed(owner, node, seen, grads)
+        params = zero_masked(zeros, params)
+        return node
+
+    opt_state = jax.tree.map(change, opt_state, is_leaf=is_sparse_state)
+    return opt_state, params
+
+
+def _changed(
+    owner: Owner, node: SparseState, params: Any, grads: Any
+) -> tuple[SparseState, Any]:
+    """The state after a change, and the masks of what is to be kept of the weights."""
+    topology, topology_state = owner.topology, node.topology_state
+    # A change that follows the gradient step belongs to the step just taken.
+    step = node.count if topology.replaces_step else node.count - 1
+    if topology.replaces_step:
+        # The step's own gradient counts, but the step itself will remember it.
+        topology_state = topology.observe(step, topology_state, grads)
+    old, topology_state = loaded(node.masks, topology_state, params)
+    new, topology_state = topology.update(
+        *(jax.random.fold_in(node.key, step), step),
+        *(old, topology_state, params, grads),
+    )
+    topology_state = topology_state._replace(memory=node.topology_state.memory)
+    masks, topology_state = stored(owner.packed, new, topology_state)
+    node = node._replace(
+        masks=masks,
+        topology_state=topology_state,
+        inner_state=refresh(owner.inner, new, node.inner_state, params),
+    )
+    return node, map_masked(jnp.logical_and, old, new)

@@ -1,0 +1,266 @@
+"""What a topology decides about each leaf, from shapes alone."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sparseopt_jax import distributions, paths
+from sparseopt_jax.distributions import Distribution, Layer
+from sparseopt_jax.eligibility import Where, why_dense
+from sparseopt_jax.neurons import Axes, Dims, resolve_axes
+from sparseopt_jax.structures import (
+    ConstantFanIn,
+    Structure,
+    Structures,
+    Unstructured,
+    resolve_structure,
+)
+from sparseopt_jax.units import Units
+
+
+class LeafPlan(NamedTuple):
+    """What a topology decides about one leaf.
+
+    Attributes:
+      path: the leaf's canonical path.
+      leaf: the leaf, or what stands for its shape.
+      why_dense: the reason that it stays dense; empty if it is sparse.
+      axes: its axes; None if it has no neurons.
+      layer: the layer that distributions see; None if it stays dense.
+      structure: what may be active in it; None if it stays dense.
+      units: how its weights are switched; None if it stays dense.
+      per_cell: active units in each cell, in the end where a schedule moves the
+        density; None if it stays dense, or if given masks decide.
+      active: its active weights, in the end; None if it stays dense, or if a traced or
+        remote mask keeps the number to itself.
+    """
+
+    path: str
+    leaf: Any
+    why_dense: str
+    axes: Axes | None
+    layer: Layer | None = None
+    structure: Structure | None = None
+    units: Units | None = None
+    per_cell: int | None = None
+    active: int | None = None
+
+
+class Rules(NamedTuple):
+    """The part of a topology that decides about leaves: as in ``Topology``.
+
+    ``begins`` is for masks that a moving density begins with: no structure fixes their
+    numbers.
+    """
+
+    sparsity: float | None
+    distribution: str | Mapping[str, float] | Distribution
+    structure: Structures
+    where: Where | None
+    masks: Any
+    dims: Dims
+    min_fan_in: int
+    begins: bool = False
+
+
+def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
+    """What becomes of each leaf of ``params``.
+
+    Args:
+      rules: what decides.
+      params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      One entry per leaf, in tree order.
+
+    Raises:
+      ValueError: if no leaf can be sparse, a pattern matches nothing, a layer would
+        keep no weight, a structure does not fit a shape, or the given masks do not fit.
+    """
+    flat = {
+        path: leaf
+        for path, leaf in paths.flatten_with_paths(params)
+        if not paths.is_hole(leaf)
+    }
+    for name in ("dims", "structure"):
+        patterns = getattr(rules, name)
+        if isinstance(patterns, Mapping) and flat:
+            paths.check_patterns(patterns, flat, name)
+    axes = {path: resolve_axes(rules.dims, path, x) for path, x in flat.items()}
+    if rules.masks is not None:
+        return _plans_of_masks(rules, params, flat, axes)
+
+    reasons = {
+        path: why_dense(path, x, axes[path], rules.where) for path, x in flat.items()
+    }
+    layers = {
+        path: Layer.of(path, x, own)
+        for path, x in flat.items()
+        if (own := axes[path]) is not None and not reasons[path]
+    }
+    if flat and not layers:
+        listed = "; ".join(f"{path}: {why}" for path, why in reasons.items())
+        raise ValueError(f"no parameter can be made sparse ({listed})")
+    counts = _counts(rules, layers)
+    return [
+        _plan(rules, path, x, axes[path], layers[path], counts[path])
+        if path in layers
+        else LeafPlan(path, x, reasons[path], axes[path])
+        for path, x in flat.items()
+    ]
+
+
+def _plan(
+    rules: Rules, path: str, leaf: Any, axes: Any, layer: Layer, count: int
+) -> LeafPlan:
+    structure = resolve_structure(rules.structure, path)
+    units = structure.units(path, tuple(leaf.shape), axes)
+    per_cell = (structure.nearest if rules.begins else structure.per_cell)(units, count)
+    active = per_cell * units.cells * units.size
+    if rules.min_fan_in:
+        _check_min_fan_in(rules.min_fan_in, structure, layer, axes, leaf, active)
+    return LeafPlan(
+        *(path, leaf, "", axes, layer, structure, units, per_cell),
+        active=active * layer.copies,
+    )
+
+
+def _counts(rules: Rules, layers: dict[str, Layer]) -> dict[str, int]:
+    """What each single layer gets: from its structure, or from the distribution."""
+    fixed = {
+        path: density
+        for path in layers
+        if (density := resolve_structure(rules.structure, path).density) is not None
+        and not rules.begins
+    }
+    counts = {path: round(layers[path].size * fixed[path]) for path in fixed}
+    free = [layer for path, layer in layers.items() if path not in fixed]
+    if free:
+        if rules.sparsity is None:
+            raise ValueError(
+                "sparsity must be given: the structure of "
+                f"{', '.join(layer.path for layer in free)} fixes none"
+            )
+        return counts | distributions.allocate(rules.distribution, free, rules.sparsity)
+    for path, density in fixed.items():
+        if rules.sparsity is not None and abs(1 - density - rules.sparsity) > 1e-6:
+            raise ValueError(
+                f"sparsity {rules.sparsity} cannot hold for {path!r}: its structure "
+                f"{resolve_structure(rules.structure, path)} has sparsity "
+                f"{1 - density}; leave sparsity out"
+            )
+    return counts
+
+
+def _check_min_fan_in(
+    least: int, structure: Structure, layer: Layer, axes: Axes, leaf: Any, active: int
+) -> None:
+    inputs = layer.size // layer.outputs
+    if not isinstance(structure, Unstructured | ConstantFanIn):
+        raise ValueError(
+            f"min_fan_in holds for single weights, not for {structure}, the structure "
+            f"of {layer.path!r}"
+        )
+    if least > inputs or least * layer.outputs > active:
+        raise ValueError(
+            f"min_fan_in = {least} needs {least * layer.outputs} active weights in "
+            f"{layer.path!r}, which has {active} of {layer.size}, {inputs} for each of "
+            f"{layer.outputs} neurons; lower it, or give this layer more weights"
+        )
+
+
+def _plans_of_masks(
+    rules: Rules, params: Any, flat: dict[str, Any], axes: dict[str, Axes | None]
+) -> list[LeafPlan]:
+    masks = masks_by_path(rules.masks)
+    expected = [path for path, _ in paths.flatten_with_paths(params)]
+    for hole in [path for path, mask in masks.items() if mask is None]:
+        # It may stand for a subtree, as wrappers make them, or for no leaf at all.
+        if hole not in expected:
+            masks.pop(hole)
+            below = [path for path in expected if path.startswith(f"{hole}/")]
+            masks.update(dict.fromkeys(below))
+    if sorted(masks) != sorted(expected):
+        raise ValueError(
+            "masks must have the structure of the parameters, with "
+            "optax.MaskedNode() at dense leaves: they hold "
+            f"{', '.join(masks)}; the parameters are {', '.join(expected)}"
+        )
+    plans = []
+    for path, x in flat.items():
+        mask = masks[path]
+        if mask is None:
+            plans.append(LeafPlan(path, x, "dense in masks", axes[path]))
+            continue
+        if tuple(mask.shape) != tuple(x.shape):
+            raise ValueError(
+                f"the mask at {path!r} has shape {tuple(mask.shape)}, its "
+                f"parameter {tuple(x.shape)}"
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"the mask at {path!r} belongs to a parameter of type {x.dtype}; "
+                "only real floating-point parameters can be sparse"
+            )
+        # A vector is the inputs of one neuron.
+        own = axes[path] or Axes((), tuple(range(len(x.shape))), ())
+        structure = resolve_structure(rules.structure, path)
+        units = structure.units(path, tuple(x.shape), own)
+        layer = Layer.of(path, x, own)
+        known = _known(mask)
+        if known is not None:
+            _check_legal(path, known, structure, units)
+        active = None if known is None else int(np.count_nonzero(known))
+        plans.append(LeafPlan(path, x, "", own, layer, structure, units, active=active))
+    if flat and not any(plan.layer for plan in plans):
+        raise ValueError("masks hold no bool array: nothing would be sparse")
+    return plans
+
+
+def masks_by_path(masks: Any) -> dict[str, Any]:
+    """Given masks by their paths, None for a leaf or subtree that stays dense."""
+
+    def is_dense(x):
+        return x is None or paths.is_hole(x)
+
+    leaves = jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_dense)
+    return {
+        paths.path_string(key_path): None if is_dense(leaf) else leaf
+        for key_path, leaf in leaves
+    }
+
+
+def _known(mask: Any) -> np.ndarray | None:
+    """The mask, if it can be read now: not while tracing, not from afar."""
+    if isinstance(mask, Tracer):
+        return None
+    if not getattr(mask, "is_fully_addressable", True):
+        return None
+    return np.asarray(mask)
+
+
+def _check_legal(
+    path: str, mask: np.ndarray, structure: Structure, units: Units
+) -> None:
+    if isinstance(structure, Unstructured):
+        return
+    split = mask.reshape(units.split)
+    whole = split.all(units.inner, keepdims=True)
+    if (whole != split.any(units.inner, keepdims=True)).any():
+        raise ValueError(
+            f"the mask at {path!r} is not legal for {structure}: a unit of "
+            f"{units.size} weights is active in part"
+        )
+    if units.is_layer_wide:
+        return
+    counts = whole.sum(units.cell)
+    fixed = structure.per_cell(units, 0) if structure.density is not None else None
+    if (counts != (counts.flat[0] if fixed is None else fixed)).any():
+        raise ValueError(
+            f"the mask at {path!r} is not legal for {structure}: it has between "
+            f"{counts.min()} and {counts.max()} active weights of {units.per_cell}"
+        )

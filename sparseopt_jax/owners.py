@@ -1,0 +1,60 @@
+"""Finding the owners of masks inside any nest of optax wrappers."""
+
+import contextvars
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from sparseopt_jax import paths
+
+
+class Owner(NamedTuple):
+    """What a state with masks was made by and for.
+
+    Attributes:
+      topology: its topology.
+      inner: its inner transformation.
+      structure: the structure of its masks.
+      holes: True where a wrapper kept parameters from it, a leaf or a subtree.
+      packed: whether its masks are stored as bits.
+    """
+
+    topology: Any
+    inner: optax.GradientTransformation
+    structure: Any
+    holes: Any
+    packed: bool
+
+
+# While a list is set, every `init` of an owner adds itself to it.
+_OWNERS: contextvars.ContextVar[list[Owner] | None] = contextvars.ContextVar(
+    "sparseopt_jax_owners", default=None
+)
+
+
+def record_owner(
+    topology: Any,
+    inner: optax.GradientTransformation,
+    params: Any,
+    masks: Any,
+    packed: bool,
+) -> None:
+    """Called by an owner's ``init``."""
+    owners = _OWNERS.get()
+    if owners is not None:
+        holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
+        structure = jax.tree.structure(masks)
+        owners.append(Owner(topology, inner, structure, holes, packed))
+
+
+def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
+    """The owners within a transformation, in the order of their ``init``."""
+    owners: list[Owner] = []
+    token = _OWNERS.set(owners)
+    try:
+        # A fresh function each time: a remembered trace would not run `init` again.
+        jax.eval_shape(lambda p: tx.init(p), params)
+    finally:
+        _OWNERS.reset(token)
+    return owners

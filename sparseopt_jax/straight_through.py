@@ -1,0 +1,419 @@
+"""Masks of the forward pass alone: the weights behind them stay dense and are trained.
+
+The forward pass uses ``apply_masks(params, opt_state)``, outside of what is
+differentiated: the gradient of those masked weights goes straight through to the dense
+ones.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from sparseopt_jax import paths
+from sparseopt_jax.distributions import check_sparsity
+from sparseopt_jax.leaf_plans import LeafPlan
+from sparseopt_jax.masks import ForwardMaskState, map_masked
+from sparseopt_jax.methods import static
+from sparseopt_jax.neurons import Dims, fan_in
+from sparseopt_jax.owners import record_owner
+from sparseopt_jax.schedules import UpdateSchedule
+from sparseopt_jax.stored_masks import stored, unpacked
+from sparseopt_jax.structures import NM
+from sparseopt_jax.topology import Topology, TopologyState
+
+_FOREVER = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StraightThrough:
+    """Masks chosen by magnitude from dense weights. Build it with ``ste``, ``sr_ste``
+    or ``top_kast``.
+
+    Attributes:
+      topology: how many weights of each layer the forward pass uses, and in what
+        structure.
+      schedule: the steps after which masks are chosen anew.
+      decay: added to the gradient of an inactive weight for each of its size (SR-STE).
+      trained: how many weights of each layer are trained; None for all (Top-KAST).
+      penalty: added to the gradient of a weight for each of its size, for weights that
+        are trained and not used times ``1 / density`` (Top-KAST).
+    """
+
+    topology: Topology
+    schedule: UpdateSchedule
+    decay: float = 0.0
+    trained: Topology | None = None
+    penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("decay", "penalty"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"{name} must be at least 0, got {getattr(self, name)}"
+                )
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and checkpoints."""
+        return self.topology.name
+
+    @property
+    def dims(self) -> Dims:
+        """The axes of kernels."""
+        return self.topology.dims
+
+    @property
+    def moves(self) -> bool:
+        """True: masks follow the weights."""
+        return True
+
+    @property
+    def replaces_step(self) -> bool:
+        """False: masks are chosen after a step."""
+        return False
+
+    @property
+    def keeps_counts(self) -> bool:
+        """True: a layer has as many active weights at any time."""
+        return True
+
+    def leaves(self, params: Any) -> list[LeafPlan]:
+        """What becomes of each leaf: as ``Topology.leaves``."""
+        return self.topology.leaves(params)
+
+    def due(self, count: Any) -> Any:
+        """Whether masks are chosen anew after step ``count``: as ``Topology.due``."""
+        return self.schedule.due(count)
+
+    def init(self, key: jax.Array, params: Any) -> tuple[Any, Any, TopologyState]:
+        """The first masks, those of the trained weights, and what is kept besides.
+
+        Masks are chosen by magnitude where ``params`` holds arrays, at random where it
+        holds shapes only.
+        """
+        masks, state = self.topology.init(key, params)
+        trained = () if self.trained is None else self.trained.init(key, params)[0]
+        leaves = jax.tree.leaves(params)
+        if leaves and all(isinstance(x, jax.Array | np.ndarray) for x in leaves):
+            masks, trained = self.choose(params)
+            state = state._replace(fan_ins=self._fan_ins(masks, params))
+        return masks, trained, state
+
+    def choose(self, params: Any) -> tuple[Any, Any]:
+        """Masks of the largest weights: those used, and those trained."""
+        masks = _largest(self.topology, params)
+        return masks, () if self.trained is None else _largest(self.trained, params)
+
+    def _fan_ins(self, masks: Any, params: Any) -> Any:
+        axes = {plan.path: plan.axes for plan in self.leaves(params)}
+
+        def at_leaf(path, mask):
+            own = None if paths.is_hole(mask) else axes[path]
+            return optax.MaskedNode() if own is None else fan_in(mask, own)
+
+        return paths.map_with_paths(at_leaf, masks)
+
+    def refreshed(
+        self, state: ForwardMaskState, count: Any, params: Any, packed: bool
+    ) -> ForwardMaskState:
+        """The state with masks of the largest of these weights, of step ``count``."""
+        masks, trained = self.choose(params)
+        old = unpacked(state.masks, params)
+        topology_state = state.topology_state._replace(
+            updated_at=jnp.asarray(count, jnp.int32),
+            fan_ins=self._fan_ins(masks, params),
+            grown=map_masked(
+                lambda new, old, _: jnp.sum(new & ~old, dtype=jnp.int32),
+                *(masks, old, old),
+            ),
+        )
+        masks, topology_state = stored(packed, masks, topology_state)
+        trained, _ = stored(packed, trained, topology_state)
+        return state._replace(
+            masks=masks, trained_masks=trained, topology_state=topology_state
+        )
+
+    def gradient(self, masks: Any, trained: Any, params: Any, grads: Any) -> Any:
+        """What the dense weights are trained by, from the forward pass's gradient."""
+        if self.decay:
+            grads = map_masked(
+                lambda m, g, p: g + (self.decay * jnp.where(m, 0, p)).astype(g.dtype),
+                *(masks, grads, params),
+            )
+        if self.penalty:
+            share = {
+                plan.path: plan.active / (plan.layer.size * plan.layer.copies)
+                for plan in self.leaves(params)
+                if plan.layer and plan.active
+            }
+
+            def penalized(path, g, p, m):
+                if paths.is_hole(g) or paths.is_hole(m):
+                    return g
+                strength = jnp.where(m, self.penalty, self.penalty / share[path])
+                return g + (strength * p).astype(g.dtype)
+
+            grads = paths.map_with_paths(penalized, grads, params, masks)
+        return self.restricted(trained, grads)
+
+    def restricted(self, trained: Any, tree: Any) -> Any:
+        """``tree`` with zeros at weights that are not trained."""
+        if self.trained is None:
+            return tree
+        return map_masked(lambda m, x: jnp.where(m, x, 0), trained, tree)
+
+
+def _largest(topology: Topology, params: Any) -> Any:
+    plans = {plan.path: plan for plan in topology.leaves(params)}
+
+    def at_leaf(path, param):
+        plan = plans.get(path)
+        if plan is None or plan.units is None or plan.per_cell is None:
+            return optax.MaskedNode()
+        score = jnp.abs(param).astype(jnp.float32)
+        return plan.units.choose(score, plan.per_cell)
+
+    return paths.map_with_paths(at_leaf, params)
+
+
+def make_straight_through(
+    inner: optax.GradientTransformation,
+    method: StraightThrough,
+    key: jax.Array,
+    *,
+    host_updates: bool,
+    packed: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """The owner of masks of the forward pass: what ``sparsify`` makes of them."""
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        init_key, own_key = jax.random.split(key)
+        masks, trained, topology_state = method.init(init_key, params)
+        record_owner(method, inner, params, masks, packed)
+        masks, topology_state = stored(packed, masks, topology_state)
+        trained, _ = stored(packed, trained, topology_state)
+        return ForwardMaskState(
+            count=jnp.zeros([], jnp.int32),
+            key=own_key,
+            masks=masks,
+            trained_masks=trained,
+            topology_state=topology_state,
+            inner_state=inner.init(params),
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError(
+                "params are needed to choose masks: call "
+                "tx.update(grads, opt_state, params)"
+            )
+        masks = unpacked(state.masks, params)
+        trained = unpacked(state.trained_masks, params)
+        updates, inner_state = inner.update(
+            method.gradient(masks, trained, params, updates),
+            state.inner_state,
+            params,
+            masks=masks,
+            fan_ins=state.topology_state.fan_ins,
+            neuron_dims=method.dims,
+            **extra_args,
+        )
+        # Weight decay and momentum would move what is not trained, too.
+        updates = method.restricted(trained, updates)
+        state = state._replace(inner_state=inner_state)
+        if not host_updates:
+            state = _refreshed_if_due(method, state, params, updates, packed)
+        return updates, state._replace(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _refreshed_if_due(
+    method: StraightThrough, state: Any, params: Any, updates: Any, packed: bool
+) -> ForwardMaskState:
+    count, inner_state = state.count, state.inner_state
+    light = state._replace(inner_state=())
+
+    def refresh(light, params, updates):
+        stepped = optax.apply_updates(params, updates)
+        return method.refreshed(light, count, stepped, packed)
+
+    if method.schedule == UpdateSchedule(1, 0, _FOREVER):
+        light = refresh(light, params, updates)
+    elif isinstance(count, Tracer):
+        light = jax.lax.cond(
+            method.due(count),
+            *(refresh, lambda light, *_: light),
+            *(light, params, updates),
+        )
+    elif method.due(count):
+        light = refresh(light, params, updates)
+    return light._replace(inner_state=inner_state)
+
+
+def ste(
+    sparsity: float | None = None,
+    *,
+    every: int = 1,
+    start: int = 0,
+    stop: int = _FOREVER,
+    **options: Any,
+) -> StraightThrough:
+    """Straight-through estimator: prunes the forward pass, trains all weights.
+
+    The largest weights are used; the gradient of the masked weights is applied to all
+    of the dense ones. In the training loop::
+
+        forward = so.apply_masks(params, opt_state)
+        grads = jax.grad(loss)(forward, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+
+    ``make_train_step`` does so by itself. To use the network after training, keep
+    ``so.apply_masks(params, opt_state)``.
+
+    Args:
+      sparsity: as in ``static``.
+      every: steps from one choice of masks to the next; 1 follows every step.
+      start: first step after which masks are chosen anew.
+      stop: first step after which they are not.
+      **options: ``distribution``, ``structure``, ``where``, ``dims``, as in ``static``.
+
+    Returns:
+      What ``sparsify`` takes as a topology.
+
+    Raises:
+      ValueError: as ``static``.
+      TypeError: as ``static``.
+
+    References:
+      Bengio et al., Estimating or propagating gradients through stochastic neurons for
+      conditional computation, 2013 (arXiv 1308.3432).
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.ste(0.9).moves
+      True
+    """
+    return StraightThrough(
+        topology=_named("ste", sparsity, options),
+        schedule=UpdateSchedule(every, start, stop),
+    )
+
+
+def sr_ste(
+    sparsity: float | None = None,
+    *,
+    decay: float = 2e-4,
+    every: int = 1,
+    start: int = 0,
+    stop: int = _FOREVER,
+    **options: Any,
+) -> StraightThrough:
+    """SR-STE: straight-through with a decay of the weights that are pruned.
+
+    To the gradient of every inactive weight ``decay`` times the weight is added, so
+    that the choice settles. Made for N of M: without ``structure`` and ``sparsity`` it
+    is 2 of 4.
+
+    Args:
+      sparsity: as in ``static``.
+      decay: strength of the decay (lambda), at least 0.
+      every: as in ``ste``.
+      start: as in ``ste``.
+      stop: as in ``ste``.
+      **options: as in ``ste``.
+
+    Returns:
+      What ``sparsify`` takes as a topology; to be used as ``ste`` is.
+
+    Raises:
+      ValueError: as ``ste``, and for a decay below 0.
+      TypeError: as ``ste``.
+
+    References:
+      Zhou et al., Learning N:M fine-grained structured sparse neural networks from
+      scratch, 2021 (arXiv 2102.04010).
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.sr_ste(structure=so.NM(1, 4)).decay
+      0.0002
+    """
+    if sparsity is None:
+        options = {"structure": NM(2, 4), **options}
+    return StraightThrough(
+        topology=_named("sr_ste", sparsity, options),
+        schedule=UpdateSchedule(every, start, stop),
+        decay=decay,
+    )
+
+
+def top_kast(
+    sparsity: float | None = None,
+    *,
+    trained_sparsity: float,
+    every: int = 100,
+    start: int = 0,
+    stop: int = _FOREVER,
+    penalty: float = 1e-4,
+    **options: Any,
+) -> StraightThrough:
+    """Top-KAST: uses the largest weights, trains some more, refreshed now and then.
+
+    The forward pass uses the largest weights of each layer; the gradient goes to those
+    and to the next largest; the others stay as they are until they are among them.
+
+    Args:
+      sparsity: fraction of zeros in the forward pass, as in ``static``.
+      trained_sparsity: fraction of weights that are not trained, at most ``sparsity``.
+      every: steps from one choice of masks to the next.
+      start: as in ``ste``.
+      stop: as in ``ste``.
+      penalty: strength of the decay of trained weights, for those that the forward
+        pass does not use divided by the layer's density. The default is ours.
+      **options: as in ``ste``.
+
+    Returns:
+      What ``sparsify`` takes as a topology; to be used as ``ste`` is.
+
+    Raises:
+      ValueError: as ``ste``, and for a ``trained_sparsity`` above ``sparsity`` or a
+        penalty below 0.
+      TypeError: as ``ste``.
+
+    References:
+      Jayakumar et al., Top-KAST: Top-K always sparse training, 2020
+      (arXiv 2106.03517).
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.top_kast(0.9, trained_sparsity=0.8).trained.sparsity
+      0.8
+    """
+    topology = _named("top_kast", sparsity, options)
+    check_sparsity(trained_sparsity, "trained_sparsity")
+    if sparsity is None or trained_sparsity > sparsity:
+        raise ValueError(
+            f"trained_sparsity must be at most sparsity = {sparsity}, got "
+            f"{trained_sparsity}"
+        )
+    return StraightThrough(
+        topology=topology,
+        schedule=UpdateSchedule(every, start, stop),
+        trained=static(trained_sparsity, **options),
+        penalty=penalty,
+    )
+
+
+def _named(name: str, sparsity: float | None, options: dict[str, Any]) -> Topology:
+    for unfit in ("masks", "min_fan_in"):
+        if unfit in options:
+            raise TypeError(f"{name} chooses masks by magnitude and takes no {unfit}")
+    return dataclasses.replace(static(sparsity, **options), name=name)

@@ -1,0 +1,185 @@
+"""How the weights of a leaf are switched: in which units, chosen within which cells."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sparseopt_jax.selection import random_scores, top_k_mask
+from sparseopt_jax.sharding_types import explicit_sharding
+
+
+class Units(NamedTuple):
+    """How the weights of one leaf are switched.
+
+    An array of units has the shape ``split`` with the axes ``inner`` of size 1.
+
+    Attributes:
+      shape: shape of the leaf.
+      split: the same, some axes cut in two: the blocks, and the entries of one.
+      cut: axes of the leaf that are cut.
+      inner: axes of ``split`` within one unit.
+      cell: axes of ``split`` that make a cell.
+      layer: axes of ``split`` that make one layer of a stack.
+    """
+
+    shape: tuple[int, ...]
+    split: tuple[int, ...]
+    cut: tuple[int, ...]
+    inner: tuple[int, ...]
+    cell: tuple[int, ...]
+    layer: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Weights in one unit."""
+        return math.prod(self.split[a] for a in self.inner)
+
+    @property
+    def per_cell(self) -> int:
+        """Units in one cell."""
+        return math.prod(self.split[a] for a in self.cell if a not in self.inner)
+
+    @property
+    def per_layer(self) -> int:
+        """Units in one layer of the stack."""
+        return math.prod(self.split[a] for a in self.layer if a not in self.inner)
+
+    @property
+    def cells(self) -> int:
+        """Cells in one layer of the stack."""
+        return self.per_layer // self.per_cell
+
+    @property
+    def is_layer_wide(self) -> bool:
+        """Whether a layer is one cell."""
+        return self.cells == 1
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """From an array like the leaf to its sums over each unit."""
+        x = self._divided(x)
+        return jnp.sum(x, self.inner, keepdims=True) if self.inner else x
+
+    def any(self, x: jax.Array) -> jax.Array:
+        """From a bool array like the leaf to whether any of each unit is True."""
+        x = self._divided(x)
+        return jnp.any(x, self.inner, keepdims=True) if self.inner else x
+
+    def all(self, x: jax.Array) -> jax.Array:
+        """From a bool array like the leaf to whether all of each unit is True."""
+        x = self._divided(x)
+        return jnp.all(x, self.inner, keepdims=True) if self.inner else x
+
+    def spread(self, units: jax.Array) -> jax.Array:
+        """From an array of units to one like the leaf."""
+        if self.inner:
+            units = jnp.broadcast_to(units, self.split)
+        return self._joined(units)
+
+    def select(
+        self,
+        scores: jax.Array,
+        k: jax.typing.ArrayLike,
+        where: jax.Array | None = None,
+        *,
+        within: str = "cell",
+    ) -> jax.Array:
+        """Marks exactly the k units of the highest scores in every cell or layer.
+
+        Args:
+          scores: array of units.
+          k: how many, as in ``top_k_mask``.
+          where: bool array of units; what is False is marked only if k exceeds the
+            rest.
+          within: ``"cell"`` or ``"layer"``.
+
+        Returns:
+          Bool array of units.
+        """
+        axes = self.cell if within == "cell" else self.layer
+        return top_k_mask(scores, k, where=where, axis=axes)
+
+    def count(self, units: jax.Array, within: str = "cell") -> jax.Array:
+        """Units that are True in every cell or layer: int32, their axes of size 1."""
+        axes = self.cell if within == "cell" else self.layer
+        return jnp.sum(units, axes, keepdims=True, dtype=jnp.int32)
+
+    def choose(
+        self, scores: jax.Array, k: jax.typing.ArrayLike, within: str = "cell"
+    ) -> jax.Array:
+        """Marks the weights of the k units whose scores have the largest sums.
+
+        Args:
+          scores: array like the leaf.
+          k: units in every cell or layer.
+          within: ``"cell"`` or ``"layer"``.
+
+        Returns:
+          Bool array like the leaf.
+        """
+        return self.spread(self.select(self.sum(scores), k, within=within))
+
+    def _divided(self, x: jax.Array) -> jax.Array:
+        if not self.cut:
+            return x
+        sharding = explicit_sharding(x)
+        if sharding is None:
+            return jnp.reshape(x, self.split)
+        # Cut between the shards: each keeps whole blocks.
+        entries: list[Any] = []
+        for axis, entry in enumerate(_entries(sharding, x.ndim)):
+            entries.extend((entry, None) if axis in self.cut else (entry,))
+        out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
+        return jnp.reshape(x, self.split, out_sharding=out_sharding)
+
+    def _joined(self, x: jax.Array) -> jax.Array:
+        if not self.cut:
+            return x
+        sharding = explicit_sharding(x)
+        if sharding is None:
+            return jnp.reshape(x, self.shape)
+        left = iter(_entries(sharding, x.ndim))
+        entries = []
+        for axis in range(len(self.shape)):
+            entries.append(next(left))
+            if axis in self.cut:
+                next(left)
+        out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
+        return jnp.reshape(x, self.shape, out_sharding=out_sharding)
+
+
+def _entries(sharding: NamedSharding, ndim: int) -> list[Any]:
+    return [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
+
+
+@functools.partial(jax.jit, static_argnames=("units", "least", "neuron", "sharding"))
+def random_units_mask(
+    key: jax.Array,
+    k: jax.typing.ArrayLike,
+    units: Units,
+    *,
+    least: int,
+    neuron: tuple[int, ...],
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """A mask with exactly k units of every cell at random places.
+
+    Args:
+      key: typed PRNG key.
+      k: units in every cell.
+      units: how the weights are switched.
+      least: weights that every neuron has in any case, for single weights as units.
+      neuron: axes of one neuron's weights.
+      sharding: as in ``random_mask``.
+
+    Returns:
+      Bool array like the leaf.
+    """
+    scores = random_scores(key, units.shape, sharding)
+    if least:
+        held = top_k_mask(scores, least, axis=neuron)
+        scores = jnp.where(held, jnp.inf, scores)
+    return units.choose(scores, k)
