@@ -209,7 +209,7 @@ def get_masks(opt_state: Any) -> Any:
             "no masks found: the optimizer state holds no SparseState; build the "
             "optimizer with sparsify, sparseopt, sparse_sgd or sparse_adamw"
         )
-    return functools.reduce(_merge, (unpack(_unbox(state.masks)) for state in states))
+    return functools.reduce(_merge, (unpack(unbox(state.masks)) for state in states))
 
 
 def find_states(opt_state: Any) -> list[Any]:
@@ -265,7 +265,7 @@ def _merge(masks: Any, others: Any) -> Any:
     return structure.unflatten(map(_merge, children, structure.flatten_up_to(others)))
 
 
-def _unbox(masks: Any) -> Any:
+def unbox(masks: Any) -> Any:
     """Takes the variables off that ``nnx.Optimizer`` wraps around every leaf."""
 
     def is_variable(x):
