@@ -23,10 +23,11 @@ from sparseopt_jax.neurons import NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
 from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
 from sparseopt_jax.phases import phases
-from sparseopt_jax.report import plan, summary
+from sparseopt_jax.report import plan
 from sparseopt_jax.sharding import state_sharding
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify
+from sparseopt_jax.state_report import summary
 from sparseopt_jax.straight_through import sr_ste, ste, top_kast
 from sparseopt_jax.structures import NM, Block, Channel, ConstantFanIn, Unstructured
 from sparseopt_jax.topology import Topology

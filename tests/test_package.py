@@ -19,6 +19,7 @@ def test_importing_touches_no_device_and_loads_no_flax():
         import sparseopt_jax as so
         from jax.extend import backend
         heavy = {"flax", "tensorflow", "tensorflow_datasets", "matplotlib", "orbax"}
+        heavy |= {"rich", "PIL"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
         calls = []
         jax.devices = lambda *args: calls.append(args)
