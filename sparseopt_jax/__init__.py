@@ -35,6 +35,7 @@ from sparseopt_jax.train_step import make_train_step, pmap_train_step
 
 if TYPE_CHECKING:
     from sparseopt_jax import checkpoint, linen, nnx
+    from sparseopt_jax import plot as plot
 
 __all__ = [
     "NM",
@@ -87,6 +88,7 @@ __all__ = [
 
 def __getattr__(name: str):
     # Flax and Orbax take longer to import than all the rest: only who uses them waits.
-    if name in ("checkpoint", "linen", "nnx"):
+    # `plot` needs an extra, so it is not in `__all__`, which `import *` would import.
+    if name in ("checkpoint", "linen", "nnx", "plot"):
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -111,9 +111,10 @@ def test_its_names_exist():
 
 def test_its_links_lead_somewhere():
     pages = ("how_it_works", "scaling", "surviving")
-    for target in ("docs/digits.png", *(f"docs/{page}.md" for page in pages)):
+    images = ("docs/digits.png", "docs/images/moving_topology.gif")
+    for target in (*images, *(f"docs/{page}.md" for page in pages)):
         assert f"({target})" in README and (ROOT / target).exists()
-    for name in ("quickstart_linen", "quickstart_nnx"):
+    for name in ("quickstart_linen", "quickstart_nnx", "moving_topology"):
         assert (ROOT / "examples" / f"{name}.py").exists()
 
 
