@@ -25,6 +25,8 @@ from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
 from sparseopt_jax.phases import phases
 from sparseopt_jax.report import plan
 from sparseopt_jax.sharding import state_sharding
+from sparseopt_jax.soft_threshold import str_
+from sparseopt_jax.sparse_init import sparse_init
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify
 from sparseopt_jax.state_report import summary
@@ -72,6 +74,7 @@ __all__ = [
     "set_itop",
     "snfs",
     "sparse_adamw",
+    "sparse_init",
     "sparse_sgd",
     "sparseopt",
     "sparsify",
@@ -80,6 +83,7 @@ __all__ = [
     "state_sharding",
     "static",
     "ste",
+    "str_",
     "summary",
     "top_kast",
     "update_topology",

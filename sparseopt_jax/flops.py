@@ -34,22 +34,22 @@ def forward_flops(weights: int, positions: int = 1) -> int:
 
 
 def training_flops(
-    sparse: float, dense: float, *, dense_gradient_every: int | None = None
+    sparse: float, dense: float, *, dense_gradients: float = 0.0
 ) -> float:
     """FLOPs of an average training step, as a fraction of the dense network's.
 
-    A step costs three forward passes: one forward, two backward. A topology that grows
-    by the dense gradient needs that gradient once after every dT steps.
+    A step costs three forward passes: one forward, two backward. Where a topology needs
+    the gradient of inactive weights, one of the latter is dense.
 
     Args:
       sparse: f_S, FLOPs of the sparse network's forward pass.
       dense: f_D, FLOPs of the dense network's.
-      dense_gradient_every: dT, for a topology that grows by the dense gradient; None
-        for one that does not (static, SET).
+      dense_gradients: the fraction p of the steps that need the dense gradient:
+        1 / (dT + 1) for RigL, which takes one more step for it after each dT others.
 
     Returns:
-      ``3 f_S / (3 f_D)``, or ``(3 f_S dT + 2 f_S + f_D) / (dT + 1) / (3 f_D)``; NaN if
-      nothing is multiplied.
+      ``(3 f_S + p (f_D - f_S)) / (3 f_D)``, which for RigL is
+      ``(3 f_S dT + 2 f_S + f_D) / (dT + 1) / (3 f_D)``; NaN if nothing is multiplied.
 
     Note:
       That holds while the topology changes, until its ``stop``; then it is static.
@@ -60,15 +60,14 @@ def training_flops(
     Examples:
       >>> training_flops(10, 100)
       0.1
-      >>> round(training_flops(10, 100, dense_gradient_every=100), 4)
+      >>> round(training_flops(10, 100, dense_gradients=1 / 101), 4)
       0.103
     """
     if not dense:
         return float("nan")
-    if dense_gradient_every is None:
+    if not dense_gradients:
         return sparse / dense
-    steps = dense_gradient_every
-    return (3 * sparse * steps + 2 * sparse + dense) / (steps + 1) / (3 * dense)
+    return (3 * sparse + dense_gradients * (dense - sparse)) / (3 * dense)
 
 
 def inference_flops(sparse: float, dense: float) -> float:

@@ -44,14 +44,14 @@ class TrainState(train_state.TrainState):
           apply_fn: usually ``model.apply``.
           params: the parameters, dense.
           tx: any optax transformation; with masks in its state, ``params`` start
-            sparse.
+            sparse, unless they are masks of the forward pass alone.
           **kwargs: further fields, such as ``batch_stats``.
 
         Returns:
           The state.
         """
         opt_state = tx.init(params)
-        if masks.find_states(opt_state):
+        if masks.find_states(opt_state) and not masks.stays_dense(opt_state):
             params = masks.apply_masks(params, opt_state)
         return cls(
             step=jnp.zeros([], jnp.int32),

@@ -173,9 +173,7 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
     """
     masks = get_masks(opt_state)
     params = optax.apply_updates(params, updates)
-    if any(isinstance(state, ForwardMaskState) for state in find_states(opt_state)):
-        return params
-    return zero_masked(masks, params)
+    return params if stays_dense(opt_state) else zero_masked(masks, params)
 
 
 def get_masks(opt_state: Any) -> Any:
@@ -217,6 +215,12 @@ def find_states(opt_state: Any) -> list[Any]:
     tree = getattr(opt_state, "opt_state", opt_state)
     leaves = jax.tree.leaves(tree, is_leaf=is_sparse_state)
     return [leaf for leaf in leaves if is_sparse_state(leaf)]
+
+
+def stays_dense(opt_state: Any) -> bool:
+    """Whether masks are the forward pass's alone, and the weights are to stay dense."""
+    states = find_states(opt_state)
+    return any(isinstance(state, ForwardMaskState) for state in states)
 
 
 def check_masks(masks: Any) -> None:

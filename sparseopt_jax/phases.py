@@ -74,6 +74,11 @@ class Phases:
         # The last step that an int32 counts.
         return list(itertools.pairwise((*self.starts, 2**31 - 1)))
 
+    @property
+    def dense_gradients(self) -> float:
+        """As ``Topology.dense_gradients``, in the phase that needs most."""
+        return max(own.dense_gradients for own in self.topologies)
+
     def leaves(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf in the end: as ``Topology.leaves``."""
         deciding = [own for own in self.topologies if not own.is_handed_on]

@@ -5,8 +5,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sparseopt_jax import flops, scores, tables
-from sparseopt_jax.topology import LeafPlan, Topology
+from sparseopt_jax import flops, tables
+from sparseopt_jax.leaf_plans import LeafPlan
+from sparseopt_jax.phases import Phases
+from sparseopt_jax.straight_through import StraightThrough
+from sparseopt_jax.structures import Unstructured
+from sparseopt_jax.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -16,13 +20,13 @@ class Plan(tables.Printed):
     Attributes:
       leaves: one ``LeafPlan`` per leaf, in tree order.
       positions: the numbers of output positions that were given, by globs over paths.
-      dense_gradient_every: from how many steps to how many the topology needs the
-        dense gradient; None if it never does.
+      dense_gradients: the fraction of the steps that need the dense gradient, while
+        the topology changes.
     """
 
     leaves: tuple[LeafPlan, ...]
     positions: Mapping[str, int]
-    dense_gradient_every: int | None
+    dense_gradients: float
 
     @property
     def active(self) -> int:
@@ -78,15 +82,16 @@ class Plan(tables.Printed):
     def training_flops(self) -> float:
         """FLOPs of a training step in theory, as a fraction of the dense network's."""
         return flops.training_flops(
-            *self.forward_flops, dense_gradient_every=self.dense_gradient_every
+            *self.forward_flops, dense_gradients=self.dense_gradients
         )
 
     def page(self) -> tables.Page:
         """The table, and what stands below it."""
         share = tables.percent(self.active / self.size if self.size else math.nan)
-        every = self.dense_gradient_every
         training = f"{tables.percent(self.training_flops)} for training" + (
-            f" with a dense gradient every {every:,} steps" if every else ""
+            f" with dense gradients in {tables.percent(self.dense_gradients)} of steps"
+            if self.dense_gradients
+            else ""
         )
         return tables.Page(
             head=("layer", "shape", "structure", "density", "active", "why dense"),
@@ -105,13 +110,17 @@ class Plan(tables.Printed):
 
 
 def plan(
-    params: Any, topology: Topology, *, positions: Mapping[str, int] | None = None
+    params: Any,
+    topology: Topology | Phases | StraightThrough,
+    *,
+    positions: Mapping[str, int] | None = None,
 ) -> Plan:
     """What a topology will make sparse, how much, and why the rest is not.
 
     Args:
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
-      topology: from ``static``, ``set_``, ``rigl``.
+      topology: from ``static``, ``set_``, ``rigl`` or any other method. Where its
+        density moves, the plan is that of the end.
       positions: for FLOPs, how often an example uses each weight of a leaf: a mapping
         from globs over paths (the first match decides) to the number of output
         positions, say ``{"Conv_0/*": 28 * 28}``. Shapes of weights do not tell it.
@@ -149,11 +158,10 @@ def plan(
     """
     leaves = tuple(topology.leaves(params))
     flops.check_positions(positions, [leaf.path for leaf in leaves])
-    by_gradient = topology.schedule and topology.grow is scores.gradient
     return Plan(
         leaves=leaves,
         positions=dict(positions or {}),
-        dense_gradient_every=topology.schedule.every if by_gradient else None,  # pyright: ignore
+        dense_gradients=topology.dense_gradients,
     )
 
 
@@ -165,7 +173,7 @@ def _plan_row(leaf: LeafPlan) -> tuple[str, ...]:
     shape = tables.shape(leaf.leaf.shape)
     if leaf.layer is None:
         return leaf.path, shape, "", "-", "-", leaf.why_dense
-    structure = repr(getattr(leaf, "structure", None) or "").strip("'")
+    structure = "" if leaf.structure == Unstructured() else repr(leaf.structure)
     if leaf.active is None:
         return leaf.path, shape, structure, "-", "-", ""
     density = tables.percent(leaf.active / _size(leaf))

@@ -82,6 +82,14 @@ class StraightThrough:
         """True: a layer has as many active weights at any time."""
         return True
 
+    @property
+    def dense_gradients(self) -> float:
+        """As ``Topology.dense_gradients``: 1, unless only some weights are trained."""
+        if self.trained is None:
+            return 1.0
+        used, trained = self.topology.sparsity, self.trained.sparsity
+        return (used - trained) / used if used else 1.0  # pyright: ignore
+
     def leaves(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf: as ``Topology.leaves``."""
         return self.topology.leaves(params)

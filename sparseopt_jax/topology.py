@@ -7,7 +7,6 @@ the literature.
 """
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +19,13 @@ from jax.sharding import NamedSharding
 from sparseopt_jax import changes, distributions, paths, scores
 from sparseopt_jax.distributions import Distribution
 from sparseopt_jax.eligibility import Where
-from sparseopt_jax.gradient_memory import GradientMemory, no_gradients
+from sparseopt_jax.gradient_memory import (
+    GradientMemory,
+    GradientMomentum,
+    MeanGradient,
+    no_gradients,
+)
+from sparseopt_jax.leaf_keys import leaf_key
 from sparseopt_jax.leaf_plans import LeafPlan, Rules, masks_by_path, plan_leaves
 from sparseopt_jax.masks import check_masks, map_masked, map_masked_with_path
 from sparseopt_jax.neurons import (
@@ -195,6 +200,22 @@ class Topology:
     def keeps_counts(self) -> bool:
         """Whether every layer has as many active weights at any time."""
         return self.density is None and not self.redistributes and self.ablation is None
+
+    @property
+    def dense_gradients(self) -> float:
+        """The fraction of the steps that need the dense gradient, while masks change.
+
+        RigL takes one more step for it after each ``every`` others. Scores of others
+        are taken to need it, but for random ones and magnitudes.
+        """
+        if isinstance(self.memory, GradientMomentum):
+            return 1.0
+        if self.grow in (scores.random, scores.magnitude):
+            return 0.0
+        if not isinstance(self.schedule, UpdateSchedule):
+            return 0.0
+        steps = self.memory.steps if isinstance(self.memory, MeanGradient) else 1
+        return min(steps / (self.schedule.every + 1), 1.0)
 
     def leaves(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf of ``params``.
@@ -468,11 +489,6 @@ def _full(plans: list[LeafPlan]) -> frozenset[str]:
         for plan in plans
         if plan.layer and plan.active == plan.layer.size * plan.layer.copies
     )
-
-
-def leaf_key(key: jax.Array, path: str) -> jax.Array:
-    """The key of one leaf: by name, so that it draws the same numbers in any tree."""
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def _sharding(leaf: Any) -> NamedSharding | None:

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sparseopt_jax.masks import apply_masks, stays_dense
+
 Step = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
 
 
@@ -27,6 +29,9 @@ def make_train_step(
       batch statistics are averaged before the optimizer sees them. Every replica then
       makes the same masks. ``pmap_train_step`` is that, compiled;
     - in ``jax.lax.scan`` over batches, as ``step`` is its body already.
+
+    Where masks are the forward pass's alone, as with ``ste``, the loss sees the masked
+    weights and the optimizer trains the dense ones.
 
     Args:
       loss_fn: ``loss_fn(params, batch) -> loss`` or ``(loss, metrics)``, a scalar that
@@ -80,6 +85,9 @@ def make_train_step(
                 "TrainState.create(..., batch_stats=variables['batch_stats'])"
             )
         params = state.params
+        if stays_dense(getattr(state, "opt_state", None)):
+            # Outside of what is differentiated: gradients go straight through.
+            params = apply_masks(params, state.opt_state)
         if axis_name is not None:
             params = _as_own(params, axis_name)
         gradient = jax.value_and_grad(loss_and_rest, has_aux=True)

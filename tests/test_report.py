@@ -115,7 +115,7 @@ def test_the_flops_of_the_plan_by_hand():
     assert plan.training_flops == pytest.approx(
         (3 * sparse * 10 + 2 * sparse + dense) / 11 / (3 * dense)
     )
-    assert "for training with a dense gradient every 10 steps" in str(plan)
+    assert "for training with dense gradients in 9.09% of steps" in str(plan)
 
 
 def test_no_flops_without_counts():

@@ -1,0 +1,82 @@
+"""Initial weights that take the fan-in of every sparse neuron into account."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.leaf_keys import leaf_key
+from sparseopt_jax.masks import find_states, get_masks, map_masked_with_path
+from sparseopt_jax.neurons import Axes, Dims, fan_in, resolve_axes
+from sparseopt_jax.sharding_types import explicit_sharding
+
+
+def sparse_init(
+    params: Any,
+    masks: Any,
+    key: jax.Array,
+    *,
+    scale: float = 2.0,
+    dims: Dims = None,
+) -> Any:
+    """Draws the active weights of each neuron from N(0, scale / its own fan-in).
+
+    Dense initialisations, divided by the number of all inputs, leave a sparse neuron
+    with too small a signal; here every neuron's output has the variance that it would
+    have in a dense network. Dense leaves stay as they are.
+
+    Args:
+      params: any pytree of arrays.
+      masks: a tree of masks, or an optimizer state that holds masks.
+      key: typed PRNG key. Every leaf draws by its own path, so that the numbers do not
+        depend on the rest of the tree or on the mesh.
+      scale: variance times fan-in: 2 for networks with ReLU, 1 for linear ones.
+      dims: the axes of kernels that do not follow the Flax convention, as given to the
+        topology.
+
+    Returns:
+      A tree like ``params``, exactly zero at inactive weights; a neuron without inputs
+      has none.
+
+    Raises:
+      ValueError: if there are no masks, or ``scale`` is not above 0.
+
+    Note:
+      SparseOpt presumes that weights of a neuron have the same variance however many
+      there are, so that a sparse neuron's variance is small and its gradient amplified.
+      With this initialisation that is not so at first: the amplification is about 1
+      (1.03 against 3.23 at 90 % with dense initialisation, in a layer of 128 neurons),
+      and the correction from fan-ins over-corrects. ``scale_by_batch_variance``, which
+      measures variances, does not.
+
+    References:
+      Evci et al., Gradient flow in sparse neural networks and how lottery tickets win,
+      2022 (arXiv 2010.03533).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> mask = jnp.array([[True, False], [True, True]])
+      >>> params, masks = {"k": jnp.ones((2, 2))}, {"k": mask}
+      >>> params = so.sparse_init(params, masks, jax.random.key(0))
+      >>> float(params["k"][0, 1])
+      0.0
+    """
+    if not 0.0 < scale < math.inf:
+        raise ValueError(f"scale must be above 0, got {scale}")
+    if find_states(masks):
+        masks = get_masks(masks)
+    if not jax.tree.leaves(masks):
+        raise ValueError("masks hold no bool array: nothing is sparse")
+
+    def at_leaf(path, mask, param):
+        # A vector is the inputs of one neuron.
+        axes = resolve_axes(dims, path, mask) or Axes((), tuple(range(mask.ndim)), ())
+        draw = jax.random.normal(
+            leaf_key(key, path), mask.shape, out_sharding=explicit_sharding(mask)
+        )
+        deviation = jnp.sqrt(scale / jnp.maximum(fan_in(mask, axes), 1))
+        return jnp.where(mask, draw * deviation, 0).astype(param.dtype)
+
+    return map_masked_with_path(at_leaf, masks, params)
