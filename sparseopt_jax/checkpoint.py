@@ -15,7 +15,9 @@ from etils import epath
 
 from sparseopt_jax import checkpoint_record as records
 from sparseopt_jax import stored_leaves
+from sparseopt_jax.phases import Phases
 from sparseopt_jax.preemption import Stop, stop_on_sigterm
+from sparseopt_jax.straight_through import StraightThrough
 from sparseopt_jax.topology import Topology
 
 __all__ = ["Checkpoints", "Stop", "stop_on_sigterm"]
@@ -40,7 +42,8 @@ class Checkpoints:
     Args:
       directory: where the steps lie, made if needed; may hold nothing else.
       topology: the topology of the run, kept with every step and compared by
-        ``restore``; None compares only the masks.
+        ``restore``; None compares only the masks. One whose numbers of active weights
+        change by design has to be given.
       max_to_keep: how many of the latest steps are kept; None keeps all.
 
     Raises:
@@ -72,7 +75,7 @@ class Checkpoints:
         self,
         directory: str | os.PathLike[str],
         *,
-        topology: Topology | None = None,
+        topology: Topology | Phases | StraightThrough | None = None,
         max_to_keep: int | None = 3,
     ):
         directory = os.fspath(directory)

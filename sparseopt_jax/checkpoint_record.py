@@ -1,6 +1,7 @@
 """What a checkpoint says about itself, so that another run's is not taken for it."""
 
 import dataclasses
+import functools
 import json
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from sparseopt_jax import paths
 from sparseopt_jax.checksum import checksum
 from sparseopt_jax.masks import get_masks, is_sparse_state
+from sparseopt_jax.schedules import DensitySchedule, StepList, UpdateSchedule
 from sparseopt_jax.topology import Topology
 
 _SHOWN = 20
@@ -80,9 +82,16 @@ def differences(
       One line for each difference, with both values.
     """
     saved, given = record["leaves"], _kinds(leaves)
+    # Where numbers of active weights change by design, they tell no runs apart.
+    keeps_counts = all(
+        (own or {}).get("keeps_counts", True) for own in (record["topology"], topology)
+    )
     return [
         *_changed(record["topology"] or {}, topology or {}, "topology, {}"),
-        *_changed(record["active"], _active(state), "active weights of {}"),
+        *_changed(
+            record["active"] if keeps_counts else {},
+            *(_active(state), "active weights of {}"),
+        ),
         *_changed(saved, given),
         *(f"{path}: only in the checkpoint" for path in saved if path not in given),
         *(f"{path}: only in this run" for path in given if path not in saved),
@@ -128,11 +137,11 @@ def _active(state: Any) -> dict[str, int]:
     return {path: int(x) for path, x in jax.device_get(counts).items()}
 
 
-def describe_topology(topology: Topology) -> dict[str, Any]:
+def describe_topology(topology: Any) -> dict[str, Any]:
     """What a topology is, as JSON has it.
 
-    Functions (``where``, a distribution) are left out: what they decide shows in the
-    masks.
+    Given masks are left out, and functions that decide about leaves (``where``, a
+    distribution): what they decide shows in the masks. Others are told by their names.
 
     Args:
       topology: any topology.
@@ -140,26 +149,43 @@ def describe_topology(topology: Topology) -> dict[str, Any]:
     Returns:
       Its method, and its settings by name.
     """
-    described: dict[str, Any] = {"method": topology.name}
-    for field in dataclasses.fields(topology):
-        value = getattr(topology, field.name)
-        if field.name == "schedule" and value is not None:
-            described.update(
-                {own: _plain(x) for own, x in dataclasses.asdict(value).items()}
-            )
-        elif field.name not in ("schedule", "masks", "name"):
-            described[field.name] = _plain(value)
-    return _as_json(described)
+    described = _fields(topology)
+    if isinstance(topology, Topology):
+        described |= described.pop("schedule") or {}
+    return _as_json(
+        {"method": topology.name} | described | {"keeps_counts": topology.keeps_counts}
+    )
+
+
+_PARTS = (Topology, UpdateSchedule, StepList, DensitySchedule)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    fields = {
+        field.name: getattr(value, field.name) for field in dataclasses.fields(value)
+    }
+    decided = {
+        name
+        for name, own in fields.items()
+        if name in ("masks", "name")
+        or (name in ("where", "distribution", "dims") and callable(own))
+    }
+    return {name: _plain(own) for name, own in fields.items() if name not in decided}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(own) for key, own in value.items()}
+    if isinstance(value, _PARTS):
+        return _fields(value)
     if dataclasses.is_dataclass(value):
         return repr(value)
     if isinstance(value, tuple | list):
         return [_plain(own) for own in value]
+    if isinstance(value, functools.partial):
+        return [_plain(value.func), *map(_plain, value.args)]
     if callable(value):
+        # Not its address, which another process has not.
         return getattr(value, "__qualname__", None)
     return value.item() if isinstance(value, np.generic) else value
 

@@ -16,7 +16,7 @@ from sparseopt_jax.masks import (
     zero_masked,
 )
 from sparseopt_jax.owners import Owner, find_owners
-from sparseopt_jax.stored_masks import loaded, stored
+from sparseopt_jax.stored_masks import loaded, stored, whole
 
 
 def update_topology(
@@ -68,6 +68,7 @@ def update_topology(
         nonlocal params
         if not is_sparse_state(node):
             return node
+        node = whole(node)
         owner = by_structure.get(jax.tree.structure(node.masks))
         if owner is None:
             raise ValueError("opt_state was not made by this tx: other masks")

@@ -1,7 +1,7 @@
 """Masks of one bit a weight, for states and checkpoints of an eighth of the size."""
 
-import dataclasses
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,44 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparseopt_jax.sharding_types import explicit_sharding
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PackedMask:
+class PackedMask(NamedTuple):
     """A bool array, eight entries of its last axis in a byte.
 
     Attributes:
       value: uint8 array, ``ceil(size / 8)`` long in its last axis; the first entry of
         each eight is the lowest bit, what is beyond the last entry is 0.
-      size: length of the bool array's last axis.
+      last: uint8 array of as many ones as the last byte holds entries. Its shape tells
+        the size: what is no array gets lost where states are taken apart.
     """
 
     value: Any
-    size: int = dataclasses.field(metadata={"static": True})
+    last: Any
+
+    @property
+    def size(self) -> int:
+        """Length of the bool array's last axis."""
+        return 8 * (self.value.shape[-1] - 1) + self.last.shape[0]
 
 
 def is_packed(x: Any) -> bool:
-    """Whether ``x`` is a ``PackedMask``."""
-    return isinstance(x, PackedMask)
+    """Whether ``x`` is a ``PackedMask``, or what ``nnx.Optimizer`` makes of one."""
+    return isinstance(x, PackedMask) or _is_taken_apart(x)
+
+
+def _is_taken_apart(x: Any) -> bool:
+    # It takes named tuples apart into mappings of its own.
+    if not isinstance(x, MutableMapping) or set(x) != set(PackedMask._fields):
+        return False
+    return all(getattr(own, "dtype", None) == jnp.uint8 for own in x.values())
+
+
+def restored(masks: Any) -> Any:
+    """A tree of masks with a ``PackedMask`` where one has been taken apart."""
+
+    def at_leaf(mask):
+        return PackedMask(**mask) if _is_taken_apart(mask) else mask
+
+    return jax.tree.map(at_leaf, masks, is_leaf=is_packed)
 
 
 def pack(masks: Any) -> Any:
@@ -37,7 +57,7 @@ def pack(masks: Any) -> Any:
         if getattr(mask, "dtype", None) != jnp.bool_:
             return mask
         value = jnp.packbits(_whole_in_last_axis(mask), axis=-1, bitorder="little")
-        return PackedMask(value, mask.shape[-1])
+        return PackedMask(value, jnp.ones((mask.shape[-1] - 1) % 8 + 1, jnp.uint8))
 
     return jax.tree.map(at_leaf, masks)
 
@@ -62,4 +82,4 @@ def unpack(masks: Any) -> Any:
 
     if not any(map(is_packed, jax.tree.leaves(masks, is_leaf=is_packed))):
         return masks
-    return jax.tree.map(at_leaf, masks, is_leaf=is_packed)
+    return jax.tree.map(at_leaf, restored(masks), is_leaf=is_packed)

@@ -28,6 +28,11 @@ class Phases:
     topologies: tuple[Topology, ...]
 
     @property
+    def name(self) -> str:
+        """What it is called in tables and checkpoints."""
+        return "phases"
+
+    @property
     def dims(self) -> Dims:
         """The axes of kernels, the same in all phases."""
         return self.topologies[0].dims

@@ -14,7 +14,7 @@ from sparseopt_jax.masks import SparseState, map_masked, zero_masked
 from sparseopt_jax.owners import record_owner
 from sparseopt_jax.packing import is_packed
 from sparseopt_jax.phases import Phases
-from sparseopt_jax.stored_masks import loaded, stored, unpacked
+from sparseopt_jax.stored_masks import loaded, stored, unpacked, whole
 from sparseopt_jax.straight_through import StraightThrough, make_straight_through
 from sparseopt_jax.topology import Topology
 
@@ -113,6 +113,11 @@ def make_owner(
             host_updates=host_updates,
             packed=packed,
         )
+    if isinstance(topology, StraightThrough):
+        raise TypeError(
+            f"{topology.name} keeps the weights behind its masks dense, which needs "
+            "sparsify; sparseopt masks them"
+        )
     if not isinstance(topology, Topology | Phases):
         raise TypeError(
             f"topology must be a Topology, as static, set_ and rigl make it, got "
@@ -154,6 +159,7 @@ def make_owner(
 
     def update_fn(updates, state, params=None, **extra_args):
         _check_update(params, extra_args)
+        state = whole(state) if packed else state
         count, key, topology_state = state.count, state.key, state.topology_state
         # Full layers are dense to everything below: they cost nothing, and a network
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sparseopt_jax.masks import map_masked
-from sparseopt_jax.packing import pack, unpack
+from sparseopt_jax.packing import pack, restored, unpack
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
 
 
@@ -32,3 +32,12 @@ def unpacked(masks: Any, params: Any) -> Any:
     return map_masked(
         lambda param, mask: sharded(mask, explicit_sharding(param)), params, bools
     )
+
+
+def whole(state: Any) -> Any:
+    """A state whose packed masks are nodes again, wherever it has been taken apart."""
+    topology_state = state.topology_state._replace(
+        explored=restored(state.topology_state.explored),
+        turned=restored(state.topology_state.turned),
+    )
+    return state._replace(masks=restored(state.masks), topology_state=topology_state)

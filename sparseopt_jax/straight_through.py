@@ -21,8 +21,9 @@ from sparseopt_jax.masks import ForwardMaskState, map_masked
 from sparseopt_jax.methods import static
 from sparseopt_jax.neurons import Dims, fan_in
 from sparseopt_jax.owners import record_owner
+from sparseopt_jax.packing import restored
 from sparseopt_jax.schedules import UpdateSchedule
-from sparseopt_jax.stored_masks import stored, unpacked
+from sparseopt_jax.stored_masks import stored, unpacked, whole
 from sparseopt_jax.structures import NM
 from sparseopt_jax.topology import Topology, TopologyState
 
@@ -221,6 +222,9 @@ def make_straight_through(
                 "params are needed to choose masks: call "
                 "tx.update(grads, opt_state, params)"
             )
+        if packed:
+            state = whole(state)
+            state = state._replace(trained_masks=restored(state.trained_masks))
         masks = unpacked(state.masks, params)
         trained = unpacked(state.trained_masks, params)
         updates, inner_state = inner.update(

@@ -100,3 +100,17 @@ def test_changes_from_the_host_in_place():
 def test_a_dense_optimizer_is_an_error():
     with pytest.raises(ValueError, match="no masks found"):
         make(optax.adam(0.1))
+
+
+@pytest.mark.parametrize("make_topology", [so.rigl, so.set_])
+def test_packed_masks_train_the_same(make_topology):
+    topology = make_topology(0.6, every=3, stop=60)
+    kernels = []
+    for packed in (False, True):
+        tx = so.sparsify(optax.sgd(0.2, momentum=0.9), topology, packed=packed)
+        model, optimizer = make(tx)
+        for seed in range(8):
+            step(model, optimizer, *batch(seed))
+        assert_zero_where_masked(model, optimizer)
+        kernels.append(np.asarray(model.first.kernel[...]))
+    np.testing.assert_array_equal(*kernels)
