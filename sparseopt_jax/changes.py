@@ -24,6 +24,7 @@ class Leaf(NamedTuple):
       drop: score of each unit to be kept; infinite where it is held.
       grow: score of each unit to be grown.
       memory: what is remembered of the weights' gradients, or None.
+      budget: the active units that a layer was planned with, or None.
     """
 
     mask: jax.Array
@@ -33,6 +34,7 @@ class Leaf(NamedTuple):
     drop: jax.Array
     grow: jax.Array
     memory: jax.Array | None
+    budget: int | None
 
     @classmethod
     def of(
@@ -46,6 +48,7 @@ class Leaf(NamedTuple):
         min_fan_in: int,
         neuron: tuple[int, ...],
         memory: jax.Array | None,
+        budget: int | None,
     ) -> "Leaf":
         """From arrays like the leaf.
 
@@ -59,6 +62,7 @@ class Leaf(NamedTuple):
           min_fan_in: the least number of weights that a neuron keeps.
           neuron: the axes of one neuron's weights.
           memory: what is remembered of the gradients, or None.
+          budget: the active units that a layer was planned with, or None.
 
         Returns:
           The same in units.
@@ -71,7 +75,7 @@ class Leaf(NamedTuple):
             # where a neuron has fewer: it does not count.
             held |= active & top_k_mask(drop, min_fan_in, where=mask, axis=neuron)
         drop = jnp.where(held, jnp.inf, drop)
-        return cls(mask, units, active, held, drop, units.sum(grow), memory)
+        return cls(mask, units, active, held, drop, units.sum(grow), memory, budget)
 
 
 def change(
@@ -99,7 +103,7 @@ def change(
     """
     targets = targets or {}
     if scope == "global" and targets:
-        leaves, targets = _pruned_globally(leaves, targets), {}
+        leaves, targets = _shared_globally(leaves, targets)
 
     kept, sizes = {}, {}
     for path, leaf in leaves.items():
@@ -108,16 +112,14 @@ def change(
         sizes[path] = present if target is None else target + jnp.zeros_like(present)
         kept[path] = _kept(leaf, sizes[path], fraction, adapts=target is not None)
         if ablation is not None:
-            kept[path], sizes[path] = _ablated(
-                leaf, kept[path], sizes[path], fraction, ablation
-            )
+            kept[path], sizes[path] = _ablated(leaf, kept[path], sizes[path], ablation)
     if redistributes:
         sizes = _redistributed(leaves, kept, sizes)
     new = {}
     for path, leaf in leaves.items():
         missing = sizes[path] - leaf.units.count(kept[path])
         grown = leaf.units.select(leaf.grow, jnp.maximum(missing, 0), where=~kept[path])
-        new[path] = leaf.units.spread(kept[path] | grown)
+        new[path] = leaf.units.spread(kept[path] | grown, leaf.mask)
     return new
 
 
@@ -139,40 +141,58 @@ def _kept(
     return units.select(leaf.drop, left, where=active, within="layer")
 
 
-def _pruned_globally(
+def _shared_globally(
     leaves: dict[str, Leaf], targets: dict[str, Any]
-) -> dict[str, Leaf]:
-    """The leaves with the units alone that are among the network's highest.
+) -> tuple[dict[str, Leaf], dict[str, Any]]:
+    """The leaves pruned to the sum of the targets, and what each has to grow to.
 
-    Each layer keeps its highest, so that none is cut off.
+    The units of all layers compete; each layer keeps its highest, so that none is cut
+    off.
     """
-    scores, candidates, forced = [], [], []
-    budget = present = jnp.int32(0)
+    scores, grows, candidates, counts = [], [], [], []
+    budget = forced = jnp.int32(0)
     for path, leaf in leaves.items():
         units = leaf.units
         best = units.select(leaf.drop, 1, where=leaf.active, within="layer")
         own = leaf.held | (best & leaf.active)
         # By the mean weight of a unit: layers may have units of different sizes.
         scores.append(jnp.where(own, jnp.inf, leaf.drop / units.size))
+        grows.append(leaf.grow / units.size)
         candidates.append(leaf.active)
-        forced.append(jnp.sum(own, dtype=jnp.int32))
-        has = units.count(leaf.active)
-        present += jnp.sum(has)
+        forced += jnp.sum(own, dtype=jnp.int32)
+        counts.append(units.count(leaf.active))
         target = targets.get(path)
-        budget += jnp.sum(has if target is None else target + jnp.zeros_like(has))
-    k = jnp.maximum(jnp.minimum(budget, present), sum(forced))
+        budget += jnp.sum(
+            counts[-1] if target is None else target + jnp.zeros_like(counts[-1])
+        )
+    present = sum(jnp.sum(count) for count in counts)
+    k = jnp.maximum(jnp.minimum(budget, present), forced)
     kept = top_k_masks(scores, k, where=candidates)
-    return {
-        path: leaf._replace(active=own)
-        for (path, leaf), own in zip(leaves.items(), kept, strict=True)
-    }
+
+    def grown(grows, candidates):
+        inactive = [~own for own in candidates]
+        chosen = top_k_masks(grows, budget - present, where=inactive)
+        return [
+            leaf.units.count(own)
+            for leaf, own in zip(leaves.values(), chosen, strict=True)
+        ]
+
+    more = jax.lax.cond(
+        *(budget > present, grown),
+        lambda *_: [jnp.zeros_like(count) for count in counts],
+        *(grows, candidates),
+    )
+    pruned, sizes = {}, {}
+    for (path, leaf), own, extra in zip(leaves.items(), kept, more, strict=True):
+        pruned[path] = leaf._replace(active=own)
+        sizes[path] = leaf.units.count(own) + extra
+    return pruned, sizes
 
 
 def _ablated(
     leaf: Leaf,
     kept: jax.Array,
     target: jax.Array,
-    fraction: jax.Array,
     ablation: float,
 ) -> tuple[jax.Array, jax.Array]:
     """What is kept without the neurons that have lost, and every neuron's new fan-in.
@@ -181,12 +201,15 @@ def _ablated(
     gradients are largest. The layer's budget is divided evenly between the neurons that
     stay, rounded down.
     """
-    del fraction
     units = leaf.units
+    # The planned one: what rounding leaves out now may fit later.
     budget = jnp.sum(target, units.layer, keepdims=True)
+    if leaf.budget is not None:
+        budget = jnp.full_like(budget, leaf.budget)
     missing = jnp.maximum(budget - units.count(kept, "layer"), 0)
-    salient = kept | units.select(leaf.grow, missing, where=~kept, within="layer")
     fan_in = units.count(leaf.active)
+    candidates = ~kept & (fan_in > 0)
+    salient = kept | units.select(leaf.grow, missing, where=candidates, within="layer")
     usual = jnp.max(fan_in, units.layer, keepdims=True)
     stays = (units.count(salient) >= ablation * usual) | (units.count(leaf.held) > 0)
     stays &= fan_in > 0

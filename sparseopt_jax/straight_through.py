@@ -22,6 +22,7 @@ from sparseopt_jax.methods import static
 from sparseopt_jax.neurons import Dims, fan_in
 from sparseopt_jax.owners import record_owner
 from sparseopt_jax.packing import restored
+from sparseopt_jax.phases import Phases
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.stored_masks import stored, unpacked, whole
 from sparseopt_jax.structures import NM
@@ -175,6 +176,10 @@ class StraightThrough:
         if self.trained is None:
             return tree
         return map_masked(lambda m, x: jnp.where(m, x, 0), trained, tree)
+
+
+# Everything that ``sparsify`` takes.
+AnyTopology = Topology | Phases | StraightThrough
 
 
 def _largest(topology: Topology, params: Any) -> Any:
@@ -411,7 +416,12 @@ def top_kast(
     """
     topology = _named("top_kast", sparsity, options)
     check_sparsity(trained_sparsity, "trained_sparsity")
-    if sparsity is None or trained_sparsity > sparsity:
+    if sparsity is None:
+        raise ValueError(
+            "top_kast needs sparsity, and a structure that does not fix it, so that "
+            "there is more to train than to use"
+        )
+    if trained_sparsity > sparsity:
         raise ValueError(
             f"trained_sparsity must be at most sparsity = {sparsity}, got "
             f"{trained_sparsity}"

@@ -235,7 +235,15 @@ class Topology:
             raise ValueError(
                 'masks="kept" takes masks over from a phase before; use it in phases'
             )
-        return plan_leaves(self._rules(self.sparsity), params)
+        leaves = plan_leaves(self._rules(self.sparsity), params)
+        if self.scope == "global":
+            for plan in leaves:
+                if plan.units is not None and not plan.units.is_layer_wide:
+                    raise ValueError(
+                        f"scope 'global' cannot keep {plan.structure}, the structure "
+                        f"of {plan.path!r}: its numbers are fixed within the layer"
+                    )
+        return leaves
 
     def _rules(self, sparsity: float | None) -> Rules:
         return Rules(
@@ -476,6 +484,9 @@ class Topology:
                 min_fan_in=self.min_fan_in,
                 neuron=plan.axes.reduction,  # pyright: ignore
                 memory=remembered.get(path),
+                budget=None
+                if self.is_handed_on or plan.per_cell is None
+                else plan.per_cell * plan.units.cells,  # pyright: ignore
             )
             return param
 
