@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sparseopt_jax._version import __version__
 from sparseopt_jax.batch_variance import scale_by_batch_variance
+from sparseopt_jax.calibration import calibrate
 from sparseopt_jax.dense_to_sparse import ac_dc, gradual_magnitude, granet, one_shot
 from sparseopt_jax.host_updates import update_topology
 from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_masks
@@ -52,6 +53,7 @@ __all__ = [
     "ac_dc",
     "apply_masks",
     "apply_updates",
+    "calibrate",
     "checkpoint",
     "get_masks",
     "gradual_magnitude",
