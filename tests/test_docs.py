@@ -3,6 +3,7 @@
 import inspect
 import typing
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,7 +138,7 @@ def test_densities_are_those_of_the_formulas(row):
 def test_every_block_has_a_test():
     tested = {
         *("structures", "straight_through", "soft_threshold", "guards"),
-        *("sparse_init", "own", "parts"),
+        *("sparse_init", "own", "parts", "after_training"),
     }
     assert set(block_names(METHODS)) == tested
 
@@ -201,6 +202,40 @@ def test_a_method_of_ones_own_moves(name, params):
         # 0.1 * 768 weights, as sqrt(512) to sqrt(256).
         active = [leaf.active for leaf in so.plan(params, topology).leaves]
         assert sorted(filter(None, active)) == [32, 45]
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(32, name="hidden")(x))
+        return nn.Dense(8, use_bias=False, name="head")(x)
+
+
+def test_a_network_is_pruned_after_training(params):
+    left = run("after_training", params, model=Network())
+    half = {"hidden": 256, "head": 128}
+    for layer, active in half.items():
+        kernel = left["refined"].params[layer]["kernel"]
+        mask = left["topology"].masks[layer]["kernel"]
+        assert ((kernel != 0) == mask).all() and mask.sum() == active
+    assert so.plan(left["refined"].params, left["topology"]).active == 384
+
+
+def test_every_call_of_the_table_prunes(params):
+    left = run("after_training", params, model=Network())
+    given = {
+        "so": so,
+        "params": params,
+        "grads": jax.grad(loss)(params, batches()[0]),
+        "calibration": left["calibration"],
+        "pruned": left["pruned"],
+    }
+    calls = [code(row[0]) for row in rows(METHODS, "pruning")]
+    for call in calls:
+        assert eval(call, given).masks["hidden"]["kernel"].sum() == 256
+    listed = [call.split('"')[1] for call in calls if '"' in call]
+    with pytest.raises(ValueError, match=f"one of {', '.join(listed)}, or a"):
+        so.prune(params, "none of these", sparsity=0.5)
 
 
 def test_averaged_gradients_take_memory(params):
