@@ -98,8 +98,7 @@ class Task(NamedTuple):
 
 def tasks(quick: bool) -> list[Task]:
     """Both networks; only a tiny ResNet, to see that it runs."""
-    sys.path.append(str(harness.ROOT / "examples"))  # programs, not installed
-    resnet = importlib.import_module("digits_model").ResNet
+    resnet = _example("digits_model").ResNet
     if quick:
         return [Task("ResNet", resnet(4, strides=()), _sgd)]
     return [
@@ -122,9 +121,16 @@ def load_digits(quick: bool) -> tuple[Any, Any]:
         images = draw.standard_normal((2 * BATCH, 8, 8, 1), np.float32)
         noise = Split(images, draw.integers(10, size=2 * BATCH, dtype=np.int32))
         return noise, noise
-    dataset = importlib.import_module("digits_dataset")
     with tempfile.TemporaryDirectory() as folder:
-        return dataset.load(Path(folder))
+        return _example("digits_dataset").load(Path(folder))
+
+
+def _example(name: str) -> Any:
+    """One of the examples, a folder of programs that is not installed."""
+    folder = str(harness.ROOT / "examples")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
 
 
 def _learning_rate(peak: float, steps: int) -> optax.Schedule:
