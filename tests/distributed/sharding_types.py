@@ -161,3 +161,34 @@ def test_a_sharded_stack_of_layers_keeps_its_counts(method, mesh):
     assert (masks[0] != masks[1]).any()
     for mask in masks:
         np.testing.assert_array_equal(mask.sum((1, 2)), 24)
+
+
+STRUCTURES = {
+    "N:M": so.NM(2, 4),
+    "block": so.Block((4, 2)),
+    "channel": so.Channel(),
+    "inputs": so.Channel(axis=-2),
+    "constant fan-in": so.ConstantFanIn(),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures_choose_the_same_on_a_mesh(name, mesh):
+    structure = STRUCTURES[name]
+    sparsity = None if name == "N:M" else 0.5
+    topology = so.rigl(sparsity, structure=structure, every=1, stop=9)
+    tx = so.sparsify(optax.sgd(0.1, momentum=0.9), topology)
+    values = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+
+    def run(put):
+        params = {"kernel": put(values)}
+        now = start(tx, params)
+        step = jax.jit(one_step(tx))
+        for _ in range(3):
+            now = step(params, *now)
+        return np.asarray(now.state.masks["kernel"])
+
+    with jax.set_mesh(jax.make_mesh((1,), ("one",), devices=jax.devices()[:1])):
+        alone = run(jnp.asarray)
+    spec = NamedSharding(mesh, P("data", "model"))
+    np.testing.assert_array_equal(run(lambda x: jax.device_put(x, spec)), alone)
