@@ -70,6 +70,8 @@ class Leaf(NamedTuple):
             # Single weights here, so units are weights. An inactive one is chosen only
             # where a neuron has fewer: it does not count.
             held |= active & top_k_mask(drop, min_fan_in, where=mask, axis=neuron)
+        # Sums may be infinite as well: below what is held.
+        drop = jnp.minimum(drop, jnp.finfo(jnp.float32).max)
         drop = jnp.where(held, jnp.inf, drop)
         return cls(mask, units, active, held, drop, units.sum(grow), memory)
 
