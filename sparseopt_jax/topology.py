@@ -38,6 +38,7 @@ from sparseopt_jax.neurons import (
 from sparseopt_jax.schedules import DensitySchedule, StepList, UpdateSchedule
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.structures import (
+    NM,
     ConstantFanIn,
     Structures,
     Unstructured,
@@ -158,6 +159,17 @@ class Topology:
                 )
         if self.scope not in ("layer", "global"):
             raise ValueError(f"scope must be 'layer' or 'global', got {self.scope!r}")
+        structures = (
+            self.structure.values()
+            if isinstance(self.structure, Mapping)
+            else [self.structure]
+        )
+        for structure in structures:
+            if self.scope == "global" and isinstance(structure, NM | ConstantFanIn):
+                raise ValueError(
+                    "scope='global' keeps no numbers of groups or neurons, as "
+                    f"structure {structure} has them; leave scope out"
+                )
         if self.density is not None:
             distributions.check_sparsity(
                 self.density.initial_sparsity, "initial_sparsity"
