@@ -187,9 +187,12 @@ def _ablated(
     units = leaf.units
     budget = jnp.sum(target, units.layer, keepdims=True)
     missing = jnp.maximum(budget - units.count(kept, "layer"), 0)
-    salient = kept | units.select(leaf.grow, missing, where=~kept, within="layer")
     fan_in = units.count(leaf.active)
-    usual = jnp.max(fan_in, units.layer, keepdims=True)
+    # Those ablated before cannot grow: their gradients would take from the others.
+    candidates = ~kept & (fan_in > 0)
+    salient = kept | units.select(leaf.grow, missing, where=candidates, within="layer")
+    # Not what fan-ins are: a phase may begin with more of all.
+    usual = jnp.max(target, units.layer, keepdims=True)
     stays = (units.count(salient) >= ablation * usual) | (units.count(leaf.held) > 0)
     stays &= fan_in > 0
     neurons = jnp.sum(stays, units.layer, keepdims=True, dtype=jnp.int32)
