@@ -211,8 +211,9 @@ def _redistributed(
         units = leaf.units
         assert leaf.memory is not None, "redistribution needs a memory"
         counts = units.count(kept[path])
-        size = jnp.sum(jnp.where(kept[path], jnp.abs(leaf.memory), 0), units.layer)
-        activity.append(jnp.ravel(size) / jnp.maximum(jnp.ravel(counts), 1))
+        size = jnp.sum(jnp.where(leaf.active, jnp.abs(leaf.memory), 0), units.layer)
+        present = jnp.ravel(units.count(leaf.active))
+        activity.append(jnp.ravel(size) / jnp.maximum(present, 1))
         lost.append(jnp.sum(sizes[path] - counts))
         room.append(jnp.ravel(units.per_layer - counts))
         shapes.append(counts)
