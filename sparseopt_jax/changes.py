@@ -148,22 +148,24 @@ def _pruned_globally(
 
     Each layer keeps its highest, so that none is cut off.
     """
-    scores, candidates, forced = [], [], []
-    budget = present = jnp.int32(0)
+    scores, candidates, sizes = [], [], []
+    # In weights: layers may have units of different sizes.
+    budget = present = forced = jnp.int32(0)
     for path, leaf in leaves.items():
         units = leaf.units
         best = units.select(leaf.drop, 1, where=leaf.active, within="layer")
         own = leaf.held | (best & leaf.active)
-        # By the mean weight of a unit: layers may have units of different sizes.
         scores.append(jnp.where(own, jnp.inf, leaf.drop / units.size))
         candidates.append(leaf.active)
-        forced.append(jnp.sum(own, dtype=jnp.int32))
+        sizes.append(units.size)
         has = units.count(leaf.active)
-        present += jnp.sum(has)
         target = targets.get(path)
-        budget += jnp.sum(has if target is None else target + jnp.zeros_like(has))
-    k = jnp.maximum(jnp.minimum(budget, present), sum(forced))
-    kept = top_k_masks(scores, k, where=candidates)
+        target = has if target is None else target + jnp.zeros_like(has)
+        forced += units.size * jnp.sum(own, dtype=jnp.int32)
+        present += units.size * jnp.sum(has)
+        budget += units.size * jnp.sum(target)
+    k = jnp.maximum(jnp.minimum(budget, present), forced)
+    kept = top_k_masks(scores, k, where=candidates, sizes=sizes)
     return {
         path: leaf._replace(active=own)
         for (path, leaf), own in zip(leaves.items(), kept, strict=True)
