@@ -176,6 +176,12 @@ class Topology:
             )
             if self.masks is not None:
                 raise ValueError("a density that moves begins with masks of its own")
+            first, last = self.density.initial_sparsity, self.sparsity
+            if self.scope == "global" and last is not None and first > last:
+                raise ValueError(
+                    "scope='global' lets a density fall only, got initial_sparsity = "
+                    f"{first} above sparsity = {last}"
+                )
         if isinstance(self.min_fan_in, bool) or not isinstance(self.min_fan_in, int):
             raise TypeError(f"min_fan_in must be an integer, got {self.min_fan_in!r}")
         if self.min_fan_in < 0:
@@ -259,8 +265,14 @@ class Topology:
     def _first_leaves(self, params: Any) -> list[LeafPlan]:
         if self.density is None:
             return self.leaves(params)
-        rules = self._rules(self.density.initial_sparsity)
-        return plan_leaves(rules._replace(begins=True), params)
+        initial = self.density.initial_sparsity
+        rules = self._rules(initial)._replace(begins=True)
+        if isinstance(self.distribution, Mapping):
+            # The sparsities of a mapping are those of the end.
+            ends = self.distribution.items()
+            begins = {pattern: min(initial, own) for pattern, own in ends}
+            rules = rules._replace(distribution=begins)
+        return plan_leaves(rules, params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
         """Paths of the leaves all of whose weights are active, and will stay so.
@@ -447,17 +459,21 @@ class Topology:
         """Active units of every cell at step ``count``, by path, where this decides."""
         if self.is_handed_on:
             return {}
-        last = {plan.path: plan.per_cell for plan in self.leaves(params)}
+        plans = {plan.path: plan for plan in self.leaves(params)}
+        last = {p: plan.per_cell for p, plan in plans.items() if plan.per_cell}
         if self.density is None:
-            return {path: n for path, n in last.items() if n is not None}
+            return dict(last)
         progress = jnp.asarray(self.density.progress(count), jnp.float32)
         first: dict[str, Any] = {
             plan.path: plan.per_cell for plan in self._first_leaves(params)
         }
+        # A schedule may go beyond its ends, a layer not.
         return {
-            path: n + jnp.round((first[path] - n) * progress).astype(jnp.int32)
+            path: jnp.clip(
+                n + jnp.round((first[path] - n) * progress).astype(jnp.int32),
+                *(1, plans[path].units.per_cell),  # pyright: ignore
+            )
             for path, n in last.items()
-            if n is not None
         }
 
     def _collect(
