@@ -81,6 +81,7 @@ def change(
     fraction: jax.Array,
     targets: dict[str, Any] | None,
     *,
+    adapts: Any,
     scope: str,
     ablation: float | None,
     redistributes: bool,
@@ -92,6 +93,7 @@ def change(
       fraction: float32 scalar, the part of the active units that is replaced.
       targets: active units of each cell after the change, by path; where there is none,
         and without any, they stay as many as they are.
+      adapts: whether the targets hold, a bool or bool scalar: False is without any.
       scope: ``"global"`` prunes all leaves together to the sum of their targets.
       ablation: as in ``Topology``.
       redistributes: as in ``Topology``.
@@ -107,7 +109,7 @@ def change(
     for path, leaf in leaves.items():
         present = leaf.units.count(leaf.active)
         target = targets.get(path)
-        sizes[path] = present if target is None else target + jnp.zeros_like(present)
+        sizes[path] = present if target is None else jnp.where(adapts, target, present)
         kept[path] = _kept(leaf, sizes[path], fraction, adapts=target is not None)
         if ablation is not None:
             kept[path], sizes[path] = _ablated(

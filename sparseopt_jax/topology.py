@@ -386,7 +386,7 @@ class Topology:
         grads: Any,
         *,
         fraction: jax.Array | None = None,
-        adapts: bool = False,
+        adapts: Any = False,
     ) -> tuple[Any, TopologyState]:
         """Changes the masks once, whether or not a change is due.
 
@@ -404,7 +404,7 @@ class Topology:
           grads: tree like the masks, the dense gradient.
           fraction: what to drop, instead of what the schedule gives.
           adapts: whether masks of other numbers than this topology's, as a phase hands
-            them on, are brought to its own.
+            them on, are brought to its own: a bool or bool scalar.
 
         Returns:
           The new masks and the new state. Unless the density moves, neurons are ablated
@@ -413,11 +413,13 @@ class Topology:
         if fraction is None:
             fraction = self.schedule.fraction(count)  # pyright: ignore
         found = self._collect(key, masks, params, grads, state.memory)
-        targets = self._targets(count, params) if adapts or self.density else None
+        adapts = True if self.density else adapts
+        targets = None if adapts is False else self._targets(count, params)
         new = changes.change(
             found,
             fraction,
             targets,
+            adapts=adapts,
             scope=self.scope,
             ablation=self.ablation,
             redistributes=self.redistributes,
@@ -449,7 +451,7 @@ class Topology:
     def _plans_of(self, params: Any) -> dict[str, LeafPlan]:
         if self.is_handed_on:
             # Numbers and masks are another's; axes and units are known from shapes.
-            rules = self._rules(0.0)._replace(masks=None, where=None)
+            rules = self._rules(0.0)._replace(masks=None, where=None, begins=True)
             leaves = plan_leaves(rules, params)
         else:
             leaves = self.leaves(params)
