@@ -14,7 +14,8 @@ from sparseopt_jax.schedules import UpdateSchedule
 
 def no_gradients(masks: Any) -> Any:
     """A float32 zero for every weight of the sparse leaves, sharded like the masks."""
-    return jax.tree.map(lambda mask: jnp.where(mask, 0.0, 0.0), masks)
+    zero = jnp.float32(0)  # of a type that no step changes
+    return jax.tree.map(lambda mask: jnp.where(mask, zero, zero), masks)
 
 
 @dataclasses.dataclass(frozen=True)
