@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from sparseopt_jax.redistribution import share
 from sparseopt_jax.selection import top_k_mask, top_k_masks
+from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.units import Units
 
 
@@ -121,7 +122,9 @@ def change(
     for path, leaf in leaves.items():
         missing = sizes[path] - leaf.units.count(kept[path])
         grown = leaf.units.select(leaf.grow, jnp.maximum(missing, 0), where=~kept[path])
-        new[path] = leaf.units.spread(kept[path] | grown)
+        new[path] = sharded(
+            leaf.units.spread(kept[path] | grown), explicit_sharding(leaf.mask)
+        )
     return new
 
 

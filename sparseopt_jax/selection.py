@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sparseopt_jax.linear_index import linear_index
-from sparseopt_jax.sharding_types import is_explicit, sharded
+from sparseopt_jax.sharding_types import explicit_sharding, is_explicit, sharded
 
 # Thresholds counted in one pass. On CPU seven take as long in all, in fewer and slower
 # passes, and longer to compile; fifteen cost more arithmetic than they save passes.
@@ -150,7 +150,7 @@ def _top_k_mask(
     axes: tuple[int, ...],
 ) -> jax.Array:
     keys = _order_keys(scores.astype(jnp.float32), where)
-    if len(axes) == 1 and keys.shape[axes[0]] <= _RANKED:
+    if len(axes) == 1 and keys.shape[axes[0]] <= _RANKED and _is_whole(keys, axes[0]):
         return _ranks(keys, axes[0]) < k
     # One entry per selection, in type sharded as their counts are; nothing is summed.
     lowest = jnp.full_like(jnp.sum(keys, axes, keepdims=True), _INELIGIBLE_KEY)
@@ -259,6 +259,14 @@ def _tie_keys(
     return jnp.where(
         keys > threshold, size, jnp.where(keys == threshold, size - 1 - index, -1)
     )
+
+
+def _is_whole(keys: jax.Array, axis: int) -> bool:
+    """Whether no type says that the axis is split between devices."""
+    sharding = explicit_sharding(keys)
+    if sharding is None or axis >= len(sharding.spec):
+        return True
+    return sharding.spec[axis] is None
 
 
 def _ranks(keys: jax.Array, axis: int) -> jax.Array:

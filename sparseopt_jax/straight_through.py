@@ -23,6 +23,7 @@ from sparseopt_jax.neurons import Dims, fan_in
 from sparseopt_jax.owners import record_owner
 from sparseopt_jax.packing import restored
 from sparseopt_jax.schedules import UpdateSchedule
+from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.stored_masks import stored, unpacked, whole
 from sparseopt_jax.structures import NM
 from sparseopt_jax.topology import Topology, TopologyState
@@ -185,7 +186,8 @@ def _largest(topology: Topology, params: Any) -> Any:
         if plan is None or plan.units is None or plan.per_cell is None:
             return optax.MaskedNode()
         score = jnp.abs(param).astype(jnp.float32)
-        return plan.units.choose(score, plan.per_cell)
+        chosen = plan.units.choose(score, plan.per_cell)
+        return sharded(chosen, explicit_sharding(param))
 
     return paths.map_with_paths(at_leaf, params)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparseopt_jax.selection import random_scores, top_k_mask
-from sparseopt_jax.sharding_types import explicit_sharding
+from sparseopt_jax.sharding_types import explicit_sharding, sharded
 
 
 class Units(NamedTuple):
@@ -128,11 +128,21 @@ class Units(NamedTuple):
         sharding = explicit_sharding(x)
         if sharding is None:
             return jnp.reshape(x, self.split)
-        # Cut between the shards: each keeps whole blocks.
+        # Cut between the shards: each keeps whole blocks. Where shards cut blocks, the
+        # axis is gathered first.
+        whole: list[Any] = []
         entries: list[Any] = []
+        places = iter(self.split)
         for axis, entry in enumerate(_entries(sharding, x.ndim)):
+            blocks = next(places)
+            if axis in self.cut:
+                next(places)
+                entry = None if blocks % _shards(sharding, entry) else entry
+            whole.append(entry)
             entries.extend((entry, None) if axis in self.cut else (entry,))
-        out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
+        mesh = sharding.mesh
+        x = jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*whole)))
+        out_sharding = NamedSharding(mesh, PartitionSpec(*entries))
         return jnp.reshape(x, self.split, out_sharding=out_sharding)
 
     def _joined(self, x: jax.Array) -> jax.Array:
@@ -149,6 +159,12 @@ class Units(NamedTuple):
                 next(left)
         out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
         return jnp.reshape(x, self.shape, out_sharding=out_sharding)
+
+
+def _shards(sharding: NamedSharding, entry: Any) -> int:
+    """How many parts an axis with this entry of a spec is split into."""
+    names = entry if isinstance(entry, tuple) else (entry,)
+    return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
 
 
 def _entries(sharding: NamedSharding, ndim: int) -> list[Any]:
@@ -182,4 +198,4 @@ def random_units_mask(
     if least:
         held = top_k_mask(scores, least, axis=neuron)
         scores = jnp.where(held, jnp.inf, scores)
-    return units.choose(scores, k)
+    return sharded(units.choose(scores, k), sharding)
