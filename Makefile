@@ -46,6 +46,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/collectives.py
 	$(BIN)/python benchmarks/packed_masks.py
 	$(BIN)/python benchmarks/devices.py
+	$(BIN)/python benchmarks/methods.py
 
 clean:
 	rm -rf $(VENV) .venv-newest $(LOWEST) .pytest_cache .hypothesis .ruff_cache

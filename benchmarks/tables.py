@@ -162,6 +162,80 @@ def collectives() -> str:
     return f"{_table(head, lines)}\n{about}\n"
 
 
+def methods() -> str:
+    """What every method learns on small networks, as a Markdown table."""
+    record = load("methods")
+    head = ["method", "structure", "sparsity"]
+    tables = {table["title"]: table["rows"] for table in record["tables"]}
+    words = ": a step"
+    networks = [title.removesuffix(words) for title in tables if title.endswith(words)]
+    for name in networks:
+        head += [f"{name}: accuracy %", "density", "step / dense", "change", "state"]
+    found: dict[str, list[str]] = {}
+    for name in networks:
+        (trained,) = (
+            rows for title, rows in tables.items() if title.startswith(f"{name}: train")
+        )
+        steps = {row["name"]: row for row in tables[f"{name}: a step"]}
+        changes = {row["name"]: row for row in tables[f"{name}: a change"]}
+        for row in trained:
+            label = ", ".join(filter(None, (row["method"], row["structure"])))
+            asked = "-" if row["sparsity"] is None else f"{row['sparsity']:g}"
+            cells = found.setdefault(
+                label, [row["method"], row["structure"] or "-", asked]
+            )
+            sd = row["accuracy_sd"]
+            accuracy = f"{100 * row['accuracy_mean']:.1f}"
+            change = changes.get(label)
+            cells += [
+                accuracy if sd is None else f"{accuracy} ± {100 * sd:.1f}",
+                f"{row['density']:.3f}",
+                f"{steps[label]['ratio']['median']:.2f}x",
+                f"{change['median_ms']:.1f} ms" if change else "-",
+                f"{row['state_bytes']:,} B",
+            ]
+    return f"{_table(head, list(found.values()))}\n{_about(record)}\n"
+
+
+def method_changes() -> str:
+    """A change of large masks against the same by sorting, as a Markdown table."""
+    record = load("methods")
+    words = ": a change of "
+    tables = [table for table in record["tables"] if words in table["title"]]
+    head = ("method", "a change", "by argsort", "argsort / change")
+    lines = []
+    for table in tables:
+        rows = {row["name"]: row for row in table["rows"]}
+        cells = (
+            table["title"].partition(words)[0],
+            f"{rows['topology.update']['median_ms']:,.0f} ms",
+            f"{rows['argsort']['median_ms']:,.0f} ms",
+            f"{rows['argsort']['ratio']['median']:.1f}x",
+        )
+        lines.append(cells)
+    size = tables[0]["title"].partition(words)[2]
+    return f"{_table(head, lines)}\n{size.capitalize()}; {_about(record)}\n"
+
+
+def straight_through() -> str:
+    """What masks that follow every step add to it, as a Markdown table."""
+    record = load("methods")
+    words = ": a step by STE"
+    tables = {
+        table["title"].removesuffix(words): table["rows"]
+        for table in record["tables"]
+        if table["title"].endswith(words)
+    }
+    head = ("masks", *(f"{name}: step / dense" for name in tables))
+    ratios: dict[str, list[str]] = {}
+    for rows in tables.values():
+        for row in rows:
+            ratio = f"{row['ratio']['median']:.2f}x"
+            ratios.setdefault(row["name"], []).append(ratio)
+    lines = [(label, *cells) for label, cells in ratios.items()]
+    return f"{_table(head, lines)}\n{_about(record)}\n"
+
+
 PAGES = {
     ROOT / "README.md": (digits, speed, overhead, training),
     ROOT / "docs" / "scaling.md": (collectives, devices),

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from sparseopt_jax._version import __version__
 from sparseopt_jax.batch_variance import scale_by_batch_variance
+from sparseopt_jax.calibration import calibrate
 from sparseopt_jax.dense_to_sparse import ac_dc, gradual_magnitude, granet, one_shot
+from sparseopt_jax.dsnot import dsnot
 from sparseopt_jax.host_updates import update_topology
 from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_masks
 from sparseopt_jax.methods import (
@@ -23,6 +25,7 @@ from sparseopt_jax.neurons import NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
 from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
 from sparseopt_jax.phases import phases
+from sparseopt_jax.prune import prune
 from sparseopt_jax.report import plan
 from sparseopt_jax.sharding import state_sharding
 from sparseopt_jax.soft_threshold import str_
@@ -52,7 +55,9 @@ __all__ = [
     "ac_dc",
     "apply_masks",
     "apply_updates",
+    "calibrate",
     "checkpoint",
+    "dsnot",
     "get_masks",
     "gradual_magnitude",
     "granet",
@@ -66,6 +71,7 @@ __all__ = [
     "phases",
     "plan",
     "pmap_train_step",
+    "prune",
     "rigl",
     "rigl_itop",
     "scale_by_batch_variance",

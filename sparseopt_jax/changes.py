@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from sparseopt_jax.redistribution import share
 from sparseopt_jax.selection import top_k_mask, top_k_masks
-from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.units import Units
 
 
@@ -25,6 +24,7 @@ class Leaf(NamedTuple):
       drop: score of each unit to be kept; infinite where it is held.
       grow: score of each unit to be grown.
       memory: what is remembered of the weights' gradients, or None.
+      budget: the active units that a layer was planned with, or None.
     """
 
     mask: jax.Array
@@ -34,6 +34,7 @@ class Leaf(NamedTuple):
     drop: jax.Array
     grow: jax.Array
     memory: jax.Array | None
+    budget: int | None
 
     @classmethod
     def of(
@@ -47,6 +48,7 @@ class Leaf(NamedTuple):
         min_fan_in: int,
         neuron: tuple[int, ...],
         memory: jax.Array | None,
+        budget: int | None,
     ) -> "Leaf":
         """From arrays like the leaf.
 
@@ -60,6 +62,7 @@ class Leaf(NamedTuple):
           min_fan_in: the least number of weights that a neuron keeps.
           neuron: the axes of one neuron's weights.
           memory: what is remembered of the gradients, or None.
+          budget: the active units that a layer was planned with, or None.
 
         Returns:
           The same in units.
@@ -74,7 +77,7 @@ class Leaf(NamedTuple):
         # Sums may be infinite as well: below what is held.
         drop = jnp.minimum(drop, jnp.finfo(jnp.float32).max)
         drop = jnp.where(held, jnp.inf, drop)
-        return cls(mask, units, active, held, drop, units.sum(grow), memory)
+        return cls(mask, units, active, held, drop, units.sum(grow), memory, budget)
 
 
 def change(
@@ -104,7 +107,7 @@ def change(
     """
     targets = targets or {}
     if scope == "global" and targets:
-        leaves, targets = _pruned_globally(leaves, targets), {}
+        leaves, targets = _shared_globally(leaves, targets)
 
     kept, sizes = {}, {}
     for path, leaf in leaves.items():
@@ -113,18 +116,14 @@ def change(
         sizes[path] = present if target is None else jnp.where(adapts, target, present)
         kept[path] = _kept(leaf, sizes[path], fraction, adapts=target is not None)
         if ablation is not None:
-            kept[path], sizes[path] = _ablated(
-                leaf, kept[path], sizes[path], fraction, ablation
-            )
+            kept[path], sizes[path] = _ablated(leaf, kept[path], sizes[path], ablation)
     if redistributes:
         sizes = _redistributed(leaves, kept, sizes)
     new = {}
     for path, leaf in leaves.items():
         missing = sizes[path] - leaf.units.count(kept[path])
         grown = leaf.units.select(leaf.grow, jnp.maximum(missing, 0), where=~kept[path])
-        new[path] = sharded(
-            leaf.units.spread(kept[path] | grown), explicit_sharding(leaf.mask)
-        )
+        new[path] = leaf.units.spread(kept[path] | grown, leaf.mask)
     return new
 
 
@@ -146,14 +145,15 @@ def _kept(
     return units.select(leaf.drop, left, where=active, within="layer")
 
 
-def _pruned_globally(
+def _shared_globally(
     leaves: dict[str, Leaf], targets: dict[str, Any]
-) -> dict[str, Leaf]:
-    """The leaves with the units alone that are among the network's highest.
+) -> tuple[dict[str, Leaf], dict[str, Any]]:
+    """The leaves pruned to the sum of the targets, and what each has to grow to.
 
-    Each layer keeps its highest, so that none is cut off.
+    The units of all layers compete; each layer keeps its highest, so that none is cut
+    off.
     """
-    scores, candidates, sizes = [], [], []
+    scores, grows, candidates, counts, weights = [], [], [], [], []
     # In weights: layers may have units of different sizes.
     budget = present = forced = jnp.int32(0)
     for path, leaf in leaves.items():
@@ -161,27 +161,43 @@ def _pruned_globally(
         best = units.select(leaf.drop, 1, where=leaf.active, within="layer")
         own = leaf.held | (best & leaf.active)
         scores.append(jnp.where(own, jnp.inf, leaf.drop / units.size))
+        grows.append(leaf.grow / units.size)
         candidates.append(leaf.active)
-        sizes.append(units.size)
         has = units.count(leaf.active)
+        counts.append(has)
+        weights.append(units.size)
         target = targets.get(path)
         target = has if target is None else target + jnp.zeros_like(has)
         forced += units.size * jnp.sum(own, dtype=jnp.int32)
         present += units.size * jnp.sum(has)
         budget += units.size * jnp.sum(target)
     k = jnp.maximum(jnp.minimum(budget, present), forced)
-    kept = top_k_masks(scores, k, where=candidates, sizes=sizes)
-    return {
-        path: leaf._replace(active=own)
-        for (path, leaf), own in zip(leaves.items(), kept, strict=True)
-    }
+    kept = top_k_masks(scores, k, where=candidates, sizes=weights)
+
+    def grown(grows, candidates):
+        inactive = [~own for own in candidates]
+        chosen = top_k_masks(grows, budget - present, where=inactive, sizes=weights)
+        return [
+            leaf.units.count(own)
+            for leaf, own in zip(leaves.values(), chosen, strict=True)
+        ]
+
+    more = jax.lax.cond(
+        *(budget > present, grown),
+        lambda *_: [jnp.zeros_like(count) for count in counts],
+        *(grows, candidates),
+    )
+    pruned, sizes = {}, {}
+    for (path, leaf), own, extra in zip(leaves.items(), kept, more, strict=True):
+        pruned[path] = leaf._replace(active=own)
+        sizes[path] = leaf.units.count(own) + extra
+    return pruned, sizes
 
 
 def _ablated(
     leaf: Leaf,
     kept: jax.Array,
     target: jax.Array,
-    fraction: jax.Array,
     ablation: float,
 ) -> tuple[jax.Array, jax.Array]:
     """What is kept without the neurons that have lost, and every neuron's new fan-in.
@@ -190,9 +206,11 @@ def _ablated(
     gradients are largest. The layer's budget is divided evenly between the neurons that
     stay, rounded down.
     """
-    del fraction
     units = leaf.units
+    # The planned one: what rounding leaves out now may fit later.
     budget = jnp.sum(target, units.layer, keepdims=True)
+    if leaf.budget is not None:
+        budget = jnp.full_like(budget, leaf.budget)
     missing = jnp.maximum(budget - units.count(kept, "layer"), 0)
     fan_in = units.count(leaf.active)
     # Those ablated before cannot grow: their gradients would take from the others.

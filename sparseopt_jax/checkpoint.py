@@ -15,10 +15,8 @@ from etils import epath
 
 from sparseopt_jax import checkpoint_record as records
 from sparseopt_jax import stored_leaves
-from sparseopt_jax.phases import Phases
 from sparseopt_jax.preemption import Stop, stop_on_sigterm
-from sparseopt_jax.straight_through import StraightThrough
-from sparseopt_jax.topology import Topology
+from sparseopt_jax.straight_through import AnyTopology
 
 __all__ = ["Checkpoints", "Stop", "stop_on_sigterm"]
 
@@ -75,7 +73,7 @@ class Checkpoints:
         self,
         directory: str | os.PathLike[str],
         *,
-        topology: Topology | Phases | StraightThrough | None = None,
+        topology: AnyTopology | None = None,
         max_to_keep: int | None = 3,
     ):
         directory = os.fspath(directory)

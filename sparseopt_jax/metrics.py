@@ -30,7 +30,8 @@ def metrics(
 
       - ``density``: fraction of active weights (float32);
       - ``inactive_nonzero``: inactive weights that are not zero (int32), which is 0
-        unless ``apply_masks`` was forgotten or something follows ``sparsify``;
+        unless ``apply_masks`` was forgotten, something follows ``sparsify``, or the
+        weights stay dense behind their masks, as with ``ste``;
       - ``churn``: weights that the last change turned on, as a fraction of the active
         ones (float32); 0 before the first change;
       - ``collapsed``: layers without any active weight (int32), each layer of a stack

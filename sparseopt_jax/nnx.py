@@ -5,13 +5,14 @@ from typing import Any
 from flax import nnx
 
 from sparseopt_jax.host_updates import update_topology as _update_topology
-from sparseopt_jax.masks import apply_masks, get_masks
+from sparseopt_jax.masks import apply_masks, get_masks, stays_dense
 
 
 def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     """Sets a model's inactive weights to zero, in place.
 
-    Call it once after the optimizer is made; ``optimizer.update`` keeps them so.
+    Call it once after the optimizer is made; ``optimizer.update`` keeps them so. Where
+    masks are the forward pass's alone, as with ``ste``, the weights stay as they are.
 
     Args:
       model: the model that the optimizer was made for.
@@ -31,6 +32,8 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
       >>> int((model.kernel[...] != 0).sum())
       8
     """
+    if stays_dense(optimizer):
+        return
     params = nnx.as_pure(nnx.state(model, optimizer.wrt))
     nnx.update(model, apply_masks(params, get_masks(optimizer)))
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.extend import core
 
 from sparseopt_jax import paths
+from sparseopt_jax.jaxprs import called_jaxpr, open_jaxpr, ranks, shape_of
 
 
 class NormLinks(dict[str, str]):
@@ -170,7 +171,7 @@ def _trace(
         )
         return apply_fn(variables, *args, **kwargs)
 
-    return _open(jax.make_jaxpr(evaluate)(variables, arrays))
+    return open_jaxpr(jax.make_jaxpr(evaluate)(variables, arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,13 +278,13 @@ class _Flow:
     def _equation(self, eqn: core.JaxprEqn, values: list[_Value]) -> Iterable[_Value]:
         name = eqn.primitive.name
         if name == "cond":
-            branches = [_open(branch) for branch in eqn.params["branches"]]
+            branches = [open_jaxpr(branch) for branch in eqn.params["branches"]]
             outputs = [self.run(branch, values[1:]) for branch in branches]
             return map(_either, zip(*outputs, strict=True))
         if name in ("scan", "while"):
             return self._loop(eqn, values)
-        if (called := _called(eqn)) is not None:
-            return self.run(called, values)
+        if (called := called_jaxpr(eqn)) is not None:
+            return self.run(open_jaxpr(called), values)
         if name in _LAYOUT and len(values) == len(eqn.outvars):
             return values
         fixed = [value for value in values if isinstance(value, _Fixed)]
@@ -342,15 +343,15 @@ class _Flow:
 
     def _loop(self, eqn: core.JaxprEqn, values: list[_Value]) -> Iterable[_Value]:
         """A scan or while loop. Nothing is followed from one step to the next."""
-        body = _open(eqn.params.get("body_jaxpr") or eqn.params["jaxpr"])
+        body = open_jaxpr(eqn.params.get("body_jaxpr") or eqn.params["jaxpr"])
         obstacle = f"passes through {eqn.primitive.name}"
         # The body's inputs are constants, carry and slices, its outputs carry and
         # slices. A slice has one axis less than what it is cut from. The constants of
         # a while loop's condition come before all these.
         outer = eqn.invars[-len(body.invars) :]
         values = values[-len(body.invars) :]
-        sliced = [*map(operator.lt, _ranks(body.invars), _ranks(outer))]
-        carried = sum(map(operator.eq, _ranks(body.outvars), _ranks(eqn.outvars)))
+        sliced = [*map(operator.lt, ranks(body.invars), ranks(outer))]
+        carried = sum(map(operator.eq, ranks(body.outvars), ranks(eqn.outvars)))
         first_carry = sliced.count(False) - carried
         inputs = []
         for index, (value, var) in enumerate(zip(values, body.invars, strict=True)):
@@ -379,7 +380,7 @@ class _Flow:
     def _slice(self, fixed: _Fixed, var: Any) -> _Fixed:
         """One layer of stacked leaves; of stacked vectors it is no kernel."""
         kernels = fixed.kernels
-        if len(_shape(var)) < 2:
+        if len(shape_of(var)) < 2:
             self.uses.update(dict.fromkeys(kernels, 0))
             kernels = frozenset[str]()
         return dataclasses.replace(fixed, size=_size(var), kernels=kernels)
@@ -415,30 +416,13 @@ def _either(ways: tuple[_Value, ...]) -> _Value:
     return _Fixed(max(way.size for way in fixed), _kernels(fixed))
 
 
-def _called(eqn: core.JaxprEqn) -> core.Jaxpr | None:
-    """The jaxpr that an equation calls on its operands, if it does no more than that.
-
-    The other equations that hold one jaxpr are reductions, whose jaxpr takes scalars.
-    """
-    bodies = [
-        _open(value)
-        for value in eqn.params.values()
-        if isinstance(value, core.Jaxpr | core.ClosedJaxpr)
-    ]
-    if len(bodies) != 1:
-        return None
-    (body,) = bodies
-    inside = _ranks(body.invars), _ranks(body.outvars)
-    return body if inside == (_ranks(eqn.invars), _ranks(eqn.outvars)) else None
-
-
 def _feature_sizes(eqn: core.JaxprEqn, weight_is_right: bool) -> set[int]:
     """The sizes that the statistics of a linear equation's output may have.
 
     There is one number for each output feature, or, where features have several axes
     (`DenseGeneral`, layers under `vmap`), one for each along the last of them.
     """
-    shape = _shape(eqn.invars[weight_is_right])
+    shape = shape_of(eqn.invars[weight_is_right])
     numbers = eqn.params["dimension_numbers"]
     if eqn.primitive.name == "conv_general_dilated":
         return {shape[numbers[weight_is_right][0]]}
@@ -452,19 +436,5 @@ def _kernels(fixed: Iterable[_Fixed]) -> frozenset[str]:
     return frozenset[str]().union(*(value.kernels for value in fixed))
 
 
-def _open(jaxpr: Any) -> core.Jaxpr:
-    """A jaxpr without the values of its constants, if it holds them."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
-
-
-def _shape(atom: Any) -> tuple[int, ...]:
-    # Tokens have none.
-    return getattr(atom.aval, "shape", ())
-
-
 def _size(atom: Any) -> int:
-    return math.prod(_shape(atom))
-
-
-def _ranks(atoms: Iterable[Any]) -> list[int]:
-    return [len(_shape(atom)) for atom in atoms]
+    return math.prod(shape_of(atom))

@@ -7,12 +7,12 @@ from sparseopt_jax import paths
 from sparseopt_jax.eligibility import is_decayed
 from sparseopt_jax.sparseopt import scale_by_sparseopt
 from sparseopt_jax.sparsify import sparsify
-from sparseopt_jax.topology import Topology
+from sparseopt_jax.straight_through import AnyTopology
 
 
 def sparse_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: AnyTopology,
     *,
     momentum: jax.typing.ArrayLike | None = None,
     nesterov: bool = False,
@@ -27,7 +27,8 @@ def sparse_sgd(
 
     Args:
       learning_rate: a number or a schedule.
-      topology: which weights are active, from ``static``, ``set_``, ``rigl``.
+      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
+        other method.
       momentum: decay of the momentum; None for none (the papers use 0.9).
       nesterov: whether the momentum is Nesterov's.
       weight_decay: coefficient of the L2 term, added to the corrected gradient before
@@ -67,7 +68,7 @@ def sparse_sgd(
 
 def sparse_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: AnyTopology,
     *,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -82,7 +83,8 @@ def sparse_adamw(
 
     Args:
       learning_rate: a number or a schedule.
-      topology: which weights are active, from ``static``, ``set_``, ``rigl``.
+      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
+        other method.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.

@@ -138,8 +138,20 @@ class Phases:
         them. As ``Topology.update`` otherwise.
         """
 
+        def frozen(key, masks, state, params, grads):
+            del key, params, grads
+            turned, grown = jax.tree.map(jnp.zeros_like, (state.turned, state.grown))
+            return masks, state._replace(
+                updated_at=jnp.asarray(count, jnp.int32),
+                turned=turned,
+                grown=grown,
+                memory=(),
+            )
+
         def of(index):
             own = self.topologies[index]
+            if own.is_handed_on and not own.moves:
+                return frozen
             # What neurons or layers have since shared out is not to be taken back.
             adapts = own.keeps_counts or count == self.starts[index]
 

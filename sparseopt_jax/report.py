@@ -7,10 +7,8 @@ from typing import Any
 
 from sparseopt_jax import flops, tables
 from sparseopt_jax.leaf_plans import LeafPlan
-from sparseopt_jax.phases import Phases
-from sparseopt_jax.straight_through import StraightThrough
+from sparseopt_jax.straight_through import AnyTopology
 from sparseopt_jax.structures import Unstructured
-from sparseopt_jax.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -111,7 +109,7 @@ class Plan(tables.Printed):
 
 def plan(
     params: Any,
-    topology: Topology | Phases | StraightThrough,
+    topology: AnyTopology,
     *,
     positions: Mapping[str, int] | None = None,
 ) -> Plan:

@@ -5,8 +5,7 @@ are mapped to integers that keep their order, and the k-th largest is found by
 bisection over those integers: every pass counts, in one fused reduction, how many
 scores reach each of three thresholds and so settles two bits. Sixteen passes settle
 any float32; usually fewer do, because a threshold that leaves exactly k is enough. Ties
-at the threshold are cut by the same search over the linear index. In groups of a few
-each score is ranked against all others instead, in one pass.
+at the threshold are cut by the same search over the linear index.
 """
 
 import functools
@@ -18,15 +17,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sparseopt_jax.linear_index import linear_index
-from sparseopt_jax.sharding_types import explicit_sharding, is_explicit, sharded
+from sparseopt_jax.sharding_types import is_explicit, sharded
 
 # Thresholds counted in one pass. On CPU seven take as long in all, in fewer and slower
 # passes, and longer to compile; fifteen cost more arithmetic than they save passes.
 _THRESHOLDS = 3
-
-# Up to this size, selections along one axis are ranked. On CPU groups of four take a
-# thirtieth of the time of bisecting them, groups of thirty-two a quarter.
-_RANKED = 32
 
 # Signed integer keys keep the order of the floats; below -inf lie NaN, then what must
 # not be chosen.
@@ -150,8 +145,6 @@ def _top_k_mask(
     axes: tuple[int, ...],
 ) -> jax.Array:
     keys = _order_keys(scores.astype(jnp.float32), where)
-    if len(axes) == 1 and keys.shape[axes[0]] <= _RANKED and _is_whole(keys, axes[0]):
-        return _ranks(keys, axes[0]) < k
     # One entry per selection, in type sharded as their counts are; nothing is summed.
     lowest = jnp.full_like(jnp.sum(keys, axes, keepdims=True), _INELIGIBLE_KEY)
     size = math.prod(keys.shape[a] for a in axes)
@@ -261,22 +254,41 @@ def _tie_keys(
     )
 
 
-def _is_whole(keys: jax.Array, axis: int) -> bool:
-    """Whether no type says that the axis is split between devices."""
-    sharding = explicit_sharding(keys)
-    if sharding is None or axis >= len(sharding.spec):
-        return True
-    return sharding.spec[axis] is None
+def ranked_mask(
+    scores: jax.Array,
+    k: jax.typing.ArrayLike,
+    *,
+    where: jax.Array | None = None,
+    axis: int,
+) -> jax.Array:
+    """What ``top_k_mask`` gives along one short axis, in a single pass.
 
+    Each score is ranked against all others of its group. On CPU groups of four take a
+    thirtieth of the time of bisecting them, groups of thirty-two a quarter. The axis
+    must be whole on every device.
 
-def _ranks(keys: jax.Array, axis: int) -> jax.Array:
-    """How many keys along the axis come before each: int32."""
+    Args:
+      scores: as in ``top_k_mask``.
+      k: as in ``top_k_mask``.
+      where: as in ``top_k_mask``.
+      axis: the axis to select along.
+
+    Returns:
+      As ``top_k_mask``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(ranked_mask(jnp.array([[1.0, 1.0], [0.0, 2.0]]), 1, axis=1))
+      [[ True False]
+       [False  True]]
+    """
+    keys = _order_keys(scores.astype(jnp.float32), where)
     index = jax.lax.broadcasted_iota(jnp.int32, keys.shape, axis)
     ranks = jnp.zeros_like(keys)
     for i in range(keys.shape[axis]):
         other = jax.lax.slice_in_dim(keys, i, i + 1, axis=axis)
         ranks += (other > keys) | ((other == keys) & (i < index))
-    return ranks
+    return ranks < k
 
 
 def _order_keys(scores: jax.Array, where: jax.Array | None) -> jax.Array:

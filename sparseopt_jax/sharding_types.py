@@ -4,10 +4,12 @@ With automatic axes the compiler places what is computed from a sharded array; w
 explicit ones every operation says where its result lies.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def is_explicit(sharding: Any) -> bool:
@@ -35,3 +37,31 @@ def sharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     if is_explicit(sharding):
         return jax.sharding.reshard(x, sharding)
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def placed_like(x: jax.Array, leaf: Any) -> jax.Array:
+    """``x`` on the devices and with the sharding of another array of its shape."""
+    if isinstance(leaf, Tracer):
+        return sharded(x, explicit_sharding(leaf))
+    return jax.device_put(x, leaf.sharding) if isinstance(leaf, jax.Array) else x
+
+
+def replicated(function: Callable[..., Any], *args: Any) -> Any:
+    """What ``function`` gives for these arrays, on every device of an explicit mesh.
+
+    Inside the compiler decides about shardings. Where no argument has a sharding in its
+    type, it does anyway, and about the result as well.
+
+    Args:
+      function: of arrays, to a pytree of arrays.
+      *args: pytrees of arrays.
+
+    Returns:
+      Its result.
+    """
+    explicit = filter(None, map(explicit_sharding, jax.tree.leaves(args)))
+    sharding = next(explicit, None)
+    if sharding is None:
+        return function(*args)
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.sharding.auto_axes(function, out_sharding=whole)(*args)

@@ -13,6 +13,7 @@ from sparseopt_jax.neurons import (
     fan_in,
     resolve_axes,
 )
+from sparseopt_jax.phases import Phases
 from sparseopt_jax.sparsify import make_owner
 from sparseopt_jax.topology import Topology
 
@@ -103,7 +104,7 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
 
 
 def sparseopt(
-    topology: Topology, *, key: jax.typing.ArrayLike = 0, dims: Dims = None
+    topology: Topology | Phases, *, key: jax.typing.ArrayLike = 0, dims: Dims = None
 ) -> optax.GradientTransformationExtraArgs:
     """Masks and SparseOpt as the first link of a plain ``optax.chain``.
 
@@ -121,7 +122,8 @@ def sparseopt(
     With Adam use ``sparse_adamw`` instead: in front of Adam the scale has no effect.
 
     Args:
-      topology: which weights are active, from ``static``, ``set_``, ``rigl``.
+      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
+        other method.
       key: as in ``sparsify``.
       dims: as in ``scale_by_sparseopt``.
 

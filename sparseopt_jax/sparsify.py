@@ -15,13 +15,17 @@ from sparseopt_jax.owners import record_owner
 from sparseopt_jax.packing import is_packed
 from sparseopt_jax.phases import Phases
 from sparseopt_jax.stored_masks import loaded, stored, unpacked, whole
-from sparseopt_jax.straight_through import StraightThrough, make_straight_through
+from sparseopt_jax.straight_through import (
+    AnyTopology,
+    StraightThrough,
+    make_straight_through,
+)
 from sparseopt_jax.topology import Topology
 
 
 def sparsify(
     inner: optax.GradientTransformation,
-    topology: Topology | Phases | StraightThrough,
+    topology: AnyTopology,
     *,
     key: jax.typing.ArrayLike = 0,
     host_updates: bool = False,
@@ -46,7 +50,8 @@ def sparsify(
     Args:
       inner: any transformation, ready with its learning rate, say
         ``optax.chain(scale_by_sparseopt(), optax.sgd(0.1))``.
-      topology: which weights are active, from ``static``, ``set_``, ``rigl``.
+      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
+        other method.
       key: seed (an int) or PRNG key; the same on every replica.
       host_updates: leave the topology's changes to ``update_topology``, called from
         the host; the step then contains no condition.
@@ -83,7 +88,7 @@ def sparsify(
 
 def make_owner(
     inner: optax.GradientTransformation,
-    topology: Topology | Phases | StraightThrough,
+    topology: AnyTopology,
     *,
     key: jax.typing.ArrayLike,
     host_updates: bool,

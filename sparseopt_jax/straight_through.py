@@ -22,8 +22,8 @@ from sparseopt_jax.methods import static
 from sparseopt_jax.neurons import Dims, fan_in
 from sparseopt_jax.owners import record_owner
 from sparseopt_jax.packing import restored
+from sparseopt_jax.phases import Phases
 from sparseopt_jax.schedules import UpdateSchedule
-from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.stored_masks import stored, unpacked, whole
 from sparseopt_jax.structures import NM
 from sparseopt_jax.topology import Topology, TopologyState
@@ -178,6 +178,10 @@ class StraightThrough:
         return map_masked(lambda m, x: jnp.where(m, x, 0), trained, tree)
 
 
+# Everything that ``sparsify`` takes.
+AnyTopology = Topology | Phases | StraightThrough
+
+
 def _largest(topology: Topology, params: Any) -> Any:
     plans = {plan.path: plan for plan in topology.leaves(params)}
 
@@ -186,8 +190,7 @@ def _largest(topology: Topology, params: Any) -> Any:
         if plan is None or plan.units is None or plan.per_cell is None:
             return optax.MaskedNode()
         score = jnp.abs(param).astype(jnp.float32)
-        chosen = plan.units.choose(score, plan.per_cell)
-        return sharded(chosen, explicit_sharding(param))
+        return plan.units.choose(score, plan.per_cell)
 
     return paths.map_with_paths(at_leaf, params)
 
@@ -415,7 +418,12 @@ def top_kast(
     """
     topology = _named("top_kast", sparsity, options)
     check_sparsity(trained_sparsity, "trained_sparsity")
-    if sparsity is None or trained_sparsity > sparsity:
+    if sparsity is None:
+        raise ValueError(
+            "top_kast needs sparsity, and a structure that does not fix it, so that "
+            "there is more to train than to use"
+        )
+    if trained_sparsity > sparsity:
         raise ValueError(
             f"trained_sparsity must be at most sparsity = {sparsity}, got "
             f"{trained_sparsity}"

@@ -38,7 +38,6 @@ from sparseopt_jax.neurons import (
 from sparseopt_jax.schedules import DensitySchedule, StepList, UpdateSchedule
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.structures import (
-    NM,
     ConstantFanIn,
     Structures,
     Unstructured,
@@ -159,29 +158,12 @@ class Topology:
                 )
         if self.scope not in ("layer", "global"):
             raise ValueError(f"scope must be 'layer' or 'global', got {self.scope!r}")
-        structures = (
-            self.structure.values()
-            if isinstance(self.structure, Mapping)
-            else [self.structure]
-        )
-        for structure in structures:
-            if self.scope == "global" and isinstance(structure, NM | ConstantFanIn):
-                raise ValueError(
-                    "scope='global' keeps no numbers of groups or neurons, as "
-                    f"structure {structure} has them; leave scope out"
-                )
         if self.density is not None:
             distributions.check_sparsity(
                 self.density.initial_sparsity, "initial_sparsity"
             )
             if self.masks is not None:
                 raise ValueError("a density that moves begins with masks of its own")
-            first, last = self.density.initial_sparsity, self.sparsity
-            if self.scope == "global" and last is not None and first > last:
-                raise ValueError(
-                    "scope='global' lets a density fall only, got initial_sparsity = "
-                    f"{first} above sparsity = {last}"
-                )
         if isinstance(self.min_fan_in, bool) or not isinstance(self.min_fan_in, int):
             raise TypeError(f"min_fan_in must be an integer, got {self.min_fan_in!r}")
         if self.min_fan_in < 0:
@@ -253,7 +235,15 @@ class Topology:
             raise ValueError(
                 'masks="kept" takes masks over from a phase before; use it in phases'
             )
-        return plan_leaves(self._rules(self.sparsity), params)
+        leaves = plan_leaves(self._rules(self.sparsity), params)
+        if self.scope == "global":
+            for plan in leaves:
+                if plan.units is not None and not plan.units.is_layer_wide:
+                    raise ValueError(
+                        f"scope 'global' cannot keep {plan.structure}, the structure "
+                        f"of {plan.path!r}: its numbers are fixed within the layer"
+                    )
+        return leaves
 
     def _rules(self, sparsity: float | None) -> Rules:
         return Rules(
@@ -263,8 +253,9 @@ class Topology:
         )
 
     def _first_leaves(self, params: Any) -> list[LeafPlan]:
+        last = self.leaves(params)  # raises where the end does not fit
         if self.density is None:
-            return self.leaves(params)
+            return last
         initial = self.density.initial_sparsity
         rules = self._rules(initial)._replace(begins=True)
         if isinstance(self.distribution, Mapping):
@@ -506,6 +497,9 @@ class Topology:
                 min_fan_in=self.min_fan_in,
                 neuron=plan.axes.reduction,  # pyright: ignore
                 memory=remembered.get(path),
+                budget=None
+                if self.is_handed_on or plan.per_cell is None
+                else plan.per_cell * plan.units.cells,  # pyright: ignore
             )
             return param
 

@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sparseopt_jax.selection import random_scores, top_k_mask
+from sparseopt_jax.selection import random_scores, ranked_mask, top_k_mask
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
+
+# Beyond this size ranking costs more than bisection saves passes.
+_SHORT = 32
 
 
 class Units(NamedTuple):
@@ -58,6 +61,13 @@ class Units(NamedTuple):
         """Whether a layer is one cell."""
         return self.cells == 1
 
+    @property
+    def _has_short_cells(self) -> bool:
+        """Whether a cell is a short axis that was cut, and so is whole everywhere."""
+        if not self.cut or self.inner or len(self.cell) != 1:
+            return False
+        return self.per_cell <= _SHORT
+
     def sum(self, x: jax.Array) -> jax.Array:
         """From an array like the leaf to its sums over each unit."""
         x = self._divided(x)
@@ -73,11 +83,11 @@ class Units(NamedTuple):
         x = self._divided(x)
         return jnp.all(x, self.inner, keepdims=True) if self.inner else x
 
-    def spread(self, units: jax.Array) -> jax.Array:
-        """From an array of units to one like the leaf."""
+    def spread(self, units: jax.Array, like: jax.Array) -> jax.Array:
+        """From an array of units to one of the leaf's shape, in type sharded alike."""
         if self.inner:
             units = jnp.broadcast_to(units, self.split)
-        return self._joined(units)
+        return sharded(self._joined(units), explicit_sharding(like))
 
     def select(
         self,
@@ -99,6 +109,8 @@ class Units(NamedTuple):
         Returns:
           Bool array of units.
         """
+        if within == "cell" and self._has_short_cells:
+            return ranked_mask(scores, k, where=where, axis=self.cell[0])
         axes = self.cell if within == "cell" else self.layer
         return top_k_mask(scores, k, where=where, axis=axes)
 
@@ -120,7 +132,7 @@ class Units(NamedTuple):
         Returns:
           Bool array like the leaf.
         """
-        return self.spread(self.select(self.sum(scores), k, within=within))
+        return self.spread(self.select(self.sum(scores), k, within=within), scores)
 
     def _divided(self, x: jax.Array) -> jax.Array:
         if not self.cut:
@@ -198,4 +210,4 @@ def random_units_mask(
     if least:
         held = top_k_mask(scores, least, axis=neuron)
         scores = jnp.where(held, jnp.inf, scores)
-    return sharded(units.choose(scores, k), sharding)
+    return units.choose(scores, k)

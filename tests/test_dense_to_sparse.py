@@ -186,9 +186,16 @@ def test_units_of_several_sizes_are_compared_by_their_mean_weight():
     assert counts(now) == {"a": 4, "b": 49}
 
 
-def test_a_global_density_cannot_rise():
-    with pytest.raises(ValueError, match=r"scope='global' .* initial_sparsity = 0.9"):
-        so.granet(0.5, initial_sparsity=0.9, every=1, stop=2)
+def test_a_global_density_rises_where_gradients_are():
+    topology = so.granet(0.5, initial_sparsity=0.75, every=1, stop=2, drop_fraction=0.0)
+    grads = jax.tree.map(lambda p: jnp.sin(7 * p), PARAMS)
+    first, *_, last = still(topology, 3, grads=grads)
+    assert [sum(counts(now).values()) for now in (first, last)] == [27, 54]
+    joined = np.concatenate(
+        [np.where(first[n], np.inf, np.abs(grads[n])).ravel() for n in SIZES]
+    )
+    found = np.concatenate([last[name].ravel() for name in SIZES])
+    np.testing.assert_array_equal(found, largest(joined, 54))
 
 
 # Once.
@@ -297,6 +304,11 @@ def test_granet_prunes_all_weights_together_and_regrows_each_layer():
 
 
 # What is refused.
+
+
+def test_what_does_not_fit_in_the_end_fails_at_init():
+    with pytest.raises(ValueError, match="'a' 0 of 48 weights"):
+        gradual(0.99, distribution={"*": 0.99}).init(KEY, PARAMS)
 
 
 gradual = functools.partial(so.gradual_magnitude, every=1, stop=5)

@@ -12,7 +12,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.mark.parametrize(
     "program",
-    ["checkpoints", "collectives", "sharding_types", "shardings", "train_steps"],
+    [
+        "checkpoints",
+        "collectives",
+        "pruning",
+        "sharding_types",
+        "shardings",
+        "train_steps",
+    ],
 )
 def test_on_eight_devices(program):
     flags = os.environ.get("XLA_FLAGS", "")

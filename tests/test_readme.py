@@ -1,8 +1,6 @@
 """What the README and the docs say is so."""
 
-import re
 import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +11,13 @@ from flax import linen as nn
 from flax import nnx
 
 import sparseopt_jax as so
+from tests.pages import ROOT, find, names, read, run_block
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-HOW_IT_WORKS = (ROOT / "docs" / "how_it_works.md").read_text()
-SURVIVING = (ROOT / "docs" / "surviving.md").read_text()
+README = read("README.md")
+HOW_IT_WORKS = read("docs/how_it_works.md")
+SURVIVING = read("docs/surviving.md")
 
 X = jnp.ones((4, 16))
-
-
-def run_block(text, name, **given):
-    """Runs the code block ```python name, and returns what it leaves."""
-    (code,) = re.findall(rf"```python {name}\n(.*?)```", text, re.DOTALL)
-    given |= {"optax": optax, "jax": jax, "so": so}
-    exec(compile(code, f"{name} block", "exec"), given)
-    return given
 
 
 def assert_trained(before, after):
@@ -103,14 +93,15 @@ def test_its_tables_are_those_of_the_stored_results():
 
 
 def test_its_names_exist():
-    for name in re.findall(r"\bso\.([\w.]*\w)", README + HOW_IT_WORKS):
-        target = so
-        for part in name.split("."):
-            target = getattr(target, part)
+    for name in names(README + HOW_IT_WORKS):
+        find(name)
 
 
 def test_its_links_lead_somewhere():
-    pages = ("how_it_works", "scaling", "surviving")
+    pages = (
+        *("how_it_works", "methods", "migrating_from_jaxpruner"),
+        *("scaling", "surviving"),
+    )
     images = ("docs/digits.png", "docs/images/moving_topology.gif")
     for target in (*images, *(f"docs/{page}.md" for page in pages)):
         assert f"({target})" in README and (ROOT / target).exists()

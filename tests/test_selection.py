@@ -1,5 +1,7 @@
 """Exact top-k selection, against a stable sort."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sparseopt_jax import selection
-from sparseopt_jax.selection import random_mask, top_k_mask, top_k_masks
+from sparseopt_jax.selection import (
+    random_mask,
+    ranked_mask,
+    top_k_mask,
+    top_k_masks,
+)
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 1.0, -1.0]
 SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 4), (5, 1, 2)]
@@ -121,24 +127,21 @@ def test_bad_input_is_named():
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_ranking_is_bisecting(data):
-    # Of values such as these, with ties and NaN, in groups on either side of the limit.
     shape, axis = data.draw(st.sampled_from([((4, 3), 0), ((2, 5), 1), ((32, 2), 0)]))
-    size = shape[axis]
-    rows = hnp.arrays(np.float32, shape, elements=st.sampled_from([*SPECIAL, 2.0]))
-    scores = jnp.asarray(data.draw(rows))
+    elements = st.sampled_from([*SPECIAL, 2.0])
+    scores = jnp.asarray(data.draw(hnp.arrays(np.float32, shape, elements=elements)))
     where = jnp.asarray(data.draw(hnp.arrays(np.bool_, shape)))
-    kept = tuple(1 if a == axis else n for a, n in enumerate(shape))
-    numbers = hnp.arrays(np.int32, kept, elements=st.integers(0, size))
+    groups = tuple(1 if a == axis else n for a, n in enumerate(shape))
+    numbers = hnp.arrays(np.int32, groups, elements=st.integers(0, shape[axis]))
     k = jnp.asarray(data.draw(numbers))
     for own in (None, where):
-        ranked = top_k_mask(scores, k, where=own, axis=axis)
-        # A longer axis is bisected; what is added to it is marked last.
-        added = [(0, selection._RANKED + 1 - size if a == axis else 0) for a in (0, 1)]
-        longer = jnp.pad(scores, added, constant_values=np.nan)
-        eligible = jnp.ones(shape, bool) if own is None else own
-        bisected = top_k_mask(longer, k, where=jnp.pad(eligible, added), axis=axis)
-        inner = tuple(slice(0, n) for n in shape)
-        np.testing.assert_array_equal(ranked, bisected[inner])
+        bisected = top_k_mask(scores, k, where=own, axis=axis)
+        np.testing.assert_array_equal(ranked(scores, k, own, axis), bisected)
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def ranked(scores, k, where, axis):
+    return ranked_mask(scores, k, where=where, axis=axis)
 
 
 EXTREME = st.sampled_from([*SPECIAL, 0.5, 2.0])

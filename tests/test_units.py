@@ -60,10 +60,10 @@ def test_how_much_is_switched_as_one(structure, shape, dims, size, per_cell, cel
     leaf = jnp.arange(np.prod(shape)).reshape(shape)
     assert int(units.sum(jnp.ones(shape, jnp.int32)).sum()) == leaf.size
     singles = jax.eval_shape(units.sum, leaf)
-    spread = jax.eval_shape(units.spread, singles)
+    spread = jax.eval_shape(units.spread, singles, leaf)
     assert spread.shape == shape
     if size == 1:
-        np.testing.assert_array_equal(units.spread(units.sum(leaf)), leaf)
+        np.testing.assert_array_equal(units.spread(units.sum(leaf), leaf), leaf)
 
 
 def test_units_of_a_block_by_hand():
@@ -159,4 +159,4 @@ def test_what_is_not_eligible_is_chosen_last():
     where = leaf < 8
     mask = units.select(leaf, 2, where=where.reshape(units.split))
     expected = [[False, False], [False, False], [True, True], [True, True]]
-    np.testing.assert_array_equal(units.spread(mask), expected)
+    np.testing.assert_array_equal(units.spread(mask, leaf), expected)

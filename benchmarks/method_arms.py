@@ -1,0 +1,206 @@
+"""The methods that ``methods.py`` compares, each in the structures it is tried with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import sparseopt_jax as so
+from sparseopt_jax.phases import Phases
+from sparseopt_jax.soft_threshold import SoftThreshold
+from sparseopt_jax.straight_through import StraightThrough
+from sparseopt_jax.structures import Structure, Structures
+
+Method = so.Topology | Phases | StraightThrough | SoftThreshold | None
+
+# What may be active, and the sparsity that goes with it: what N of M fixes, and for
+# whole blocks and channels what such a small network can do without.
+STRUCTURES: dict[str, tuple[Structure, float]] = {
+    "unstructured": (so.Unstructured(), 0.9),
+    "2:4": (so.NM(2, 4), 0.5),
+    "1:4": (so.NM(1, 4), 0.75),
+    "blocks of 1x4": (so.Block((1, 4)), 0.8),
+    "channels": (so.Channel(), 0.5),
+    "constant fan-in": (so.ConstantFanIn(), 0.9),
+}
+ANY, TWO_OF_FOUR = "unstructured", "2:4"
+
+# Layers that do not fit a structure are unstructured at the same sparsity: the first,
+# whose images have one channel, and the last, which has a neuron for each class.
+MISFITS = {
+    "2:4": "stem/*",
+    "1:4": "stem/*",
+    "blocks of 1x4": "head/*",
+    "channels": "head/*",
+}
+
+# The first thresholds of STR, as logits: sigmoid(-2) is 0.12. What is learned from
+# there decides how sparse the network gets.
+FIRST_THRESHOLD = -2.0
+
+
+class When(NamedTuple):
+    """At which steps masks change.
+
+    Attributes:
+      every: steps from one change to the next.
+      stop: the step at which changes end; what gets sparser is sparse by then.
+    """
+
+    every: int
+    stop: int
+
+    @classmethod
+    def of(cls, steps: int) -> "When":
+        """About thirty changes in the first three quarters of so many steps."""
+        return cls(max(1, steps // 40), 3 * steps // 4)
+
+    @property
+    def quarter(self) -> int:
+        """A quarter of the way to ``stop``, where methods of several parts turn."""
+        return self.stop // 4
+
+
+class Arm(NamedTuple):
+    """One method in one structure.
+
+    Attributes:
+      method: its name.
+      structure: a key of ``STRUCTURES``; empty where there is none.
+      make: builds it from a sparsity, a structure and ``When``.
+      quarters: where in training a change is timed, in quarters of the way to ``stop``.
+    """
+
+    method: str
+    structure: str
+    make: Callable[[Any, Any, When], Method]
+    quarters: int = 2
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return ", ".join(filter(None, (self.method, self.structure)))
+
+    @property
+    def sparsity(self) -> float | None:
+        """The fraction of zeros asked for; None if nothing is asked for."""
+        return STRUCTURES[self.structure][1] if self.structure else None
+
+    @property
+    def moves(self) -> bool:
+        """Whether its masks change."""
+        return self.method not in ("dense", "static", "STR")
+
+    def build(self, when: When, misfits: bool) -> Method:
+        """The method itself.
+
+        Args:
+          when: at which steps it changes.
+          misfits: whether the parameters have layers that its structure leaves out.
+
+        Returns:
+          What ``sparsify`` takes, ``SoftThreshold``, or None for dense training.
+        """
+        structure: Structures | None = None
+        if self.structure:
+            structure = STRUCTURES[self.structure][0]
+            if misfits and self.structure in MISFITS:
+                unfit = MISFITS[self.structure]
+                structure = {unfit: so.Unstructured(), "*": structure}
+        return self.make(self.sparsity, structure, when)
+
+    def change_at(self, when: When) -> int:
+        """The step whose change is timed."""
+        return self.quarters * when.quarter
+
+
+def _changing(method: Callable[..., Method], **options: Any) -> Callable[..., Method]:
+    """A method that changes at an interval."""
+
+    def make(sparsity, structure, when):
+        return method(
+            sparsity, every=when.every, stop=when.stop, structure=structure, **options
+        )
+
+    return make
+
+
+def _srigl(sparsity, structure, when):
+    del structure  # it has its own
+    return so.srigl(sparsity, every=when.every, stop=when.stop)
+
+
+def _one_shot(sparsity, structure, when):
+    return so.one_shot(sparsity, at=2 * when.quarter, structure=structure)
+
+
+def _ac_dc(sparsity, structure, when):
+    quarter = when.quarter
+    return so.ac_dc(
+        sparsity,
+        compress=[quarter, 3 * quarter],
+        decompress=[2 * quarter],
+        structure=structure,
+    )
+
+
+def _phases(sparsity, structure, when):
+    """Dense, pruned gradually, moved by RigL, frozen: a quarter of the time each."""
+    every, stop, half = when.every, when.stop, 2 * when.quarter
+    pruned = so.gradual_magnitude(
+        sparsity, every=every, start=when.quarter, stop=half, structure=structure
+    )
+    moved = so.rigl(masks="kept", every=every, start=half + every, stop=stop)
+    return so.phases(
+        (0, so.static(0.0)),
+        (when.quarter, pruned),
+        (half + 1, moved),
+        (stop, so.static(masks="kept")),
+    )
+
+
+def _arms() -> list[Arm]:
+    every_structure = tuple(STRUCTURES)
+    unstructured = (ANY,)
+    rows: Sequence[tuple[str, Sequence[str], Callable[..., Method]]] = (
+        ("dense", ("",), lambda sparsity, structure, when: None),
+        (
+            "static",
+            (ANY, TWO_OF_FOUR),
+            lambda sparsity, structure, when: so.static(sparsity, structure=structure),
+        ),
+        ("SET", every_structure, _changing(so.set_)),
+        ("RigL", every_structure, _changing(so.rigl)),
+        ("SRigL", ("constant fan-in",), _srigl),
+        ("MEST", unstructured, _changing(so.mest)),
+        ("SNFS", unstructured, _changing(so.snfs)),
+        ("GMP", unstructured, _changing(so.gradual_magnitude)),
+        ("GMP, global", unstructured, _changing(so.gradual_magnitude, scope="global")),
+        ("one-shot", unstructured, _one_shot),
+        ("AC/DC", unstructured, _ac_dc),
+        ("GraNet", unstructured, _changing(so.granet)),
+        ("Top-KAST", unstructured, _changing(so.top_kast, trained_sparsity=0.8)),
+        (
+            "STE",
+            (ANY, TWO_OF_FOUR),
+            lambda sparsity, structure, when: so.ste(sparsity, structure=structure),
+        ),
+        (
+            "SR-STE",
+            (TWO_OF_FOUR,),
+            lambda sparsity, structure, when: so.sr_ste(sparsity, structure=structure),
+        ),
+        (
+            "STR",
+            ("",),
+            lambda sparsity, structure, when: so.str_(initial=FIRST_THRESHOLD),
+        ),
+        ("phases", unstructured, _phases),
+    )
+    return [
+        # AC/DC is dense again at the half.
+        Arm(method, structure, make, 1 if method == "AC/DC" else 2)
+        for method, structures, make in rows
+        for structure in structures
+    ]
+
+
+ARMS = {arm.label: arm for arm in _arms()}

@@ -1,0 +1,280 @@
+"""One change of masks: the library's, and the same made by sorting.
+
+What sorts is written as such methods usually are: ``jnp.argsort`` of a whole kernel,
+whose k-th entry is the threshold, and ranks by two sorts within the groups of a
+structure.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from method_arms import Method
+
+import sparseopt_jax as so
+from sparseopt_jax.leaf_keys import leaf_key
+from sparseopt_jax.phases import Phases
+from sparseopt_jax.redistribution import share
+from sparseopt_jax.soft_threshold import SoftThreshold
+from sparseopt_jax.straight_through import StraightThrough
+
+Arrays = dict[str, jax.Array]
+
+
+def begin(method: Method, params: Any, grads: Any, count: int) -> tuple[Any, Any]:
+    """The state and the weights that a change at a step starts from.
+
+    Args:
+      method: what ``sparsify`` takes.
+      params: dense weights.
+      grads: gradient, that methods with a memory have seen once.
+      count: the step.
+
+    Returns:
+      The state with the first masks, and the weights, sparse unless they stay dense.
+    """
+    assert method is not None and not isinstance(method, SoftThreshold)
+    state: Any = so.sparsify(optax.identity(), method).init(params)
+    if not isinstance(method, StraightThrough):
+        params = so.apply_masks(params, state)
+        seen = method.observe(state.count, state.topology_state, grads)
+        state = state._replace(topology_state=seen)
+    return state._replace(count=jnp.int32(count)), params
+
+
+def change(method: Method, state: Any, params: Any, grads: Any) -> Any:
+    """The state after a change of its masks, by the library."""
+    if isinstance(method, StraightThrough):
+        return method.refreshed(state, state.count, params, packed=False)
+    assert method is not None and not isinstance(method, SoftThreshold)
+    masks, topology_state = method.update(
+        *(state.key, state.count, state.masks, state.topology_state, params, grads)
+    )
+    return state._replace(masks=masks, topology_state=topology_state)
+
+
+def masks_of(state: Any) -> list[Arrays]:
+    """The masks of a state, and those of the trained weights where it has some."""
+    trained = getattr(state, "trained_masks", ())
+    return [state.masks, trained] if trained else [state.masks]
+
+
+def change_by_sorting(
+    method: Method, count: int, state: Any, params: Arrays, grads: Arrays
+) -> list[Arrays]:
+    """The masks after the same change, chosen by ``jnp.argsort``.
+
+    Args:
+      method: as in ``change``, with the same structure for all kernels.
+      count: the step, that of the state.
+      state: as ``begin`` gives it.
+      params: kernels (inputs, neurons) by name.
+      grads: their gradients.
+
+    Returns:
+      As ``masks_of`` the state after ``change``.
+    """
+    if isinstance(method, StraightThrough):
+        return _largest_by_sorting(method, params)
+    memory = state.topology_state.memory
+    if isinstance(method, Phases):
+        phase = sum(count >= start for start in method.starts[1:])
+        method, memory = method.topologies[phase], memory[phase]
+    assert isinstance(method, so.Topology) and method.schedule is not None
+    leaves = {}
+    for path, mask in state.masks.items():
+        drop_key, grow_key = jax.random.split(leaf_key(state.key, path))
+        units = Cut.of(method.structure, mask.shape)
+        seen = memory[path] if memory else grads[path]
+        leaves[path] = _Leaf(
+            units,
+            units.any(mask),
+            units.sum(method.drop(drop_key, params[path], grads[path])),
+            functools.partial(method.grow, grow_key, params[path], seen),
+            seen,
+        )
+    if method.density is not None:
+        leaves = _pruned(method, state.count, leaves, params)
+    if getattr(method.schedule, "drop_fraction", 0.0):
+        fraction = method.schedule.fraction(state.count)
+        leaves = _replaced(method, fraction, leaves)
+    return [{path: leaf.units.spread(leaf.active) for path, leaf in leaves.items()}]
+
+
+class Cut(NamedTuple):
+    """How a structure cuts a kernel (inputs, neurons) into units.
+
+    Attributes:
+      shape: of the kernel.
+      split: the same, with blocks or groups on an axis of their own.
+      within: axis within a unit, or None if units are weights.
+      group: axis within a group that keeps its own number, or None for the kernel.
+    """
+
+    shape: tuple[int, ...]
+    split: tuple[int, ...]
+    within: int | None = None
+    group: int | None = None
+
+    @classmethod
+    def of(cls, structure: Any, shape: tuple[int, ...]) -> "Cut":
+        """The cut of a kernel of this shape."""
+        inputs, neurons = shape
+        match structure:
+            case so.NM(_, m):
+                return cls(shape, (inputs // m, m, neurons), group=1)
+            case so.Block((1, width)):
+                return cls(shape, (inputs, neurons // width, width), within=2)
+            case so.Channel():
+                return cls(shape, shape, within=0)
+            case so.ConstantFanIn():
+                return cls(shape, shape, group=0)
+        return cls(shape, shape)
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Sums over units."""
+        x = x.reshape(self.split)
+        return x if self.within is None else jnp.sum(x, self.within, keepdims=True)
+
+    def any(self, mask: jax.Array) -> jax.Array:
+        """Units that are active."""
+        mask = mask.reshape(self.split)
+        return mask if self.within is None else mask.any(self.within, keepdims=True)
+
+    def spread(self, units: jax.Array) -> jax.Array:
+        """From units to a mask of the kernel."""
+        return jnp.broadcast_to(units, self.split).reshape(self.shape)
+
+    def count(self, units: jax.Array) -> jax.Array:
+        """Units that are True, in every group or in the kernel."""
+        return jnp.sum(units, self.group, keepdims=True)
+
+
+def largest(
+    scores: jax.Array, k: Any, where: Any = True, axis: int | None = None
+) -> jax.Array:
+    """Marks the k largest scores, by sorting; ties by the lowest index.
+
+    Args:
+      scores: float array.
+      k: how many, in all or for each group.
+      where: what may be marked.
+      axis: of a group; None for the whole array.
+
+    Returns:
+      Bool array.
+    """
+    scores = jnp.where(where, scores, -jnp.inf)
+    if axis is not None:
+        ranks = jnp.argsort(jnp.argsort(-scores, axis), axis)
+        return ranks < k
+    flat = scores.ravel()
+    k = jnp.asarray(k).ravel()[0]
+    last = jnp.argsort(-flat)[jnp.maximum(k - 1, 0)]
+    tied = (flat == flat[last]) & (jnp.arange(flat.size) <= last)
+    return (((flat > flat[last]) | tied) & (k > 0)).reshape(scores.shape)
+
+
+class _Leaf(NamedTuple):
+    """One kernel in units: which are active, and their scores."""
+
+    units: Cut
+    active: jax.Array
+    drop: jax.Array
+    grow: Callable[[], jax.Array]
+    seen: jax.Array
+
+
+def _largest_by_sorting(method: StraightThrough, params: Arrays) -> list[Arrays]:
+    """The masks of the largest weights; one sort serves used and trained ones."""
+    own = [method.topology, *([method.trained] if method.trained else [])]
+    plans = [{plan.path: plan for plan in t.leaves(params)} for t in own]
+    masks: list[Arrays] = [{} for _ in own]
+    for path, param in params.items():
+        cut = Cut.of(method.topology.structure, param.shape)
+        for found, plan in zip(masks, plans, strict=True):
+            # The compiler finds that both sort the same.
+            chosen = largest(
+                cut.sum(jnp.abs(param)), plan[path].per_cell, axis=cut.group
+            )
+            found[path] = cut.spread(chosen)
+    return masks
+
+
+def _pruned(
+    method: so.Topology, count: jax.Array, leaves: dict[str, _Leaf], params: Arrays
+) -> dict[str, _Leaf]:
+    """What is left at the number of weights that the density asks for."""
+    assert method.density is not None
+    progress = method.density.progress(count)
+    targets = {}
+    for plan in method.leaves(params):
+        last: Any = plan.per_cell
+        first = jnp.sum(leaves[plan.path].active)
+        moved = jnp.round((first - last) * progress).astype(jnp.int32)
+        targets[plan.path] = last + moved
+    if method.scope == "layer":
+        return {
+            path: leaf._replace(active=largest(leaf.drop, targets[path], leaf.active))
+            for path, leaf in leaves.items()
+        }
+    scores, active = (
+        jnp.concatenate([getattr(leaf, name).ravel() for leaf in leaves.values()])
+        for name in ("drop", "active")
+    )
+    kept = largest(scores, sum(targets.values()), active)
+    new, start = {}, 0
+    for path, leaf in leaves.items():
+        own = kept[start : start + leaf.active.size]
+        new[path] = leaf._replace(active=own.reshape(leaf.active.shape))
+        start += own.size
+    return new
+
+
+def _replaced(
+    method: so.Topology, fraction: jax.Array, leaves: dict[str, _Leaf]
+) -> dict[str, _Leaf]:
+    """Drops a fraction of every kernel, and grows as many in every group."""
+    kept, sizes = {}, {}
+    for path, leaf in leaves.items():
+        total = jnp.sum(leaf.active)
+        left = total - jnp.floor(fraction * total).astype(jnp.int32)
+        kept[path] = largest(leaf.drop, left, leaf.active)
+        sizes[path] = leaf.units.count(leaf.active)
+        if method.ablation is not None:
+            kept[path], sizes[path] = _ablated(leaf, kept[path], method.ablation)
+    if method.redistributes:
+        counts = [jnp.sum(kept[path]) for path in leaves]
+        before = jnp.stack([jnp.sum(sizes[path]) for path in leaves])
+        lost = jnp.sum(before) - sum(counts)
+        sizes_of_memory = [
+            jnp.sum(jnp.where(kept[path], jnp.abs(leaf.seen), 0)) / count
+            for (path, leaf), count in zip(leaves.items(), counts, strict=True)
+        ]
+        room = [kept[path].size - n for path, n in zip(leaves, counts, strict=True)]
+        shares = share(lost, jnp.stack(sizes_of_memory), jnp.stack(room))
+        for index, (path, count) in enumerate(zip(leaves, counts, strict=True)):
+            sizes[path] = count + shares[index]
+    new = {}
+    for path, leaf in leaves.items():
+        units = leaf.units
+        missing = sizes[path] - units.count(kept[path])
+        grown = largest(units.sum(leaf.grow()), missing, ~kept[path], units.group)
+        new[path] = leaf._replace(active=kept[path] | grown)
+    return new
+
+
+def _ablated(leaf: _Leaf, kept: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
+    """What SRigL keeps, and every neuron's new fan-in."""
+    units, grow = leaf.units, leaf.units.sum(leaf.grow())
+    budget = jnp.sum(leaf.active)
+    salient = kept | largest(grow, budget - jnp.sum(kept), ~kept)
+    fan_in = units.count(leaf.active)
+    stays = (units.count(salient) >= gamma * jnp.max(fan_in)) & (fan_in > 0)
+    size = jnp.minimum(budget // jnp.maximum(jnp.sum(stays), 1), units.shape[0])
+    target = jnp.where(stays, size, 0)
+    most = jnp.minimum(units.count(kept), target)
+    return largest(leaf.drop, most, kept, units.group), target

@@ -1,0 +1,324 @@
+"""The two networks that ``methods.py`` trains on scanned digits, and their training."""
+
+import functools
+import importlib
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import devices
+import flax.linen as nn
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from method_arms import Arm, When
+from method_changes import begin, change
+
+import sparseopt_jax as so
+from sparseopt_jax.masks import is_sparse_state
+from sparseopt_jax.soft_threshold import SoftThreshold
+
+BATCH = 64
+IMAGE = jnp.zeros((1, 8, 8, 1))
+
+
+class EncoderBlock(nn.Module):
+    """Attention and a hidden layer, each behind a LayerNorm and added to its input.
+
+    Attributes:
+      heads: of the attention.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From (images, tokens, width) to the same."""
+        width = x.shape[-1]
+        split = (*x.shape[:-1], self.heads, width // self.heads)
+        y = nn.LayerNorm()(x)
+        query, key, value = (
+            nn.Dense(width, name=name)(y).reshape(split)
+            for name in ("query", "key", "value")
+        )
+        y = nn.dot_product_attention(query, key, value).reshape(x.shape)
+        x = x + nn.Dense(width, name="out")(y)
+        y = nn.gelu(nn.Dense(2 * width, name="hidden_1")(nn.LayerNorm()(x)))
+        return x + nn.Dense(width, name="hidden_2")(y)
+
+
+class Transformer(nn.Module):
+    """An encoder whose tokens are the rows of an image.
+
+    Attributes:
+      width: numbers in a token.
+      blocks: how many.
+      heads: of each block's attention.
+      classes: number of classes.
+    """
+
+    width: int = 64
+    blocks: int = 2
+    heads: int = 4
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (n, classes) of images (n, rows, columns, 1)."""
+        del train
+        x = nn.Dense(self.width, name="stem")(images[..., 0])
+        position = self.param(
+            "position_embedding", nn.initializers.normal(0.02), x.shape[1:]
+        )
+        x = x + position
+        for index in range(self.blocks):
+            x = EncoderBlock(self.heads, name=f"block_{index + 1}")(x)
+        x = jnp.mean(nn.LayerNorm()(x), axis=1)
+        return nn.Dense(self.classes, name="head")(x)
+
+
+class Task(NamedTuple):
+    """A network, and how it is trained.
+
+    Attributes:
+      name: what tables call it.
+      model: called with images and ``train``.
+      optimizer: from the number of steps.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: Callable[[int], optax.GradientTransformation]
+
+
+def tasks(quick: bool) -> list[Task]:
+    """Both networks; only a tiny ResNet, to see that it runs."""
+    resnet = _example("digits_model").ResNet
+    if quick:
+        return [Task("ResNet", resnet(4, strides=()), _sgd)]
+    return [
+        Task("ResNet", resnet(16), _sgd),
+        Task("Transformer", Transformer(), _adamw),
+    ]
+
+
+class Split(NamedTuple):
+    """Images (n, 8, 8, 1) and labels (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load_digits(quick: bool) -> tuple[Any, Any]:
+    """The training and the test split of the scanned digits; noise, if quick."""
+    if quick:
+        draw = np.random.default_rng(0)
+        images = draw.standard_normal((2 * BATCH, 8, 8, 1), np.float32)
+        noise = Split(images, draw.integers(10, size=2 * BATCH, dtype=np.int32))
+        return noise, noise
+    with tempfile.TemporaryDirectory() as folder:
+        return _example("digits_dataset").load(Path(folder))
+
+
+def _example(name: str) -> Any:
+    """One of the examples, a folder of programs that is not installed."""
+    folder = str(harness.ROOT / "examples")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+def _learning_rate(peak: float, steps: int) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak, max(1, steps // 10), steps, 1e-3 * peak
+    )
+
+
+def _sgd(steps: int) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(5e-4, mask=_is_kernel),
+        optax.sgd(_learning_rate(0.1, steps), momentum=0.9),
+    )
+
+
+def _adamw(steps: int) -> optax.GradientTransformation:
+    schedule = _learning_rate(3e-3, steps)
+    return optax.adamw(schedule, weight_decay=1e-2, mask=_is_kernel)
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+class Outcome(NamedTuple):
+    """What one run of training has come to.
+
+    Attributes:
+      accuracy: on the test images.
+      density: fraction of active weights over all kernels that are made sparse.
+      state_bytes: masks and all that the method keeps beside them.
+    """
+
+    accuracy: float
+    density: float
+    state_bytes: int
+
+
+class Trainer:
+    """One method on one network, compiled once for all seeds.
+
+    Attributes:
+      label: the method's.
+      last: the state that the last run has left; None before the first.
+    """
+
+    def __init__(self, task: Task, arm: Arm, epochs: int, data: tuple[Any, Any]):
+        """Builds the step; nothing is trained yet.
+
+        Args:
+          task: the network.
+          arm: the method.
+          epochs: passes over the training images.
+          data: the training and the test split.
+        """
+        self.task, self.arm, self.epochs = task, arm, epochs
+        self.label = arm.label
+        self.train, self.test = data
+        self.steps = epochs * (len(self.train.labels) // BATCH)
+        self.when = When.of(self.steps)
+        self.method = arm.build(self.when, misfits=True)
+        self.inner = task.optimizer(self.steps)
+        self.tx = self._tx(0)
+        loss_fn = devices.loss_of(task.model)
+        if isinstance(self.method, SoftThreshold):
+            loss_fn = _thresholded(loss_fn, self.method)
+        step = so.make_train_step(loss_fn, has_batch_stats=True)
+        self.step = jax.jit(
+            lambda state, batch: step(state, batch)[0], donate_argnums=0
+        )
+        self.last: Any = None
+
+    def run(self, seed: int) -> Outcome:
+        """Trains with one seed."""
+        state = self._start(seed)
+        for batch in self._batches(np.random.default_rng(seed), self.epochs):
+            state = self.step(state, batch)
+        self.last = jax.block_until_ready(state)
+        weights, density, kept = self._forward(state)
+        variables = {"params": weights, "batch_stats": state.batch_stats}
+        accuracy = _accuracy(self.task.model, variables, *self.test)
+        return Outcome(float(accuracy), density, _bytes(kept))
+
+    def steps_from_last(self, name: str, count: int) -> harness.Candidate:
+        """Blocks of steps that go on from where the last run ended.
+
+        Masks change no more by then, except for those that follow every step.
+        """
+        state = jax.tree.map(jnp.copy, self.last)
+        order = np.random.default_rng(0)
+        batches = itertools.cycle(
+            [jax.device_put(batch) for batch in self._batches(order, 1)]
+        )
+
+        def block():
+            nonlocal state
+            for batch in itertools.islice(batches, count):
+                state = self.step(state, batch)
+            return state
+
+        return harness.Candidate(name, block, count)
+
+    def change_of_first(self) -> harness.Candidate:
+        """A change of the first masks, as one compiled program, into new arrays."""
+        params = self._start(0).params
+        draw = np.random.default_rng(1).standard_normal
+        grads = jax.tree.map(
+            lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), params
+        )
+        start = begin(self.method, params, grads, self.arm.change_at(self.when))
+        compiled = jax.jit(functools.partial(change, self.method))
+        return harness.Candidate(self.label, lambda: compiled(*start, grads))
+
+    def _tx(self, key: Any) -> optax.GradientTransformation:
+        if self.method is None or isinstance(self.method, SoftThreshold):
+            return self.inner
+        return so.sparsify(self.inner, self.method, key=key)
+
+    def _start(self, seed: int) -> so.linen.TrainState:
+        """The state before the first step, weights and masks drawn from the seed."""
+        # The default kind of key compiles for seconds for each network on CPU.
+        params_key, key = jax.random.split(jax.random.key(seed, impl="rbg"))
+        variables = {"batch_stats": {}, **_init(self.task.model, params_key)}
+        params = variables["params"]
+        if isinstance(self.method, SoftThreshold):
+            thresholds = self.method.init(params)
+            params = {"weights": params, "thresholds": thresholds}
+        state = so.linen.TrainState.create(
+            apply_fn=None,
+            params=params,
+            tx=self._tx(key),
+            batch_stats=variables["batch_stats"],
+        )
+        # All seeds share one optimizer, or each would compile anew.
+        return state.replace(tx=self.tx)
+
+    def _batches(
+        self, order: np.random.Generator, epochs: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The full batches of some epochs, in random order."""
+        for _ in range(epochs):
+            indices = order.permutation(len(self.train.labels))
+            for first in range(0, len(indices) - BATCH + 1, BATCH):
+                chosen = indices[first : first + BATCH]
+                yield self.train.images[chosen], self.train.labels[chosen]
+
+    def _forward(self, state: so.linen.TrainState) -> tuple[Any, float, Any]:
+        """The weights that the network uses, their density, and what that takes."""
+        if self.method is None:
+            return state.params, 1.0, ()
+        if isinstance(self.method, SoftThreshold):
+            both = (state.params["weights"], state.params["thresholds"])
+            masks = self.method.masks(*both)
+            return self.method(*both), _density(masks), both[1]
+        own: Any = state.opt_state
+        assert is_sparse_state(own)
+        masks = so.get_masks(own)
+        trained = getattr(own, "trained_masks", ())
+        weights = so.apply_masks(state.params, masks)
+        return weights, _density(masks), (own.masks, trained, own.topology_state)
+
+
+def _thresholded(loss_fn: Callable[..., Any], soft: SoftThreshold) -> Callable:
+    """The loss of weights behind thresholds, both of them trained."""
+
+    def loss(both, *rest):
+        return loss_fn(soft(both["weights"], both["thresholds"]), *rest)
+
+    return loss
+
+
+def _density(masks: Any) -> float:
+    leaves = jax.tree.leaves(masks)
+    return sum(int(mask.sum()) for mask in leaves) / sum(mask.size for mask in leaves)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _init(model: nn.Module, key: jax.Array) -> Any:
+    return model.init(key, IMAGE, train=False)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _accuracy(
+    model: nn.Module, variables: Any, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    logits: Any = model.apply(variables, images, train=False)
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)

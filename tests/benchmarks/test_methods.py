@@ -1,0 +1,143 @@
+import functools
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+# Programs, that find each other in the folder they are started from.
+sys.path.append(str(BENCHMARKS))
+harness = importlib.import_module("harness")
+method_arms = importlib.import_module("method_arms")
+method_changes = importlib.import_module("method_changes")
+method_models = importlib.import_module("method_models")
+methods = importlib.import_module("methods")
+tables = importlib.import_module("tables")
+
+WHEN = method_arms.When(every=100, stop=1000)
+
+
+def test_a_quick_run_has_its_rows_and_tables(tmp_path, monkeypatch):
+    output = tmp_path / "methods.json"
+    methods.main(harness.Options(quick=True, rounds=1, output=output, allow_dirty=True))
+    record = json.loads(output.read_text())
+    found = {table["title"]: table["rows"] for table in record["tables"]}
+    trained = found["ResNet: trained, 1 seeds, 2 epochs"]
+    labels = [
+        ", ".join(filter(None, (row["method"], row["structure"]))) for row in trained
+    ]
+    assert labels == [*methods.QUICK]
+    assert all(0 <= row["accuracy_mean"] <= 1 for row in trained)
+    rows = {label: row for label, row in zip(labels, trained, strict=True)}
+    assert rows["dense"]["density"] == 1 and rows["dense"]["state_bytes"] == 0
+    assert rows["static, 2:4"]["density"] == rows["STE, 2:4"]["density"] == 0.5
+    assert rows["RigL, unstructured"]["density"] == pytest.approx(0.1, abs=0.02)
+    assert 0 < rows["STR"]["density"] < 1
+
+    moving = [label for label in labels if method_arms.ARMS[label].moves]
+    assert [row["name"] for row in found["ResNet: a step"]] == labels
+    assert [row["name"] for row in found["ResNet: a change"]] == moving
+    for label in moving:
+        names = [row["name"] for row in found[f"{label}: a change of 512 weights"]]
+        assert names == ["topology.update", "argsort"]
+    limits = {
+        claim["what"]: (claim.get("at_least"), claim.get("at_most"))
+        for claim in record["claims"]
+    }
+    assert limits["ResNet: STE, 2:4 / dense"] == (None, 1.2)
+    assert limits["RigL, unstructured: argsort / topology.update"] == (10, None)
+
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert "| STE | 2:4 | 0.5 | " in tables.methods()
+    assert "| RigL, unstructured | " in tables.method_changes()
+    assert "| STE, 2:4 | " in tables.straight_through()
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "SET, 2:4",
+        "RigL, blocks of 1x4",
+        "SRigL, constant fan-in",
+        "SNFS, unstructured",
+        "GraNet, unstructured",
+        "Top-KAST, unstructured",
+        "STE, 2:4",
+    ],
+)
+def test_sorting_gives_the_masks_of_the_library(label):
+    arm = method_arms.ARMS[label]
+    method, count = arm.build(WHEN, misfits=False), arm.change_at(WHEN)
+    parts = 2 if label in ("SNFS, unstructured", "GraNet, unstructured") else 1
+    params, grads = (methods.kernels((32, 16), parts, seed) for seed in (0, 1))
+    # Other layers, other gradients: what is shared out is not shared evenly.
+    grads = {path: grad * (1 + i) for i, (path, grad) in enumerate(grads.items())}
+    state, params = method_changes.begin(method, params, grads, count)
+    # Straight-through estimators begin with what they choose.
+    params = jax.tree.map(lambda p, g: p + 0.1 * jnp.where(p, g, 0), params, grads)
+    ours = jax.jit(functools.partial(method_changes.change, method))
+    theirs = jax.jit(functools.partial(method_changes.change_by_sorting, method, count))
+    found = method_changes.masks_of(ours(state, params, grads))
+    expected = theirs(state, params, grads)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert jax.tree.leaves(found)
+    assert any(
+        (new != old).any()
+        for new, old in zip(
+            jax.tree.leaves(found),
+            jax.tree.leaves(method_changes.masks_of(state)),
+            strict=True,
+        )
+    )
+
+
+def test_largest_cuts_ties_by_the_index():
+    scores = jnp.array([[1.0, 3.0], [2.0, 3.0], [2.0, 0.0]])
+    np.testing.assert_array_equal(
+        method_changes.largest(scores, 3), [[0, 1], [1, 1], [0, 0]]
+    )
+    np.testing.assert_array_equal(
+        method_changes.largest(scores, jnp.array([[2, 1]]), axis=0),
+        [[0, 1], [1, 0], [1, 0]],
+    )
+    assert not method_changes.largest(scores, jnp.int32(0)).any()
+
+
+def test_other_masks_are_found():
+    arm = method_arms.ARMS["RigL, unstructured"]
+    mask = jnp.arange(8).reshape(2, 4) < 3
+    methods.check_same(arm, [mask], [mask])
+    with pytest.raises(AssertionError, match="differ in 2 weights"):
+        methods.check_same(arm, [mask], [jnp.roll(mask, 1)])
+
+
+def test_every_method_fits_both_networks():
+    for task in method_models.tasks(quick=False):
+        init = functools.partial(task.model.init, train=False)
+        shapes = jax.eval_shape(init, jax.random.key(0), method_models.IMAGE)
+        params = shapes["params"]
+        for arm in method_arms.ARMS.values():
+            method = arm.build(WHEN, misfits=True)
+            if isinstance(method, method_models.SoftThreshold):
+                assert jax.tree.leaves(method.init(params))
+            elif method is not None:
+                sparse = {own.path for own in method.leaves(params) if own.layer}
+                assert {"stem/kernel", "head/kernel"} < sparse, arm.label
+                assert "position_embedding" not in sparse
+
+
+def test_all_changes_come_within_a_run_of_digits():
+    when = method_arms.When.of(methods.EPOCHS * 18)
+    for arm in method_arms.ARMS.values():
+        if arm.moves:
+            method = arm.build(when, misfits=True)
+            due = [step for step in range(methods.EPOCHS * 18) if method.due(step)]
+            assert due, arm.label
+            if arm.method not in ("STE", "SR-STE"):
+                assert due[-1] <= when.stop, arm.label
