@@ -74,6 +74,8 @@ class Leaf(NamedTuple):
             # Single weights here, so units are weights. An inactive one is chosen only
             # where a neuron has fewer: it does not count.
             held |= active & top_k_mask(drop, min_fan_in, where=mask, axis=neuron)
+        # Sums may be infinite as well: below what is held.
+        drop = jnp.minimum(drop, jnp.finfo(jnp.float32).max)
         drop = jnp.where(held, jnp.inf, drop)
         return cls(mask, units, active, held, drop, units.sum(grow), memory, budget)
 
@@ -83,6 +85,7 @@ def change(
     fraction: jax.Array,
     targets: dict[str, Any] | None,
     *,
+    adapts: Any,
     scope: str,
     ablation: float | None,
     redistributes: bool,
@@ -94,6 +97,7 @@ def change(
       fraction: float32 scalar, the part of the active units that is replaced.
       targets: active units of each cell after the change, by path; where there is none,
         and without any, they stay as many as they are.
+      adapts: whether the targets hold, a bool or bool scalar: False is without any.
       scope: ``"global"`` prunes all leaves together to the sum of their targets.
       ablation: as in ``Topology``.
       redistributes: as in ``Topology``.
@@ -109,7 +113,7 @@ def change(
     for path, leaf in leaves.items():
         present = leaf.units.count(leaf.active)
         target = targets.get(path)
-        sizes[path] = present if target is None else target + jnp.zeros_like(present)
+        sizes[path] = present if target is None else jnp.where(adapts, target, present)
         kept[path] = _kept(leaf, sizes[path], fraction, adapts=target is not None)
         if ablation is not None:
             kept[path], sizes[path] = _ablated(leaf, kept[path], sizes[path], ablation)
@@ -149,29 +153,30 @@ def _shared_globally(
     The units of all layers compete; each layer keeps its highest, so that none is cut
     off.
     """
-    scores, grows, candidates, counts = [], [], [], []
-    budget = forced = jnp.int32(0)
+    scores, grows, candidates, counts, weights = [], [], [], [], []
+    # In weights: layers may have units of different sizes.
+    budget = present = forced = jnp.int32(0)
     for path, leaf in leaves.items():
         units = leaf.units
         best = units.select(leaf.drop, 1, where=leaf.active, within="layer")
         own = leaf.held | (best & leaf.active)
-        # By the mean weight of a unit: layers may have units of different sizes.
         scores.append(jnp.where(own, jnp.inf, leaf.drop / units.size))
         grows.append(leaf.grow / units.size)
         candidates.append(leaf.active)
-        forced += jnp.sum(own, dtype=jnp.int32)
-        counts.append(units.count(leaf.active))
+        has = units.count(leaf.active)
+        counts.append(has)
+        weights.append(units.size)
         target = targets.get(path)
-        budget += jnp.sum(
-            counts[-1] if target is None else target + jnp.zeros_like(counts[-1])
-        )
-    present = sum(jnp.sum(count) for count in counts)
+        target = has if target is None else target + jnp.zeros_like(has)
+        forced += units.size * jnp.sum(own, dtype=jnp.int32)
+        present += units.size * jnp.sum(has)
+        budget += units.size * jnp.sum(target)
     k = jnp.maximum(jnp.minimum(budget, present), forced)
-    kept = top_k_masks(scores, k, where=candidates)
+    kept = top_k_masks(scores, k, where=candidates, sizes=weights)
 
     def grown(grows, candidates):
         inactive = [~own for own in candidates]
-        chosen = top_k_masks(grows, budget - present, where=inactive)
+        chosen = top_k_masks(grows, budget - present, where=inactive, sizes=weights)
         return [
             leaf.units.count(own)
             for leaf, own in zip(leaves.values(), chosen, strict=True)
@@ -208,9 +213,11 @@ def _ablated(
         budget = jnp.full_like(budget, leaf.budget)
     missing = jnp.maximum(budget - units.count(kept, "layer"), 0)
     fan_in = units.count(leaf.active)
+    # Those ablated before cannot grow: their gradients would take from the others.
     candidates = ~kept & (fan_in > 0)
     salient = kept | units.select(leaf.grow, missing, where=candidates, within="layer")
-    usual = jnp.max(fan_in, units.layer, keepdims=True)
+    # Not what fan-ins are: a phase may begin with more of all.
+    usual = jnp.max(target, units.layer, keepdims=True)
     stays = (units.count(salient) >= ablation * usual) | (units.count(leaf.held) > 0)
     stays &= fan_in > 0
     neurons = jnp.sum(stays, units.layer, keepdims=True, dtype=jnp.int32)
@@ -229,8 +236,9 @@ def _redistributed(
         units = leaf.units
         assert leaf.memory is not None, "redistribution needs a memory"
         counts = units.count(kept[path])
-        size = jnp.sum(jnp.where(kept[path], jnp.abs(leaf.memory), 0), units.layer)
-        activity.append(jnp.ravel(size) / jnp.maximum(jnp.ravel(counts), 1))
+        size = jnp.sum(jnp.where(leaf.active, jnp.abs(leaf.memory), 0), units.layer)
+        present = jnp.ravel(units.count(leaf.active))
+        activity.append(jnp.ravel(size) / jnp.maximum(present, 1))
         lost.append(jnp.sum(sizes[path] - counts))
         room.append(jnp.ravel(units.per_layer - counts))
         shapes.append(counts)

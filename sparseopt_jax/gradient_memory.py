@@ -14,7 +14,8 @@ from sparseopt_jax.schedules import UpdateSchedule
 
 def no_gradients(masks: Any) -> Any:
     """A float32 zero for every weight of the sparse leaves, sharded like the masks."""
-    return jax.tree.map(lambda mask: jnp.where(mask, 0.0, 0.0), masks)
+    zero = jnp.float32(0)  # of a type that no step changes
+    return jax.tree.map(lambda mask: jnp.where(mask, zero, zero), masks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,12 @@ class MeanGradient(GradientMemory):
             raise ValueError(
                 f"gradients of {self.steps} steps cannot be averaged where the "
                 f"topology changes every {schedule.every}"
+            )
+        length = schedule.stop - schedule.start
+        if self.steps > 1 and schedule.at_stop and length % schedule.every:
+            raise ValueError(
+                f"gradients cannot be averaged for a last change at stop, {length} "
+                f"steps after start: that is no multiple of {schedule.every}"
             )
 
     def observe(

@@ -160,16 +160,20 @@ def _check_min_fan_in(
     least: int, structure: Structure, layer: Layer, axes: Axes, leaf: Any, active: int
 ) -> None:
     inputs = layer.size // layer.outputs
-    if not isinstance(structure, Unstructured | ConstantFanIn):
-        raise ValueError(
-            f"min_fan_in holds for single weights, not for {structure}, the structure "
-            f"of {layer.path!r}"
-        )
+    _check_single_weights(structure, layer.path)
     if least > inputs or least * layer.outputs > active:
         raise ValueError(
             f"min_fan_in = {least} needs {least * layer.outputs} active weights in "
             f"{layer.path!r}, which has {active} of {layer.size}, {inputs} for each of "
             f"{layer.outputs} neurons; lower it, or give this layer more weights"
+        )
+
+
+def _check_single_weights(structure: Structure, path: str) -> None:
+    if not isinstance(structure, Unstructured | ConstantFanIn):
+        raise ValueError(
+            f"min_fan_in holds for single weights, not for {structure}, the structure "
+            f"of {path!r}"
         )
 
 
@@ -211,6 +215,8 @@ def _plans_of_masks(
         structure = resolve_structure(rules.structure, path)
         units = structure.units(path, tuple(x.shape), own)
         layer = Layer.of(path, x, own)
+        if rules.min_fan_in:
+            _check_single_weights(structure, path)
         known = _known(mask)
         if known is not None:
             _check_legal(path, known, structure, units)

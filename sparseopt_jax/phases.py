@@ -95,7 +95,7 @@ class Phases:
             *(
                 own.full_leaves(params)
                 for own in self.topologies
-                if not own.is_handed_on
+                if not (own.is_handed_on and own.keeps_counts)
             )
         )
 
@@ -152,6 +152,8 @@ class Phases:
             own = self.topologies[index]
             if own.is_handed_on and not own.moves:
                 return frozen
+            # What neurons or layers have since shared out is not to be taken back.
+            adapts = own.keeps_counts or count == self.starts[index]
 
             def update(key, masks, state, params, grads):
                 fraction = jnp.float32(0.0)
@@ -162,7 +164,7 @@ class Phases:
                     *(key, count, masks, state._replace(memory=state.memory[index])),
                     *(params, grads),
                     fraction=fraction,
-                    adapts=True,
+                    adapts=adapts,
                 )
                 return masks, new._replace(memory=())
 
@@ -200,7 +202,7 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
 
     Raises:
       ValueError: if the steps do not ascend from 0, the first topology has masks to be
-        handed on, or the phases name different axes.
+        handed on, a later one has masks of its own, or the phases name different axes.
       TypeError: if a part is no such pair.
 
     Examples:
@@ -234,6 +236,12 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
         raise ValueError(
             'the first phase has no masks to keep: give it no masks="kept"'
         )
+    for number, own in enumerate(topologies[1:], 2):
+        if own.masks is not None and not own.is_handed_on:
+            raise ValueError(
+                f"phase {number} cannot begin with masks of its own, only the first "
+                "can; give it a sparsity, or masks='kept'"
+            )
     if any(own.dims != topologies[0].dims for own in topologies):
         raise ValueError("all phases must have the same dims")
     if any(own.track_explored != topologies[0].track_explored for own in topologies):

@@ -33,9 +33,13 @@ def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
         left = total - jnp.sum(given)
         free = given < room
         own = jnp.where(free, weights, 0.0)
-        own = jnp.where(jnp.sum(own) > 0, own, free)
+        # At most 1 each, so that the sum is finite.
+        own = jnp.where(jnp.any(own > 0), own / jnp.max(own), free)
         ideal = left * (own / jnp.sum(own))
         whole = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room - given)
+        # Beyond 2**24 a float32 is not exact, and all together may exceed what is left.
+        before = jnp.cumsum(whole) - whole
+        whole = jnp.clip(left - before, 0, whole)
         # Remainders decide who gets one more; nobody beyond the room or the total.
         rest = jnp.where(given + whole < room, ideal - whole, -1.0)
         order = jnp.argsort(-rest, stable=True)

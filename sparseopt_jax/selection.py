@@ -170,6 +170,7 @@ def top_k_masks(
     k: jax.typing.ArrayLike,
     *,
     where: Sequence[jax.Array],
+    sizes: Sequence[int] | None = None,
 ) -> list[jax.Array]:
     """Marks exactly the k largest scores of several arrays together.
 
@@ -180,12 +181,14 @@ def top_k_masks(
       scores: real arrays of any shapes; compared as float32.
       k: how many to mark in all: int32 scalar, static or traced.
       where: a bool array for each; what is False ranks below everything else.
+      sizes: for how many an entry of each array counts; 1 each by default. The last
+        entry that is marked may exceed k.
 
     Returns:
       Bool arrays of their shapes, with exactly k True in all.
 
     Raises:
-      ValueError: if there are 2**31 scores or more.
+      ValueError: if there are 2**31 scores or more, each counted by its size.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -194,11 +197,27 @@ def top_k_masks(
       >>> [mask.tolist() for mask in masks]
       [[False, True], [[True]]]
     """
-    size = sum(math.prod(x.shape) for x in scores)
-    if size >= 2**31:
+    sizes = [1] * len(scores) if sizes is None else sizes
+    total = sum(math.prod(x.shape) * n for x, n in zip(scores, sizes, strict=True))
+    if total >= 2**31:
         raise ValueError(
-            f"a selection over all layers may span fewer than 2**31 scores, got {size}"
+            f"a selection over all layers may span fewer than 2**31 scores, got {total}"
         )
+    return _top_k_masks(
+        list(scores), jnp.asarray(k, jnp.int32), list(where), tuple(sizes)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="sizes")
+def _top_k_masks(
+    scores: list[jax.Array],
+    k: jax.Array,
+    where: list[jax.Array],
+    sizes: tuple[int, ...],
+) -> list[jax.Array]:
+    entries = [math.prod(x.shape) for x in scores]
+    size = sum(entries)
+    total = sum(n * own for n, own in zip(entries, sizes, strict=True))
     keys = [
         _order_keys(x.astype(jnp.float32), own)
         for x, own in zip(scores, where, strict=True)
@@ -206,21 +225,20 @@ def top_k_masks(
 
     def counts_of(keys, thresholds):
         counts = [
-            [jnp.reshape(count, ()) for count in _counts(x, thresholds, axes=None)]
-            for x in keys
+            [own * jnp.reshape(n, ()) for n in _counts(x, thresholds, axes=None)]
+            for x, own in zip(keys, sizes, strict=True)
         ]
         return [functools.reduce(jnp.add, own) for own in zip(*counts, strict=True)]
 
-    k = jnp.asarray(k, jnp.int32)
     low, high = jnp.int32(_INELIGIBLE_KEY), jnp.int32(_INFINITY_BITS + 2)
     threshold, reached = _search(
-        functools.partial(counts_of, keys), k, low, high, jnp.int32(size)
+        functools.partial(counts_of, keys), k, low, high, jnp.int32(total)
     )
     offset = 0
     for i, x in enumerate(keys):
         index = offset + linear_index(x.shape, tuple(range(x.ndim)), jnp.int32)
         keys[i] = _tie_keys(x, threshold, index, size)
-        offset += math.prod(x.shape)
+        offset += entries[i]
     cut, _ = _search(
         functools.partial(counts_of, keys), k, jnp.int32(0), jnp.int32(size), reached
     )

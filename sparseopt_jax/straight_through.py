@@ -209,9 +209,9 @@ def make_straight_through(
     def init_fn(params):
         init_key, own_key = jax.random.split(key)
         masks, trained, topology_state = method.init(init_key, params)
-        record_owner(method, inner, params, masks, packed)
         masks, topology_state = stored(packed, masks, topology_state)
         trained, _ = stored(packed, trained, topology_state)
+        record_owner(method, inner, params, masks, packed)
         return ForwardMaskState(
             count=jnp.zeros([], jnp.int32),
             key=own_key,
@@ -227,6 +227,8 @@ def make_straight_through(
                 "params are needed to choose masks: call "
                 "tx.update(grads, opt_state, params)"
             )
+        if "masks" in extra_args:
+            raise ValueError("masks must not be passed to update, sparsify owns them")
         if packed:
             state = whole(state)
             state = state._replace(trained_masks=restored(state.trained_masks))

@@ -253,10 +253,17 @@ class Topology:
         )
 
     def _first_leaves(self, params: Any) -> list[LeafPlan]:
+        last = self.leaves(params)  # raises where the end does not fit
         if self.density is None:
-            return self.leaves(params)
-        rules = self._rules(self.density.initial_sparsity)
-        return plan_leaves(rules._replace(begins=True), params)
+            return last
+        initial = self.density.initial_sparsity
+        rules = self._rules(initial)._replace(begins=True)
+        if isinstance(self.distribution, Mapping):
+            # The sparsities of a mapping are those of the end.
+            ends = self.distribution.items()
+            begins = {pattern: min(initial, own) for pattern, own in ends}
+            rules = rules._replace(distribution=begins)
+        return plan_leaves(rules, params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
         """Paths of the leaves all of whose weights are active, and will stay so.
@@ -370,7 +377,7 @@ class Topology:
         grads: Any,
         *,
         fraction: jax.Array | None = None,
-        adapts: bool = False,
+        adapts: Any = False,
     ) -> tuple[Any, TopologyState]:
         """Changes the masks once, whether or not a change is due.
 
@@ -388,7 +395,7 @@ class Topology:
           grads: tree like the masks, the dense gradient.
           fraction: what to drop, instead of what the schedule gives.
           adapts: whether masks of other numbers than this topology's, as a phase hands
-            them on, are brought to its own.
+            them on, are brought to its own: a bool or bool scalar.
 
         Returns:
           The new masks and the new state. Unless the density moves, neurons are ablated
@@ -397,11 +404,13 @@ class Topology:
         if fraction is None:
             fraction = self.schedule.fraction(count)  # pyright: ignore
         found = self._collect(key, masks, params, grads, state.memory)
-        targets = self._targets(count, params) if adapts or self.density else None
+        adapts = True if self.density else adapts
+        targets = None if adapts is False else self._targets(count, params)
         new = changes.change(
             found,
             fraction,
             targets,
+            adapts=adapts,
             scope=self.scope,
             ablation=self.ablation,
             redistributes=self.redistributes,
@@ -433,7 +442,7 @@ class Topology:
     def _plans_of(self, params: Any) -> dict[str, LeafPlan]:
         if self.is_handed_on:
             # Numbers and masks are another's; axes and units are known from shapes.
-            rules = self._rules(0.0)._replace(masks=None, where=None)
+            rules = self._rules(0.0)._replace(masks=None, where=None, begins=True)
             leaves = plan_leaves(rules, params)
         else:
             leaves = self.leaves(params)
@@ -443,17 +452,21 @@ class Topology:
         """Active units of every cell at step ``count``, by path, where this decides."""
         if self.is_handed_on:
             return {}
-        last = {plan.path: plan.per_cell for plan in self.leaves(params)}
+        plans = {plan.path: plan for plan in self.leaves(params)}
+        last = {p: plan.per_cell for p, plan in plans.items() if plan.per_cell}
         if self.density is None:
-            return {path: n for path, n in last.items() if n is not None}
+            return dict(last)
         progress = jnp.asarray(self.density.progress(count), jnp.float32)
         first: dict[str, Any] = {
             plan.path: plan.per_cell for plan in self._first_leaves(params)
         }
+        # A schedule may go beyond its ends, a layer not.
         return {
-            path: n + jnp.round((first[path] - n) * progress).astype(jnp.int32)
+            path: jnp.clip(
+                n + jnp.round((first[path] - n) * progress).astype(jnp.int32),
+                *(1, plans[path].units.per_cell),  # pyright: ignore
+            )
             for path, n in last.items()
-            if n is not None
         }
 
     def _collect(

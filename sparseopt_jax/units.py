@@ -85,10 +85,9 @@ class Units(NamedTuple):
 
     def spread(self, units: jax.Array, like: jax.Array) -> jax.Array:
         """From an array of units to one of the leaf's shape, in type sharded alike."""
-        if not self.inner:
-            return self._joined(units)
-        spread = self._joined(jnp.broadcast_to(units, self.split))
-        return sharded(spread, explicit_sharding(like))
+        if self.inner:
+            units = jnp.broadcast_to(units, self.split)
+        return sharded(self._joined(units), explicit_sharding(like))
 
     def select(
         self,
@@ -141,11 +140,21 @@ class Units(NamedTuple):
         sharding = explicit_sharding(x)
         if sharding is None:
             return jnp.reshape(x, self.split)
-        # Cut between the shards: each keeps whole blocks.
+        # Cut between the shards: each keeps whole blocks. Where shards cut blocks, the
+        # axis is gathered first.
+        whole: list[Any] = []
         entries: list[Any] = []
+        places = iter(self.split)
         for axis, entry in enumerate(_entries(sharding, x.ndim)):
+            blocks = next(places)
+            if axis in self.cut:
+                next(places)
+                entry = None if blocks % _shards(sharding, entry) else entry
+            whole.append(entry)
             entries.extend((entry, None) if axis in self.cut else (entry,))
-        out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
+        mesh = sharding.mesh
+        x = jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*whole)))
+        out_sharding = NamedSharding(mesh, PartitionSpec(*entries))
         return jnp.reshape(x, self.split, out_sharding=out_sharding)
 
     def _joined(self, x: jax.Array) -> jax.Array:
@@ -162,6 +171,12 @@ class Units(NamedTuple):
                 next(left)
         out_sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
         return jnp.reshape(x, self.shape, out_sharding=out_sharding)
+
+
+def _shards(sharding: NamedSharding, entry: Any) -> int:
+    """How many parts an axis with this entry of a spec is split into."""
+    names = entry if isinstance(entry, tuple) else (entry,)
+    return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
 
 
 def _entries(sharding: NamedSharding, ndim: int) -> list[Any]:

@@ -13,6 +13,8 @@ import numpy as np
 import optax
 
 import sparseopt_jax as so
+from sparseopt_jax.masks import is_sparse_state, stays_dense
+from sparseopt_jax.straight_through import StraightThrough
 
 STEPS = 8
 
@@ -129,20 +131,27 @@ class Row:
 
     id: str
     make: Callable[[], optax.GradientTransformation]
-    topology: so.Topology
+    topology: Any
     needs: frozenset[str] = frozenset()
 
     @property
-    def moves(self) -> bool:
-        return self.topology.schedule is not None
+    def prunes(self) -> bool:
+        """Whether its density falls, so that it grows nothing."""
+        return getattr(self.topology, "density", None) is not None
+
+    @property
+    def stays_dense(self) -> bool:
+        """Whether masks are the forward pass's alone."""
+        return isinstance(self.topology, StraightThrough)
 
     @property
     def starts_fresh(self) -> bool:
         """Whether it grows weights, and they find the optimizer's initial state."""
-        return self.moves and "so.apply_updates" not in self.needs
+        own = not (self.prunes or self.stays_dense or "so.apply_updates" in self.needs)
+        return own and self.topology.moves
 
 
-def _row(id: str, topology: so.Topology, make: Callable, *needs: str) -> Row:
+def _row(id: str, topology: Any, make: Callable, *needs: str) -> Row:
     return Row(id, lambda: make(topology), topology, frozenset(needs))
 
 
@@ -207,6 +216,35 @@ PACKAGE = [
     ),
 ]
 
+# Changes at 2 and 5, as the others; what prunes begins with that at 2.
+_PRUNING = {"every": 3, "start": 2, "stop": 5, "initial_sparsity": 0.25}
+
+METHODS = [
+    _row(
+        "rigl_2_of_4",
+        # Groups lie along the neurons: the kernels have no four inputs.
+        so.rigl(structure=so.NM(2, 4, axis=-1), **SCHEDULE),
+        _around(_momentum),
+    ),
+    _row(
+        "srigl",
+        so.srigl(0.5, distribution={"*": 0.5}, **SCHEDULE),
+        _around(_momentum),
+    ),
+    _row("snfs", so.snfs(0.5, **SCHEDULE), _around(_momentum)),
+    _row(
+        "gradual_magnitude",
+        so.gradual_magnitude(0.5, **_PRUNING),
+        _around(_momentum),
+    ),
+    _row(
+        "phases",
+        so.phases((0, so.static(0.25)), (2, rigl()), (6, so.static(masks="kept"))),
+        _around(_momentum),
+    ),
+    _row("ste", so.ste(0.5), _around(_momentum)),
+]
+
 AROUND = [
     _row(
         "around_multi_steps",
@@ -245,6 +283,7 @@ AROUND = [
 
 ROWS = [
     *PACKAGE,
+    *METHODS,
     *(
         _row(id, rigl(), _around(make), *(["values"] if id in _NEED_VALUES else []))
         for id, make in INNER.items()
@@ -290,15 +329,15 @@ class Run(NamedTuple):
     traces: int
 
 
-def sparse_states(state: Any) -> list[so.SparseState]:
-    def is_sparse(x):
-        return isinstance(x, so.SparseState)
-
-    return [x for x in jax.tree.leaves(state, is_leaf=is_sparse) if is_sparse(x)]
+def sparse_states(state: Any) -> list[Any]:
+    leaves = jax.tree.leaves(state, is_leaf=is_sparse_state)
+    return [x for x in leaves if is_sparse_state(x)]
 
 
 def start(tx: optax.GradientTransformation, params: Any) -> Moment:
     state = tx.init(params)
+    if stays_dense(state):
+        return Moment(params, state)
     return Moment(so.apply_masks(params, state), state)
 
 

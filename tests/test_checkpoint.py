@@ -247,6 +247,33 @@ def test_other_programs_can_read_the_arrays(tmp_path):
     )
 
 
+# Methods whose numbers change, or that keep more than masks. Changes at 2 and 5.
+_STEPS = {"every": 3, "start": 2, "stop": 8}
+METHODS = {
+    "gradual": lambda: so.gradual_magnitude(0.5, **_STEPS),
+    "snfs": lambda: so.snfs(0.5, **_STEPS),
+    "top_kast": lambda: so.top_kast(0.5, trained_sparsity=0.25, every=3),
+    "phases": lambda: so.phases(
+        (0, so.static(0.25)), (3, so.rigl(0.5, averaged_steps=2, **_STEPS))
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_is_resumed_to_the_last_bit(method, tmp_path):
+    make = METHODS[method]
+    tx = so.sparsify(optax.sgd(0.05, momentum=0.9), make())
+    state, first = new_state(None, tx=tx), new_state(None, tx=tx)
+    with Checkpoints(tmp_path, topology=make()) as checkpoints:
+        state = trained(state, 0, 4)
+        checkpoints.save(4, state)
+    expected = trained(state, 4, 7)
+    # As another process has it: made anew, with counts that are not those saved.
+    with Checkpoints(tmp_path, topology=make()) as checkpoints:
+        resumed, _ = checkpoints.restore(first)
+    assert_same_bits(trained(resumed, 4, 7), expected)
+
+
 # Which steps there are.
 
 

@@ -169,7 +169,9 @@ def test_everything_stays_finite(run):
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(moment.params))
 
 
-def test_inactive_weights_are_exactly_zero(run):
+def test_inactive_weights_are_exactly_zero(row, run):
+    if row.stays_dense:
+        pytest.skip("its masks are the forward pass's alone")
     for moment in run.moments:
         for name, mask in moment.masks.items():
             inactive = moment.kernel(name)[~mask]
@@ -178,6 +180,13 @@ def test_inactive_weights_are_exactly_zero(run):
 
 def test_active_weights_are_conserved(row, run):
     planned = {leaf.path: leaf.active for leaf in row.topology.leaves(tree_of_shapes())}
+    if not row.topology.keeps_counts:
+        # In the end there are as many in all.
+        masks = run.moments[-1].masks
+        assert sum(mask.sum() for mask in masks.values()) == sum(
+            planned[f"{name}/kernel"] for name in masks
+        )
+        return
     for moment in run.moments:
         for name, mask in moment.masks.items():
             assert mask.sum() == planned[f"{name}/kernel"]
@@ -203,9 +212,12 @@ def test_masks_move_when_due_and_only_then(row, run):
         if any((old.masks[name] != new.masks[name]).any() for name in KERNELS)
     ]
     count = int(run.moments[-1].sparse.count)
-    assert [new.changed_at for _, new in moved] == [
-        step for step in range(count) if row.topology.due(step)
-    ]
+    due = [step for step in range(count) if row.topology.due(step)]
+    if row.id in ("gradual_magnitude", "phases"):
+        # What prunes is still at its first density where it begins, and the last phase
+        # changes nothing.
+        due.pop(0 if row.prunes else -1)
+    assert [new.changed_at for _, new in moved] == due
     for old, new in moved:
         assert all((old.masks[name] != new.masks[name]).any() for name in KERNELS)
 
@@ -230,7 +242,8 @@ def test_grown_weights_start_at_zero_with_a_fresh_state(row, run):
 
 
 def test_regrown_weights_keep_value_and_state(row, run):
-    if not (row.starts_fresh and row.topology.replaces_step):
+    one_by_one = row.starts_fresh and row.topology.keeps_counts
+    if not (one_by_one and row.topology.replaces_step):
         pytest.skip("takes a step as well, or does not own the optimizer")
     regrown_weights = 0
     for old, new in changes(run):

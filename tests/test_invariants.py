@@ -145,6 +145,78 @@ def test_a_change_keeps_counts_and_zeros(method, kernel, data):
     np.testing.assert_array_equal(momentum[~(new & old)], 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A topology with a structure or numbers of its own, for a kernel of 8 by 6.
+
+    Attributes:
+      id: its name in a report.
+      topology: it changes at every step until ``STOP``.
+      cells: shape of the kernel in which ``axes`` are cells of as many active weights.
+      axes: of ``cells``; None if all weights are counted together.
+      active: weights of a cell that are active; None if their number changes.
+    """
+
+    id: str
+    topology: so.Topology
+    cells: tuple[int, ...] = (8, 6)
+    axes: tuple[int, ...] | None = None
+    active: int | None = None
+
+
+ALWAYS = {"every": 1, "stop": STOP, "drop_fraction": 1.0}
+METHODS = [
+    Method("2_of_4", so.rigl(structure=so.NM(2, 4), **ALWAYS), (2, 4, 6), (1,), 2),
+    Method("block", so.set_(0.5, structure=so.Block(2), **ALWAYS), active=24),
+    Method("srigl", so.srigl(0.5, gamma_sal=0.8, **ALWAYS)),
+    Method("snfs", so.snfs(0.5, **ALWAYS), active=24),
+    Method("mest", so.mest(0.5, min_fan_in=2, **ALWAYS), active=24),
+    Method("gradual", so.gradual_magnitude(0.5, every=1, stop=STOP)),
+]
+
+
+@functools.cache
+def compiled_method(method):
+    tx = so.sparsify(optax.sgd(0.1, momentum=0.9), method.topology)
+    return tx, jax.jit(one_step(tx)), jax.jit(tx.init)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.id)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_methods_keep_their_numbers_and_zeros(method, data):
+    shape = (8, 6)
+    kernel = Kernel(shape, "float32")
+    _, step, init = compiled_method(method)
+    params = tree(data.draw(arrays(shape, finite=False), "weights"), kernel)
+    grads = tree(data.draw(arrays(shape, finite=False), "gradients"), kernel)
+    count = data.draw(st.integers(0, STOP), "step")
+    state = init(params)._replace(count=jnp.int32(count))
+    params = so.apply_masks(params, state)
+    old = np.asarray(state.masks["kernel"])
+    held = old & ~np.isfinite(params["kernel"])
+
+    now = step(grads, params, state)
+
+    new, weights = (
+        np.asarray(part["kernel"]) for part in (now.state.masks, now.params)
+    )
+    if method.active is not None:
+        counts = new.reshape(method.cells).sum(method.axes)
+        np.testing.assert_array_equal(counts, method.active)
+    assert 0 < new.sum() <= old.sum()
+    # No update takes these to zero.
+    assert new[held].all()
+    if "block" in method.id:
+        np.testing.assert_array_equal(new[:, ::2], new[:, 1::2])
+    if method.topology.min_fan_in:
+        assert (new.sum(0) >= method.topology.min_fan_in).all()
+    np.testing.assert_array_equal(weights[~new], 0)
+    np.testing.assert_array_equal(weights[new & ~old], 0)
+    momentum = now.state.inner_state[0].trace["kernel"]
+    np.testing.assert_array_equal(np.asarray(momentum)[~(new & old)], 0)
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     kernel=st.sampled_from([k for k in KERNELS if len(k.shape) > 1]),

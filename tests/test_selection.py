@@ -1,13 +1,21 @@
 """Exact top-k selection, against a stable sort."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from sparseopt_jax.selection import random_mask, top_k_mask
+from sparseopt_jax.selection import (
+    random_mask,
+    ranked_mask,
+    top_k_mask,
+    top_k_masks,
+)
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 1.0, -1.0]
 SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 4), (5, 1, 2)]
@@ -114,3 +122,58 @@ def test_bad_input_is_named():
         jax.eval_shape(
             lambda s: top_k_mask(s, 1), jax.ShapeDtypeStruct((2**16, 2**16), "float32")
         )
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_ranking_is_bisecting(data):
+    shape, axis = data.draw(st.sampled_from([((4, 3), 0), ((2, 5), 1), ((32, 2), 0)]))
+    elements = st.sampled_from([*SPECIAL, 2.0])
+    scores = jnp.asarray(data.draw(hnp.arrays(np.float32, shape, elements=elements)))
+    where = jnp.asarray(data.draw(hnp.arrays(np.bool_, shape)))
+    groups = tuple(1 if a == axis else n for a, n in enumerate(shape))
+    numbers = hnp.arrays(np.int32, groups, elements=st.integers(0, shape[axis]))
+    k = jnp.asarray(data.draw(numbers))
+    for own in (None, where):
+        bisected = top_k_mask(scores, k, where=own, axis=axis)
+        np.testing.assert_array_equal(ranked(scores, k, own, axis), bisected)
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def ranked(scores, k, where, axis):
+    return ranked_mask(scores, k, where=where, axis=axis)
+
+
+EXTREME = st.sampled_from([*SPECIAL, 0.5, 2.0])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_several_arrays_are_sorted_as_one(data):
+    shapes = [(3,), (2, 2, 1), (), (4, 3)]
+    scores = [data.draw(hnp.arrays(np.float32, s, elements=EXTREME)) for s in shapes]
+    where = [data.draw(hnp.arrays(np.bool_, s)) for s in shapes]
+    joined = np.concatenate([x.ravel() for x in scores])
+    eligible = np.concatenate([x.ravel() for x in where])
+    k = data.draw(st.integers(0, joined.size))
+    masks = together(
+        [*map(jnp.asarray, scores)], jnp.int32(k), [*map(jnp.asarray, where)]
+    )
+    assert [mask.shape for mask in masks] == shapes
+    found = np.concatenate([np.ravel(mask) for mask in masks])
+    np.testing.assert_array_equal(found, by_sorting(joined, k, eligible))
+
+
+@jax.jit
+def together(scores, k, where):
+    return top_k_masks(scores, k, where=where)
+
+
+def test_several_arrays_are_compared_as_float32():
+    scores = [jnp.array([1, 3], jnp.bfloat16), jnp.array([2, 4], jnp.int32)]
+    where = [jnp.ones(2, bool)] * 2
+    masks = top_k_masks(scores, 2, where=where)
+    np.testing.assert_array_equal(np.stack(masks), [[False, True], [False, True]])
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 scores, got 4294967296"):
+        large = [jax.ShapeDtypeStruct((2**15, 2**16), "float32")] * 2
+        jax.eval_shape(lambda s: top_k_masks(s, 1, where=s), large)

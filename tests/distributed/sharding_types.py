@@ -17,6 +17,7 @@ import sparseopt_jax as so
 from sparseopt_jax.selection import top_k_mask
 from tests.optimizers import (
     KERNELS,
+    METHODS,
     PACKAGE,
     gradients,
     one_step,
@@ -30,7 +31,7 @@ SPECS = {
     "dense": {"kernel": P("data", "model"), "bias": P("model")},
     "norm": {"scale": P()},
 }
-ROWS = {row.id: row for row in PACKAGE}
+ROWS = {row.id: row for row in [*PACKAGE, *METHODS]}
 
 
 @pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
@@ -79,6 +80,25 @@ def test_types_are_stable_in_a_compiled_step(row, mesh):
     tx = row.make()
     now = start(tx, sharded(random_tree(0), mesh))
     # Traced, not run: types of shardings are known by then.
+    new = jax.eval_shape(one_step(tx), sharded(gradients(0), mesh), *now)
+    assert types(new) == types(now)
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        so.rigl(0.5, structure=so.Channel(), every=1, stop=9),
+        so.rigl(0.5, structure=so.Channel(-2), every=1, stop=9),
+        so.set_(0.5, structure=so.Block((2, 2)), every=1, stop=9),
+        so.granet(0.5, initial_sparsity=0.0, every=1, stop=9),
+        so.rigl(0.5, averaged_steps=2, min_fan_in=1, every=2, stop=9),
+        so.top_kast(0.5, trained_sparsity=0.25),
+    ],
+    ids=["outputs", "inputs", "blocks", "granet", "averaged", "top_kast"],
+)
+def test_types_are_stable_whatever_is_switched(topology, mesh):
+    tx = so.sparsify(optax.sgd(0.1, momentum=0.9), topology)
+    now = start(tx, sharded(random_tree(0), mesh))
     new = jax.eval_shape(one_step(tx), sharded(gradients(0), mesh), *now)
     assert types(new) == types(now)
 
@@ -138,6 +158,18 @@ def test_a_sort_does_move_them(mesh):
         pytest.skip("a type error there")
     scores = jax.device_put(jnp.ones((6, 8)), NamedSharding(mesh, P("data", "model")))
     assert moved(jax.jit(lambda x: jnp.argsort(x, axis=None)).lower(scores).compile())
+
+
+@pytest.mark.parametrize("id", ["rigl_2_of_4", "snfs"])
+def test_sharded_structures_change_the_same_masks(id):
+    # Groups of four are split by a mesh of four: each device has a part of one.
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        run = train(ROWS[id], steps=4, part=lambda tree: sharded(tree, mesh))
+    expected = train(ROWS[id], steps=4)
+    assert (run.moments[0].masks["dense"] != run.moments[-1].masks["dense"]).any()
+    for actual, alone in zip(run.moments, expected.moments, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, actual.masks, alone.masks)
 
 
 @pytest.mark.parametrize("id", ["sparsify_set", "sparsify_rigl"])

@@ -137,6 +137,29 @@ def test_replicas_agree_bit_for_bit_after_a_thousand_steps(method):
         )
 
 
+@pytest.mark.parametrize(
+    "topology",
+    [
+        so.rigl(structure=so.NM(2, 4), every=10, stop=900),
+        so.srigl(0.7, gamma_sal=0.5, every=10, stop=900),
+        so.snfs(0.7, every=10, stop=900),
+        so.sr_ste(0.7),
+    ],
+    ids=["rigl_n_of_m", "srigl", "snfs", "sr_ste"],
+)
+def test_replicas_agree_whatever_the_method(topology):
+    variables = Net().init(jax.random.key(0), jnp.ones((1, 8)))
+    tx = so.sparse_sgd(0.05, topology, momentum=0.9)
+    state = so.linen.TrainState.create(apply_fn=None, tx=tx, **variables)
+    state = jax_utils.replicate(state)
+    first = kernels(so.get_masks(state))
+    state, _ = run(so.pmap_train_step(loss_fn), state, 200, split)
+    assert all_replicas_are_equal((state.params, state.opt_state))
+    masks = kernels(so.get_masks(state))
+    assert any((masks[name] != first[name]).any() for name in masks)
+    assert all(np.isfinite(kernel).all() for kernel in kernels(state.params).values())
+
+
 def by_shard_map(mesh, check_vma):
     axes = mesh.axis_names
     step = so.make_train_step(loss_fn, axis_name=axes)
