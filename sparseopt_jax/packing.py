@@ -1,5 +1,6 @@
 """Masks of one bit a weight, for states and checkpoints of an eighth of the size."""
 
+import math
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
@@ -60,6 +61,11 @@ def pack(masks: Any) -> Any:
         return PackedMask(value, jnp.ones((mask.shape[-1] - 1) % 8 + 1, jnp.uint8))
 
     return jax.tree.map(at_leaf, masks)
+
+
+def packed_bytes(shape: tuple[int, ...]) -> int:
+    """Memory of the ``PackedMask`` of a mask of this shape."""
+    return math.prod(shape[:-1]) * -(-shape[-1] // 8) + (shape[-1] - 1) % 8 + 1
 
 
 def _whole_in_last_axis(mask: jax.Array) -> jax.Array:

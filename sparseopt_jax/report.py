@@ -7,6 +7,7 @@ from typing import Any
 
 from sparseopt_jax import flops, tables
 from sparseopt_jax.leaf_plans import LeafPlan
+from sparseopt_jax.packing import packed_bytes
 from sparseopt_jax.straight_through import AnyTopology
 from sparseopt_jax.structures import Unstructured
 
@@ -50,7 +51,7 @@ class Plan(tables.Printed):
     def packed_mask_bytes(self) -> int:
         """Memory that they will take with ``sparsify(..., packed=True)``."""
         shapes = [leaf.leaf.shape for leaf in self.leaves if leaf.layer]
-        return sum(math.prod(shape[:-1]) * -(-shape[-1] // 8) for shape in shapes)
+        return sum(map(packed_bytes, shapes))
 
     @property
     def forward_flops(self) -> tuple[float, float]:
@@ -148,7 +149,7 @@ def plan(
       bias    8            -       -  fewer than two dimensions
       kernel  4x8     25.00%       8
       8 of 32 weights active in sparse leaves (25.00%); 8 parameters dense, 40 in all.
-      Masks take 32 bytes, packed 4 bytes.
+      Masks take 32 bytes, packed 12 bytes.
       FLOPs in theory, of the dense network's: 25.00% for inference, 25.00% for ...
       Sparsity is simulated on dense arrays: parameters, moments and ...
       >>> plan.training_flops
