@@ -264,8 +264,11 @@ def _check_legal(
     if units.is_layer_wide:
         return
     counts = whole.sum(units.cell)
-    fixed = structure.per_cell(units, 0) if structure.density is not None else None
-    if (counts != (counts.flat[0] if fixed is None else fixed)).any():
+    if structure.density is not None:
+        legal = counts == structure.per_cell(units, 0)
+    else:
+        legal = (counts == counts.max()) | (counts == 0)  # ablated neurons
+    if not legal.all():
         raise ValueError(
             f"the mask at {path!r} is not legal for {structure}: it has between "
             f"{counts.min()} and {counts.max()} active weights of {units.per_cell}"

@@ -62,10 +62,15 @@ class Phases:
     def due(self, count: Any) -> Any:
         """Whether the masks change at step ``count``: as ``Topology.due``.
 
-        They do where the topology of the phase is due, and where a phase begins.
+        They do where the topology of the phase is due, and where a phase begins that
+        does not just keep them.
         """
         own = self._of_phase(count, lambda own: own.due(count))
-        begins = (count == start for start in self.starts[1:])
+        begins = (
+            count == start
+            for start, own in zip(self.starts[1:], self.topologies[1:], strict=True)
+            if own.moves or not own.is_handed_on
+        )
         return own | _any(begins)
 
     def _of_phase(self, count: Any, of: Callable[[Topology], Any]) -> Any:

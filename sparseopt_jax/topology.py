@@ -29,6 +29,7 @@ from sparseopt_jax.leaf_keys import leaf_key
 from sparseopt_jax.leaf_plans import LeafPlan, Rules, masks_by_path, plan_leaves
 from sparseopt_jax.masks import check_masks, map_masked, map_masked_with_path
 from sparseopt_jax.neurons import (
+    Axes,
     Dims,
     check_dims,
     correction_factor,
@@ -42,6 +43,7 @@ from sparseopt_jax.structures import (
     Structures,
     Unstructured,
     check_structure,
+    resolve_structure,
 )
 from sparseopt_jax.units import random_units_mask
 
@@ -439,14 +441,14 @@ class Topology:
             memory=state.memory,
         )
 
-    def _plans_of(self, params: Any) -> dict[str, LeafPlan]:
-        if self.is_handed_on:
-            # Numbers and masks are another's; axes and units are known from shapes.
-            rules = self._rules(0.0)._replace(masks=None, where=None, begins=True)
-            leaves = plan_leaves(rules, params)
-        else:
-            leaves = self.leaves(params)
-        return {plan.path: plan for plan in leaves}
+    def _kept_plan(self, path: str, leaf: Any) -> LeafPlan:
+        """The axes and units of a leaf whose masks another topology has made."""
+        shape = tuple(leaf.shape)
+        # A vector is the inputs of one neuron.
+        axes = resolve_axes(self.dims, path, leaf)
+        axes = axes or Axes((), tuple(range(len(shape))), ())
+        units = resolve_structure(self.structure, path).units(path, shape, axes)
+        return LeafPlan(path, leaf, "", axes, units=units)
 
     def _targets(self, count: Any, params: Any) -> dict[str, Any]:
         """Active units of every cell at step ``count``, by path, where this decides."""
@@ -473,7 +475,8 @@ class Topology:
         self, key: jax.Array, masks: Any, params: Any, grads: Any, memory: Any
     ) -> dict[str, changes.Leaf]:
         """The sparse leaves by path, with all that decides about them."""
-        plans = self._plans_of(params)
+        leaves = [] if self.is_handed_on else self.leaves(params)
+        plans = {plan.path: plan for plan in leaves}
         remembered = {
             path: x
             for path, x in paths.flatten_with_paths(memory)
@@ -482,7 +485,7 @@ class Topology:
         found: dict[str, changes.Leaf] = {}
 
         def at_leaf(path, mask, param, grad):
-            plan = plans[path]
+            plan = plans.get(path) or self._kept_plan(path, param)
             drop_key, grow_key = jax.random.split(leaf_key(key, path))
             seen = remembered.get(path, grad)
             if self.corrected_growth and plan.axes is not None:
@@ -498,7 +501,7 @@ class Topology:
                 neuron=plan.axes.reduction,  # pyright: ignore
                 memory=remembered.get(path),
                 budget=None
-                if self.is_handed_on or plan.per_cell is None
+                if plan.per_cell is None
                 else plan.per_cell * plan.units.cells,  # pyright: ignore
             )
             return param

@@ -345,3 +345,11 @@ def test_what_is_not_finite_is_not_dropped_for_what_scores_infinity(bad):
     np.testing.assert_array_equal(
         changed(so.Block(2), mask, param, grad), [[0, 0, 1, 1], [0, 0, 1, 1]]
     )
+
+
+def test_ablated_neurons_are_legal_under_a_constant_fan_in():
+    mask = jnp.array([[True, False, True], [True, False, True], [False] * 3])
+    params = {"w": jnp.ones((3, 3))}
+    topology = so.static(masks={"w": mask}, structure=so.ConstantFanIn())
+    masks, _ = topology.init(jax.random.key(0), params)
+    np.testing.assert_array_equal(masks["w"], mask)
