@@ -9,6 +9,12 @@ STAMP := $(VENV)/installed-$(SUM)
 LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/installed-$(SUM)
 
+# Most of the tests' time is compiling. `make test QUICK_CODE=` takes the time to make
+# the code that users run.
+QUICK_CODE := --xla_backend_optimization_level=0
+PYTEST := XLA_FLAGS="$(XLA_FLAGS) $(QUICK_CODE)" $(BIN)/python -m pytest
+PYTEST_LOWEST := XLA_FLAGS="$(XLA_FLAGS) $(QUICK_CODE)" $(LOWEST)/bin/python -m pytest
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test test-lowest lint format benchmark clean
@@ -26,10 +32,10 @@ demo: $(STAMP)
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(PYTEST) -n auto --dist loadgroup $(ARGS)
 
 test-lowest: $(LOWEST_STAMP)
-	$(LOWEST)/bin/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(PYTEST_LOWEST) -n auto --dist loadgroup $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
