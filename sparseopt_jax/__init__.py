@@ -9,17 +9,10 @@ from sparseopt_jax.calibration import calibrate
 from sparseopt_jax.dense_to_sparse import ac_dc, gradual_magnitude, granet, one_shot
 from sparseopt_jax.dsnot import dsnot
 from sparseopt_jax.host_updates import update_topology
+from sparseopt_jax.itop import rigl_itop, set_itop
 from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_masks
-from sparseopt_jax.methods import (
-    mest,
-    rigl,
-    rigl_itop,
-    set_,
-    set_itop,
-    snfs,
-    srigl,
-    static,
-)
+from sparseopt_jax.mest import mest
+from sparseopt_jax.methods import rigl, set_, static
 from sparseopt_jax.metrics import metrics
 from sparseopt_jax.neurons import NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
@@ -28,10 +21,12 @@ from sparseopt_jax.phases import phases
 from sparseopt_jax.prune import prune
 from sparseopt_jax.report import plan
 from sparseopt_jax.sharding import state_sharding
+from sparseopt_jax.snfs import snfs
 from sparseopt_jax.soft_threshold import str_
 from sparseopt_jax.sparse_init import sparse_init
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify
+from sparseopt_jax.srigl import srigl
 from sparseopt_jax.state_report import summary
 from sparseopt_jax.straight_through import sr_ste, ste, top_kast
 from sparseopt_jax.structures import NM, Block, Channel, ConstantFanIn, Unstructured

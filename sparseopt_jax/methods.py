@@ -1,20 +1,19 @@
 """The topologies that most others are made of: static, SET, RigL.
 
 A method is a composition of parts, so most others are one of these with some parts
-replaced, as MEST, SRigL and SNFS here.
+replaced: each has a short file of its own.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax import scores
 from sparseopt_jax.distributions import Distribution
 from sparseopt_jax.eligibility import Where
-from sparseopt_jax.gradient_memory import GradientMomentum, MeanGradient
+from sparseopt_jax.gradient_memory import MeanGradient
 from sparseopt_jax.neurons import Dims
 from sparseopt_jax.schedules import Schedule, UpdateSchedule
-from sparseopt_jax.structures import ConstantFanIn, Structures, Unstructured
+from sparseopt_jax.structures import Structures, Unstructured
 from sparseopt_jax.topology import Topology
 
 _ANY_WEIGHTS = Unstructured()
@@ -234,213 +233,3 @@ def rigl(
         corrected_growth=corrected_growth,
         track_explored=track_explored,
     )
-
-
-def mest(
-    sparsity: float | None = None,
-    *,
-    gradient_weight: float = 1.0,
-    **options: Any,
-) -> Topology:
-    """MEST: drops the least |w| + weight |gradient|, grows random weights.
-
-    Args:
-      sparsity: as in ``static``.
-      gradient_weight: weight of the gradient in the drop score (lambda). The default is
-        ours.
-      **options: as in ``set_``.
-
-    Returns:
-      The topology.
-
-    Raises:
-      ValueError: as ``set_``, and for a weight below 0.
-      TypeError: as ``set_``.
-
-    Note:
-      The paper's soft memory bound, under which more weights than the budget are active
-      between a growth and the drop after it, is left out.
-
-    References:
-      Yuan et al., MEST: accurate and fast memory-economic sparse training framework on
-      the edge, 2021 (arXiv 2110.14032).
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.mest(0.9, gradient_weight=0.5, every=100, stop=1000).name
-      'mest'
-    """
-    if not gradient_weight >= 0:
-        raise ValueError(f"gradient_weight must be at least 0, got {gradient_weight}")
-    return dataclasses.replace(
-        set_(sparsity, **options),
-        name="mest",
-        drop=scores.magnitude_and_gradient(gradient_weight),
-    )
-
-
-def srigl(
-    sparsity: float | None = None,
-    *,
-    gamma_sal: float = 0.3,
-    **options: Any,
-) -> Topology:
-    """SRigL: RigL with a constant fan-in, that removes neurons of little use.
-
-    A layer drops its smallest weights; neurons with fewer than ``gamma_sal`` times
-    their fan-in of salient weights (kept, or among those with the largest gradients)
-    are ablated for good; the layer's budget is divided evenly between the others, which
-    grow their largest gradients.
-
-    Args:
-      sparsity: as in ``static``.
-      gamma_sal: least fraction of salient weights, in [0, 1]; 0 ablates nobody.
-      **options: as in ``rigl``, without ``structure``.
-
-    Returns:
-      The topology.
-
-    Raises:
-      ValueError: as ``rigl``, and for a ``gamma_sal`` outside [0, 1].
-      TypeError: as ``rigl``.
-
-    Note:
-      Where a budget is no multiple of the neurons that are left, the remainder is left
-      out, so that fan-ins stay equal. A neuron with an infinite or NaN weight stays.
-
-    References:
-      Lasby et al., Dynamic sparse training with structured sparsity, ICLR 2024
-      (arXiv 2305.02299).
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.srigl(0.9, every=100, stop=1000).structure
-      ConstantFanIn()
-    """
-    return dataclasses.replace(
-        rigl(sparsity, structure=ConstantFanIn(), **options),
-        name="srigl",
-        ablation=gamma_sal,
-    )
-
-
-def snfs(
-    sparsity: float | None = None,
-    *,
-    momentum: float = 0.9,
-    **options: Any,
-) -> Topology:
-    """SNFS: sparse momentum, which grows by it and shares weights out between layers.
-
-    A mean of all gradients is kept for every weight. Layers drop their smallest
-    weights; what all have dropped is grown in layers in proportion to the mean size of
-    the momentum of their active weights, where that momentum is largest.
-
-    Args:
-      sparsity: as in ``static``.
-      momentum: decay of the mean of gradients, in [0, 1).
-      **options: as in ``set_``, without ``structure``.
-
-    Returns:
-      The topology. The number of active weights is kept over all layers together, not
-      in each.
-
-    Raises:
-      ValueError: as ``set_``, and for a momentum outside [0, 1).
-      TypeError: as ``set_``.
-
-    Note:
-      The momentum is the topology's own, of dense gradients, and costs a float32 for
-      each weight, whatever the optimizer. The authors share that of SGD.
-
-    References:
-      Dettmers and Zettlemoyer, Sparse networks from scratch, 2019 (arXiv 1907.04840).
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.snfs(0.9, every=100, stop=1000).keeps_counts
-      False
-    """
-    return dataclasses.replace(
-        set_(sparsity, **options),
-        name="snfs",
-        grow=scores.gradient,
-        memory=GradientMomentum(momentum),
-        redistributes=True,
-    )
-
-
-def set_itop(
-    sparsity: float | None = None,
-    *,
-    stop: int,
-    every: int = 1500,
-    drop_fraction: float = 0.5,
-    **options: Any,
-) -> Topology:
-    """SET with the settings of ITOP: rarer and larger changes, exploration tracked.
-
-    Args:
-      sparsity: as in ``static``.
-      stop: as in ``set_``.
-      every: steps between changes; the authors' for CIFAR at batch 128.
-      drop_fraction: as in ``set_``; the authors'.
-      **options: as in ``set_``.
-
-    Returns:
-      The topology.
-
-    Raises:
-      ValueError: as ``set_``.
-      TypeError: as ``set_``.
-
-    References:
-      Liu et al., Do we actually need dense over-parameterization? In-time
-      over-parameterization in sparse training, 2021 (arXiv 2102.02887), and its
-      published code.
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.set_itop(0.95, stop=97_000).schedule.every
-      1500
-    """
-    itop = {"every": every, "drop_fraction": drop_fraction, "track_explored": True}
-    topology = set_(sparsity, stop=stop, **(itop | options))
-    return dataclasses.replace(topology, name="set_itop")
-
-
-def rigl_itop(
-    sparsity: float | None = None,
-    *,
-    stop: int,
-    every: int = 4000,
-    drop_fraction: float = 0.5,
-    **options: Any,
-) -> Topology:
-    """RigL with the settings of ITOP: as ``set_itop``, for CIFAR and ImageNet.
-
-    Args:
-      sparsity: as in ``static``.
-      stop: as in ``rigl``.
-      every: steps between changes; the authors'.
-      drop_fraction: as in ``rigl``; the authors'.
-      **options: as in ``rigl``.
-
-    Returns:
-      The topology.
-
-    Raises:
-      ValueError: as ``rigl``.
-      TypeError: as ``rigl``.
-
-    References:
-      As ``set_itop``.
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.rigl_itop(0.9, stop=400_000).track_explored
-      True
-    """
-    itop = {"every": every, "drop_fraction": drop_fraction, "track_explored": True}
-    topology = rigl(sparsity, stop=stop, **(itop | options))
-    return dataclasses.replace(topology, name="rigl_itop")
