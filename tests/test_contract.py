@@ -213,10 +213,8 @@ def test_masks_move_when_due_and_only_then(row, run):
     ]
     count = int(run.moments[-1].sparse.count)
     due = [step for step in range(count) if row.topology.due(step)]
-    if row.id in ("gradual_magnitude", "phases"):
-        # What prunes is still at its first density where it begins, and the last phase
-        # changes nothing.
-        due.pop(0 if row.prunes else -1)
+    if row.id == "gradual_magnitude":
+        due.pop(0)  # still at its first density
     assert [new.changed_at for _, new in moved] == due
     for old, new in moved:
         assert all((old.masks[name] != new.masks[name]).any() for name in KERNELS)
