@@ -28,8 +28,9 @@ from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify
 from sparseopt_jax.srigl import srigl
 from sparseopt_jax.state_report import summary
-from sparseopt_jax.straight_through import sr_ste, ste, top_kast
+from sparseopt_jax.ste import sr_ste, ste
 from sparseopt_jax.structures import NM, Block, Channel, ConstantFanIn, Unstructured
+from sparseopt_jax.top_kast import top_kast
 from sparseopt_jax.topology import Topology
 from sparseopt_jax.train_step import make_train_step, pmap_train_step
 

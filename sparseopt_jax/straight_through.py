@@ -15,7 +15,6 @@ import optax
 from jax.core import Tracer
 
 from sparseopt_jax import paths
-from sparseopt_jax.distributions import check_sparsity
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.masks import ForwardMaskState, map_masked
 from sparseopt_jax.methods import static
@@ -25,10 +24,9 @@ from sparseopt_jax.packing import restored
 from sparseopt_jax.phases import Phases
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.stored_masks import stored, unpacked, whole
-from sparseopt_jax.structures import NM
 from sparseopt_jax.topology import Topology, TopologyState
 
-_FOREVER = 2**31 - 1
+FOREVER = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,7 +261,7 @@ def _refreshed_if_due(
         stepped = optax.apply_updates(params, updates)
         return method.refreshed(light, count, stepped, packed)
 
-    if method.schedule == UpdateSchedule(1, 0, _FOREVER):
+    if method.schedule == UpdateSchedule(1, 0, FOREVER):
         light = refresh(light, params, updates)
     elif isinstance(count, Tracer):
         light = jax.lax.cond(
@@ -276,167 +274,22 @@ def _refreshed_if_due(
     return light._replace(inner_state=inner_state)
 
 
-def ste(
-    sparsity: float | None = None,
-    *,
-    every: int = 1,
-    start: int = 0,
-    stop: int = _FOREVER,
-    **options: Any,
-) -> StraightThrough:
-    """Straight-through estimator: prunes the forward pass, trains all weights.
-
-    The largest weights are used; the gradient of the masked weights is applied to all
-    of the dense ones. In the training loop::
-
-        forward = so.apply_masks(params, opt_state)
-        grads = jax.grad(loss)(forward, batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-
-    ``make_train_step`` does so by itself. To use the network after training, keep
-    ``so.apply_masks(params, opt_state)``.
+def forward_topology(
+    name: str, sparsity: float | None, options: dict[str, Any]
+) -> Topology:
+    """How many weights the forward pass uses, and in what structure.
 
     Args:
+      name: what the method is called.
       sparsity: as in ``static``.
-      every: steps from one choice of masks to the next; 1 follows every step.
-      start: first step after which masks are chosen anew.
-      stop: first step after which they are not.
-      **options: ``distribution``, ``structure``, ``where``, ``dims``, as in ``static``.
+      options: arguments of ``static`` by name.
 
     Returns:
-      What ``sparsify`` takes as a topology.
+      The topology.
 
     Raises:
-      ValueError: as ``static``.
-      TypeError: as ``static``.
-
-    References:
-      Bengio et al., Estimating or propagating gradients through stochastic neurons for
-      conditional computation, 2013 (arXiv 1308.3432).
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.ste(0.9).moves
-      True
+      TypeError: for an argument that magnitudes leave no room for.
     """
-    return StraightThrough(
-        topology=_named("ste", sparsity, options),
-        schedule=UpdateSchedule(every, start, stop),
-    )
-
-
-def sr_ste(
-    sparsity: float | None = None,
-    *,
-    decay: float = 2e-4,
-    every: int = 1,
-    start: int = 0,
-    stop: int = _FOREVER,
-    **options: Any,
-) -> StraightThrough:
-    """SR-STE: straight-through with a decay of the weights that are pruned.
-
-    To the gradient of every inactive weight ``decay`` times the weight is added, so
-    that the choice settles. Made for N of M: without ``structure`` and ``sparsity`` it
-    is 2 of 4.
-
-    Args:
-      sparsity: as in ``static``.
-      decay: strength of the decay (lambda), at least 0.
-      every: as in ``ste``.
-      start: as in ``ste``.
-      stop: as in ``ste``.
-      **options: as in ``ste``.
-
-    Returns:
-      What ``sparsify`` takes as a topology; to be used as ``ste`` is.
-
-    Raises:
-      ValueError: as ``ste``, and for a decay below 0.
-      TypeError: as ``ste``.
-
-    References:
-      Zhou et al., Learning N:M fine-grained structured sparse neural networks from
-      scratch, 2021 (arXiv 2102.04010).
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.sr_ste(structure=so.NM(1, 4)).decay
-      0.0002
-    """
-    if sparsity is None:
-        options = {"structure": NM(2, 4), **options}
-    return StraightThrough(
-        topology=_named("sr_ste", sparsity, options),
-        schedule=UpdateSchedule(every, start, stop),
-        decay=decay,
-    )
-
-
-def top_kast(
-    sparsity: float | None = None,
-    *,
-    trained_sparsity: float,
-    every: int = 100,
-    start: int = 0,
-    stop: int = _FOREVER,
-    penalty: float = 1e-4,
-    **options: Any,
-) -> StraightThrough:
-    """Top-KAST: uses the largest weights, trains some more, refreshed now and then.
-
-    The forward pass uses the largest weights of each layer; the gradient goes to those
-    and to the next largest; the others stay as they are until they are among them.
-
-    Args:
-      sparsity: fraction of zeros in the forward pass, as in ``static``.
-      trained_sparsity: fraction of weights that are not trained, at most ``sparsity``.
-      every: steps from one choice of masks to the next.
-      start: as in ``ste``.
-      stop: as in ``ste``.
-      penalty: strength of the decay of trained weights, for those that the forward
-        pass does not use divided by the layer's density. The default is ours.
-      **options: as in ``ste``.
-
-    Returns:
-      What ``sparsify`` takes as a topology; to be used as ``ste`` is.
-
-    Raises:
-      ValueError: as ``ste``, and for a ``trained_sparsity`` above ``sparsity`` or a
-        penalty below 0.
-      TypeError: as ``ste``.
-
-    References:
-      Jayakumar et al., Top-KAST: Top-K always sparse training, 2020
-      (arXiv 2106.03517).
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> so.top_kast(0.9, trained_sparsity=0.8).trained.sparsity
-      0.8
-    """
-    topology = _named("top_kast", sparsity, options)
-    check_sparsity(trained_sparsity, "trained_sparsity")
-    if sparsity is None:
-        raise ValueError(
-            "top_kast needs sparsity, and a structure that does not fix it, so that "
-            "there is more to train than to use"
-        )
-    if trained_sparsity > sparsity:
-        raise ValueError(
-            f"trained_sparsity must be at most sparsity = {sparsity}, got "
-            f"{trained_sparsity}"
-        )
-    return StraightThrough(
-        topology=topology,
-        schedule=UpdateSchedule(every, start, stop),
-        trained=static(trained_sparsity, **options),
-        penalty=penalty,
-    )
-
-
-def _named(name: str, sparsity: float | None, options: dict[str, Any]) -> Topology:
     for unfit in ("masks", "min_fan_in"):
         if unfit in options:
             raise TypeError(f"{name} chooses masks by magnitude and takes no {unfit}")
