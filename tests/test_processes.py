@@ -145,8 +145,8 @@ class TestTwoProcesses:
 def test_the_code_of_the_document_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", SCALING, re.DOTALL)
     assert len(blocks) >= 2
-    (tmp_path / "code.py").write_text("\n".join(blocks), encoding="utf-8")
-    command = [sys.executable, "-W", "error", tmp_path / "code.py"]
+    (tmp_path / "document_code.py").write_text("\n".join(blocks), encoding="utf-8")
+    command = [sys.executable, "-W", "error", tmp_path / "document_code.py"]
     with Together([command], [environment(8)], tmp_path) as processes:
         processes.finish(timeout=120)
 
