@@ -14,6 +14,10 @@ from sparseopt_jax.sharding_types import explicit_sharding, sharded
 # Beyond this size ranking costs more than bisection saves passes.
 _SHORT = 32
 
+# Units of so few weights are summed entry by entry: on CPU blocks of four in a
+# fifteenth of the time of a reduction along a short axis. From sixteen on it is equal.
+_FEW = 8
+
 
 class Units(NamedTuple):
     """How the weights of one leaf are switched.
@@ -71,7 +75,18 @@ class Units(NamedTuple):
     def sum(self, x: jax.Array) -> jax.Array:
         """From an array like the leaf to its sums over each unit."""
         x = self.divided(x)
-        return jnp.sum(x, self.inner, keepdims=True) if self.inner else x
+        if not self.inner:
+            return x
+        if self.size > _FEW:
+            return jnp.sum(x, self.inner, keepdims=True)
+        entries = [x]
+        for axis in self.inner:
+            entries = [
+                jax.lax.slice_in_dim(part, i, i + 1, axis=axis)
+                for part in entries
+                for i in range(self.split[axis])
+            ]
+        return functools.reduce(jnp.add, entries)
 
     def any(self, x: jax.Array) -> jax.Array:
         """From a bool array like the leaf to whether any of each unit is True."""
