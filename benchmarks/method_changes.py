@@ -15,6 +15,7 @@ import optax
 from method_arms import Method
 
 import sparseopt_jax as so
+from sparseopt_jax import scores
 from sparseopt_jax.leaf_keys import leaf_key
 from sparseopt_jax.phases import Phases
 from sparseopt_jax.redistribution import share
@@ -93,7 +94,7 @@ def change_by_sorting(
             units,
             units.any(mask),
             units.sum(method.drop(drop_key, params[path], grads[path])),
-            functools.partial(method.grow, grow_key, params[path], seen),
+            functools.partial(units.scores, method.grow, grow_key, params[path], seen),
             seen,
         )
     if method.density is not None:
@@ -138,6 +139,15 @@ class Cut(NamedTuple):
         """Sums over units."""
         x = x.reshape(self.split)
         return x if self.within is None else jnp.sum(x, self.within, keepdims=True)
+
+    def scores(
+        self, score: Any, key: jax.Array, param: jax.Array, grad: jax.Array
+    ) -> jax.Array:
+        """Sums over units; a random number is drawn for the unit itself."""
+        if score is scores.random:
+            param = self.any(param != 0)
+            return score(key, param, param)
+        return self.sum(score(key, param, grad))
 
     def any(self, mask: jax.Array) -> jax.Array:
         """Units that are active."""
@@ -262,14 +272,14 @@ def _replaced(
     for path, leaf in leaves.items():
         units = leaf.units
         missing = sizes[path] - units.count(kept[path])
-        grown = largest(units.sum(leaf.grow()), missing, ~kept[path], units.group)
+        grown = largest(leaf.grow(), missing, ~kept[path], units.group)
         new[path] = leaf._replace(active=kept[path] | grown)
     return new
 
 
 def _ablated(leaf: _Leaf, kept: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
     """What SRigL keeps, and every neuron's new fan-in."""
-    units, grow = leaf.units, leaf.units.sum(leaf.grow())
+    units, grow = leaf.units, leaf.grow()
     budget = jnp.sum(leaf.active)
     salient = kept | largest(grow, budget - jnp.sum(kept), ~kept)
     fan_in = units.count(leaf.active)

@@ -50,15 +50,15 @@ class Leaf(NamedTuple):
         memory: jax.Array | None,
         budget: int | None,
     ) -> "Leaf":
-        """From arrays like the leaf.
+        """From arrays like the leaf, and scores of its units.
 
         Args:
           mask: the present mask.
           units: how the weights are switched.
           finite: weights that are finite: no update takes others to zero, so they
             stay active.
-          drop: scores to be kept.
-          grow: scores to be grown.
+          drop: score of each unit to be kept.
+          grow: score of each unit to be grown.
           min_fan_in: the least number of weights that a neuron keeps.
           neuron: the axes of one neuron's weights.
           memory: what is remembered of the gradients, or None.
@@ -69,7 +69,6 @@ class Leaf(NamedTuple):
         """
         active = units.any(mask)
         held = active & ~units.all(finite)
-        drop = units.sum(drop)
         if min_fan_in:
             # Single weights here, so units are weights. An inactive one is chosen only
             # where a neuron has fewer: it does not count.
@@ -77,7 +76,7 @@ class Leaf(NamedTuple):
         # Sums may be infinite as well: below what is held.
         drop = jnp.minimum(drop, jnp.finfo(jnp.float32).max)
         drop = jnp.where(held, jnp.inf, drop)
-        return cls(mask, units, active, held, drop, units.sum(grow), memory, budget)
+        return cls(mask, units, active, held, drop, grow, memory, budget)
 
 
 def change(

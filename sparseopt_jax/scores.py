@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax.sharding_types import explicit_sharding
+from sparseopt_jax.units import Units
 
 Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -61,3 +62,25 @@ def random(key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
     return jax.random.uniform(
         key, param.shape, jnp.float32, out_sharding=explicit_sharding(param)
     )
+
+
+def of_units(
+    score: Score, units: Units, key: jax.Array, param: jax.Array, grad: jax.Array
+) -> jax.Array:
+    """The score of each unit: the sum over its weights.
+
+    A random one is drawn for the unit itself, which is as random as a sum.
+
+    Args:
+      score: what scores a weight.
+      units: how the weights are switched.
+      key: typed PRNG key.
+      param: the weights.
+      grad: their gradients.
+
+    Returns:
+      float32 array of units.
+    """
+    if score is random:
+        return random(key, units.first(param), units.first(grad))
+    return units.sum(score(key, param, grad))

@@ -494,18 +494,17 @@ class Topology:
             if self.corrected_growth and plan.axes is not None:
                 factor = correction_factor(fan_in(mask, plan.axes), plan.axes)
                 seen = seen * factor.astype(seen.dtype)
+            units: Any = plan.units
             found[path] = changes.Leaf.of(
                 mask,
-                plan.units,  # pyright: ignore
+                units,
                 finite=jnp.isfinite(param),
-                drop=self.drop(drop_key, param, grad),
-                grow=self.grow(grow_key, param, seen),
+                drop=scores.of_units(self.drop, units, drop_key, param, grad),
+                grow=scores.of_units(self.grow, units, grow_key, param, seen),
                 min_fan_in=self.min_fan_in,
                 neuron=plan.axes.reduction,  # pyright: ignore
                 memory=remembered.get(path),
-                budget=None
-                if plan.per_cell is None
-                else plan.per_cell * plan.units.cells,  # pyright: ignore
+                budget=None if plan.per_cell is None else plan.per_cell * units.cells,
             )
             return param
 

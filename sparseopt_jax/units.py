@@ -88,6 +88,13 @@ class Units(NamedTuple):
             ]
         return functools.reduce(jnp.add, entries)
 
+    def first(self, x: jax.Array) -> jax.Array:
+        """From an array like the leaf to the first entry of each unit."""
+        x = self.divided(x)
+        for axis in self.inner:
+            x = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+        return x
+
     def any(self, x: jax.Array) -> jax.Array:
         """From a bool array like the leaf to whether any of each unit is True."""
         x = self.divided(x)
