@@ -82,5 +82,6 @@ def of_units(
       float32 array of units.
     """
     if score is random:
-        return random(key, units.first(param), units.first(grad))
+        like = units.sum(param)  # of which no number is used
+        return random(key, like, like)
     return units.sum(score(key, param, grad))

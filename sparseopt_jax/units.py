@@ -77,7 +77,9 @@ class Units(NamedTuple):
         x = self.divided(x)
         if not self.inner:
             return x
-        if self.size > _FEW:
+        # Whole axes may be sharded, which entries of them would be fetched over.
+        cuts_only = len(self.inner) == len(self.cut)
+        if self.size > _FEW or not cuts_only:
             return jnp.sum(x, self.inner, keepdims=True)
         entries = [x]
         for axis in self.inner:
@@ -87,13 +89,6 @@ class Units(NamedTuple):
                 for i in range(self.split[axis])
             ]
         return functools.reduce(jnp.add, entries)
-
-    def first(self, x: jax.Array) -> jax.Array:
-        """From an array like the leaf to the first entry of each unit."""
-        x = self.divided(x)
-        for axis in self.inner:
-            x = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
-        return x
 
     def any(self, x: jax.Array) -> jax.Array:
         """From a bool array like the leaf to whether any of each unit is True."""
