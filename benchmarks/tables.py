@@ -276,6 +276,7 @@ PAGES = {
     ROOT / "docs" / "methods.md": (
         method_results,
         straight_through_steps,
+        method_changes,
     ),
     ROOT / "docs" / "scaling.md": (collectives, devices),
     ROOT / "docs" / "where_sparseopt_goes.md": (placement,),
