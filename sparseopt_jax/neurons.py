@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax import paths
+from sparseopt_jax.counting import count_true
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ def fan_in(mask: jax.Array, axes: Axes) -> jax.Array:
     Returns:
       int32, the reduction axes kept with size 1.
     """
-    return jnp.sum(mask, axis=axes.reduction, keepdims=True, dtype=jnp.int32)
+    return count_true(mask, axes.reduction, keepdims=True)
 
 
 def correction_factor(fan_in: jax.Array, axes: Axes) -> jax.Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from sparseopt_jax.counting import sums
 from sparseopt_jax.linear_index import linear_index
 from sparseopt_jax.sharding_types import is_explicit, sharded
 
@@ -355,16 +356,7 @@ def _counts(
     """How many keys reach each threshold, from one read of the keys."""
     axes = tuple(range(keys.ndim)) if axes is None else axes
     hits = [(keys >= threshold).astype(jnp.int32) for threshold in thresholds]
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        # XLA's CPU compiler rewrites a plain sum into slow windows; a reduction with
-        # several results it leaves alone and vectorises, eight times as fast. On
-        # several devices the same form would gather every count instead of adding.
-        zeros = [jnp.int32(0)] * len(hits)
-        add = functools.partial(jax.tree.map, jax.lax.add)
-        counts = jax.lax.reduce(hits, zeros, add, axes)
-    else:
-        counts = [jnp.sum(hit, axes, dtype=jnp.int32) for hit in hits]
-    return [jnp.expand_dims(count, axes) for count in counts]
+    return [jnp.expand_dims(count, axes) for count in sums(hits, axes)]
 
 
 def _normalize_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """SMET: Adam for topologies that move, with steps counted for each weight."""
 
+import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,8 @@ class LocalAdamState(NamedTuple):
       count: int32 array of one entry, steps that moved weights. An array, as what is
         counted for weights is: where a change of the masks replaces a step, it rests.
       local_count: int32 arrays like the parameters, steps since a weight was grown;
-        with ``shared_axis``, of size 1 along it.
+        with ``shared_axis``, of size 1 along it; ``optax.MaskedNode()`` at leaves that
+        are not ``counted``.
       mu: first moments, like the parameters.
       nu: second moments, like the parameters.
     """
@@ -44,6 +46,7 @@ def scale_by_local_adam(
     warmup_steps: int = 0,
     *,
     shared_axis: int | None = None,
+    counted: Collection[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose bias correction counts each weight's own steps.
 
@@ -68,6 +71,8 @@ def scale_by_local_adam(
         for none.
       shared_axis: axis along which weights share one count. In a compact ``sparsify``
         under ``Block`` the last axis is a block: -1 keeps one count for each.
+      counted: paths of the leaves that have counts; the others, dense ones, share that
+        of the run. None for all leaves.
 
     Returns:
       The transformation; put it inside ``sparsify``, which starts the counts of grown
@@ -97,7 +102,9 @@ def scale_by_local_adam(
             raise ValueError(f"{name} must be in [0, 1), got {value}")
 
     def init_fn(params):
-        def no_steps(param):
+        def no_steps(path, param):
+            if paths.is_hole(param) or not (counted is None or path in counted):
+                return optax.MaskedNode()
             shape = list(jnp.shape(param))
             if shared_axis is not None and shape:
                 shape[shared_axis] = 1
@@ -105,7 +112,7 @@ def scale_by_local_adam(
 
         return LocalAdamState(
             count=jnp.zeros(1, jnp.int32),
-            local_count=jax.tree.map(no_steps, params),
+            local_count=paths.map_with_paths(no_steps, params),
             mu=optax.tree.zeros_like(params),
             nu=optax.tree.zeros_like(params),
         )
@@ -130,7 +137,10 @@ def scale_by_local_adam(
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         nu = optax.tree.cast_like(nu, state.nu)
 
-        def at_leaf(m, v, steps):
+        def at_leaf(path, m, v, steps):
+            if paths.is_hole(m):
+                return m
+            steps = count[0] if paths.is_hole(steps) else steps
             own = jnp.maximum(steps, 1)
             m = m / (1 - b1**own).astype(m.dtype)
             v = v / (1 - b2**own).astype(v.dtype)
@@ -141,9 +151,8 @@ def scale_by_local_adam(
             warm = jnp.where(steps == count[0], 1.0, warm)
             return update * warm.astype(update.dtype)
 
-        return jax.tree.map(at_leaf, mu, nu, local_count), LocalAdamState(
-            count, local_count, mu, nu
-        )
+        updates = paths.map_with_paths(at_leaf, mu, nu, local_count)
+        return updates, LocalAdamState(count, local_count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -214,14 +223,35 @@ def smet(
         )
     factor = _density(topology, density_exponent) ** -density_exponent
     blocks = compact and isinstance(topology.structure, Block)
-    inner = optax.chain(
-        scale_by_local_adam(
-            *(b1, b2, eps, warmup_steps), shared_axis=-1 if blocks else None
-        ),
-        optax.add_decayed_weights(weight_decay, decay_mask),
-        optax.scale_by_learning_rate(_scaled(learning_rate, factor)),
-    )
-    return sparsify(inner, topology, key=key, compact=compact)
+    axis = -1 if blocks else None
+
+    @functools.cache
+    def owner(counted: frozenset[str]):
+        adam = scale_by_local_adam(
+            *(b1, b2, eps, warmup_steps), shared_axis=axis, counted=counted
+        )
+        inner = optax.chain(
+            adam,
+            optax.add_decayed_weights(weight_decay, decay_mask),
+            optax.scale_by_learning_rate(_scaled(learning_rate, factor)),
+        )
+        return sparsify(inner, topology, key=key, compact=compact)
+
+    owner(frozenset())  # raises what can be told without parameters
+
+    def owner_of(params):
+        # Which leaves are sparse is the parameters' to say: embeddings and the head
+        # are large, and have no steps of their own to count.
+        plans = [] if params is None else topology.leaves(params)
+        return owner(frozenset(plan.path for plan in plans if plan.units is not None))
+
+    def init_fn(params):
+        return owner_of(params).init(params)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        return owner_of(params).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def set_smet(

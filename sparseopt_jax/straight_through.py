@@ -15,6 +15,7 @@ import optax
 
 from sparseopt_jax import paths
 from sparseopt_jax.conditions import if_due
+from sparseopt_jax.counting import count_true
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.masks import ForwardMaskState, map_masked
 from sparseopt_jax.methods import static
@@ -125,9 +126,7 @@ class StraightThrough:
         topology_state = state.topology_state._replace(
             updated_at=jnp.asarray(count, jnp.int32),
             fan_ins=self.topology.fan_ins(masks),
-            grown=map_masked(
-                lambda new, old: jnp.sum(new & ~old, dtype=jnp.int32), masks, old
-            ),
+            grown=map_masked(lambda new, old: count_true(new & ~old), masks, old),
         )
         masks, trained = stored(packed, (masks, trained))
         return state._replace(

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from sparseopt_jax import changes, distributions, paths, scores
+from sparseopt_jax.counting import count_true
 from sparseopt_jax.distributions import Distribution
 from sparseopt_jax.eligibility import Where
 from sparseopt_jax.gradient_memory import (
@@ -427,8 +428,7 @@ class Topology:
             regrows=self.regrows,
         )
         grown = {
-            path: jnp.sum(mask & ~found[path].mask, dtype=jnp.int32)
-            for path, mask in new.items()
+            path: count_true(mask & ~found[path].mask) for path, mask in new.items()
         }
         masks_now = paths.map_with_paths(lambda path, old: new.get(path, old), masks)
         turned = state.turned

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sparseopt_jax.counting import count_true
 from sparseopt_jax.selection import random_scores, ranked_mask, top_k_mask
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
 
@@ -134,7 +135,7 @@ class Units(NamedTuple):
     def count(self, units: jax.Array, within: str = "cell") -> jax.Array:
         """Units that are True in every cell or layer: int32, their axes of size 1."""
         axes = self.cell if within == "cell" else self.layer
-        return jnp.sum(units, axes, keepdims=True, dtype=jnp.int32)
+        return count_true(units, axes, keepdims=True)
 
     def choose(
         self, scores: jax.Array, k: jax.typing.ArrayLike, within: str = "cell"

@@ -175,6 +175,23 @@ class TestSmet:
         assert adam.mu["kernel"].shape == (32, 8)
         assert adam.local_count["kernel"].shape == (32, 1)
 
+    def test_what_stays_dense_has_no_counts_and_is_adams(self):
+        params = {"embedding": jnp.ones((4, 8)), "kernel": jnp.ones((8, 8))}
+        topology = so.set_smet(0.5, stop=1000)
+        tx = so.smet(0.01, topology, density_exponent=0)
+        adam = optax.adam(0.01)
+        state, expected = tx.init(params), adam.init(params)
+        counts = state.inner_state[0].local_count
+        assert counts["embedding"] == optax.MaskedNode()
+        assert counts["kernel"].shape == (1, 32)
+        for count in range(3):
+            grads = jax.tree.map(lambda p, n=count: jnp.sin(n + p), params)
+            updates, state = tx.update(grads, state, params)
+            wanted, expected = adam.update(grads, expected)
+            np.testing.assert_allclose(
+                updates["embedding"], wanted["embedding"], rtol=2e-6
+            )
+
     @pytest.mark.parametrize(("exponent", "factor"), [(1.0, 4.0), (0.5, 2.0), (0, 1.0)])
     def test_the_learning_rate_rises_as_the_density_falls(self, exponent, factor):
         params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}

@@ -1,0 +1,73 @@
+"""Counting what is True, in one pass of the array and without another of its size."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Up to this number a float32 sum of ones is exact.
+_EXACT = 2**24
+
+
+def sums(terms: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+    """Sums of several int32 arrays of one shape, from one read of what they come from.
+
+    Args:
+      terms: int32 arrays; the compiler computes them on the way.
+      axes: to sum along.
+
+    Returns:
+      int32 arrays without those axes.
+    """
+    if on_one_cpu():
+        # XLA's CPU compiler rewrites a plain sum into slow windows; a reduction with
+        # several results it leaves alone and vectorises, eight times as fast. On
+        # several devices the same form would gather every count instead of adding.
+        zeros = [jnp.int32(0)] * len(terms)
+        add = functools.partial(jax.tree.map, jax.lax.add)
+        return list(jax.lax.reduce(terms, zeros, add, axes))
+    return [jnp.sum(term, axes, dtype=jnp.int32) for term in terms]
+
+
+def count_true(
+    mask: jax.Array, axes: tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> jax.Array:
+    """How many entries are True.
+
+    Args:
+      mask: bool array.
+      axes: to count along, each in [0, ndim); None for all.
+      keepdims: whether they are kept with size 1.
+
+    Returns:
+      int32 array.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(count_true(jnp.array([[True, False], [True, True]]), (0,)))
+      [2 1]
+    """
+    mask = jnp.asarray(mask)
+    axes = tuple(range(mask.ndim)) if axes is None else axes
+    size = math.prod(mask.shape[a] for a in axes)
+    if not on_one_cpu() or not axes:
+        return jnp.sum(mask, axes, keepdims=keepdims, dtype=jnp.int32)
+    if mask.ndim - 1 in axes:
+        # Of one sum the terms would be written out as int32 first, at twenty times the
+        # cost. That both make up the whole is what the compiler does not know, so that
+        # it must have both.
+        hits, misses = sums([mask.astype(jnp.int32), (~mask).astype(jnp.int32)], axes)
+        count = hits + (hits + misses - size)
+    elif size <= _EXACT:
+        # Neurons side by side: bytes add up in a sixth of the time of int32.
+        count = jnp.sum(mask.view(jnp.uint8), axes, dtype=jnp.float32)
+    else:
+        count = jnp.sum(mask, axes, dtype=jnp.int32)
+    count = count.astype(jnp.int32)
+    return jnp.expand_dims(count, axes) if keepdims else count
+
+
+def on_one_cpu() -> bool:
+    """Whether programs are made for a single CPU device."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
