@@ -4,13 +4,15 @@
 
 On the parameters of a LLaMA-style model of 130 million parameters, embeddings, head and
 normalisations dense: bytes of the optimizer's state, and the memory of the compiled
-step, of which nothing is run. Steps take parameters, gradients and state, and give new
-parameters and state in their place.
+step and of a change of the masks by the host, of which nothing is run. Steps take
+parameters, gradients and state, and give new parameters and state in their place;
+changes take parameters and state.
 """
 
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import harness
 import jax
@@ -23,8 +25,16 @@ import sparseopt_jax as so
 DENSITIES = (0.5, 0.25, 0.1)
 BLOCKS = (1, 16, 128)
 WIDTH, HIDDEN, LAYERS, VOCABULARY = 768, 2048, 12, 32_000
-# Of dense Adam's bytes for a leaf, times its density.
-LIMITS = {1: 1.6, 128: 1.05}
+# The density at which the change of the masks is also compiled into the step.
+TOGETHER = 0.25
+
+# Compilers for accelerators order a program so that it takes little memory; that for
+# CPU orders it so that much can run at once, unless it is told not to. How fast the
+# code is does not matter here.
+COMPILER = {
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+    "xla_backend_optimization_level": 0,
+}
 
 
 def shapes(quick: bool) -> dict[str, Any]:
@@ -71,17 +81,41 @@ def topology(density: float, block: int) -> so.Topology:
     )
 
 
-def optimizers() -> dict[str, Callable[[float, int], optax.GradientTransformation]]:
-    """The sparse ones by name: of a density and a block."""
-    return {
-        "Adam, active weights": lambda density, block: so.sparsify(
-            optax.adam(1e-3), topology(density, block), compact=True
+class Optimizer(NamedTuple):
+    """One of those compared.
+
+    Attributes:
+      name: what tables call it.
+      make: builds it from a topology and whether the host changes the masks.
+      limits: of its bytes for a sparse leaf over density times dense Adam's, by block.
+      changes: whether changes of the masks are compiled, which are alike for all.
+    """
+
+    name: str
+    make: Callable[..., optax.GradientTransformation]
+    limits: Mapping[int, float]
+    changes: bool
+
+
+OPTIMIZERS = (
+    Optimizer(
+        "Adam, active weights",
+        lambda topology, host_updates: so.sparsify(
+            optax.adam(1e-3), topology, host_updates=host_updates, compact=True
         ),
-        "SMET": lambda density, block: so.smet(1e-3, topology(density, block)),
-        "Adam, dense moments": lambda density, block: so.sparsify(
-            optax.adam(1e-3), topology(density, block)
+        {1: 1.6, 128: 1.05},
+        True,
+    ),
+    # Local steps come on top of what the limits are about.
+    Optimizer(
+        "SMET",
+        lambda topology, host_updates: so.smet(
+            1e-3, topology, host_updates=host_updates
         ),
-    }
+        {},
+        False,
+    ),
+)
 
 
 def of_leaf(state: Any, name: str) -> int:
@@ -94,20 +128,42 @@ def of_leaf(state: Any, name: str) -> int:
     )
 
 
-def step_memory(tx: optax.GradientTransformation, params: Any) -> dict[str, int]:
-    """Bytes that a step takes: what it is given, and in all at the most."""
+def peak(function: Callable[..., Any], *args: Any, given: tuple[int, ...]) -> int:
+    """Bytes that a compiled function takes at the most, its arguments included.
+
+    Args:
+      function: what is compiled.
+      *args: its arguments, or what stands for their shapes.
+      given: which of them it may write over.
+
+    Returns:
+      The bytes.
+    """
+    lowered = jax.jit(function, donate_argnums=given).lower(*args)
+    analysis: Any = lowered.compile(COMPILER).memory_analysis()
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + new + analysis.temp_size_in_bytes
+
+
+def step_peak(tx: optax.GradientTransformation, params: Any) -> int:
+    """Bytes of a step."""
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     state = jax.eval_shape(tx.init, params)
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
-    analysis: Any = compiled.compile().memory_analysis()
-    given = analysis.argument_size_in_bytes
-    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    temporary = analysis.temp_size_in_bytes
-    return {"temporary": temporary, "peak": given + new + temporary}
+    return peak(step, params, state, params, given=(0, 1))
+
+
+def change_peak(tx: optax.GradientTransformation, params: Any) -> int:
+    """Bytes of a change of the masks by the host."""
+
+    def change(params, state, grads):
+        return so.update_topology(tx, grads, state, params)
+
+    state = jax.eval_shape(tx.init, params)
+    return peak(change, params, state, params, given=(0, 1))
 
 
 def main(options: harness.Options) -> None:
@@ -118,43 +174,52 @@ def main(options: harness.Options) -> None:
     weights = math.prod(params["layer_0"]["gate"]["kernel"].shape)
     adam = optax.adam(1e-3)
     dense_state = jax.eval_shape(adam.init, params)
-    dense = step_memory(adam, params)
-    row = {
-        "optimizer": "Adam, dense",
-        "density": 1.0,
-        "block": 1,
-        "state_bytes": so.optimizer_bytes(dense_state),
-        "bytes_per_sparse_weight": of_leaf(dense_state, leaf) / weights,
-        **{f"step_{key}_bytes": value for key, value in dense.items()},
+    dense = {
+        "state": so.optimizer_bytes(dense_state),
+        "leaf": of_leaf(dense_state, leaf),
+        "step": step_peak(adam, params),
     }
-    rows, claims = [row], []
-    for name, make in optimizers().items():
-        for density in DENSITIES:
-            for block in BLOCKS:
-                tx = make(density, block)
-                state = jax.eval_shape(tx.init, params)
-                memory = step_memory(tx, params)
-                own = of_leaf(state, leaf)
-                rows.append(
-                    {
-                        "optimizer": name,
-                        "density": density,
-                        "block": block,
-                        "state_bytes": so.optimizer_bytes(state),
-                        "bytes_per_sparse_weight": own / weights,
-                        **{f"step_{k}_bytes": value for k, value in memory.items()},
-                    }
-                )
-                print(f"  {name}, {density}, {block}", flush=True)
-                label = f"{name}, density {density}, block {block}"
-                ratio = own / (density * of_leaf(dense_state, leaf))
-                # Local steps come on top of what the limits are about.
-                limit = LIMITS.get(block) if name == "Adam, active weights" else None
-                claims.append((f"{label}: bytes / (density x Adam's)", ratio, limit))
-                if name != "Adam, dense moments":
-                    peak = memory["peak"] / dense["peak"]
-                    claims.append((f"{label}: peak / dense peak", peak, 1.0))
-    report.listing("state and step", rows)
+    rows, claims = [], []
+
+    def measure(own: Optimizer, density: float, block: int) -> None:
+        moving = topology(density, block)
+        tx = own.make(moving, True)
+        state = jax.eval_shape(tx.init, params)
+        bytes_of_leaf = of_leaf(state, leaf)
+        row = {
+            "optimizer": own.name,
+            "density": density,
+            "block": block,
+            "state": so.optimizer_bytes(state),
+            "leaf": bytes_of_leaf,
+            "step": step_peak(tx, params),
+            "change": None,
+            "step_with_change": None,
+        }
+        if own.changes:
+            row["change"] = change_peak(tx, params)
+            if density == TOGETHER:
+                row["step_with_change"] = step_peak(own.make(moving, False), params)
+        rows.append(row)
+        print(f"  {own.name}, {density}, {block}", flush=True)
+        label = f"{own.name}, density {density}, block {block}"
+        ratio = bytes_of_leaf / (density * dense["leaf"])
+        limit = own.limits.get(block)
+        claims.append((f"{label}: bytes / (density x Adam's)", ratio, limit))
+        for what in ("step", "change", "step_with_change"):
+            if row[what] is not None:
+                limit = None if what == "step_with_change" else 1.0
+                taken = row[what] / dense["step"]
+                claims.append((f"{label}: {what} / dense step", taken, limit))
+
+    densities, blocks = DENSITIES, BLOCKS
+    if options.quick:
+        densities, blocks = (TOGETHER,), (1, 128)
+    for own, density, block in itertools.product(OPTIMIZERS, densities, blocks):
+        measure(own, density, block)
+    nothing = {"change": None, "step_with_change": None}
+    first = {"optimizer": "Adam, dense", "density": 1.0, "block": 1, **dense, **nothing}
+    report.listing(f"bytes; a sparse leaf of {weights:,} weights", [first, *rows])
     for what, measured, limit in claims:
         report.claim(what, measured, at_most=limit)
     report.store()

@@ -168,6 +168,7 @@ def smet(
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     compact: bool = True,
+    host_updates: bool = False,
     key: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """SMET: sparse training in the memory of the active weights.
@@ -188,6 +189,8 @@ def smet(
       eps: added to the root of the second moment.
       weight_decay: decoupled weight decay; biases and normalisations are not decayed.
       compact: as in ``sparsify``. False keeps dense moments, and gives the same result.
+      host_updates: as in ``sparsify``. True leaves what a change needs for itself out
+        of the memory of the step.
       key: seed (an int) or PRNG key of the topology.
 
     Returns:
@@ -235,7 +238,9 @@ def smet(
             optax.add_decayed_weights(weight_decay, decay_mask),
             optax.scale_by_learning_rate(_scaled(learning_rate, factor)),
         )
-        return sparsify(inner, topology, key=key, compact=compact)
+        return sparsify(
+            *(inner, topology), key=key, host_updates=host_updates, compact=compact
+        )
 
     owner(frozenset())  # raises what can be told without parameters
 
