@@ -8,6 +8,8 @@ SUM := $(shell cksum pyproject.toml | cut -d ' ' -f 1)
 STAMP := $(VENV)/installed-$(SUM)
 LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/installed-$(SUM)
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/installed-$(SUM)
 
 # Most of the tests' time is compiling. `make test QUICK_CODE=` takes the time to make
 # the code that users run.
@@ -16,7 +18,7 @@ PYTEST = XLA_FLAGS="$(XLA_FLAGS) $(QUICK_CODE)" $(1)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-lowest lint format benchmark clean
+.PHONY: help demo test test-lowest lint format docs benchmark clean
 
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
@@ -24,6 +26,7 @@ help:
 	@echo 'make test-lowest  run it at the lowest versions that are supported'
 	@echo 'make lint       check format, lint and types'
 	@echo 'make format     format the code'
+	@echo 'make docs       build the pages about it into site/'
 	@echo 'make benchmark  run the benchmarks and store their results'
 	@echo 'make clean      remove the environment and all caches'
 
@@ -45,6 +48,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(DOCS_STAMP)
+	$(DOCS)/bin/python -m doctest docs/site_hooks.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/step_overhead.py
@@ -56,9 +63,10 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/placement.py
 	$(BIN)/python benchmarks/large_batch.py
+	$(BIN)/python benchmarks/convergence.py
 
 clean:
-	rm -rf $(VENV) .venv-newest $(LOWEST) .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-newest $(LOWEST) $(DOCS) site .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment serves every target; a changed pyproject.toml installs anew.
@@ -78,4 +86,12 @@ $(LOWEST_STAMP): pyproject.toml
 	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt \
 	  --editable '.[examples]' --group test
 	@rm -f $(LOWEST)/installed-*
+	@touch $@
+
+# Pages are built from sources alone: what they describe is not installed.
+$(DOCS_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(DOCS)/bin/python -m pip install --quiet --group docs
+	@rm -f $(DOCS)/installed-*
 	@touch $@
