@@ -247,6 +247,64 @@ def placement() -> str:
     return _table(head, lines)
 
 
+def memory() -> str:
+    """Bytes of the state, and of the compiled step, as a Markdown table."""
+    (table,) = load("memory")["tables"]
+    dense, *_ = table["rows"]
+    head = (
+        *("optimizer", "density", "block", "state", "of a sparse leaf"),
+        *("step", "change", "step with the change in it"),
+    )
+    lines = []
+    for row in table["rows"]:
+        share = row["leaf"] / dense["leaf"] / row["density"]
+        peaks = [
+            "-" if taken is None else f"{taken / 2**20:,.0f} MiB"
+            for taken in (row["step"], row["change"], row["step_with_change"])
+        ]
+        sizes = f"{row['state'] / 2**20:,.0f} MiB", f"{share:.2f} x density"
+        lines.append(
+            (row["optimizer"], f"{row['density']:g}", str(row["block"]), *sizes, *peaks)
+        )
+    return _table(head, lines)
+
+
+def language_model() -> str:
+    """What the language model's comparison came to, as a Markdown table."""
+    record = load("language_model")
+    head = (
+        *("method", "learning rate", "bits per byte", "gap to dense"),
+        *("setback", "jump", "optimizer's state"),
+    )
+    lines = []
+    for entry in record["results"]:
+        own = entry["bits_per_byte"]
+        losses = [
+            "-"
+            if entry[measure] is None
+            else "{mean:+.4f} ± {sd:.4f}".format(**entry[measure]["probe"])
+            for measure in ("setback", "jump")
+        ]
+        lines.append(
+            (
+                entry["label"],
+                f"{entry['learning_rate']:g}",
+                f"{own['mean']:.3f} ± {own['sd']:.3f}",
+                f"{entry['gap_to_dense']:+.3f}",
+                *losses,
+                f"{entry['optimizer_bytes']:,} B",
+            )
+        )
+    seeds = len(record["results"][0]["bits_per_byte"]["values"])
+    about = (
+        f"{record['parameters']:,} parameters, {record['active_weights']:,} of "
+        f"{record['sparse_weights']:,} weights active in sparse kernels; mean ± "
+        f"standard deviation over {seeds} seeds, losses in bits per byte on held-out "
+        "text."
+    )
+    return f"{_table(head, lines)}\n{about}\n"
+
+
 def large_batch() -> str:
     """Epochs and steps to a fixed loss by batch, as a Markdown table."""
     words = ": the rule, "
@@ -278,6 +336,7 @@ PAGES = {
         straight_through_steps,
         method_changes,
     ),
+    ROOT / "docs" / "memory.md": (language_model,),
     ROOT / "docs" / "scaling.md": (collectives, devices),
     ROOT / "docs" / "where_sparseopt_goes.md": (placement,),
 }

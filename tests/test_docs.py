@@ -283,7 +283,21 @@ def test_the_page_about_places_runs(params):
     left["tx"].update(params, state, params)
 
 
-@pytest.mark.parametrize("page", [MEMORY, PLACES])
+LARGE = read("docs/large_batches.md")
+
+
+def test_the_page_about_large_batches_runs(params):
+    lamb = run_block(LARGE, "lamb", params=params, grads=params)
+    assert jax.tree.structure(lamb["updates"]) == jax.tree.structure(params)
+    own = run_block(LARGE, "chain")["tx"]
+    alias = so.sparse_lamb(2e-2, so.rigl(0.9, every=100, stop=7_500))
+    found, wanted = (
+        tx.update(params, tx.init(params), params)[0] for tx in (own, alias)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("page", [MEMORY, PLACES, LARGE])
 def test_names_of_other_pages_exist(page):
     for name in names(page):
         find(name)
