@@ -88,10 +88,18 @@ def test_masks_have_their_density_where_layers_are_sparse():
     assert masks["hidden"]["kernel"].shape == (10, 4)
 
 
+def test_pixels_are_made_alike():
+    images = np.array([[1.0, 5.0, 2.0], [3.0, 5.0, 0.0], [2.0, 5.1, 1.0]])
+    found = gradient_ratio.equal_pixels(images.reshape(3, 3, 1, 1))
+    assert found.shape == (3, 2)  # the second one hardly varies
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(found.var(axis=0), 1)
+
+
 def test_a_quick_figure_2(tmp_path):
     record = quick_record(gradient_ratio, tmp_path)
     rows, layers = (table["rows"] for table in record["tables"])
-    assert len(rows) == (4 + 4 + 1) * 3 and len(layers) == 4 + 4 + 3
+    assert len(rows) == (4 + 4 + 1 + 1) * 3 and len(layers) == 4 + 4 + 1 + 3
     assert all(row["mean"] == 1 for row in rows if row["sparsity"] == 0)
     found = {
         (row["network"], row["batch_norm"], row["init"]): row["mean"]
