@@ -29,7 +29,7 @@ from figures import COLORS, Report, harness, legend, panels
 
 import sparseopt_jax as so
 
-SPARSITIES, SEEDS = (0.90, 0.95, 0.97), 3
+SPARSITIES, SEEDS = (0.90, 0.95, 0.97), 5
 # For each arm whether the correction is on, and whether growth sees it.
 ARMS = {
     "RigL": (False, False),

@@ -19,6 +19,7 @@ What is measured here, in runs of RigL on scanned digits (the ResNet of the exam
 The head is left out, since no normalisation follows it.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -213,6 +214,17 @@ def series(arm: str, course: Course) -> list[dict[str, Any]]:
     ]
 
 
+def between_changes(course: Course, index: int) -> tuple[list[float], list[float]]:
+    """The middles of the stretches that share their masks, and a layer's mean angle."""
+    # The step of a change still has the old masks.
+    starts = [0, *(course.changes + 1), len(course.angles)]
+    stretches = [
+        (first, last) for first, last in itertools.pairwise(starts) if last > first
+    ]
+    means = [float(course.angles[i:j, index].mean()) for i, j in stretches]
+    return [(i + j - 1) / 2 for i, j in stretches], means
+
+
 def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
     """The angles of one run over its steps, and the layers side by side."""
     figure, places = panels(2, 2, (11, 6.6))
@@ -224,17 +236,15 @@ def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
         style = "-" if index < len(COLORS) else "--"
         name = path.removesuffix("/kernel")
         line = {"color": color, "ls": style, "lw": 0.9, "label": name}
-        angles.plot(course.angles[:, index], **line)
+        angles.plot(*between_changes(course, index), marker=".", **line)
         spread.plot(course.factors[index].std(axis=1), **line)
         own = movements(course)[:, index]
         moved.plot(course.changes[: len(own)], own, marker=".", **line)
-    for step in course.changes:
-        angles.axvline(step, color="0.85", lw=0.6, zorder=0)
-    angles.set(title=f"{arms[0]}: angle to the corrected gradient", ylabel="degrees")
+    angles.set(title=f"{arms[0]}: angle, mean from change to change", ylabel="degrees")
     spread.set(title="Spread of the factors (sd over neurons)")
     moved.set(title="Movement of the factors at each change", ylabel="|ΔD| / |D|")
     for axes in (angles, spread, moved):
-        axes.set_xlabel("step (grey: masks change)" if axes is angles else "step")
+        axes.set_xlabel("step")
     names = [row["layer"] for row in rows if row["arm"] == arms[0]]
     for shift, key, color in ((-0.2, "jump", COLORS[1]), (0.2, "noise", COLORS[6])):
         own = [row[key] for row in rows if row["arm"] == arms[0]]
@@ -244,7 +254,7 @@ def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
     bars.invert_yaxis()
     bars.set(title="How much the angle moves", xlabel="degrees, mean")
     legend(bars)
-    legend(spread, ncols=2)
+    legend(moved)
     return figure
 
 

@@ -5,9 +5,10 @@ all samples. Appendix A of the SparseOpt paper (Adnan et al., 2026, arXiv 2605.2
 trains one such neuron, or two, by gradient descent on 200 samples of normal numbers.
 
 What it leaves open, and we chose: the loss is half the mean squared error; the
-student's weights are drawn from N(0, 1 / inputs); the teacher is one neuron with a =
-gamma = 1, beta = 0 and normal weights on the inputs that the sparse student sees, so
-that a student can be right; HAM acts on a alone, with its decay of 1e-3.
+student's weights are drawn from N(0, 1 / inputs), or made smaller than that; the
+teacher is one neuron with a = gamma = 1, beta = 0 and normal weights on the inputs that
+the sparse student sees, so that a student can be right; HAM acts on a alone, with its
+decay of 1e-3.
 """
 
 import functools
@@ -53,11 +54,13 @@ class Lane(NamedTuple):
       sign: of each neuron's a at the start (neurons,).
       factor: what the gradient of each neuron's w is multiplied by (neurons,).
       alpha: strength of HAM; 0 for none.
+      size: what the first w is multiplied by.
     """
 
     sign: Any
     factor: Any
     alpha: Any
+    size: Any
 
 
 class Outcome(NamedTuple):
@@ -146,7 +149,7 @@ def start(tasks: Task, lanes: Lane) -> Params:
     """The balanced start: gamma = 1, beta = 0, a = 1 or -1."""
     seeds = len(tasks.z)
     sign = jnp.broadcast_to(lanes.sign, (seeds, *lanes.sign.shape))
-    w = jnp.broadcast_to(tasks.w[..., None], (*tasks.w.shape, sign.shape[-1]))
+    w = tasks.w[..., None] * lanes.size
     return {"a": sign, "gamma": jnp.ones_like(sign), "beta": 0 * sign, "w": w}
 
 

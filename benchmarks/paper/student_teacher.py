@@ -20,7 +20,7 @@ neurons both are tried.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,25 +28,15 @@ import numpy as np
 import tyro
 from figures import COLORS, Report, harness, legend, panels
 from student import TARGET, Lane, Outcome, make_task, own_factor, rule_factors, train
+from student_measures import SCALINGS, Arm, Cell, first_sizes, one_neuron, two_neurons
 
 SEEDS, TWO_SEEDS, POINTS = 32, 16, 50
-# Inputs, and how many of them the sparse neuron sees.
-CELLS = ((20, 2), (20, 6), (100, 10))
-TWO_CELLS = ((20, 2), (20, 6))
+CELLS: tuple[Cell, ...] = ((20, 2), (20, 6), (100, 10))
+TWO_CELLS: tuple[Cell, ...] = ((20, 2), (20, 6))
 ALPHAS, TWO_ALPHAS = (0.0, 1.0, 10.0, 100.0), (0.0, 10.0)
+SIZES = (1.0, 0.3, 0.1, 0.03)  # of the first weights
 STEPS = {0.01: 10_000, 0.1: 1_000}
 SMALL = 0.001  # a learning rate for the invariant, over a tenth of the time
-OFF = 0.01  # a neuron with less than this part of the teacher's output is off
-SAME = 0.01  # losses that differ by less, of that of no student, are the same
-SCALINGS = ("none", "own", "rule")
-
-
-class Arm(NamedTuple):
-    """One of the runs that every seed has."""
-
-    scaling: str
-    alpha: float
-    signs: tuple[int, ...]
 
 
 def lanes_of(arms: Sequence[Arm], inputs: int, active: int) -> Lane:
@@ -66,11 +56,12 @@ def lanes_of(arms: Sequence[Arm], inputs: int, active: int) -> Lane:
         sign=jnp.asarray(np.array([arm.signs for arm in arms], np.float32).T),
         factor=jnp.asarray(np.array([factors(arm) for arm in arms], np.float32).T),
         alpha=jnp.asarray([arm.alpha for arm in arms], jnp.float32),
+        size=jnp.asarray([arm.size for arm in arms], jnp.float32),
     )
 
 
 def simulate(
-    arms: Sequence[Arm], cell: tuple[int, int], seeds: int, eta: float, steps: int
+    arms: Sequence[Arm], cell: Cell, seeds: int, eta: float, steps: int
 ) -> dict[Arm, Outcome]:
     """Outcomes of every seed, by arm."""
     inputs, active = cell
@@ -84,103 +75,6 @@ def simulate(
         arm: Outcome(*(np.asarray(own)[..., index] for own in found))
         for index, arm in enumerate(arms)
     }
-
-
-def flips(outcome: Outcome) -> float:
-    """The share of runs that end with the teacher's sign.
-
-    Of those that start with the other one, these have changed it.
-    """
-    return float((outcome.a[:, -1] > 0).mean())
-
-
-def faster(own: Outcome, other: Outcome) -> float | None:
-    """How many times the other's steps it takes, median over runs where both arrive."""
-    both = (own.reached >= 0) & (other.reached >= 0)
-    if not both.any():
-        return None
-    ratio = (own.reached[both] + 1) / (other.reached[both] + 1)
-    return round(float(np.median(ratio)), 3)
-
-
-def alike(own: Outcome, other: Outcome) -> float:
-    """The share of runs that end at the same loss and with the same sign."""
-    near = np.abs(own.loss - other.loss) <= SAME
-    return float((near & ((own.a > 0) == (other.a > 0)).all(axis=-1)).mean())
-
-
-def is_off(outcome: Outcome) -> np.ndarray:
-    """Whether the first neuron, the dense one, gives nothing at the end, by run."""
-    return outcome.share[:, 0] < OFF
-
-
-def one_neuron(
-    cell: tuple[int, int], eta: float, found: dict[Arm, Outcome]
-) -> list[dict[str, Any]]:
-    """A row for each strength of HAM."""
-    rows = []
-    for alpha in dict.fromkeys(arm.alpha for arm in found):
-        right, wrong = (
-            [found[Arm(scaling, alpha, (sign,))] for scaling in SCALINGS[:2]]
-            for sign in (1, -1)
-        )
-        rows.append(
-            {
-                "inputs": cell[0],
-                "active": cell[1],
-                "eta": eta,
-                "alpha": alpha,
-                "flips": round(flips(wrong[0]), 3),
-                "flips_scaled": round(flips(wrong[1]), 3),
-                "reached": round(float((right[0].reached >= 0).mean()), 3),
-                "reached_scaled": round(float((right[1].reached >= 0).mean()), 3),
-                "steps": _median(right[0]),
-                "steps_scaled": _median(right[1]),
-                "steps_ratio": faster(right[1], right[0]),
-                "same_end": round(alike(right[1], right[0]), 3),
-                "drift": _drift([*right, *wrong]),
-            }
-        )
-    return rows
-
-
-def _drift(outcomes: Sequence[Outcome]) -> float | None:
-    """The largest of all; None if a run has diverged."""
-    largest = float(max(outcome.drift.max() for outcome in outcomes))
-    return float(f"{largest:.3g}") if np.isfinite(largest) else None
-
-
-def _median(outcome: Outcome) -> float | None:
-    steps = outcome.reached[outcome.reached >= 0]
-    return float(np.median(steps)) if len(steps) else None
-
-
-def two_neurons(
-    cell: tuple[int, int], eta: float, found: dict[Arm, Outcome]
-) -> list[dict[str, Any]]:
-    """A row for each strength of HAM and start."""
-    rows = []
-    for alpha, signs in dict.fromkeys((arm.alpha, arm.signs) for arm in found):
-        own = {scaling: found[Arm(scaling, alpha, signs)] for scaling in SCALINGS}
-        off = {scaling: is_off(outcome) for scaling, outcome in own.items()}
-        rows.append(
-            {
-                "inputs": cell[0],
-                "active": cell[1],
-                "eta": eta,
-                "alpha": alpha,
-                "start": " ".join("+" if sign > 0 else "-" for sign in signs),
-                **{f"off_{name}": round(float(o.mean()), 3) for name, o in off.items()},
-                # Runs of one seed start alike.
-                "switched_own": round(float((off["own"] & ~off["none"]).mean()), 3),
-                "switched_rule": round(float((off["rule"] & ~off["none"]).mean()), 3),
-                **{
-                    f"reached_{name}": round(float((o.reached >= 0).mean()), 3)
-                    for name, o in own.items()
-                },
-            }
-        )
-    return rows
 
 
 def judge_one(
@@ -223,6 +117,21 @@ def judge_one(
     report.claim(what, float(np.median(ratios)) if ratios else 0.0)
 
 
+def judge_sizes(report: Report, rows: Sequence[dict[str, Any]]) -> None:
+    """Claim 3 by the size of the first weights."""
+    for eta in STEPS:
+        for size in dict.fromkeys(row["size"] for row in rows):
+            ratios = [
+                row["steps_ratio"]
+                for row in rows
+                if (row["eta"], row["size"]) == (eta, size) and row["steps_ratio"]
+            ]
+            what = (
+                f"eta {eta:g}, first weights x {size:g}: steps rescaled / as they are"
+            )
+            report.claim(what, float(np.mean(ratios)) if ratios else 0.0)
+
+
 def judge_two(report: Report, rows: Sequence[dict[str, Any]]) -> None:
     """Claim 4."""
     for scaling in SCALINGS[1:]:
@@ -234,6 +143,9 @@ def judge_two(report: Report, rows: Sequence[dict[str, Any]]) -> None:
     switched = max(max(r["switched_own"], r["switched_rule"]) for r in rows)
     what = "two neurons: largest share of runs that rescaling alone switches off"
     report.published(what, switched, at_least=0.1)
+    kept = max(max(r["kept_own"], r["kept_rule"]) for r in rows)
+    what = "two neurons: largest share of runs where it keeps the dense one on instead"
+    report.claim(what, kept)
 
 
 def draw(one: dict[float, dict[Arm, Outcome]], two: Sequence[dict[str, Any]]) -> Any:
@@ -277,7 +189,7 @@ def draw(one: dict[float, dict[Arm, Outcome]], two: Sequence[dict[str, Any]]) ->
     return figure
 
 
-def invariant(cell: tuple[int, int], seeds: int, steps: int) -> tuple[float, float]:
+def invariant(cell: Cell, seeds: int, steps: int) -> tuple[float, float]:
     """The largest drift at the small rate, and at one ten times as large."""
     arms = [Arm(s, 0.0, (sign,)) for s in SCALINGS[:2] for sign in (1, -1)]
     small, large = (
@@ -310,11 +222,16 @@ def main(options: harness.Options) -> None:
         for dense in signs
         for sparse in signs
     ]
-    ones, twos, shown = [], [], {}
+    sizes = [
+        Arm(scaling, 0.0, (1,), size) for scaling in SCALINGS[:2] for size in SIZES
+    ]
+    ones, twos, sized, shown = [], [], [], {}
     for eta, count in steps.items():
         for cell in cells:
             found = simulate(arms, cell, seeds, eta, count)
             ones += one_neuron(cell, eta, found)
+            found_sizes = simulate(sizes, cell, seeds, eta, count)
+            sized += first_sizes(cell, eta, found_sizes)
             if cell == cells[-1]:
                 shown[eta] = found
             print(f"  one neuron, eta {eta:g}, {cell}: done", flush=True)
@@ -324,8 +241,10 @@ def main(options: harness.Options) -> None:
             print(f"  two neurons, eta {eta:g}, {cell}: done", flush=True)
     drifts = invariant(cells[0], seeds, 20 if quick else 10_000)
     report.listing(f"one neuron, {seeds} seeds", ones)
+    report.listing(f"one neuron by the size of its first weights, {seeds} seeds", sized)
     report.listing(f"a dense neuron and a sparse one, {two_seeds} seeds", twos)
     judge_one(report, ones, drifts)
+    judge_sizes(report, sized)
     judge_two(report, twos)
     report.picture(draw(shown, twos))
     report.store()

@@ -18,8 +18,10 @@ sys.path += [str(BENCHMARKS), str(BENCHMARKS / "paper")]
 harness = importlib.import_module("harness")
 figures = importlib.import_module("figures")
 gradient_ratio = importlib.import_module("gradient_ratio")
+ratio_networks = importlib.import_module("ratio_networks")
 skew = importlib.import_module("skew")
 student = importlib.import_module("student")
+measures = importlib.import_module("student_measures")
 student_teacher = importlib.import_module("student_teacher")
 explored = importlib.import_module("explored")
 
@@ -90,7 +92,7 @@ def test_masks_have_their_density_where_layers_are_sparse():
 
 def test_pixels_are_made_alike():
     images = np.array([[1.0, 5.0, 2.0], [3.0, 5.0, 0.0], [2.0, 5.1, 1.0]])
-    found = gradient_ratio.equal_pixels(images.reshape(3, 3, 1, 1))
+    found = ratio_networks.equal_pixels(images.reshape(3, 3, 1, 1))
     assert found.shape == (3, 2)  # the second one hardly varies
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(found.var(axis=0), 1)
@@ -135,6 +137,7 @@ def test_a_course_is_told_apart_into_changes_and_noise():
     )
     # Steps 1-2 and 3-4 have the same masks.
     np.testing.assert_allclose(skew.noise(course), [1.5])
+    assert skew.between_changes(course, 0) == ([0, 1.5, 3.5], [10.0, 20.5, 51.0])
     np.testing.assert_allclose(skew.movements(course), [[0.0], [0.6]])
     [row] = skew.summarize("arm", [course])
     assert row["jump"] == 18.5 and row["angle"] == pytest.approx(30.6)
@@ -161,7 +164,7 @@ def small():
     keys = jax.random.split(jax.random.key(0), 2)
     tasks = jax.vmap(lambda key: student.make_task(key, 6, 2, dense=1))(keys)
     kinds = (("none", 0.0), ("own", 0.0), ("rule", 0.0), ("none", 9.0))
-    arms = [student_teacher.Arm(*kind, (1, -1)) for kind in kinds]
+    arms = [measures.Arm(*kind, (1, -1)) for kind in kinds]
     return tasks, student_teacher.lanes_of(arms, 6, 2)
 
 
@@ -235,23 +238,23 @@ def outcome(**given):
 
 def test_runs_are_compared_where_both_arrive():
     own, other = outcome(reached=[9, 19, -1]), outcome(reached=[19, 199, 3])
-    assert student_teacher.faster(own, other) == pytest.approx(0.3)
-    assert student_teacher.faster(outcome(reached=[-1]), outcome(reached=[1])) is None
+    assert measures.faster(own, other) == pytest.approx(0.3)
+    assert measures.faster(outcome(reached=[-1]), outcome(reached=[1])) is None
 
 
 def test_flips_and_ends_are_told_apart():
     own = outcome(a=[[0.1], [-0.1], [-1.0]], loss=[0.0, 0.5, 1.0])
     other = outcome(a=[[0.2], [0.1], [-1.0]], loss=[0.005, 0.5, 0.9])
-    assert student_teacher.flips(own) == pytest.approx(1 / 3)
-    assert student_teacher.alike(own, other) == pytest.approx(1 / 3)
-    off = student_teacher.is_off(outcome(share=[[0.001, 1.0], [0.5, 0.5]]))
+    assert measures.flips(own) == pytest.approx(1 / 3)
+    assert measures.alike(own, other) == pytest.approx(1 / 3)
+    off = measures.is_off(outcome(share=[[0.001, 1.0], [0.5, 0.5]]))
     assert off.tolist() == [True, False]
 
 
 def test_quick_figures_6_to_9(tmp_path):
     record = quick_record(student_teacher, tmp_path)
-    one, two = (table["rows"] for table in record["tables"])
-    assert len(one) == 2 * 2 and len(two) == 2 * 2 * 4
+    one, sizes, two = (table["rows"] for table in record["tables"])
+    assert len(one) == 2 * 2 and len(sizes) == 2 * 4 and len(two) == 2 * 2 * 4
     drifts = {row["alpha"]: row["drift"] for row in one if row["eta"] == 0.01}
     assert drifts[0.0] < 0.01 < drifts[10.0]
 
