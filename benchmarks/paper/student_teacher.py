@@ -185,7 +185,8 @@ def draw(one: dict[float, dict[Arm, Outcome]], two: Sequence[dict[str, Any]]) ->
         bars.bar(place, means, 0.25, color=COLORS[index], label=scaling)
     bars.set_xticks(range(len(starts)), starts)
     bars.set(title="Dense neuron off, share of runs", xlabel="signs: dense, sparse")
-    legend(bars, title="rescaling")
+    bars.set_ylim(0, 1.2)
+    legend(bars, loc="upper center", ncols=3, title="rescaling")
     return figure
 
 

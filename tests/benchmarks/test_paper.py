@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # Programs, that find each other in the folders they are started from.
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "paper")]
 harness = importlib.import_module("harness")
+paper_tables = importlib.import_module("paper_tables")
 figures = importlib.import_module("figures")
 gradient_ratio = importlib.import_module("gradient_ratio")
 ratio_networks = importlib.import_module("ratio_networks")
@@ -60,6 +61,109 @@ def test_figures_lie_in_a_folder_of_their_own(tmp_path):
     folder = tmp_path / "benchmarks" / "results" / "paper"
     assert sorted(path.name for path in folder.iterdir()) == ["some.json", "some.png"]
     assert json.loads((folder / "some.json").read_text())["verdict"] == "reproduced"
+
+
+# What docs/paper_figures.md says of the stored results.
+
+STORED = BENCHMARKS / "results" / "paper"
+
+
+def stored(name):
+    record = json.loads((STORED / f"{name}.json").read_text())
+    return record, [table["rows"] for table in record["tables"]]
+
+
+def measured(record):
+    return {claim["what"]: claim["measured"] for claim in record["claims"]}
+
+
+@pytest.mark.parametrize("name", paper_tables.FIGURES)
+def test_stored_figures_are_clean_whole_and_pictured(name):
+    record, _ = stored(name)
+    assert not record["dirty"] and not record["quick"]
+    assert record["benchmark"] == f"paper/{name}"
+    assert record["verdict"] == figures.verdict(record["claims"])
+    assert (STORED / f"{name}.png").stat().st_size < 300_000
+    page = (BENCHMARKS.parent / "docs" / "paper_figures.md").read_text()
+    assert f"(../benchmarks/results/paper/{name}.png)" in page
+    assert f"python benchmarks/paper/{name}.py\n" in page
+    assert f"paper/{name}.py\n" in (BENCHMARKS.parent / "Makefile").read_text()
+
+
+def test_what_the_page_says_of_the_skew():
+    record, (rows,) = stored("skew")
+    assert min(row["angle"] for row in rows) > 5
+    found = measured(record)
+    plain, corrected = (
+        found[f"{arm}: mean angle over layers and steps, degrees"] for arm in skew.ARMS
+    )
+    assert plain == pytest.approx(corrected, rel=0.1)
+
+
+def test_what_the_page_says_of_the_gradient_ratio():
+    _, (rows, layers) = stored("gradient_ratio")
+
+    def away(name, upto=0.9):
+        return max(
+            abs(row["mean"] / row["theory"] - 1)
+            for row in rows
+            if (row["network"], row["batch_norm"], row["init"]) == (name, True, "dense")
+            and row["sparsity"] <= upto
+        )
+
+    normal, digits = gradient_ratio.MLPS
+    equal = ratio_networks.EXPLAINS
+    assert away(normal) < 0.011
+    assert away(equal, 0.8) < away(digits, 0.8) < 0.125
+    assert 0.15 < away(equal) < 0.75 * away(digits)
+    assert all(
+        row["mean"] == pytest.approx(1, abs=0.06)
+        for row in rows
+        if row["network"] == equal and not row["batch_norm"]
+    )
+    deep = [
+        row for row in layers if "ResNet" in row["network"] and row["init"] == "dense"
+    ]
+    for row in deep:
+        if row["batch_norm"] and "shortcut" not in row["layer"]:
+            assert row["mean"] == pytest.approx(gradient_ratio.theory(0.9), rel=0.1)
+        if not row["batch_norm"]:
+            assert row["mean"] < 0.25
+
+
+def test_what_the_page_says_of_exploration():
+    _, (rows,) = stored("explored")
+    for sparsity in explored.SPARSITIES:
+        base, weights, both = (row for row in rows if row["sparsity"] == sparsity)
+        for key in ("explored_mean", "paper"):
+            assert both[key] < base[key] < weights[key]
+        assert base["accuracy_mean"] > max(
+            row["accuracy_mean"] for row in (weights, both)
+        )
+
+
+def test_what_the_page_says_of_students():
+    record, (one, sizes, two) = stored("student_teacher")
+    for row in one:
+        if row["alpha"] == 0:
+            assert row["flips"] == row["flips_scaled"] == 0
+        if row["alpha"] >= 10:
+            assert min(row["flips"], row["flips_scaled"]) > 0.9
+        if (row["alpha"], row["eta"]) == (100, 0.1):
+            assert max(row["reached"], row["reached_scaled"]) < 0.1
+    for row in sizes:
+        if row["size"] == 1:
+            assert row["steps_ratio"] > 1.5
+    found = measured(record)
+    words = "first weights x 0.1: steps rescaled / as they are"
+    assert found[f"eta 0.01, {words}"] == pytest.approx(1, abs=0.25)
+    assert found[f"eta 0.1, {words}"] == pytest.approx(0.5, abs=0.1)
+    for name in ("own", "rule"):
+        assert -0.1 < np.mean([r[f"off_{name}"] - r["off_none"] for r in two]) < 0
+        switched, kept = (
+            np.mean([r[f"{what}_{name}"] for r in two]) for what in ("switched", "kept")
+        )
+        assert 0 < switched < kept
 
 
 # Figure 2: the gradient ratio.
