@@ -56,7 +56,8 @@ def _claims(name: str) -> str:
                 limit = f"{words} {claim[key]:g}"
                 met = "yes" if claim["met"] else "no"
         whose = "the paper" if claim.get("published") else "we"
-        rows.append((whose, claim["what"], f"{claim['measured']:.3g}", limit, met))
+        what = claim["what"].replace("|", r"\|")
+        rows.append((whose, what, f"{claim['measured']:.3g}", limit, met))
     return table(("who says", "what", "measured", "limit", "met"), rows)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_what_the_page_says_of_exploration():
         base, weights, both = (row for row in rows if row["sparsity"] == sparsity)
         for key in ("explored_mean", "paper"):
             assert both[key] < base[key] < weights[key]
+        scatter = max(row["explored_sd"] for row in (base, weights))
+        assert weights["explored_mean"] - base["explored_mean"] < 2 * scatter
+        assert base["explored_mean"] - both["explored_mean"] > 2 * both["explored_sd"]
         assert base["accuracy_mean"] > max(
             row["accuracy_mean"] for row in (weights, both)
         )
@@ -164,6 +168,12 @@ def test_what_the_page_says_of_students():
             np.mean([r[f"{what}_{name}"] for r in two]) for what in ("switched", "kept")
         )
         assert 0 < switched < kept
+
+
+def test_a_claim_with_bars_keeps_its_cells():
+    lines = paper_tables.student_teacher_claims().splitlines()
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in lines)
+    assert any(r"\|a²" in line for line in lines)
 
 
 # Figure 2: the gradient ratio.
