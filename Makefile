@@ -18,7 +18,7 @@ PYTEST = XLA_FLAGS="$(XLA_FLAGS) $(QUICK_CODE)" $(1)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-lowest lint format docs benchmark clean
+.PHONY: help demo test test-lowest lint format docs benchmark paper clean
 
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
@@ -28,6 +28,7 @@ help:
 	@echo 'make format     format the code'
 	@echo 'make docs       build the pages about it into site/'
 	@echo 'make benchmark  run the benchmarks and store their results'
+	@echo 'make paper      measure what figures of the SparseOpt paper show'
 	@echo 'make clean      remove the environment and all caches'
 
 demo: $(STAMP)
@@ -64,6 +65,13 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/placement.py
 	$(BIN)/python benchmarks/large_batch.py
 	$(BIN)/python benchmarks/convergence.py
+
+paper: $(STAMP)
+	$(BIN)/python benchmarks/paper/gradient_ratio.py
+	$(BIN)/python benchmarks/paper/skew.py
+	$(BIN)/python benchmarks/paper/student_teacher.py
+	$(BIN)/python benchmarks/paper/explored.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) .venv-newest $(LOWEST) $(DOCS) site .pytest_cache .hypothesis .ruff_cache

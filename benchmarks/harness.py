@@ -160,7 +160,8 @@ class Report:
         """Opens the report, before anything is measured.
 
         Args:
-          name: of the benchmark, and of its record.
+          name: of the benchmark, and of its record; ``"folder/name"`` puts the record
+            into a folder of its own.
           options: as given on the command line.
           root: the checkout.
 
@@ -259,6 +260,17 @@ class Report:
             claim |= {"at_most": at_most, "met": measured <= at_most}
         self.record["claims"].append(claim)
         print(f"  {format_claim(claim)}")
+
+    def picture(self, figure: Any) -> None:
+        """Draws what was measured, beside where the record goes, if it goes anywhere.
+
+        Args:
+          figure: with the ``savefig`` of ``matplotlib.figure.Figure``.
+        """
+        if self.path is not None:
+            # Nothing of the versions that drew it: the record has those of the rest.
+            path = self.path.with_suffix(".png")
+            figure.savefig(path, dpi=110, metadata={"Software": None})
 
     def store(self) -> None:
         """Writes the record, unless a quick run has no file to go to."""

@@ -98,7 +98,7 @@ class Task(NamedTuple):
 
 def tasks(quick: bool) -> list[Task]:
     """Both networks; only a tiny ResNet, to see that it runs."""
-    resnet = _example("digits_model").ResNet
+    resnet = example("digits_model").ResNet
     if quick:
         return [Task("ResNet", resnet(4, strides=()), _sgd)]
     return [
@@ -122,10 +122,10 @@ def load_digits(quick: bool) -> tuple[Any, Any]:
         noise = Split(images, draw.integers(10, size=2 * BATCH, dtype=np.int32))
         return noise, noise
     with tempfile.TemporaryDirectory() as folder:
-        return _example("digits_dataset").load(Path(folder))
+        return example("digits_dataset").load(Path(folder))
 
 
-def _example(name: str) -> Any:
+def example(name: str) -> Any:
     """One of the examples, a folder of programs that is not installed."""
     folder = str(harness.ROOT / "examples")
     if folder not in sys.path:

@@ -6,9 +6,15 @@ A test keeps them equal to what this writes.
 """
 
 import json
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Any
+
+# Its neighbours, from wherever it is run.
+sys.path.append(str(Path(__file__).resolve().parent))
+
+import paper_tables
+from table_format import table as _table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -132,11 +138,6 @@ def devices() -> str:
         for count in DEVICES
     ]
     return f"{_table(head, lines)}\n{_about(record)}\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _about(record: dict[str, Any]) -> str:
@@ -339,6 +340,7 @@ PAGES = {
     ROOT / "docs" / "memory.md": (language_model,),
     ROOT / "docs" / "scaling.md": (collectives, devices),
     ROOT / "docs" / "where_sparseopt_goes.md": (placement,),
+    ROOT / "docs" / "paper_figures.md": paper_tables.PAGE,
 }
 
 

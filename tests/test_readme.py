@@ -100,7 +100,7 @@ def test_its_names_exist():
 def test_its_links_lead_somewhere():
     pages = (
         *("how_it_works", "methods", "migrating_from_jaxpruner"),
-        *("scaling", "surviving"),
+        *("paper_figures", "scaling", "surviving"),
     )
     images = ("docs/digits.png", "docs/images/moving_topology.gif")
     for target in (*images, *(f"docs/{page}.md" for page in pages)):
