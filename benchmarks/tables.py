@@ -338,6 +338,7 @@ PAGES = {
         method_changes,
     ),
     ROOT / "docs" / "memory.md": (language_model,),
+    ROOT / "docs" / "large_batches.md": (large_batch,),
     ROOT / "docs" / "scaling.md": (collectives, devices),
     ROOT / "docs" / "where_sparseopt_goes.md": (placement,),
     ROOT / "docs" / "paper_figures.md": paper_tables.PAGE,
