@@ -1,6 +1,7 @@
 """What ``docs/methods.md`` says is so."""
 
 import inspect
+import json
 import typing
 
 import flax.linen as nn
@@ -295,6 +296,30 @@ def test_the_page_about_large_batches_runs(params):
         tx.update(params, tx.init(params), params)[0] for tx in (own, alias)
     )
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_how_far_batches_reach_is_what_was_measured():
+    record = json.loads(read("benchmarks/results/large_batch.json"))
+    found = {claim["what"]: claim["measured"] for claim in record["claims"]}
+    dense = {"LARS": 512, "SGD": 256, "LAMB": 128, "Adam": 512}
+    reach = "{}: the largest batch that {} reaches"
+    for name, batch in dense.items():
+        assert found[reach.format("dense", name)] == batch
+        assert found[reach.format("sparse", name)] == 512
+    assert "LARS reaches 512 and SGD 256, but LAMB 128 and Adam 512" in LARGE
+    tables = [t["rows"] for t in record["tables"] if "batch of 1024" in t["title"]]
+    for density, tried in zip(("dense", "sparse"), tables, strict=True):
+        (rule,) = (
+            row["rate"]
+            for table in record["tables"]
+            if table["title"].startswith(density) and ": the rule" in table["title"]
+            for row in table["rows"]
+            if (row["optimizer"], row["batch"]) == ("LAMB", 1024)
+        )
+        (best,) = (
+            row["rate"] for row in tried if row["optimizer"] == "LAMB" and row["best"]
+        )
+        assert best == pytest.approx(2 * rule, rel=1e-3)
 
 
 @pytest.mark.parametrize("page", [MEMORY, PLACES, LARGE])
