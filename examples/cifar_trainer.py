@@ -213,19 +213,8 @@ class Trainer:
         self, run: Run, key: jax.Array, order: jax.Array, train: Split, *, change: bool
     ) -> Run:
         """One step of one seed, with or without a change of the topology."""
-        state, size = run.state, self.recipe.batch_size
-        rows = jax.lax.dynamic_slice(
-            order, [state.step % self.per_epoch * size], [size]
-        )
-        crop_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = augmented(
-            crop_key,
-            train.images[rows],
-            margin=self._dataset.margin,
-            padding=self.recipe.padding,
-            flip=self._dataset.flips,
-        )
-        labels = train.labels[rows]
+        state = run.state
+        images, labels, dropout_key = self._batch(key, order, train, state.step)
 
         def loss_fn(params):
             logits, variables = self.model.apply(
@@ -247,6 +236,23 @@ class Trainer:
         if change and not replaces:  # SET
             state = self._changed(state, grads)
         return Run(state, Sums(run.sums.loss + loss, run.sums.accuracy + accuracy))
+
+    def _batch(
+        self, key: jax.Array, order: jax.Array, train: Split, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What a step of one seed sees: images, labels, and the key of its dropout."""
+        size = self.recipe.batch_size
+        first = step % self.per_epoch * size
+        rows = jax.lax.dynamic_slice(order, [first], [size])
+        crop_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+        images = augmented(
+            crop_key,
+            train.images[rows],
+            margin=self._dataset.margin,
+            padding=self.recipe.padding,
+            flip=self._dataset.flips,
+        )
+        return images, train.labels[rows], dropout_key
 
     def _changed(self, state: so.linen.TrainState, grads: Any) -> so.linen.TrainState:
         opt_state, params = so.update_topology(

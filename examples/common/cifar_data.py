@@ -4,10 +4,9 @@ CIFAR is read by ``tfds.data_source`` from ArrayRecord files, and prepared as su
 need be, both without TensorFlow.
 """
 
-import contextlib
-import io
 import logging
 import types
+import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,14 +142,13 @@ def _read_cifar(name: str, folder: Path | None) -> tuple[list[Any], int]:
         builder: Any = tfds.builder(name, data_dir=folder, file_format="array_record")
         # Its own reads the files of the archive by TensorFlow.
         builder._generate_examples = types.MethodType(_examples, builder)
-        tfds.disable_progress_bar()
-        # It tells of a download also where none takes place.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+        builder._split_generators = types.MethodType(_split_generators, builder)
+        builder.download_and_prepare()
         sources = builder.as_data_source(split=["train", "test"])
         splits = [_arrays(source) for source in sources]
     # What failed downloads, broken archives and damaged files raise is of no one kind.
     except Exception as error:
+        print()  # behind a line that tfds has begun
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -163,6 +161,16 @@ def _read_cifar(name: str, folder: Path | None) -> tuple[list[Any], int]:
     finally:
         advice.removeFilter(_no_advice)
     return splits, builder.info.features["label"].num_classes
+
+
+def _split_generators(builder: Any, manager: Any) -> Any:
+    """The builder's own, but that no download is tried for minutes to no purpose."""
+    url = builder._cifar_info.url
+    archive = url.rpartition("/")[2].removesuffix(".tar.gz")
+    if not any(Path(manager.download_dir).glob(f"*{archive}*.tar.gz")):
+        with urllib.request.urlopen(url, timeout=30):
+            pass
+    return type(builder)._split_generators(builder, manager)
 
 
 def _examples(

@@ -55,7 +55,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_trainer(folder):
-    """Makes trainers, each compiled once for all tests."""
+    """Makes trainers, each compiled once for all tests.
+
+    They take the test images in three batches, of which the last is not full.
+    """
     dataset = data.load("glyphs16", folder, train=64, test=50)
 
     @functools.cache
@@ -68,12 +71,16 @@ def make_trainer(folder):
     def make(config, _dataset=None, *, together=1, loop=False):
         return cached(config.chosen, together, loop)
 
-    return make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers, "EVALUATED_AT_ONCE", 20)
+        yield make
 
 
-def trained(trainer, seeds, steps=STEPS):
+def trained(trainer, seeds, steps=STEPS, starting=None):
     """The run after so many steps, and after which of them the host was asked."""
-    run, step, stops = trainer.start(seeds), 0, []
+    run, step, stops = (starting or trainer).start(seeds), 0, []
+    if starting:  # which is compiled, and starts with the same
+        run = run._replace(state=run.state.replace(tx=trainer._tx))
     while step < steps:
         run, step = trainer.advance(run, seeds, step)
         stops.append(step)
@@ -111,7 +118,7 @@ def alone(make_trainer):
 class TestTrainer:
     def test_steps_in_a_loop_are_the_same(self, alone, make_trainer):
         trainer = make_trainer(SET, loop=True)
-        run, stops = trained(trainer, [1])
+        run, stops = trained(trainer, [1], starting=make_trainer(SET))
         # Each change is a step of its own; no span crosses the end of an epoch.
         assert stops == [1, 3, 4, 6, 7, 8, 12]
         assert_close(run, alone[1])
@@ -122,7 +129,8 @@ class TestTrainer:
             np.testing.assert_allclose(value, step_by_step[name], rtol=1e-5)
 
     def test_seeds_together_are_the_same(self, alone, make_trainer):
-        run, _ = trained(make_trainer(SET, together=2), [0, 1])
+        trainer = make_trainer(SET, together=2)
+        run, _ = trained(trainer, [0, 1], starting=make_trainer(SET))
         for seed in (0, 1):
             own = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], run)
             assert_close(own, alone[seed])
@@ -164,13 +172,48 @@ class TestTrainer:
         assert (before != after)[kept].all()
         assert (after[~kept] == 0).all()
 
-    def test_what_a_step_sees(self, make_trainer):
+    def test_orders_are_those_of_the_seed_and_the_epoch(self, make_trainer):
         trainer = make_trainer(SET)
         _, orders = trainer._draw((0, 1), 0)
         assert sorted(orders[0].tolist()) == list(range(64))
         assert orders[0].tolist() != orders[1].tolist()
-        later = trainer._draw((0, 1), 1)[1]
+        _, later = trainer._draw((0, 1), 1)
         assert orders[0].tolist() != later[0].tolist()
+        assert trainer._draw((1,), 0)[1][0].tolist() == orders[1].tolist()
+
+    def test_what_a_step_sees(self, make_trainer):
+        """The next images of the order, cropped anew in every epoch."""
+        trainer = make_trainer(SET)
+        keys, orders = trainer._draw((0,), 0)
+        batch = jax.jit(functools.partial(trainer._batch, keys[0], orders[0]))
+        first, again, next_epoch, second = (
+            batch(trainer.train, jnp.int32(step)) for step in (0, 0, PER_EPOCH, 1)
+        )
+        for images, labels, _ in (first, again, next_epoch):
+            rows = orders[0, :16]
+            np.testing.assert_array_equal(labels, trainer.train.labels[rows])
+            originals = trainer.train.images[rows]
+            crops = [(a == b).all() for a, b in zip(images, originals, strict=True)]
+            assert sum(crops) < 6  # one in 25 is the image itself
+        np.testing.assert_array_equal(first[0], again[0])
+        assert (first[0] != next_epoch[0]).any()
+        keys = [jax.random.key_data(x[2]).tolist() for x in (first, next_epoch)]
+        assert keys[0] != keys[1]
+        rows = orders[0, 16:32]
+        np.testing.assert_array_equal(second[1], trainer.train.labels[rows])
+
+    def test_every_test_image_counts_once(self, alone, make_trainer):
+        trainer, state = make_trainer(SET), alone[0].state
+        images = trainer._normalized(trainer.test.images)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = jax.tree.map(lambda x: x[0], variables)
+        logits = np.asarray(trainer.model.apply(variables, images, train=False))
+        labels = np.asarray(trainer.test.labels)
+        numbers = trainer.evaluate(state)
+        right = logits.argmax(axis=1) == labels
+        assert numbers["accuracy"][0] == pytest.approx(right.mean())
+        losses = np.log(np.exp(logits).sum(axis=1)) - logits[range(50), labels]
+        assert numbers["loss"][0] == pytest.approx(losses.mean(), rel=1e-4)
 
 
 ARGS = [
@@ -240,6 +283,9 @@ class TestProgram:
             assert last["explored"] == results["explored"][seed] > 0.25
             curve = results["curves"]["train_loss"]["values"][seed]
             assert curve == [row["loss"] for row in rows if row["event"] == "train"]
+            # Means over an epoch, of which the first are those of guessing.
+            assert curve[0] == pytest.approx(np.log(100), rel=0.1)
+            assert curve[-1] < curve[0]
         accuracies = results["test_accuracy"]
         assert results["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
         assert results["test_accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1))

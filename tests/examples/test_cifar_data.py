@@ -2,6 +2,8 @@
 
 import dataclasses
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import jax
@@ -160,6 +162,9 @@ class TestDatasets:
             "download_and_extract",
             lambda self, url: str(archive.parent),
         )
+        downloads = tmp_path / "data" / "downloads"
+        downloads.mkdir(parents=True)
+        (downloads / "kriz_cifar-100-binary_J7.tar.gz").touch()
         dataset = cifar.load("cifar100", tmp_path / "data")
         labels = dataset.train_labels
         # Its files are shuffled.
@@ -175,14 +180,15 @@ class TestDatasets:
             cifar.load("cifar100", tmp_path / "data")
 
     def test_missing_data_are_told(self, tmp_path, monkeypatch):
-        def fail(self, url):
-            raise ConnectionError("no route to host.\nand so on")
+        def fail(url, timeout):
+            raise urllib.error.URLError("no route to host.")
 
-        monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fail)
+        monkeypatch.setattr(urllib.request, "urlopen", fail)
         with pytest.raises(ValueError) as error:
             cifar.load("cifar10", tmp_path)
-        told = str(error.value)
-        assert f"cifar10 cannot be read from {tmp_path} (no route to host)" in told
+        told = " ".join(str(error.value).split())
+        assert f"cifar10 cannot be read from {tmp_path}" in told
+        assert "no route to host" in told
         assert "--dataset glyphs" in told
         assert "--data-dir" in told
 
