@@ -18,8 +18,9 @@ seed after another. ``--loop`` and ``--together`` choose otherwise.
 The folder ``--output`` receives ``config.json``, ``results.json`` and ``figure.png``,
 for each seed a folder with ``log.jsonl`` and ``events`` for TensorBoard, and
 ``checkpoints``. Started again with the same options, a run goes on where its last
-checkpoint was taken, as if it had never stopped, to the last bit; SIGTERM makes it take
-one and leave.
+checkpoint was taken, to the last bit as if it had never stopped, where the device
+computes the same twice (on GPUs: XLA_FLAGS=--xla_gpu_deterministic_ops=true); SIGTERM
+makes it take one and leave.
 
 Sparsity is theoretical: zeros are simulated by masks on dense arrays, so that no method
 is faster than the dense one here.
@@ -98,22 +99,22 @@ class Group:
         first, last = self.seeds[0], self.seeds[-1]
         return f"seed_{first}" if first == last else f"seeds_{first}_to_{last}"
 
-    def go(self, bar: progress.Progress, task: progress.TaskID) -> None:
+    def go(self, bar: progress.Progress, task: progress.TaskID, stop: Any) -> None:
         """Trains to the end, or until SIGTERM.
 
         Args:
           bar: where it shows how far it is.
           task: the task to advance there.
+          stop: tells of SIGTERM.
 
         Raises:
           SystemExit: after SIGTERM; if there are checkpoints that do not fit; if no
             loss is a number any more.
         """
         # Takes seconds to import, when mistakes in the options have been reported.
-        from sparseopt_jax.checkpoint import Checkpoints, stop_on_sigterm
+        from sparseopt_jax.checkpoint import Checkpoints
 
         trainer = self.trainer
-        stop = stop_on_sigterm()
         with contextlib.ExitStack() as stack:
             folder = self.config.output / "checkpoints" / self.name
             checkpoints = stack.enter_context(_opened(Checkpoints, folder, trainer))
@@ -230,10 +231,7 @@ def main(args: Sequence[str] | None = None) -> None:
         to_do = [group for group in groups if not group.is_finished]
         if len(to_do) < len(groups):
             console.print(f"{len(groups) - len(to_do)} of {len(groups)} are finished.")
-        with progress_bar(console) as bar:
-            task = bar.add_task("compiling", total=len(to_do) * trainer.total)
-            for group in to_do:
-                group.go(bar, task)
+        train(to_do, trainer.total, console)
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")
         raise SystemExit(130) from None
@@ -242,11 +240,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def prepare(config: Config) -> tuple[Dataset, Trainer, RunFolder, list[Group]]:
     """What there is to do, where it can be done; a mistake ends the program here."""
-    on_accelerator = jax.default_backend() != "cpu"
-    together = on_accelerator if config.together is None else config.together
-    loop = on_accelerator if config.loop is None else config.loop
-    at_once = config.seeds if together else 1
-    record = config.record(together and config.seeds > 1)
+    record, at_once = config.record(), config.at_once
     try:
         dataset = load(
             config.chosen.dataset,
@@ -254,7 +248,7 @@ def prepare(config: Config) -> tuple[Dataset, Trainer, RunFolder, list[Group]]:
             train=config.train_images,
             test=config.test_images,
         )
-        trainer = Trainer(config, dataset, together=at_once, loop=loop)
+        trainer = Trainer(config, dataset, together=at_once, loop=config.loop)
         folder = open_folder(config, record)
         groups = [
             Group(trainer, config, record, range(first, first + at_once))
@@ -263,6 +257,18 @@ def prepare(config: Config) -> tuple[Dataset, Trainer, RunFolder, list[Group]]:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     return dataset, trainer, folder, groups
+
+
+def train(groups: Sequence[Group], steps: int, console: Console) -> None:
+    """Trains one group after another, each for so many steps."""
+    # Takes seconds to import, when mistakes in the options have been reported.
+    from sparseopt_jax.checkpoint import stop_on_sigterm
+
+    stop = stop_on_sigterm()  # one for all: none is deaf between two groups
+    with progress_bar(console) as bar:
+        task = bar.add_task("compiling", total=len(groups) * steps)
+        for group in groups:
+            group.go(bar, task, stop)
 
 
 def open_folder(config: Config, record: Any) -> RunFolder:

@@ -5,6 +5,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 from cifar_recipes import (
     RECIPES,
@@ -17,8 +18,15 @@ from cifar_recipes import (
     lengthened,
 )
 from common.augment import Padding
+from common.cifar_data import GLYPH_SIZES
+from common.glyphs import DIFFICULTY
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
+
+
+def on_accelerator() -> bool:
+    """Whether the devices are other than CPUs, where convolutions in loops are slow."""
+    return jax.default_backend() != "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +66,10 @@ class Config:
       stop: Share of the training after which the topology stays.
       multiplier: Length of the training, warm-up included, in those of the recipe.
       seeds: How many seeds: 0, 1, and so on.
-      together: Train all seeds at once, in one program. By default on accelerators;
-        on CPU they go one after another.
+      together: Train all seeds at once, in one program, instead of one after another.
+        By default on accelerators, but not on CPU.
       loop: Take all steps from one change of the topology to the next in one compiled
-        loop. By default on accelerators; on CPU step by step.
+        loop, instead of step by step. By default on accelerators, but not on CPU.
       dtype: Type to compute in. Parameters, momentum and statistics are float32.
       train_images: Train on so many images only.
       test_images: Test on so many images only.
@@ -99,8 +107,8 @@ class Config:
     stop: float | None = None
     multiplier: float = 1.0
     seeds: int = 1
-    together: bool | None = None
-    loop: bool | None = None
+    together: bool = dataclasses.field(default_factory=on_accelerator)
+    loop: bool = dataclasses.field(default_factory=on_accelerator)
     dtype: Literal["float32", "bfloat16"] = "float32"
     train_images: int | None = None
     test_images: int | None = None
@@ -132,18 +140,21 @@ class Config:
         recipe = dataclasses.replace(RECIPES[self.recipe], **changes)
         return lengthened(recipe, self.multiplier)
 
-    def record(self, together: bool) -> dict[str, Any]:
-        """What decides the results, for ``config.json``.
+    @property
+    def at_once(self) -> int:
+        """How many seeds are trained in one program."""
+        return self.seeds if self.together else 1
 
-        Args:
-          together: whether all seeds are trained at once.
-        """
+    def record(self) -> dict[str, Any]:
+        """What decides the results, for ``config.json``."""
         recipe = dataclasses.asdict(self.chosen)
         names = ("seeds", "dtype", "train_images", "test_images", "evaluate_every")
         own = {name: getattr(self, name) for name in names}
+        if recipe["dataset"] in GLYPH_SIZES:
+            own["glyphs"] = dataclasses.asdict(DIFFICULTY)
         return {
             **recipe,
             "decay_at": list(recipe["decay_at"]),
             **own,
-            "together": together,
+            "at_once": self.at_once,
         }

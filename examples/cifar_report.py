@@ -89,7 +89,7 @@ def draw(results: Mapping[str, Any], title: str, path: Path) -> None:
     loss.legend(frameon=False, fontsize=8)
     _draw(accuracy, lines["test_accuracy"], "#D55E00", "test")
     accuracy.set(title="Test accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in rest:
         _draw(axes, lines["explored"], "#0072B2", "explored")
         axes.set(title="Weights that have ever been active", ylim=(0, None))

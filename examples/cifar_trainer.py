@@ -238,7 +238,7 @@ class Trainer:
         return Run(state, Sums(run.sums.loss + loss, run.sums.accuracy + accuracy))
 
     def _batch(
-        self, key: jax.Array, order: jax.Array, train: Split, step: jax.Array
+        self, key: jax.Array, order: jax.Array, train: Split, step: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What a step of one seed sees: images, labels, and the key of its dropout."""
         size = self.recipe.batch_size

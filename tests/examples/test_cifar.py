@@ -267,6 +267,7 @@ class TestProgram:
             "every": 3,
             "seeds": 2,
         }
+        assert config["glyphs"]["faintest"] > 1
         with Image.open(output / "figure.png") as picture:
             assert picture.size == (1920, 640)
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
