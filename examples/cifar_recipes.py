@@ -9,7 +9,10 @@ Behind each choice stands where it is from:
   [HAM]   Jacobs et al., HAM, 2026 (arXiv 2506.02630)
   [ours]  in none of them
 
-Accuracies in comments are the papers' own, in percent.
+Accuracies in comments are the papers' own, in percent. For all of them alike, and
+[ours]: pixels are standardised by the training images' mean and deviation (RigL's code:
+each image by its own), kernels start as Kaiming's normal ([lab]; RigL's do not say),
+and the images left over in an epoch are left out.
 """
 
 import dataclasses
@@ -144,7 +147,7 @@ RECIPES = {
     # [SO]: 61.34 / 63.12 / 64.30 / 65.22 at 0.9, 56.80 / 59.91 / 60.67 / 61.74 at 0.95,
     # 53.95 / 57.01 / 57.62 / 58.35 at 0.97
     "sparseopt_cifar100_r20": dataclasses.replace(_R20, correction="fan_in"),
-    "batch_variance_cifar100_r20": dataclasses.replace(
+    "batch_variance_cifar100_r20": dataclasses.replace(  # [ours]
         _R20, correction="batch_variance"
     ),
     # [SO]: 57.31 / 60.41 / 60.91 / 62.20

@@ -57,9 +57,9 @@ def folder(tmp_path_factory):
 def make_trainer(folder):
     """Makes trainers, each compiled once for all tests.
 
-    They take the test images in three batches, of which the last is not full.
+    They take the test images in four batches, of which the last is not full.
     """
-    dataset = data.load("glyphs16", folder, train=64, test=50)
+    dataset = data.load("glyphs16", folder, train=64, test=64)
 
     @functools.cache
     def cached(recipe, together, loop):
@@ -212,7 +212,7 @@ class TestTrainer:
         numbers = trainer.evaluate(state)
         right = logits.argmax(axis=1) == labels
         assert numbers["accuracy"][0] == pytest.approx(right.mean())
-        losses = np.log(np.exp(logits).sum(axis=1)) - logits[range(50), labels]
+        losses = np.log(np.exp(logits).sum(axis=1)) - logits[range(64), labels]
         assert numbers["loss"][0] == pytest.approx(losses.mean(), rel=1e-4)
 
 
@@ -220,7 +220,7 @@ ARGS = [
     *("--recipe", "set_cifar100_r20", "--dataset", "glyphs16", "--width", "8"),
     *("--batch-size", "16", "--epochs", "3", "--every", "3"),
     *("--warmup-epochs", "0.5", "--sparsity", "0.8", "--seeds", "2"),
-    *("--train-images", "64", "--test-images", "50"),
+    *("--train-images", "64", "--test-images", "64"),
 ]
 
 
@@ -332,6 +332,22 @@ class TestProgram:
         )
         assert first["test_loss"] == again["test_loss"]
         assert first["curves"] == again["curves"]
+
+    def test_together_comes_out_the_same(self, output, start, tmp_path):
+        start(tmp_path, "--together")
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+            "seeds_0_to_1"
+        ]
+        first, again = (
+            json.loads((folder / "results.json").read_text())
+            for folder in (output, tmp_path)
+        )
+        assert first["explored"] == pytest.approx(again["explored"])
+        for name in ("train_loss", "test_loss"):
+            np.testing.assert_allclose(
+                *(results["curves"][name]["values"] for results in (first, again)),
+                rtol=1e-3,
+            )
 
     def test_finished_is_finished(self, output, start, make_trainer, monkeypatch):
         monkeypatch.setattr(make_trainer(SET), "start", None)
