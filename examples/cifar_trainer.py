@@ -8,57 +8,17 @@ that was stopped goes on as if it had not been.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from cifar_config import Config
-from cifar_recipes import learning_rate, make_optimizer, make_topology, total_steps
-from common.augment import augmented
+from cifar_recipes import learning_rate, total_steps
+from cifar_step import EVALUATED_AT_ONCE, Program, Run, Split, Sums
 from common.cifar_data import Dataset
-from common.resnets import NETWORKS
 
 import sparseopt_jax as so
-
-EVALUATED_AT_ONCE = 500
-
-
-class Split(NamedTuple):
-    """Images and labels on the device, as many of one as of the other.
-
-    Attributes:
-      images: uint8 (n, size, size, 3).
-      labels: int32 (n,).
-    """
-
-    images: Any
-    labels: Any
-
-
-class Sums(NamedTuple):
-    """What is summed up over images or steps.
-
-    Attributes:
-      loss: float32 (seeds,).
-      accuracy: float32 (seeds,).
-    """
-
-    loss: Any
-    accuracy: Any
-
-
-class Run(NamedTuple):
-    """A training in progress, all of it that a checkpoint keeps.
-
-    Attributes:
-      state: weights, statistics and the optimizer's state of all seeds.
-      sums: over the steps of the epoch so far.
-    """
-
-    state: so.linen.TrainState
-    sums: Sums
 
 
 class Trainer:
@@ -66,9 +26,12 @@ class Trainer:
 
     Attributes:
       recipe: how.
+      images: how many there are to train with.
       per_epoch: steps in an epoch; images left over are left out of it.
       total: steps in the run.
+      program: what is computed for each seed.
       topology: None for a dense network.
+      changes: the steps that change it.
       plan: what is sparse; None for a dense network.
       weights: number of parameters.
       schedule: the learning rate of each step.
@@ -87,46 +50,32 @@ class Trainer:
           ValueError: if the images or the sparsity do not fit.
         """
         self.recipe = recipe = config.chosen
-        self.per_epoch = len(dataset.train_labels) // recipe.batch_size
+        self.images = len(dataset.train_labels)
+        self.per_epoch = self.images // recipe.batch_size
         if self.per_epoch == 0:
             raise ValueError(
-                f"batch_size must be at most {len(dataset.train_labels)}, the number "
-                f"of training images, got {recipe.batch_size}"
+                f"batch_size must be at most {self.images}, the number of training "
+                f"images, got {recipe.batch_size}"
             )
         self.total = total_steps(recipe, self.per_epoch)
         self.schedule = learning_rate(recipe, self.per_epoch)
-        self.topology = make_topology(recipe, self.per_epoch)
+        self.program = program = Program(config, dataset, self.per_epoch)
+        self.topology = program.topology
+        params = program.shapes["params"]
+        self.weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+        self.plan = self.topology and so.plan(params, self.topology)
         due = self.topology.due(np.arange(self.total)) if self.topology else False
-        self._changes = np.flatnonzero(due)
+        self.changes = np.flatnonzero(due)
         self._together, self._loop = together, loop
         self._drawn: tuple[Any, Any] = (None, None)
-        self._dataset = dataset
-        self._mean, self._deviation = dataset.moments()
-        self.model = NETWORKS[recipe.network](
-            width=recipe.width,
-            blocks=recipe.blocks,
-            classes=dataset.classes,
-            dtype=jnp.dtype(config.dtype),
-            dropout=recipe.dropout,
-        )
-        key = jax.random.key(0)
-        variables = jax.eval_shape(self._variables, key)
-        self.weights = sum(
-            math.prod(x.shape) for x in jax.tree.leaves(variables["params"])
-        )
-        self.plan = self.topology and so.plan(variables["params"], self.topology)
-        self._correction = self._make_correction(variables)
-        # All seeds share one optimizer, or each would compile anew: the masks and the
-        # key that a seed decides are data, in the optimizer's state.
-        self._tx = self._make_optimizer(key)
         self.train = jax.device_put(Split(dataset.train_images, dataset.train_labels))
         self.test = jax.device_put(Split(dataset.test_images, dataset.test_labels))
 
         of_all = functools.partial(_over_seeds, count=together)
-        step = of_all(functools.partial(self._step, change=False))
+        step = of_all(functools.partial(program.step, change=False))
         self._one = jax.jit(step, donate_argnums=0)
         self._change = jax.jit(
-            of_all(functools.partial(self._step, change=True)), donate_argnums=0
+            of_all(functools.partial(program.step, change=True)), donate_argnums=0
         )
         # The number of steps is an argument, which `scan` would not allow: one program
         # runs from any step to any other, whatever lies between two changes.
@@ -136,7 +85,7 @@ class Trainer:
             ),
             donate_argnums=0,
         )
-        count = of_all(self._count)
+        count = of_all(program.count)
         self._evaluate_one = jax.jit(count)
         self._evaluate_all = jax.jit(
             lambda sums, state, test, firsts: jax.lax.fori_loop(
@@ -147,7 +96,7 @@ class Trainer:
             )
         )
         self._sparsity = jax.jit(of_all(lambda state, _: _numbers(state)))
-        self._create = jax.jit(self._begin)
+        self._create = jax.jit(program.begin)
 
     def start(self, seeds: Sequence[int]) -> Run:
         """The states before the first step, weights and masks drawn from the seeds.
@@ -181,9 +130,9 @@ class Trainer:
         epoch, place = divmod(step, self.per_epoch)
         if place == 0:
             run = run._replace(sums=_zeros(len(seeds)))
-        arguments = (run, *self._draw(tuple(seeds), epoch), self.train)
+        arguments = (run, *self.draw(tuple(seeds), epoch), self.train)
         until = min(step - place + self.per_epoch, self.total)
-        changes = self._changes[np.searchsorted(self._changes, step) :]
+        changes = self.changes[np.searchsorted(self.changes, step) :]
         if step in changes[:1]:
             run, until = self._change(*arguments), step + 1
         elif self._loop:
@@ -209,109 +158,7 @@ class Trainer:
         """What has become of the masks, as ``so.metrics`` has it, for each seed."""
         return jax.device_get(self._sparsity(state, ())) if self.topology else {}
 
-    def _step(
-        self, run: Run, key: jax.Array, order: jax.Array, train: Split, *, change: bool
-    ) -> Run:
-        """One step of one seed, with or without a change of the topology."""
-        state = run.state
-        images, labels, dropout_key = self._batch(key, order, train, state.step)
-
-        def loss_fn(params):
-            logits, variables = self.model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                self._normalized(images),
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            loss = jnp.mean(_losses(logits, labels))
-            return loss, (variables["batch_stats"], jnp.mean(_right(logits, labels)))
-
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (batch_stats, accuracy)), grads = gradient(state.params)
-        replaces = change and self.topology and self.topology.replaces_step
-        if change and replaces:  # RigL: the step that follows moves no weight
-            state = self._changed(state, grads)
-        state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
-        if change and not replaces:  # SET
-            state = self._changed(state, grads)
-        return Run(state, Sums(run.sums.loss + loss, run.sums.accuracy + accuracy))
-
-    def _batch(
-        self, key: jax.Array, order: jax.Array, train: Split, step: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What a step of one seed sees: images, labels, and the key of its dropout."""
-        size = self.recipe.batch_size
-        first = step % self.per_epoch * size
-        rows = jax.lax.dynamic_slice(order, [first], [size])
-        crop_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
-        images = augmented(
-            crop_key,
-            train.images[rows],
-            margin=self._dataset.margin,
-            padding=self.recipe.padding,
-            flip=self._dataset.flips,
-        )
-        return images, train.labels[rows], dropout_key
-
-    def _changed(self, state: so.linen.TrainState, grads: Any) -> so.linen.TrainState:
-        opt_state, params = so.update_topology(
-            self._tx, grads, state.opt_state, state.params
-        )
-        return state.replace(opt_state=opt_state, params=params)
-
-    def _count(
-        self, sums: Sums, state: so.linen.TrainState, place_and_test: tuple[Any, Split]
-    ) -> Sums:
-        """Adds what a batch of test images gives; the last may be a part of one."""
-        first, test = place_and_test
-        images = len(test.labels)
-        rows = first + jnp.arange(min(EVALUATED_AT_ONCE, images))
-        own = rows < images
-        rows = jnp.minimum(rows, images - 1)
-        logits: Any = self.model.apply(
-            {"params": state.params, "batch_stats": state.batch_stats},
-            self._normalized(test.images[rows]),
-            train=False,
-        )
-        labels = test.labels[rows]
-        return Sums(
-            sums.loss + jnp.sum(jnp.where(own, _losses(logits, labels), 0.0)),
-            sums.accuracy + jnp.sum(own & _right(logits, labels)),
-        )
-
-    def _normalized(self, images: jax.Array) -> jax.Array:
-        return ((images - self._mean) / self._deviation).astype(self.model.dtype)
-
-    def _begin(self, key: jax.Array) -> so.linen.TrainState:
-        params_key, topology_key = jax.random.split(key)
-        variables = self._variables(params_key)
-        state = so.linen.TrainState.create(
-            apply_fn=None,
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            tx=self._make_optimizer(topology_key),
-        )
-        return state.replace(tx=self._tx)
-
-    def _variables(self, key: jax.Array) -> Any:
-        image = jnp.zeros((1, *self._dataset.train_images.shape[1:]), self.model.dtype)
-        return self.model.init(key, image, train=False)
-
-    def _make_correction(self, variables: Any) -> optax.GradientTransformation:
-        if self.recipe.correction == "fan_in":
-            return so.scale_by_sparseopt()
-        if self.recipe.correction == "batch_variance":
-            shape = (1, *self._dataset.train_images.shape[1:])
-            image = jax.ShapeDtypeStruct(shape, self.model.dtype)
-            links = so.infer_norm_links(self.model.apply, variables, image, train=False)
-            return so.scale_by_batch_variance(links)
-        return optax.with_extra_args_support(optax.identity())
-
-    def _make_optimizer(self, key: jax.Array) -> optax.GradientTransformation:
-        return make_optimizer(self.recipe, self.per_epoch, self._correction, key=key)
-
-    def _draw(self, seeds: tuple[int, ...], epoch: int) -> tuple[jax.Array, jax.Array]:
+    def draw(self, seeds: tuple[int, ...], epoch: int) -> tuple[jax.Array, jax.Array]:
         """What decides an epoch, for each seed.
 
         Args:
@@ -323,9 +170,8 @@ class Trainer:
           images).
         """
         if self._drawn[0] != (seeds, epoch):
-            count = len(self._dataset.train_labels)
             orders = [
-                np.random.default_rng([seed, epoch]).permutation(count)
+                np.random.default_rng([seed, epoch]).permutation(self.images)
                 for seed in seeds
             ]
             keys = jnp.stack([_keys(seed)[1] for seed in seeds])
@@ -363,11 +209,3 @@ def _keys(seed: int) -> jax.Array:
     """The keys of what a seed's topology grows, and of its augmentation."""
     # Of the kind that draws the same under vmap, and on every backend.
     return jax.random.split(jax.random.key(seed, impl="threefry2x32"))
-
-
-def _losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def _right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.argmax(logits, axis=-1) == labels

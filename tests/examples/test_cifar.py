@@ -22,6 +22,7 @@ from tests.examples.test_imagenet import EXAMPLES, events, module, rows_of
 cifar = module("cifar")
 configs = module("cifar_config")
 data = module("common.cifar_data")
+programs = module("cifar_step")
 trainers = module("cifar_trainer")
 
 TINY = {"dataset": "glyphs16", "width": 8, "batch_size": 16}
@@ -65,14 +66,15 @@ def make_trainer(folder):
     def cached(recipe, together, loop):
         config = configs.Config("dense_cifar100_r20", **dataclasses.asdict(recipe))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainers, "NETWORKS", {"resnet20": Network})
+            patch.setattr(programs, "NETWORKS", {"resnet20": Network})
             return trainers.Trainer(config, dataset, together=together, loop=loop)
 
     def make(config, _dataset=None, *, together=1, loop=False):
         return cached(config.chosen, together, loop)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers, "EVALUATED_AT_ONCE", 20)
+        for users in (programs, trainers):
+            patch.setattr(users, "EVALUATED_AT_ONCE", 20)
         yield make
 
 
@@ -80,7 +82,7 @@ def trained(trainer, seeds, steps=STEPS, starting=None):
     """The run after so many steps, and after which of them the host was asked."""
     run, step, stops = (starting or trainer).start(seeds), 0, []
     if starting:  # which is compiled, and starts with the same
-        run = run._replace(state=run.state.replace(tx=trainer._tx))
+        run = run._replace(state=run.state.replace(tx=trainer.program.tx))
     while step < steps:
         run, step = trainer.advance(run, seeds, step)
         stops.append(step)
@@ -139,7 +141,7 @@ class TestTrainer:
 
     def test_changes_are_those_of_the_schedule(self, alone, make_trainer):
         trainer = make_trainer(SET)
-        assert trainer._changes.tolist() == CHANGES
+        assert trainer.changes.tolist() == CHANGES
         assert (trainer.per_epoch, trainer.total) == (PER_EPOCH, STEPS)
         numbers = trainer.sparsity(alone[0].state)
         assert numbers["inactive_nonzero"] == [0]
@@ -174,18 +176,18 @@ class TestTrainer:
 
     def test_orders_are_those_of_the_seed_and_the_epoch(self, make_trainer):
         trainer = make_trainer(SET)
-        _, orders = trainer._draw((0, 1), 0)
+        _, orders = trainer.draw((0, 1), 0)
         assert sorted(orders[0].tolist()) == list(range(64))
         assert orders[0].tolist() != orders[1].tolist()
-        _, later = trainer._draw((0, 1), 1)
+        _, later = trainer.draw((0, 1), 1)
         assert orders[0].tolist() != later[0].tolist()
-        assert trainer._draw((1,), 0)[1][0].tolist() == orders[1].tolist()
+        assert trainer.draw((1,), 0)[1][0].tolist() == orders[1].tolist()
 
     def test_what_a_step_sees(self, make_trainer):
         """The next images of the order, cropped anew in every epoch."""
         trainer = make_trainer(SET)
-        keys, orders = trainer._draw((0,), 0)
-        batch = jax.jit(functools.partial(trainer._batch, keys[0], orders[0]))
+        keys, orders = trainer.draw((0,), 0)
+        batch = jax.jit(functools.partial(trainer.program.batch, keys[0], orders[0]))
         first, again, next_epoch, second = (
             batch(trainer.train, jnp.int32(step)) for step in (0, 0, PER_EPOCH, 1)
         )
@@ -204,10 +206,10 @@ class TestTrainer:
 
     def test_every_test_image_counts_once(self, alone, make_trainer):
         trainer, state = make_trainer(SET), alone[0].state
-        images = trainer._normalized(trainer.test.images)
+        images = trainer.program.normalized(trainer.test.images)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         variables = jax.tree.map(lambda x: x[0], variables)
-        logits = np.asarray(trainer.model.apply(variables, images, train=False))
+        logits = np.asarray(trainer.program.model.apply(variables, images, train=False))
         labels = np.asarray(trainer.test.labels)
         numbers = trainer.evaluate(state)
         right = logits.argmax(axis=1) == labels
@@ -399,11 +401,11 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     group.step = 4
     for log in group._logs:
         log.begin(0)
-    one = trainers.Sums(np.array([4.0, np.nan]), np.array([1.0, 0.0]))
-    assert group._tell_training(trainers.Run(None, one)) == 1.0
-    both = trainers.Sums(np.full(2, np.nan), np.zeros(2))
+    one = programs.Sums(np.array([4.0, np.nan]), np.array([1.0, 0.0]))
+    assert group._tell_training(programs.Run(None, one)) == 1.0
+    both = programs.Sums(np.full(2, np.nan), np.zeros(2))
     with pytest.raises(SystemExit, match="the loss is nan at step 4"):
-        group._tell_training(trainers.Run(None, both))
+        group._tell_training(programs.Run(None, both))
     assert rows_of(tmp_path / "seed_1" / "log.jsonl")[0]["loss"] is None
     for log in group._logs:
         log.__exit__()
@@ -418,7 +420,7 @@ def test_every_network_can_be_looped_over():
     )
     trainer = trainers.Trainer(config, dataset, together=2, loop=True)
     shapes = jax.eval_shape(lambda: trainer.start([0, 1]))
-    arguments = (*trainer._draw((0, 1), 0), trainer.train, 3)
+    arguments = (*trainer.draw((0, 1), 0), trainer.train, 3)
     assert jax.eval_shape(trainer._many, shapes, *arguments) == shapes
     assert shapes.state.params["stem"]["kernel"].dtype == jnp.float32
 
@@ -430,15 +432,14 @@ def test_batch_variances_are_those_of_the_norms():
         "batch_variance_cifar100_r20", width=4, blocks=1, batch_size=16
     )
     trainer = trainers.Trainer(config, dataset, together=1, loop=False)
-    variables = jax.eval_shape(trainer._variables, jax.random.key(0))
     random = np.random.default_rng(0)
     variables = jax.tree.map(
-        lambda x: random.uniform(1, 2, x.shape).astype(x.dtype), variables
+        lambda x: random.uniform(1, 2, x.shape).astype(x.dtype), trainer.program.shapes
     )
     ones = jax.tree.map(np.ones_like, variables["params"])
-    factors, _ = trainer._correction.update(
+    factors, _ = trainer.program.correction.update(
         ones,
-        trainer._correction.init(ones),
+        trainer.program.correction.init(ones),
         ones,
         batch_stats=variables["batch_stats"],
     )
