@@ -38,10 +38,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from digits_log import FILES, RunFolder, finished_runs, run_id
+from common.progress_bar import progress_bar
+from common.run_folder import FILES, RunFolder, finished_runs, run_id
 from digits_model import ResNet
 from flax import traverse_util
-from progress_bar import progress_bar
 from rich.console import Console
 
 import sparseopt_jax as so

@@ -29,13 +29,13 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from common.event_log import Log
+from common.progress_bar import progress_bar
 from imagenet_config import Config
 from imagenet_data import class_count, open_split
-from imagenet_log import Log
 from imagenet_mesh import digest, same_everywhere, together
 from imagenet_recipes import learning_rate
 from imagenet_trainer import Trainer
-from progress_bar import progress_bar
 from rich import progress
 from rich.console import Console
 

@@ -45,10 +45,10 @@ import language_model_data as text
 import numpy as np
 import optax
 import tyro
-from digits_log import FILES, RunFolder, finished_runs, run_id
+from common.progress_bar import progress_bar
+from common.run_folder import FILES, RunFolder, finished_runs, run_id
 from language_model_jumps import AROUND, judged
 from language_model_net import SIZES, LanguageModel
-from progress_bar import progress_bar
 from rich.console import Console
 
 import sparseopt_jax as so

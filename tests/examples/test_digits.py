@@ -327,7 +327,7 @@ class TestRunFolder:
     @staticmethod
     def folder(path, **changes):
         config = {"sparsity": 0.9, "methods": ["rigl"], "bound": math.inf}
-        return module("digits_log").RunFolder(path, {**config, **changes})
+        return module("common.run_folder").RunFolder(path, {**config, **changes})
 
     def test_same_configuration_opens_again(self, tmp_path):
         self.folder(tmp_path / "a" / "b")
@@ -353,7 +353,9 @@ class TestRunFolder:
     def test_overwrite_leaves_what_is_not_its_own(self, tmp_path):
         self.folder(tmp_path).append({"event": "start"})
         (tmp_path / "thesis.txt").touch()
-        module("digits_log").RunFolder(tmp_path, {"sparsity": 0.5}, overwrite=True)
+        module("common.run_folder").RunFolder(
+            tmp_path, {"sparsity": 0.5}, overwrite=True
+        )
         assert {path.name for path in tmp_path.iterdir()} == {
             "thesis.txt",
             "config.json",

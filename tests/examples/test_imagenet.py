@@ -463,7 +463,7 @@ class TestObjective:
 class TestLog:
     @staticmethod
     def run_with_rows(path, steps):
-        with module("imagenet_log").Log(path, {"sparsity": 0.9}) as log:
+        with module("common.event_log").Log(path, {"sparsity": 0.9}) as log:
             log.begin(0)
             for step in steps:
                 log.write("train", step, {"loss": float(step)})
@@ -473,14 +473,14 @@ class TestLog:
 
     def test_going_on_forgets_later_steps(self, tmp_path):
         self.run_with_rows(tmp_path, (1, 2, 3))
-        with module("imagenet_log").Log(tmp_path, {"sparsity": 0.9}) as log:
+        with module("common.event_log").Log(tmp_path, {"sparsity": 0.9}) as log:
             log.begin(2)
             log.write("train", 3, {"loss": 5.0})
         assert [row["loss"] for row in rows_of(tmp_path / "log.jsonl")] == [1, 2, 5]
 
     def test_the_same_run_is_never_removed(self, tmp_path):
         self.run_with_rows(tmp_path, (1, 2))
-        module("imagenet_log").Log(tmp_path, {"sparsity": 0.9}, overwrite=True)
+        module("common.event_log").Log(tmp_path, {"sparsity": 0.9}, overwrite=True)
         assert len(rows_of(tmp_path / "log.jsonl")) == 2
         assert (tmp_path / "checkpoints" / "1").exists()
 
@@ -488,8 +488,8 @@ class TestLog:
         self.run_with_rows(tmp_path, (1, 2))
         (tmp_path / "thesis.txt").touch()
         with pytest.raises(ValueError, match=r"was 0\.9, is 0\.5"):
-            module("imagenet_log").Log(tmp_path, {"sparsity": 0.5})
-        module("imagenet_log").Log(tmp_path, {"sparsity": 0.5}, overwrite=True)
+            module("common.event_log").Log(tmp_path, {"sparsity": 0.5})
+        module("common.event_log").Log(tmp_path, {"sparsity": 0.5}, overwrite=True)
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {"config.json", "thesis.txt"}
 

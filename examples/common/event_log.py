@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from digits_log import RunFolder, read_log
 from tensorboardX import SummaryWriter
+
+from .run_folder import RunFolder, read_log
 
 
 class Log:

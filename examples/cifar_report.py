@@ -1,0 +1,117 @@
+"""What a run on CIFAR ended with, and a picture of how it got there."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def curves(logs: Sequence[Rows], event: str, name: str) -> dict[str, list[Any]]:
+    """A number at each of its rows in the logs of all seeds.
+
+    Args:
+      logs: the rows of each seed, of the same epochs.
+      event: the kind of rows.
+      name: of the number.
+
+    Returns:
+      ``"epoch"`` and, for each seed, ``"values"``; null in the log is None.
+    """
+    own = [[row for row in rows if row["event"] == event] for rows in logs]
+    return {
+        "epoch": [row["epoch"] for row in own[0]],
+        "values": [[row.get(name) for row in rows] for rows in own],
+    }
+
+
+def summarize(logs: Sequence[Rows]) -> dict[str, Any]:
+    """Numbers of all seeds at the end, their mean and deviation, and the curves.
+
+    Args:
+      logs: the rows of each seed.
+
+    Returns:
+      An entry as ``results.json`` holds it.
+    """
+    lines = {
+        "train_loss": curves(logs, "train", "loss"),
+        "train_accuracy": curves(logs, "train", "accuracy"),
+        "test_loss": curves(logs, "evaluation", "loss"),
+        "test_accuracy": curves(logs, "evaluation", "accuracy"),
+        "explored": curves(logs, "evaluation", "explored"),
+    }
+    final = {
+        name: [values[-1] for values in lines[name]["values"]]
+        for name in ("test_accuracy", "test_loss", "explored")
+    }
+    accuracies = _numbers(final["test_accuracy"])
+    ends = [row for rows in logs for row in rows if row["event"] == "run"]
+    times = [row["ms_per_step"] for row in ends if row["ms_per_step"] is not None]
+    return {
+        **final,
+        "test_accuracy_mean": float(accuracies.mean()),
+        "test_accuracy_sd": float(accuracies.std(ddof=1)) if len(logs) > 1 else None,
+        "ms_per_step": float(np.median(times)) if times else None,
+        "curves": lines,
+    }
+
+
+def told(results: Mapping[str, Any]) -> str:
+    """The accuracy in words."""
+    mean, sd = results["test_accuracy_mean"], results["test_accuracy_sd"]
+    if sd is None:
+        return f"Test accuracy {100 * mean:.2f} %"
+    seeds = len(results["test_accuracy"])
+    return f"Test accuracy {100 * mean:.2f} ± {100 * sd:.2f} % ({seeds} seeds)"
+
+
+def draw(results: Mapping[str, Any], title: str, path: Path) -> None:
+    """The curves, means over seeds with their standard deviations.
+
+    Args:
+      results: as ``summarize`` gives them.
+      title: what stands above them.
+      path: a PNG file to write.
+    """
+    lines = results["curves"]
+    explored = np.isfinite(_numbers(lines["explored"]["values"])).any()
+    figure = Figure(figsize=(12 if explored else 8.5, 4), dpi=160, layout="constrained")
+    loss, accuracy, *rest = figure.subplots(1, 3 if explored else 2)
+    _draw(loss, lines["train_loss"], "#999999", "training, augmented images")
+    _draw(loss, lines["test_loss"], "#D55E00", "test")
+    loss.set(title="Loss")
+    loss.legend(frameon=False, fontsize=8)
+    _draw(accuracy, lines["test_accuracy"], "#D55E00", "test")
+    accuracy.set(title="Test accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in rest:
+        _draw(axes, lines["explored"], "#0072B2", "explored")
+        axes.set(title="Weights that have ever been active", ylim=(0, None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, format="png")
+
+
+def _draw(axes: Axes, line: Mapping[str, Any], color: str, label: str) -> None:
+    values = _numbers(line["values"])
+    mean, sd = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+    epochs = np.array(line["epoch"])
+    marker = "." if len(epochs) < 10 else ""
+    axes.plot(epochs, mean, marker, linestyle="-", color=color, label=label)
+    axes.fill_between(
+        epochs, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0
+    )
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """None, as the log has what is no finite number, becomes NaN."""
+    return np.array(values, dtype=float)
