@@ -18,11 +18,12 @@ PYTEST = XLA_FLAGS="$(XLA_FLAGS) $(QUICK_CODE)" $(1)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-lowest lint format docs benchmark paper clean
+.PHONY: help demo test test-slow test-lowest lint format docs benchmark paper clean
 
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
 	@echo 'make test       run the test suite'
+	@echo 'make test-slow  run the tests that take several devices and processes'
 	@echo 'make test-lowest  run it at the lowest versions that are supported'
 	@echo 'make lint       check format, lint and types'
 	@echo 'make format     format the code'
@@ -36,6 +37,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(call PYTEST,$(BIN)) -n auto --dist loadgroup $(ARGS)
+
+test-slow: $(STAMP)
+	$(call PYTEST,$(BIN)) -n auto --dist loadgroup -m slow $(ARGS)
 
 test-lowest: $(LOWEST_STAMP)
 	$(call PYTEST,$(LOWEST)/bin) -n auto --dist loadgroup $(ARGS)
@@ -64,6 +68,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/placement.py
 	$(BIN)/python benchmarks/large_batch.py
+	$(BIN)/python benchmarks/large_batch_text.py
 	$(BIN)/python benchmarks/convergence.py
 
 paper: $(STAMP)

@@ -42,7 +42,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import harness
@@ -58,8 +58,8 @@ import sparseopt_jax as so
 BATCHES = (32, 64, 128, 256, 512, 1024)
 EPOCHS, SEEDS = 40, 2
 TARGET = 0.01
-WARM_UP = 1 / 160  # of the training, at the smallest batch
-SPARSITY, EPOCHS_PER_CHANGE = 0.9, 4
+LARGEST_WARM_UP = 1 / 5  # of the training, at the largest batch
+SPARSITY, CHANGES = 0.9, 10  # in the whole training, of which the last quarter has none
 # The seed that learning rates are tuned with; no other run has it.
 TUNING = 1_000
 # An optimizer reaches as far as the batches take at most so many times the epochs.
@@ -73,7 +73,7 @@ class Optimizer(NamedTuple):
 
     Attributes:
       make: from a learning rate, a topology and a key.
-      rates: learning rates that are tried at the smallest batch, ascending.
+      rates: learning rates that are tried with digits at the smallest batch, ascending.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -112,14 +112,16 @@ class Plan(NamedTuple):
     """How many steps a run with some batch has.
 
     Attributes:
-      images: to train on.
+      images: to train on, or so many windows of a text, of which each is seen once.
       batch: images in a step.
       epochs: passes over the images.
+      warm_up_share: of the training, at this batch.
     """
 
     images: int
     batch: int
     epochs: int
+    warm_up_share: float
 
     @property
     def steps(self) -> int:
@@ -129,8 +131,7 @@ class Plan(NamedTuple):
     @property
     def warm_up(self) -> int:
         """Steps of the warm-up."""
-        share = WARM_UP * self.batch / BATCHES[0]
-        return max(1, round(share * self.steps))
+        return max(1, round(self.warm_up_share * self.steps))
 
     def rates(self, peak: float) -> np.ndarray:
         """The learning rate of each step."""
@@ -144,12 +145,60 @@ class Plan(NamedTuple):
         return steps * self.batch / self.images
 
     def topology(self, density: str) -> so.Topology:
-        """RigL with its changes at fixed epochs, or nothing sparse at all."""
+        """RigL that changes as often at every batch, or nothing sparse at all."""
         if density == "dense":
             return so.static(0.0)
-        every = max(2, EPOCHS_PER_CHANGE * self.images // self.batch)
+        every = max(2, self.steps // CHANGES)
         stop = max(every + 1, 3 * self.steps // 4)
         return so.rigl(SPARSITY, every=every, start=every, stop=stop)
+
+
+class Trained(Protocol):
+    """What is trained: a network with what it learns."""
+
+    gradient: Callable[[Any, Any], Any]
+
+    def start(self, seed: int) -> Any:
+        """The weights before the first step."""
+        ...
+
+    def loss(self, params: Any) -> float:
+        """What is to come down."""
+        ...
+
+    def batches(self, plan: Plan, seed: int) -> Iterator[Any]:
+        """As many as the plan has steps."""
+        ...
+
+
+class Task(NamedTuple):
+    """A network, and how long it is trained at which batches.
+
+    Attributes:
+      network: what is trained.
+      images: how many make an epoch.
+      epochs: passes over the images.
+      batches: images in a step, ascending.
+      target: the loss that is to be reached.
+      rates: of each optimizer, those that are tried at the smallest batch, ascending.
+      seeds: runs at each batch.
+    """
+
+    network: Trained
+    images: int
+    epochs: int
+    batches: tuple[int, ...]
+    target: float
+    rates: Mapping[str, tuple[float, ...]]
+    seeds: int
+
+    def plans(self) -> list[Plan]:
+        """The steps at each batch; the warm-up takes as many of them at any."""
+        largest = self.batches[-1]
+        return [
+            Plan(self.images, batch, self.epochs, LARGEST_WARM_UP * batch / largest)
+            for batch in self.batches
+        ]
 
 
 class Network:
@@ -230,16 +279,17 @@ def update_of(name: str, topology: so.Topology) -> Callable[..., Any]:
 class Trainer:
     """An optimizer at one batch."""
 
-    def __init__(self, network: Network, name: str, density: str, plan: Plan):
+    def __init__(self, task: Task, name: str, density: str, plan: Plan):
         """Compiles nothing yet.
 
         Args:
-          network: what is trained.
+          task: what is trained, and to which loss.
           name: a key of ``OPTIMIZERS``.
           density: ``"dense"`` or ``"sparse"``.
           plan: the steps.
         """
-        self.network, self.name, self.plan = network, name, plan
+        self.network, self.target = task.network, task.target
+        self.name, self.plan = name, plan
         self._topology = plan.topology(density)
         self._make = OPTIMIZERS[name].make
         self._update = update_of(name, self._topology)
@@ -268,8 +318,9 @@ class Trainer:
                 continue
             epoch = math.floor(self.plan.epochs_of(step)) + 1
             before, loss = loss, self.network.loss(params)
-            if loss <= TARGET:
-                return Outcome(crossing((at, before), (step, loss), TARGET), loss)
+            if loss <= self.target:
+                reached = crossing((at, before), (step, loss), self.target)
+                return Outcome(reached, loss)
             if not math.isfinite(loss):
                 break
             at = step
@@ -334,16 +385,12 @@ def tune(
     ]
 
 
-def compare(report: harness.Report, network: Network, density: str) -> None:
+def compare(report: harness.Report, task: Task, density: str) -> None:
     """Trains with all optimizers at all batches, and says how far each reaches."""
-    quick = report.options.quick
-    batches, seeds, epochs = (BATCHES[:2], 1, 2) if quick else (BATCHES, SEEDS, EPOCHS)
-    smallest, largest = batches[0], batches[-1]
-    plans = [Plan(len(network.labels), batch, epochs) for batch in batches]
+    smallest, largest, seeds = task.batches[0], task.batches[-1], task.seeds
     tuning, rows, control, reach = [], [], [], {}
-    for name, optimizer in OPTIMIZERS.items():
-        trainers = [Trainer(network, name, density, plan) for plan in plans]
-        rates = optimizer.rates[:2] if quick else optimizer.rates
+    for name, rates in task.rates.items():
+        trainers = [Trainer(task, name, density, plan) for plan in task.plans()]
         best, tried = tune(trainers[0], rates)
         tuning += tried
         own = []
@@ -351,13 +398,13 @@ def compare(report: harness.Report, network: Network, density: str) -> None:
             rate = scaled(best, trainer.plan.batch, smallest)
             outcomes = [trainer.run(rate, seed) for seed in range(seeds)]
             own.append(row_of(trainer, rate, outcomes))
-            took = own[-1]["epochs"] or f"more than {epochs}"
+            took = own[-1]["epochs"] or f"more than {task.epochs}"
             print(f"  {density}, {name}, {trainer.plan.batch}: {took}", flush=True)
         rows += own
         reach[name] = reached(own)
         rates = [scaled(rate, largest, smallest) for rate in rates]
         control += tune(trainers[-1], rates)[1]
-    what = f"{density}, to a loss of {TARGET}"
+    what = f"{density}, to a loss of {task.target}"
     report.listing(f"{what}: rates tried at a batch of {smallest}", tuning)
     report.listing(f"{what}: the rule, {seeds} seeds", rows)
     report.listing(f"{what}: rates tried at a batch of {largest}", control)
@@ -391,9 +438,20 @@ def main(options: harness.Options) -> None:
     report = harness.Report("large_batch", options)
     (train, _), task = load_digits(options.quick), tasks(options.quick)[0]
     network = Network(task.model, *train)
+    rates = {name: optimizer.rates for name, optimizer in OPTIMIZERS.items()}
+    digits = Task(network, len(train.labels), EPOCHS, BATCHES, TARGET, rates, SEEDS)
+    if options.quick:
+        digits = quicker(digits)
     for density in ("dense", "sparse"):
-        compare(report, network, density)
+        compare(report, digits, density)
     report.store()
+
+
+def quicker(task: Task) -> Task:
+    """The same task, to see that it runs: two batches, rates and epochs, one seed."""
+    rates = {name: own[:2] for name, own in task.rates.items()}
+    batches = task.batches[:2]
+    return task._replace(epochs=2, batches=batches, rates=rates, seeds=1)
 
 
 if __name__ == "__main__":

@@ -337,7 +337,7 @@ PAGES = {
         straight_through_steps,
         method_changes,
     ),
-    ROOT / "docs" / "memory.md": (language_model,),
+    ROOT / "docs" / "memory.md": (memory, language_model),
     ROOT / "docs" / "large_batches.md": (large_batch,),
     ROOT / "docs" / "scaling.md": (collectives, devices),
     ROOT / "docs" / "where_sparseopt_goes.md": (placement,),

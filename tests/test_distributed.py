@@ -13,12 +13,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize(
     "program",
     [
-        "checkpoints",
-        "collectives",
-        "pruning",
-        "sharding_types",
         "shardings",
-        "train_steps",
+        *(
+            pytest.param(program, marks=pytest.mark.slow)
+            for program in (
+                *("checkpoints", "collectives", "pruning"),
+                *("sharding_types", "train_steps"),
+            )
+        ),
     ],
 )
 def test_on_eight_devices(program):

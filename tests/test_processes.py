@@ -123,6 +123,7 @@ def results(tmp_path_factory):
     return [json.loads(output.read_text()) for output in outputs]
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("method", ["set", "rigl"])
 class TestTwoProcesses:

@@ -125,6 +125,7 @@ def killed_and_left_alone(start, directory, method, seed):
     return inside, expected, finish(start, directory, method)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_one_left_alone(start, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         runs = [
@@ -185,6 +186,7 @@ def test_sigterm_saves_and_leaves(tmp_path):
         assert x.tobytes() == expected[path].tobytes(), path
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_lets_both_leave_at_one_step(tmp_path):
     directory = tmp_path / "run"
     with socket.socket() as free:

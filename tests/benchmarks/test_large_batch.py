@@ -17,11 +17,13 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 harness = importlib.import_module("harness")
 large_batch = importlib.import_module("large_batch")
+large_batch_text = importlib.import_module("large_batch_text")
 tables = importlib.import_module("tables")
 
 
 def plan(batch, images=1197, epochs=40):
-    return large_batch.Plan(images, batch, epochs)
+    share = large_batch.LARGEST_WARM_UP * batch / large_batch.BATCHES[-1]
+    return large_batch.Plan(images, batch, epochs, share)
 
 
 def outcome(steps, loss=0.01):
@@ -149,3 +151,47 @@ def test_both_densities_differ_by_the_masks_alone():
         ]
         assert shapes[0] == shapes[1]
         assert sum(m.sum() for m in jax.tree.leaves(sparse.masks)) == 280
+
+
+@pytest.fixture(scope="module")
+def reader():
+    size = large_batch_text.net.Size(width=8, hidden=16, heads=1, layers=1)
+    draw = np.random.default_rng(0)
+    text = draw.integers(16, size=10_000, dtype=np.uint8)  # of 256 bytes that could be
+    source = large_batch_text.text.Text(text)
+    splits = large_batch_text.text.Splits(source, source, "sixteen bytes")
+    return large_batch_text.Reader(size, splits)
+
+
+class TestText:
+    def test_as_much_text_and_as_many_warm_up_steps_at_every_batch(self):
+        task = large_batch.Task(
+            *(None, large_batch_text.WINDOWS, large_batch_text.EPOCHS),
+            *(large_batch_text.BATCHES, 1.0, {}, 1),
+        )
+        plans = task.plans()
+        assert [own.steps for own in plans] == [1024, 256, 64, 16]
+        assert {own.warm_up for own in plans} == {3}
+        for own in plans:
+            topology = own.topology("sparse")
+            changes = sum(bool(topology.due(step)) for step in range(own.steps))
+            assert 5 <= changes <= 8
+
+    def test_steps_see_other_windows_and_seeds_other_ones(self, reader):
+        own = large_batch.Plan(6, 3, 2, 0.2)
+        first, again, other = (
+            np.stack(list(reader.batches(own, seed))) for seed in (0, 0, 1)
+        )
+        assert first.shape == (4, 3, large_batch_text.LENGTH)
+        np.testing.assert_array_equal(first, again)
+        rows = {tuple(row) for row in np.concatenate([*first, *other])}
+        assert len(rows) == 24
+
+    def test_learns(self, reader):
+        params = reader.start(0)
+        before = reader.loss(params)
+        assert before == pytest.approx(math.log(256), rel=0.05)
+        (windows,) = reader.batches(large_batch.Plan(4, 4, 1, 0.2), 0)
+        grads = reader.gradient(params, windows)
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
+        assert reader.loss(params) < before

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "limit"), [("collectives", 0), ("devices", 1.05)], ids=lambda x: str(x)
 )

@@ -149,6 +149,7 @@ def pod(tmp_path_factory):
     return folder / "run", said
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("pod")
 class TestTwoProcesses:
     def test_stop_together_and_go_on(self, pod):
@@ -501,6 +502,7 @@ def test_starts_as_a_program(tmp_path):
         assert "--mesh" in processes.output()
 
 
+@pytest.mark.slow
 def test_what_a_step_sends(tmp_path):
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
