@@ -228,6 +228,7 @@ def mocked():
 
 @pytest.mark.xdist_group("pod")
 @pytest.mark.usefixtures("mocked")
+@pytest.mark.slow
 class TestOneProcess:
     def test_finished_is_finished(self, pod):
         """In another number of processes, and on another mesh, too."""
