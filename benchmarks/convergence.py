@@ -23,7 +23,7 @@ How it is made fair, and repeatable:
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import devices
@@ -35,7 +35,17 @@ import numpy as np
 import optax
 import tyro
 from convergence_masks import spread_masks
-from method_models import BATCH, IMAGE, Split, load_digits, tasks
+from method_models import (
+    BATCH,
+    IMAGE,
+    Split,
+    accuracy_of,
+    batches,
+    is_kernel,
+    learning_rate,
+    load_digits,
+    tasks,
+)
 from scipy import stats
 
 import sparseopt_jax as so
@@ -144,7 +154,6 @@ class Trainer:
             return optax.apply_updates(params, updates), batch_stats, opt_state, loss
 
         self.step = jax.jit(step, donate_argnums=(0, 1, 2))
-        self.accuracy = jax.jit(self._accuracy)
         params = jax.eval_shape(self.init, jax.random.key(0), IMAGE)["params"]
         self._topology = condition.topology(self.steps, params, 0)
 
@@ -169,16 +178,19 @@ class Trainer:
         if self.condition.sparse_init:
             params = so.sparse_init(params, opt_state, init_key)
         params = so.apply_masks(params, opt_state)
-        rates = learning_rates(peak, self.steps)
+        schedule = learning_rate(peak, self.steps)
+        rates = np.asarray(jax.vmap(schedule)(jnp.arange(self.steps)))
         losses, reached, accuracy = [], None, 0.0
         per_epoch = self.steps // self.condition.epochs
-        for step, batch in enumerate(batches(train, self.condition.epochs, seed)):
+        seen = batches(train, self.condition.epochs, np.random.default_rng(seed))
+        for step, batch in enumerate(seen):
             params, batch_stats, opt_state, loss = self.step(
                 params, batch_stats, opt_state, rates[step], batch
             )
             losses.append(loss)
             if (step + 1) % per_epoch == 0:
-                accuracy = float(self.accuracy(params, batch_stats, test))
+                variables = {"params": params, "batch_stats": batch_stats}
+                accuracy = float(accuracy_of(self.model, variables, *test))
                 if reached is None and accuracy >= TARGET:
                     reached = (step + 1) // per_epoch
         early = np.asarray(jax.device_get(losses[: max(1, self.steps // 5)]))
@@ -199,35 +211,10 @@ class Trainer:
         }[self.arm]()
         inner = optax.chain(
             correction,
-            optax.add_decayed_weights(
-                5e-4, mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
-            ),
+            optax.add_decayed_weights(5e-4, mask=is_kernel),
             optax.sgd(rate, momentum=0.9),
         )
         return so.sparsify(inner, topology, key=key)
-
-    def _accuracy(self, params: Any, batch_stats: Any, split: Split) -> jax.Array:
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits: Any = self.model.apply(variables, split.images, train=False)
-        return jnp.mean(jnp.argmax(logits, axis=-1) == split.labels)
-
-
-def learning_rates(peak: float, steps: int) -> np.ndarray:
-    """Linear warm-up over a tenth of the steps, then a cosine to nearly nothing."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, peak, max(1, steps // 10), steps, 1e-3 * peak
-    )
-    return np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
-
-
-def batches(train: Split, epochs: int, seed: int) -> Iterator[tuple[Any, Any]]:
-    """The full batches of all epochs, each in an order of its own."""
-    draw = np.random.default_rng(seed)
-    for _ in range(epochs):
-        order = draw.permutation(len(train.labels))
-        for first in range(0, len(order) - BATCH + 1, BATCH):
-            chosen = order[first : first + BATCH]
-            yield train.images[chosen], train.labels[chosen]
 
 
 def held_out(train: Split, count: int) -> tuple[Split, Split]:

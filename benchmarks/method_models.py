@@ -133,7 +133,8 @@ def example(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _learning_rate(peak: float, steps: int) -> optax.Schedule:
+def learning_rate(peak: float, steps: int) -> optax.Schedule:
+    """Linear warm-up over a tenth of the steps, then a cosine to nearly nothing."""
     return optax.warmup_cosine_decay_schedule(
         0.0, peak, max(1, steps // 10), steps, 1e-3 * peak
     )
@@ -141,17 +142,18 @@ def _learning_rate(peak: float, steps: int) -> optax.Schedule:
 
 def _sgd(steps: int) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(5e-4, mask=_is_kernel),
-        optax.sgd(_learning_rate(0.1, steps), momentum=0.9),
+        optax.add_decayed_weights(5e-4, mask=is_kernel),
+        optax.sgd(learning_rate(0.1, steps), momentum=0.9),
     )
 
 
 def _adamw(steps: int) -> optax.GradientTransformation:
-    schedule = _learning_rate(3e-3, steps)
-    return optax.adamw(schedule, weight_decay=1e-2, mask=_is_kernel)
+    schedule = learning_rate(3e-3, steps)
+    return optax.adamw(schedule, weight_decay=1e-2, mask=is_kernel)
 
 
-def _is_kernel(params: Any) -> Any:
+def is_kernel(params: Any) -> Any:
+    """What weight decay is for: a tree of bools like the parameters."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -206,12 +208,13 @@ class Trainer:
     def run(self, seed: int) -> Outcome:
         """Trains with one seed."""
         state = self._start(seed)
-        for batch in self._batches(np.random.default_rng(seed), self.epochs):
+        draw = np.random.default_rng(seed)
+        for batch in batches(self.train, self.epochs, draw):
             state = self.step(state, batch)
         self.last = jax.block_until_ready(state)
         weights, density, kept = self._forward(state)
         variables = {"params": weights, "batch_stats": state.batch_stats}
-        accuracy = _accuracy(self.task.model, variables, *self.test)
+        accuracy = accuracy_of(self.task.model, variables, *self.test)
         return Outcome(float(accuracy), density, _bytes(kept))
 
     def steps_from_last(self, name: str, count: int) -> harness.Candidate:
@@ -221,13 +224,13 @@ class Trainer:
         """
         state = jax.tree.map(jnp.copy, self.last)
         order = np.random.default_rng(0)
-        batches = itertools.cycle(
-            [jax.device_put(batch) for batch in self._batches(order, 1)]
+        cycle = itertools.cycle(
+            [jax.device_put(batch) for batch in batches(self.train, 1, order)]
         )
 
         def block():
             nonlocal state
-            for batch in itertools.islice(batches, count):
+            for batch in itertools.islice(cycle, count):
                 state = self.step(state, batch)
             return state
 
@@ -267,16 +270,6 @@ class Trainer:
         # All seeds share one optimizer, or each would compile anew.
         return state.replace(tx=self.tx)
 
-    def _batches(
-        self, order: np.random.Generator, epochs: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The full batches of some epochs, in random order."""
-        for _ in range(epochs):
-            indices = order.permutation(len(self.train.labels))
-            for first in range(0, len(indices) - BATCH + 1, BATCH):
-                chosen = indices[first : first + BATCH]
-                yield self.train.images[chosen], self.train.labels[chosen]
-
     def _forward(self, state: so.linen.TrainState) -> tuple[Any, float, Any]:
         """The weights that the network uses, their density, and what that takes."""
         if self.method is None:
@@ -291,6 +284,27 @@ class Trainer:
         trained = getattr(own, "trained_masks", ())
         weights = so.apply_masks(state.params, masks)
         return weights, _density(masks), (own.masks, trained, own.topology_state)
+
+
+def batches(
+    train: Any, epochs: int, draw: np.random.Generator, size: int = BATCH
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The full batches of some epochs, each in a random order of its own.
+
+    Args:
+      train: images and labels.
+      epochs: how many.
+      draw: decides the orders.
+      size: images in a batch.
+
+    Yields:
+      Images and labels of a batch.
+    """
+    for _ in range(epochs):
+        order = draw.permutation(len(train.labels))
+        for first in range(0, len(order) - size + 1, size):
+            chosen = order[first : first + size]
+            yield train.images[chosen], train.labels[chosen]
 
 
 def _thresholded(loss_fn: Callable[..., Any], soft: SoftThreshold) -> Callable:
@@ -317,8 +331,9 @@ def _init(model: nn.Module, key: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _accuracy(
-    model: nn.Module, variables: Any, images: jax.Array, labels: jax.Array
+def accuracy_of(
+    model: nn.Module, variables: Any, images: Any, labels: Any
 ) -> jax.Array:
+    """The fraction of images that are told right."""
     logits: Any = model.apply(variables, images, train=False)
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)

@@ -156,14 +156,10 @@ def one_neuron() -> str:
     )
     lines = [
         (
-            f"{row['eta']:g}",
-            str(row["inputs"]),
-            str(row["active"]),
+            *_task(row),
             f"{row['alpha']:g}",
             *(_percent(row[k]) for k in ("flips", "flips_scaled")),
-            *(_percent(row[k]) for k in ("reached", "reached_scaled")),
-            *(_number(row[key]) for key in ("steps", "steps_scaled")),
-            "-" if row["steps_ratio"] is None else f"{row['steps_ratio']:.2f}",
+            *_speed(row),
             _percent(row["same_end"]),
         )
         for row in load("student_teacher")["tables"][0]["rows"]
@@ -179,13 +175,9 @@ def first_sizes() -> str:
     )
     lines = [
         (
-            f"{row['eta']:g}",
-            str(row["inputs"]),
-            str(row["active"]),
+            *_task(row),
             f"x {row['size']:g}",
-            *(_percent(row[k]) for k in ("reached", "reached_scaled")),
-            *(_number(row[key]) for key in ("steps", "steps_scaled")),
-            "-" if row["steps_ratio"] is None else f"{row['steps_ratio']:.2f}",
+            *_speed(row),
         )
         for row in load("student_teacher")["tables"][1]["rows"]
     ]
@@ -202,9 +194,7 @@ def two_neurons() -> str:
     )
     lines = [
         (
-            f"{row['eta']:g}",
-            str(row["inputs"]),
-            str(row["active"]),
+            *_task(row),
             f"{row['alpha']:g}",
             f"`{row['start']}`",
             *(_percent(row[f"off_{name}"]) for name in scalings),
@@ -234,6 +224,19 @@ def explored() -> str:
 
 def _with_sd(mean: float, sd: float | None, digits: int = 2) -> str:
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
+def _task(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return f"{row['eta']:g}", str(row["inputs"]), str(row["active"])
+
+
+def _speed(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What converged, as it is and rescaled, and in how many steps."""
+    return (
+        *(_percent(row[key]) for key in ("reached", "reached_scaled")),
+        *(_number(row[key]) for key in ("steps", "steps_scaled")),
+        "-" if row["steps_ratio"] is None else f"{row['steps_ratio']:.2f}",
+    )
 
 
 def _percent(share: float) -> str:

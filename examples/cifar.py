@@ -27,14 +27,10 @@ is faster than the dense one here.
 """
 
 import contextlib
-import platform
 import shutil
 from collections.abc import Sequence
 from typing import Any
 
-import flax
-import jax
-import optax
 import tyro
 from cifar_config import Config
 from cifar_group import Group, seed_folder
@@ -42,9 +38,8 @@ from cifar_trainer import Trainer
 from common.cifar_data import SYNTHETIC, Dataset, load
 from common.progress_bar import progress_bar
 from common.run_folder import FILES, RunFolder, read_log
+from common.versions import versions
 from rich.console import Console
-
-import sparseopt_jax as so
 
 NOTE = (
     "Sparsity is theoretical: zeros are simulated by masks on dense arrays, which save "
@@ -179,16 +174,6 @@ def report(
         cifar_report.draw(results, f"{', '.join(parts)}. {told}", path)
     console.print(f"{told}. {note}")
     console.print(f"Written to {folder.path}: results.json, figure.png.")
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    modules = {"jax": jax, "flax": flax, "optax": optax, "sparseopt_jax": so}
-    return {
-        **{name: module.__version__ for name, module in modules.items()},
-        "python": platform.python_version(),
-        "backend": jax.default_backend(),
-    }
 
 
 if __name__ == "__main__":

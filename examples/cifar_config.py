@@ -15,11 +15,11 @@ from cifar_recipes import (
     Method,
     Network,
     Recipe,
-    lengthened,
 )
 from common.augment import Padding
 from common.cifar_data import GLYPH_SIZES
 from common.glyphs import DIFFICULTY
+from common.lengths import stretched
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
 
@@ -138,7 +138,7 @@ class Config:
         changes = {name: getattr(self, name) for name in FIELDS}
         changes = {name: x for name, x in changes.items() if x is not None}
         recipe = dataclasses.replace(RECIPES[self.recipe], **changes)
-        return lengthened(recipe, self.multiplier)
+        return stretched(recipe, self.multiplier)
 
     @property
     def at_once(self) -> int:

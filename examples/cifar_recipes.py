@@ -22,6 +22,7 @@ from typing import Any, Literal
 import jax
 import optax
 from common.augment import Padding
+from common.lengths import total_steps, warmed_up, warmup_steps
 
 import sparseopt_jax as so
 
@@ -165,38 +166,10 @@ RECIPES = {
 }
 
 
-def lengthened(recipe: Recipe, multiplier: float) -> Recipe:
-    """The recipe with its training stretched, but for ``every`` [RigL].
-
-    Args:
-      recipe: the recipe.
-      multiplier: 5 is RigL's 5x.
-
-    Returns:
-      The recipe with epochs and warm-up multiplied, and with them all that is a share
-      of the training.
-
-    Raises:
-      ValueError: if the multiplier is not above 0.
-    """
-    if not multiplier > 0:
-        raise ValueError(f"multiplier must be above 0, got {multiplier}")
-    return dataclasses.replace(
-        recipe,
-        epochs=multiplier * recipe.epochs,
-        warmup_epochs=multiplier * recipe.warmup_epochs,
-    )
-
-
-def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
-    """Steps in the whole training, at least 1."""
-    return max(1, round(recipe.epochs * steps_per_epoch))
-
-
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
     """Linear warm-up, then divisions by 5 or a cosine."""
     total = total_steps(recipe, steps_per_epoch)
-    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)
+    warmup = warmup_steps(recipe, steps_per_epoch)
     peak = recipe.learning_rate
     if recipe.decay_at:
         steps = (max(1, round(share * total) - warmup) for share in recipe.decay_at)
@@ -205,10 +178,7 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
         after = optax.cosine_decay_schedule(
             peak, decay_steps=total - warmup, alpha=recipe.final_learning_rate / peak
         )
-    if warmup == 0:
-        return after
-    rise = optax.linear_schedule(0.0, peak, warmup)
-    return optax.join_schedules([rise, after], [warmup])
+    return warmed_up(after, 0.0, peak, warmup)
 
 
 def make_topology(recipe: Recipe, steps_per_epoch: int) -> so.Topology | None:

@@ -26,13 +26,11 @@ import collections
 import dataclasses
 import functools
 import math
-import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +38,7 @@ import optax
 import tyro
 from common.progress_bar import progress_bar
 from common.run_folder import FILES, RunFolder, finished_runs, run_id
+from common.versions import versions
 from digits_model import ResNet
 from flax import traverse_util
 from rich.console import Console
@@ -460,16 +459,6 @@ def train_missing(config: Config, folder: RunFolder, console: Console) -> None:
                     bar.update(task, advance=1, description=text)
             console.print(text)
         bar.update(task, description="trained")
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on beside the configuration."""
-    modules = {"sparseopt_jax": so, "jax": jax, "optax": optax, "flax": flax}
-    return {
-        **{name: module.__version__ for name, module in modules.items()},
-        "python": platform.python_version(),
-        "backend": jax.default_backend(),
-    }
 
 
 def main(args: Sequence[str] | None = None) -> None:

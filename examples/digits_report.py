@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.figures import grouped, legend_above, without_frame
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -49,7 +50,7 @@ def summarize(runs: Runs, weights: int) -> list[dict[str, Any]]:
     Returns:
       Entries as ``results.json`` holds them, in the order of the rows.
     """
-    return [_summarize(own, weights) for own in _by_label(runs).values()]
+    return [_summarize(own, weights) for own in grouped(runs, "label").values()]
 
 
 def cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ def draw(runs: Runs, title: str, path: Path) -> None:
       title: what stands above it.
       path: a PNG file to write.
     """
-    by_label = _by_label(runs)
+    by_label = grouped(runs, "label")
     sparse = {label: own for label, own in by_label.items() if own[0]["layers"]}
     corrected = {
         label: own for label, own in sparse.items() if own[0]["correction"] != "none"
@@ -118,26 +119,9 @@ def draw(runs: Runs, title: str, path: Path) -> None:
         _draw_densities(density, next(iter(sparse.values())))
         _draw_fan_ins(fan_in, sparse)
     for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontsize(11)
-    legend = above.legend(
-        *accuracy.get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=len(by_label),
-        frameon=False,
-        title=title,
-        title_fontsize=12,
-    )
-    for line in legend.get_lines():
-        line.set_linewidth(3)
+        without_frame(axes)
+    legend_above(above, accuracy, title=title, columns=len(by_label))
     figure.savefig(path, format="png")
-
-
-def _by_label(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(run["label"], []).append(run)
-    return groups
 
 
 def _summarize(runs: Runs, weights: int) -> dict[str, Any]:

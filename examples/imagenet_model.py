@@ -1,12 +1,12 @@
 """ResNet-50 v1.5 and its narrower, shallower relatives, in Flax linen."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from common.layers import conv_and_norm
 
 
 class Bottleneck(nn.Module):
@@ -27,7 +27,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv, norm = _layers(self.dtype, train)
+        conv, norm = conv_and_norm(self.dtype, train, "fan_out")
         strides = (self.stride, self.stride)
         y = conv(self.features, (1, 1), name="conv_1")(x)
         y = nn.relu(norm(name="norm_1")(y))
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Logits (n, classes), float32, of images (n, height, width, channels)."""
-        conv, norm = _layers(self.dtype, train)
+        conv, norm = conv_and_norm(self.dtype, train, "fan_out")
         x = conv(self.width, (7, 7), (2, 2), name="stem")(images)
         x = nn.relu(norm(name="norm_stem")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
@@ -81,21 +81,3 @@ class ResNet(nn.Module):
                 )(x, train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, name="head")(x)
-
-
-def _layers(dtype: Any, train: bool):
-    """The convolution and the normalisation that all of the network is made of."""
-    conv = functools.partial(
-        nn.Conv,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    )
-    norm = functools.partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-    )
-    return conv, norm

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import optax
+from common.lengths import stretched, total_steps, warmed_up, warmup_steps
 
 import sparseopt_jax as so
 
@@ -123,25 +124,16 @@ def lengthened(recipe: Recipe, multiplier: float) -> Recipe:
     Raises:
       ValueError: if the multiplier is not above 0.
     """
-    if not multiplier > 0:
-        raise ValueError(f"multiplier must be above 0, got {multiplier}")
     return dataclasses.replace(
-        recipe,
-        epochs=multiplier * recipe.epochs,
-        warmup_epochs=multiplier * recipe.warmup_epochs,
+        stretched(recipe, multiplier),
         decay_epochs=tuple(multiplier * epoch for epoch in recipe.decay_epochs),
     )
-
-
-def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
-    """Steps of the optimizer in the whole training, at least 1."""
-    return max(1, round(recipe.epochs * steps_per_epoch))
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
     """Linear warm-up, then divisions by 10 or a cosine."""
     total = total_steps(recipe, steps_per_epoch)
-    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)
+    warmup = warmup_steps(recipe, steps_per_epoch)
     if recipe.decay_epochs:
         after = optax.piecewise_constant_schedule(
             recipe.peak,
@@ -156,10 +148,7 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
             decay_steps=total - warmup,
             alpha=recipe.final_learning_rate / recipe.peak,
         )
-    if warmup == 0:
-        return after
-    rise = optax.linear_schedule(recipe.warmup_from, recipe.peak, warmup)
-    return optax.join_schedules([rise, after], [warmup])
+    return warmed_up(after, recipe.warmup_from, recipe.peak, warmup)
 
 
 def make_topology(recipe: Recipe, steps_per_epoch: int) -> so.Topology:

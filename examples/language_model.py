@@ -32,13 +32,11 @@ import dataclasses
 import difflib
 import functools
 import math
-import platform
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import flax
 import jax
 import jax.numpy as jnp
 import language_model_data as text
@@ -47,6 +45,7 @@ import optax
 import tyro
 from common.progress_bar import progress_bar
 from common.run_folder import FILES, RunFolder, finished_runs, run_id
+from common.versions import versions
 from language_model_jumps import AROUND, judged
 from language_model_net import SIZES, LanguageModel
 from rich.console import Console
@@ -432,16 +431,6 @@ def train_missing(
             bits = row["validation"]["bits_per_byte"][-1]
             console.print(f"{name}, seed {seed}: {bits:.3f} bits per byte")
         bar.update(task, description="trained")
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on beside the configuration."""
-    modules = {"sparseopt_jax": so, "jax": jax, "optax": optax, "flax": flax}
-    return {
-        **{name: module.__version__ for name, module in modules.items()},
-        "python": platform.python_version(),
-        "backend": jax.default_backend(),
-    }
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.figures import grouped, legend_above, without_frame
 from language_model_jumps import AROUND, differences, jumps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ _COLORS = {"dense": "#000000", "sparse_adam": "#0072B2", "smet": "#D55E00"}
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:
     """One entry for each method, as ``results.json`` holds it, in the order of rows."""
-    by_method = _by_method(runs)
+    by_method = grouped(runs, "method")
     dense = by_method.get("dense")
     return [_summarize(own, dense) for own in by_method.values()]
 
@@ -114,7 +115,7 @@ def draw(runs: Runs, title: str, path: Path) -> None:
     """
     figure = Figure(figsize=(11, 8), dpi=160, layout="constrained")
     (train, validation), (after, setbacks) = figure.subplots(2, 2)
-    for method, own in _by_method(runs).items():
+    for method, own in grouped(runs, "method").items():
         style = {"color": _COLORS[method], "label": own[0]["label"]}
         _draw_train(train, own, style)
         _draw_validation(validation, own, style)
@@ -134,26 +135,9 @@ def draw(runs: Runs, title: str, path: Path) -> None:
     for axes in figure.axes:
         axes.set_ylabel("bits per byte")
         axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontsize(11)
-    legend = figure.legend(
-        *train.get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=len(_COLORS),
-        frameon=False,
-        title=title,
-        title_fontsize=12,
-    )
-    for line in legend.get_lines():
-        line.set_linewidth(3)
+        without_frame(axes)
+    legend_above(figure, train, title=title, columns=len(_COLORS))
     figure.savefig(path, format="png")
-
-
-def _by_method(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(run["method"], []).append(run)
-    return groups
 
 
 def _summarize(runs: Runs, dense: Runs | None) -> dict[str, Any]:

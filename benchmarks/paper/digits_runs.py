@@ -11,7 +11,7 @@ from typing import Any
 import figures  # noqa: F401  it knows where the next one is
 import jax
 import numpy as np
-from method_models import example, load_digits
+from method_models import batches, example, load_digits
 
 import sparseopt_jax as so
 
@@ -51,8 +51,7 @@ class Runs:
         self.config, self._topology, self._sparseopt = of, rigl, sparseopt
         self.model = digits.ResNet(of.width, **({"strides": ()} if quick else {}))
         self.train, self.test = load_digits(quick)
-        self._per_epoch = len(self.train.labels) // of.batch_size
-        self.steps = of.epochs * self._per_epoch
+        self.steps = of.epochs * (len(self.train.labels) // of.batch_size)
         self.tx = self._optimizer(0)
 
     def _optimizer(self, key: Any) -> Any:
@@ -82,12 +81,7 @@ class Runs:
     def batches(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The full batches of all epochs, in an order that the seed decides."""
         draw = np.random.default_rng(seed)
-        size = self.config.batch_size
-        for _ in range(self.config.epochs):
-            order = draw.permutation(len(self.train.labels))
-            for first in range(0, size * self._per_epoch, size):
-                chosen = order[first : first + size]
-                yield self.train.images[chosen], self.train.labels[chosen]
+        return batches(self.train, self.config.epochs, draw, self.config.batch_size)
 
     def accuracy(self, state: so.linen.TrainState) -> float:
         """On the test images."""

@@ -5,11 +5,14 @@ logits.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from common.layers import conv_and_norm
 
 STAGES = 3
 
@@ -29,7 +32,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv, norm = _layers(self.dtype, train)
+        conv, norm = conv_and_norm(self.dtype, train, "fan_in")
         strides = (self.stride, self.stride)
         y = conv(self.features, (3, 3), strides, name="conv_1")(x)
         y = nn.relu(norm(name="norm_1")(y))
@@ -68,17 +71,11 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Logits (n, classes), float32, of images (n, height, width, channels)."""
-        conv, norm = _layers(self.dtype, train)
+        conv, norm = conv_and_norm(self.dtype, train, "fan_in")
         x = conv(self.width, (3, 3), name="stem")(images)
         x = nn.relu(norm(name="norm_stem")(x))
-        for stage in range(STAGES):
-            for block in range(self.blocks):
-                x = Block(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
-                    dtype=self.dtype,
-                    name=f"stage_{stage + 1}_block_{block + 1}",
-                )(x, train)
+        block = functools.partial(Block, dtype=self.dtype)
+        x = _stages(block, self.width, self.blocks, x, train)
         return _logits(self.classes, x)
 
 
@@ -102,7 +99,7 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv, norm = _layers(self.dtype, train)
+        conv, norm = conv_and_norm(self.dtype, train, "fan_in")
         strides = (self.stride, self.stride)
         y = nn.relu(norm(name="norm_1")(x))
         if x.shape[-1] != self.features:
@@ -142,42 +139,32 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Logits (n, classes), float32, of images (n, height, width, channels)."""
-        conv, norm = _layers(self.dtype, train)
+        conv, norm = conv_and_norm(self.dtype, train, "fan_in")
         x = conv(16, (3, 3), name="stem")(images)
-        for stage in range(STAGES):
-            for block in range(self.blocks):
-                x = WideBlock(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
-                    dtype=self.dtype,
-                    dropout=self.dropout,
-                    name=f"stage_{stage + 1}_block_{block + 1}",
-                )(x, train)
+        block = functools.partial(WideBlock, dtype=self.dtype, dropout=self.dropout)
+        x = _stages(block, self.width, self.blocks, x, train)
         return _logits(self.classes, nn.relu(norm(name="norm_head")(x)))
 
 
 NETWORKS = {"resnet20": ResNet, "wrn22_2": WideResNet}
 
 
+def _stages(
+    make: Callable[..., nn.Module], width: int, blocks: int, x: jax.Array, train: bool
+) -> jax.Array:
+    """Three stages of blocks; each but the first halves the image, and has twice the
+    channels.
+    """
+    for stage in range(STAGES):
+        for block in range(blocks):
+            x = make(
+                features=width * 2**stage,
+                stride=2 if stage > 0 and block == 0 else 1,
+                name=f"stage_{stage + 1}_block_{block + 1}",
+            )(x, train)
+    return x
+
+
 def _logits(classes: int, x: jax.Array) -> jax.Array:
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     return nn.Dense(classes, name="head")(x)
-
-
-def _layers(dtype: Any, train: bool):
-    """The convolution and the normalisation that all of the networks are made of."""
-    conv = functools.partial(
-        nn.Conv,
-        use_bias=False,
-        dtype=dtype,
-        # Kaiming's: the he_normal of Flax cuts the tails off.
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
-    )
-    norm = functools.partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-    )
-    return conv, norm

@@ -74,7 +74,7 @@ def test_images_for_tuning_are_left_out_of_training():
 def test_each_epoch_sees_every_image_at_most_once():
     count = 2 * models.BATCH + 3
     split = models.Split(np.zeros((count, 1, 1, 1)), np.arange(count))
-    seen = [labels for _, labels in convergence.batches(split, 2, seed=0)]
+    seen = [labels for _, labels in models.batches(split, 2, np.random.default_rng(0))]
     assert len(seen) == 4
     for epoch in (seen[:2], seen[2:]):
         labels = np.concatenate(epoch)

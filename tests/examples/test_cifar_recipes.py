@@ -14,6 +14,7 @@ from tests.examples.test_imagenet import module
 cifar = module("cifar")
 configs = module("cifar_config")
 recipes = module("cifar_recipes")
+lengths = module("common.lengths")
 resnets = module("common.resnets")
 RECIPES = recipes.RECIPES
 
@@ -138,7 +139,7 @@ class TestRecipes:
         assert topology.replaces_step == (recipe.method == "rigl")
 
     def test_longer_training(self):
-        recipe = recipes.lengthened(RECIPES["rigl_erk_wrn22_2"], 2)
+        recipe = lengths.stretched(RECIPES["rigl_erk_wrn22_2"], 2)
         np.testing.assert_allclose(
             self.rates(recipe, 390, (153, 155)), (0.1, 0.02), rtol=1e-5
         )

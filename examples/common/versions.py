@@ -1,0 +1,19 @@
+"""What a result depends on beside its configuration."""
+
+import platform
+
+import flax
+import jax
+import optax
+
+import sparseopt_jax as so
+
+
+def versions() -> dict[str, str]:
+    """The versions that numbers were made with, and on which kind of device."""
+    modules = {"sparseopt_jax": so, "jax": jax, "optax": optax, "flax": flax}
+    return {
+        **{name: module.__version__ for name, module in modules.items()},
+        "python": platform.python_version(),
+        "backend": jax.default_backend(),
+    }
