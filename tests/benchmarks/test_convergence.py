@@ -3,10 +3,12 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -18,19 +20,23 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 harness = importlib.import_module("harness")
 convergence = importlib.import_module("convergence")
+conditions = importlib.import_module("convergence_conditions")
+runs = importlib.import_module("convergence_runs")
+candidates = importlib.import_module("candidate_corrections")
+paired = importlib.import_module("paired")
 masks_of = importlib.import_module("convergence_masks")
 models = importlib.import_module("method_models")
 
 
-def outcome(accuracy, epochs=None):
-    return convergence.Outcome(accuracy, epochs, 1.0, 0.5)
+def outcome(*accuracies):
+    return runs.Outcome(accuracies, 1.0, 0.5)
 
 
 class TestDifference:
     def test_is_the_paired_t_test(self):
         draw = np.random.default_rng(0)
         own, other = draw.normal(size=(2, 9))
-        found = convergence.difference(own, other)
+        found = paired.difference(own, other)
         wanted = stats.ttest_rel(own, other)
         interval = wanted.confidence_interval(0.95)
         np.testing.assert_allclose(found["p"], wanted.pvalue, rtol=1e-9)
@@ -39,9 +45,17 @@ class TestDifference:
         np.testing.assert_allclose(found["mean"], np.mean(own - other), rtol=1e-9)
 
     def test_without_any_spread(self):
-        same = convergence.difference([0.5, 0.25], [0.5, 0.25])
+        same = paired.difference([0.5, 0.25], [0.5, 0.25])
         assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
-        assert convergence.difference([1.5, 1.25], [1.0, 0.75])["p"] == 0.0
+        assert paired.difference([1.5, 1.25], [1.0, 0.75])["p"] == 0.0
+
+
+def test_holm_steps_down_from_the_smallest():
+    # By hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the last not below those before it.
+    found = paired.holm([0.04, 0.005, 0.03, 0.01])
+    assert found == pytest.approx([0.06, 0.02, 0.06, 0.03])
+    assert paired.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert paired.holm([]) == []
 
 
 def test_tuning_takes_the_best_mean_and_the_lower_of_equals():
@@ -55,20 +69,47 @@ def test_tuning_takes_the_best_mean_and_the_lower_of_equals():
     assert [row["best"] for row in rows] == [True, False, False]
 
 
-def test_epochs_are_those_of_runs_that_reached_the_target():
-    row = convergence.summary(0.1, [outcome(0.9), outcome(1.0, 3), outcome(1.0, 4)])
-    assert row["epochs_to_target"] == 3.5
-    assert row["reached"] == "2 of 3"
-    assert convergence.summary(0.1, [outcome(0.9)])["epochs_to_target"] is None
+class TestOutcome:
+    def test_epochs_to_a_target(self):
+        own = outcome(0.2, 0.6, 0.5, 0.7)
+        assert [own.epochs_to(x) for x in (0.1, 0.6, 0.7, 0.8)] == [1, 2, 4, None]
+
+    def test_a_ninth_of_the_epochs(self):
+        assert outcome(*(n / 100 for n in range(1, 91))).early_accuracy == 0.1
+        assert outcome(0.3, 0.4).early_accuracy == 0.3
+
+
+class TestSummary:
+    def test_ratios_are_of_seeds_with_which_both_arrive(self):
+        own = [outcome(0.5, 0.9), outcome(0.9, 0.9), outcome(0.1, 0.2)]
+        other = [outcome(0.9, 0.8), outcome(0.5, 0.9), outcome(0.9, 0.9)]
+        row = convergence.summary(0.1, own, other, 0.9)
+        # 2 epochs against 1, and 1 against 2: as long, in the geometric mean.
+        assert (row["both_reach_it"], row["epochs_ratio"]) == (2, pytest.approx(1.0))
+        assert row["mean"] == pytest.approx((0.1 + 0.0 - 0.7) / 3)
+        assert row["early_mean"] == pytest.approx((-0.4 + 0.4 - 0.8) / 3)
+
+    @pytest.mark.parametrize("target", [None, 0.95])
+    def test_where_no_run_arrives(self, target):
+        row = convergence.summary(0.1, [outcome(0.9)] * 2, [outcome(0.9)] * 2, target)
+        assert (row["both_reach_it"], row["epochs_ratio"]) == (0, None)
 
 
 def test_images_for_tuning_are_left_out_of_training():
     images = np.arange(20, dtype=np.float32).reshape(20, 1, 1, 1)
     split = models.Split(images, np.arange(20, dtype=np.int32))
-    train, left = convergence.held_out(split, 5)
+    train, left = runs.held_out(split, 5)
     assert len(left.labels) == 5
     assert sorted([*train.labels, *left.labels]) == list(range(20))
     np.testing.assert_array_equal(left.images.ravel(), left.labels)
+
+
+def test_synthetic_images_have_classes_in_equal_numbers():
+    data = runs.draw_glyphs(200, 100, 100)
+    for split, count in zip(data, (2, 1, 1), strict=True):
+        assert split.images.shape == (100 * count, 16, 16, 3)
+        assert (np.bincount(split.labels) == count).all()
+        assert 0.5 < split.images.std() < 1.5
 
 
 def test_each_epoch_sees_every_image_at_most_once():
@@ -79,6 +120,24 @@ def test_each_epoch_sees_every_image_at_most_once():
     for epoch in (seen[:2], seen[2:]):
         labels = np.concatenate(epoch)
         assert len(set(labels)) == len(labels) == 2 * models.BATCH
+
+
+class TestConditions:
+    def test_masks_change_as_often_in_a_longer_run(self):
+        usual, longer = conditions.Condition("a"), conditions.Condition("b", length=5)
+        assert usual.every(1_000) == longer.every(5_000) == 37
+
+    def test_names_differ_and_rates_are_those_of_a_condition_before(self):
+        before = {}
+        for own in conditions.CONDITIONS:
+            assert own.name not in before
+            if own.like is not None:
+                assert set(own.arms) <= set(before[own.like].arms)
+                assert before[own.like].like is None
+            before[own.name] = own
+
+    def test_the_first_arm_is_the_uncorrected_one(self):
+        assert {own.arms[0] for own in conditions.CONDITIONS} == {"none"}
 
 
 class TestSpreadMasks:
@@ -106,14 +165,112 @@ class TestSpreadMasks:
         assert jax.tree.leaves(so.static(masks=masks).init(jax.random.key(0), params))
 
 
+class TestCandidates:
+    """Against loops over neurons, on masks that do not change."""
+
+    MASK = np.array([[1, 1, 0], [1, 0, 1], [1, 0, 0], [1, 0, 0]], bool)
+    VARIANCES = np.array([4.0, 1.0, 0.25])
+
+    def update(self, correction):
+        draw = np.random.default_rng(0)
+        weights, grads = draw.normal(size=(2, 4, 3)).astype(np.float32)
+        weights *= self.MASK
+        params = {"a": {"kernel": jnp.asarray(weights), "bias": jnp.ones(3)}}
+        masks = {"a": {"kernel": self.MASK, "bias": optax.MaskedNode()}}
+        tx = so.sparsify(correction, so.static(masks=masks))
+        state = tx.init(params)
+        gradient = {"a": {"kernel": jnp.asarray(grads), "bias": jnp.ones(3)}}
+        stats = {"n": {"var": jnp.asarray(self.VARIANCES), "mean": jnp.zeros(3)}}
+        steps = []
+        for _ in range(3):
+            updates: Any
+            updates, state = tx.update(gradient, state, params, batch_stats=stats)
+            np.testing.assert_allclose(updates["a"]["bias"], 1.0, rtol=1e-6)
+            steps.append(np.asarray(updates["a"]["kernel"]))
+        return weights, grads * self.MASK, steps
+
+    @pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
+    def test_power_of_the_variance(self, power):
+        correction = candidates.variance_power({"a/kernel": "n"}, power)
+        _, grads, (found, *_) = self.update(correction)
+        wanted = grads * (self.VARIANCES / self.VARIANCES.mean()) ** power
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+    def test_layers_without_a_normalisation_pass(self):
+        _, grads, (found, *_) = self.update(candidates.variance_power({}, 1.0))
+        np.testing.assert_array_equal(found, grads)
+
+    def test_norms_of_weights(self):
+        weights, grads, (found, *_) = self.update(candidates.weight_norm())
+        norms = np.linalg.norm(weights, axis=0)
+        wanted = grads * norms / np.sqrt(np.mean(norms**2))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+    def test_from_fan_in_to_variance(self):
+        links = {"a/kernel": "n"}
+        correction = candidates.fan_in_then_variance(links, every=2, memory=1.0)
+        _, grads, found = self.update(correction)
+        fan_ins = self.MASK.sum(axis=0)
+        by_fan_in = np.sqrt(fan_ins / fan_ins.mean())
+        by_variance = np.sqrt(self.VARIANCES / self.VARIANCES.mean())
+        for step, share in enumerate((1.0, np.exp(-1.0), 1.0)):
+            factors = by_fan_in**share * by_variance ** (1.0 - share)
+            np.testing.assert_allclose(found[step], grads * factors, rtol=1e-4)
+
+    def test_gradients_as_long_as_before(self):
+        correction = candidates.keeping_norms(so.scale_by_sparseopt())
+        _, grads, (found, *_) = self.update(correction)
+        np.testing.assert_allclose(
+            np.linalg.norm(found), np.linalg.norm(grads), rtol=1e-5
+        )
+        fan_ins = np.sqrt(self.MASK.sum(axis=0))
+        ratios = found[self.MASK] / (grads * fan_ins)[self.MASK]
+        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        conditions.Condition("spread", method="spread", sparsity=0.5, ham=True),
+        conditions.Condition("kept", sparse_init=True, sparsity=0.5, keep_norms=True),
+    ],
+    ids=lambda own: own.name,
+)
+def test_arms_train_and_differ(condition):
+    draw = np.random.default_rng(0)
+    noise = models.Split(
+        draw.standard_normal((40, 4, 4, 1), np.float32),
+        draw.integers(3, size=40, dtype=np.int32),
+    )
+    network = runs.Network(
+        build=lambda own: runs.MLP(own.layers, own.momentum, width=8, classes=3),
+        data=runs.Data(noise, noise, noise),
+        batch=8,
+        epochs=4,
+        rates=(0.1,),
+        targets={},
+    )
+    losses = set()
+    for arm in ("none", "fan_in", "batch_variance", "weight_norm"):
+        outcome = runs.Trainer(network, condition, arm).run(0.5, 0, noise)
+        assert len(outcome.accuracies) == 4
+        losses.add(outcome.early_loss)
+    assert len(losses) == 4
+
+
 def test_a_quick_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(convergence, "ARMS", ("none", "batch_variance"))
+    (first, *_) = conditions.CONDITIONS
+    short = first._replace(arms=("none", "batch_variance"))
+    monkeypatch.setattr(convergence, "CONDITIONS", (short,))
     output = tmp_path / "record.json"
     options = harness.Options(quick=True, output=output, allow_dirty=True)
     convergence.main(options)
+    assert output.with_suffix(".png").exists()
     record = json.loads(output.read_text())
-    tried, rows = (table["rows"] for table in record["tables"])
+    tried, rows, tests = (table["rows"] for table in record["tables"])
     assert [row["arm"] for row in rows] == ["none", "batch_variance"]
     assert rows[0]["mean"] == 0.0 and rows[0]["p"] == 1.0
+    assert [row["arm"] for row in tests] == ["batch_variance"]
+    assert np.shape(record["conditions"][0]["accuracies"]) == (2, 2, 2)
     for arm, group in itertools.groupby(tried, key=lambda row: row["arm"]):
         assert sum(row["best"] for row in group) == 1, arm
