@@ -22,7 +22,7 @@ def difference(own: Sequence[float], other: Sequence[float]) -> dict[str, float]
 
     >>> found = difference([1.0, 2.0, 3.0, 5.0], [0.0, 2.0, 2.0, 3.0])
     >>> {name: round(value, 4) for name, value in found.items()}
-    {'mean': 1.0, 'low': -0.2992, 'high': 2.2992, 'p': 0.092}
+    {'mean': 1.0, 'low': -0.2992, 'high': 2.2992, 'p': 0.0917}
     """
     gaps = np.asarray(own, float) - np.asarray(other, float)
     mean, deviation = float(gaps.mean()), float(gaps.std(ddof=1))

@@ -1,3 +1,4 @@
+import doctest
 import importlib
 import itertools
 import json
@@ -48,6 +49,10 @@ class TestDifference:
         same = paired.difference([0.5, 0.25], [0.5, 0.25])
         assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
         assert paired.difference([1.5, 1.25], [1.0, 0.75])["p"] == 0.0
+
+
+def test_its_examples():
+    assert doctest.testmod(paired).failed == 0
 
 
 def test_holm_steps_down_from_the_smallest():
@@ -232,7 +237,7 @@ class TestCandidates:
     "condition",
     [
         conditions.Condition("spread", method="spread", sparsity=0.5, ham=True),
-        conditions.Condition("kept", sparse_init=True, sparsity=0.5, keep_norms=True),
+        conditions.Condition("kept", "glyphs", "static", 0.5, keep_norms=True),
     ],
     ids=lambda own: own.name,
 )
