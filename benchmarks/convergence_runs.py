@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import candidate_corrections as candidates
@@ -203,7 +203,7 @@ class Trainer:
         self._image = jnp.asarray(train.images[:1])
         loss_fn = devices.loss_of(self.model)
         variables = jax.eval_shape(self.init, jax.random.key(0), self._image)
-        self._links = so.infer_norm_links(
+        self.links = so.infer_norm_links(
             self.model.apply, variables, self._image, train=False
         )
         topology = condition.topology(self.steps, variables["params"], 0)
@@ -229,26 +229,14 @@ class Trainer:
         Returns:
           What it has come to.
         """
-        key = jax.random.key(seed, impl="rbg")
-        params_key, topology_key, init_key = jax.random.split(key, 3)
-        variables = self.init(params_key, self._image)
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        topology = self.condition.topology(self.steps, params, seed)
-        opt_state: Any = self._optimizer(peak, topology, topology_key).init(params)
-        if self.condition.sparse_init:
-            params = so.sparse_init(params, opt_state, init_key)
-        params = so.apply_masks(params, opt_state)
-        schedule = learning_rate(peak, self.steps)
-        rates = np.asarray(jax.vmap(schedule)(jnp.arange(self.steps)))
+        params, batch_stats, opt_state = self.start(peak, seed)
         losses, accuracies = [], []
-        draw, train = np.random.default_rng(seed), self.network.data.train
-        seen = batches(train, self.epochs, draw, self.network.batch)
-        for step, batch in enumerate(seen):
+        for step, (rate, batch) in enumerate(self.schedule(peak, seed), 1):
             params, batch_stats, opt_state, loss = self.step(
-                params, batch_stats, opt_state, rates[step], batch
+                params, batch_stats, opt_state, rate, batch
             )
             losses.append(loss)
-            if (step + 1) % (self.steps // self.epochs) == 0:
+            if step % (self.steps // self.epochs) == 0:
                 variables = {"params": params, "batch_stats": batch_stats}
                 accuracies.append(accuracy_of(self.model, variables, *judge))
         early = np.asarray(jax.device_get(losses[: max(1, self.steps // 5)]))
@@ -261,6 +249,26 @@ class Trainer:
             float(np.mean(early)),
             float(np.mean(spreads)),
         )
+
+    def start(self, peak: float, seed: int) -> tuple[Any, Any, Any]:
+        """Parameters, batch statistics and optimizer state before the first step."""
+        key = jax.random.key(seed, impl="rbg")
+        params_key, topology_key, init_key = jax.random.split(key, 3)
+        variables = self.init(params_key, self._image)
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        topology = self.condition.topology(self.steps, params, seed)
+        opt_state: Any = self._optimizer(peak, topology, topology_key).init(params)
+        if self.condition.sparse_init:
+            params = so.sparse_init(params, opt_state, init_key)
+        return so.apply_masks(params, opt_state), batch_stats, opt_state
+
+    def schedule(self, peak: float, seed: int) -> Iterator[tuple[Any, Any]]:
+        """The learning rate and the batch of every step."""
+        schedule = learning_rate(peak, self.steps)
+        rates = np.asarray(jax.vmap(schedule)(jnp.arange(self.steps)))
+        draw, train = np.random.default_rng(seed), self.network.data.train
+        seen = batches(train, self.epochs, draw, self.network.batch)
+        return zip(rates, seen, strict=True)
 
     def _optimizer(
         self, rate: Any, topology: so.Topology, key: Any = 0
@@ -284,16 +292,16 @@ class Trainer:
             case "fan_in":
                 return so.scale_by_sparseopt()
             case "batch_variance":
-                return so.scale_by_batch_variance(self._links)
+                return so.scale_by_batch_variance(self.links)
             case "weight_norm":
                 return candidates.weight_norm()
             case "variance^1/4":
-                return candidates.variance_power(self._links, 0.25)
+                return candidates.variance_power(self.links, 0.25)
             case "variance^1":
-                return candidates.variance_power(self._links, 1.0)
+                return candidates.variance_power(self.links, 1.0)
             case "fan_in_then_variance":
                 memory = 1.0 / (1.0 - self.condition.momentum)
                 every = self.condition.every(self.steps)
-                return candidates.fan_in_then_variance(self._links, every, memory)
+                return candidates.fan_in_then_variance(self.links, every, memory)
             case unknown:
                 raise ValueError(f"no arm is called {unknown!r}")
