@@ -13,7 +13,10 @@ from typing import Any
 # Its neighbours, from wherever it is run.
 sys.path.append(str(Path(__file__).resolve().parent))
 
+import convergence_tables
 import paper_tables
+import results_tables
+import tutorials
 from table_format import table as _table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,11 +310,15 @@ def language_model() -> str:
 
 
 def large_batch() -> str:
-    """Epochs and steps to a fixed loss by batch, as a Markdown table."""
+    """Epochs and steps to a fixed loss on digits by batch, as a Markdown table."""
+    return _large_batch("large_batch")
+
+
+def _large_batch(name: str) -> str:
     words = ": the rule, "
     tables = {
         table["title"].split(",")[0]: table
-        for table in load("large_batch")["tables"]
+        for table in load(name)["tables"]
         if words in table["title"]
     }
     cells: dict[tuple[str, int], list[str]] = {}
@@ -326,7 +333,8 @@ def large_batch() -> str:
             cells.setdefault((density, row["batch"]), []).append(took)
     lines = [(density, str(batch), *own) for (density, batch), own in cells.items()]
     what, seeds = tables["dense"]["title"].split(words)
-    about = f"Epochs (steps){what.partition(',')[2]}, {seeds}."
+    target = float(what.rpartition(" ")[2])
+    about = f"Epochs (steps) to a loss of {target:.3g}, {seeds}."
     return f"{_table(('network', 'batch', *names), lines)}\n{about}\n"
 
 
@@ -342,6 +350,9 @@ PAGES = {
     ROOT / "docs" / "scaling.md": (collectives, devices),
     ROOT / "docs" / "where_sparseopt_goes.md": (placement,),
     ROOT / "docs" / "paper_figures.md": paper_tables.PAGE,
+    ROOT / "docs" / "when_it_helps.md": convergence_tables.PAGE,
+    ROOT / "docs" / "results.md": results_tables.PAGE,
+    ROOT / "docs" / "tutorials.md": tutorials.PAGE,
 }
 
 

@@ -1,4 +1,4 @@
-"""Sparse training in Flax linen: RigL and SparseOpt on handwritten digits."""
+"""Sparse training in Flax linen: RigL on handwritten digits."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Sparse training in Flax NNX: RigL and SparseOpt on handwritten digits."""
+"""Sparse training in Flax NNX: RigL on handwritten digits."""
 
 import jax.numpy as jnp
 import numpy as np

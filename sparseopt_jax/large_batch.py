@@ -137,7 +137,7 @@ def sparse_lars(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     trust_coefficient: jax.typing.ArrayLike = 0.001,
     eps: jax.typing.ArrayLike = 0.0,
-    sparseopt: bool = True,
+    sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LARS on a sparse network: SGD whose layers move in proportion to their size.
@@ -163,7 +163,8 @@ def sparse_lars(
       trust_coefficient: c; biases and normalisations are scaled neither by it nor by
         the ratio.
       eps: added to the norm in the denominator.
-      sparseopt: whether to correct the gradient per neuron.
+      sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
+        Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed (an int) or PRNG key of the topology.
 
     Returns:
@@ -206,7 +207,7 @@ def sparse_lamb(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    sparseopt: bool = True,
+    sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LAMB on a sparse network: AdamW whose layers move in proportion to their size.
@@ -231,7 +232,8 @@ def sparse_lamb(
       eps: added to the root of the second moment.
       weight_decay: decoupled weight decay, added before the ratio; biases and
         normalisations are not decayed.
-      sparseopt: whether to correct the update per neuron.
+      sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
+        Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed (an int) or PRNG key of the topology.
 
     Returns:

@@ -16,13 +16,13 @@ def sparse_sgd(
     momentum: jax.typing.ArrayLike | None = None,
     nesterov: bool = False,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    sparseopt: bool = True,
+    sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD on a sparse network: correction, coupled L2, momentum, learning rate.
 
-    The same as ``sparsify(chain(scale_by_sparseopt(), add_decayed_weights(...),
-    sgd(...)), topology)``.
+    With ``sparseopt`` the same as ``sparsify(chain(scale_by_sparseopt(),
+    add_decayed_weights(...), sgd(...)), topology)``.
 
     Args:
       learning_rate: a number or a schedule.
@@ -32,7 +32,8 @@ def sparse_sgd(
       nesterov: whether the momentum is Nesterov's.
       weight_decay: coefficient of the L2 term, added to the corrected gradient before
         the momentum; biases and normalisations are not decayed.
-      sparseopt: whether to correct the gradient per neuron.
+      sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
+        Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed (an int) or PRNG key of the topology.
 
     Returns:
@@ -55,6 +56,7 @@ def sparse_sgd(
       ...     so.rigl(0.9, every=100, stop=75_000),
       ...     momentum=0.9,
       ...     weight_decay=5e-4,
+      ...     sparseopt=True,
       ... )
     """
     inner = optax.chain(
@@ -73,10 +75,10 @@ def sparse_adamw(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 1e-4,
-    sparseopt: bool = True,
+    sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW on a sparse network, the correction behind Adam's normalisation.
+    """AdamW on a sparse network, a correction behind Adam's normalisation.
 
     In front of it a constant scale per neuron would be divided out again.
 
@@ -88,7 +90,8 @@ def sparse_adamw(
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       weight_decay: decoupled weight decay; biases and normalisations are not decayed.
-      sparseopt: whether to correct the update per neuron.
+      sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
+        Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed (an int) or PRNG key of the topology.
 
     Returns:

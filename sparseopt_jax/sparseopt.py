@@ -33,7 +33,8 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
 
     Position matters: before Adam it has no effect, since Adam divides a constant scale
     out again; put it after ``optax.scale_by_adam``. ``sparse_sgd``,
-    ``sparse_adamw``, ``sparse_lars`` and ``sparse_lamb`` have it in place.
+    ``sparse_adamw``, ``sparse_lars`` and ``sparse_lamb`` put it there with
+    ``sparseopt=True``.
 
     Args:
       dims: the axes of kernels that do not follow the Flax convention, as in

@@ -211,22 +211,30 @@ PACKAGE = [
     _row(
         "sparse_sgd",
         rigl(),
-        lambda topology: so.sparse_sgd(0.1, topology, momentum=0.9, weight_decay=0.1),
+        lambda topology: so.sparse_sgd(
+            0.1, topology, momentum=0.9, weight_decay=0.1, sparseopt=True
+        ),
     ),
     _row(
         "sparse_adamw",
         set_(),
-        lambda topology: so.sparse_adamw(0.01, topology, weight_decay=0.1),
+        lambda topology: so.sparse_adamw(
+            0.01, topology, weight_decay=0.1, sparseopt=True
+        ),
     ),
     _row(
         "sparse_lars",
         set_(),
-        lambda topology: so.sparse_lars(10.0, topology, weight_decay=0.1),
+        lambda topology: so.sparse_lars(
+            10.0, topology, weight_decay=0.1, sparseopt=True
+        ),
     ),
     _row(
         "sparse_lamb",
         rigl(),
-        lambda topology: so.sparse_lamb(0.01, topology, weight_decay=0.1),
+        lambda topology: so.sparse_lamb(
+            0.01, topology, weight_decay=0.1, sparseopt=True
+        ),
     ),
 ]
 

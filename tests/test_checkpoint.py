@@ -171,7 +171,9 @@ class Net(nn.Module):
 
 def test_batch_statistics_and_wrapped_optimizers(tmp_path):
     variables = Net().init(jax.random.key(0), jnp.ones((2, 8)))
-    tx = optax.apply_if_finite(so.sparse_adamw(0.01, topology("set", where=None)), 3)
+    tx = optax.apply_if_finite(
+        so.sparse_adamw(0.01, topology("set", where=None), sparseopt=True), 3
+    )
     state = so.linen.TrainState.create(
         apply_fn=None,
         params=variables["params"],
@@ -199,7 +201,7 @@ def test_parameters_and_optimizer_state_as_a_tuple(tmp_path):
 def test_nnx(tmp_path):
     def make(sparsity=0.5):
         model = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
-        tx = so.sparse_sgd(0.1, so.static(sparsity), momentum=0.9)
+        tx = so.sparse_sgd(0.1, so.static(sparsity), momentum=0.9, sparseopt=True)
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
         so.nnx.mask_model(model, optimizer)
         return model, optimizer

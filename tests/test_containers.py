@@ -160,7 +160,7 @@ def test_masks_go_round_through_a_linen_train_state():
         return so.linen.TrainState.create(
             apply_fn=None,
             params=CONTAINERS["linen_partitioned"],
-            tx=so.sparse_sgd(0.1, topology, momentum=0.9),
+            tx=so.sparse_sgd(0.1, topology, momentum=0.9, sparseopt=True),
         )
 
     state = made(so.static(0.5))
@@ -172,7 +172,9 @@ def test_masks_go_round_through_a_linen_train_state():
 def test_masks_go_round_through_an_nnx_optimizer():
     def made(topology):
         model = nnx_model()
-        optimizer = nnx.Optimizer(model, so.sparse_sgd(0.1, topology), wrt=nnx.Param)
+        optimizer = nnx.Optimizer(
+            model, so.sparse_sgd(0.1, topology, sparseopt=True), wrt=nnx.Param
+        )
         so.nnx.mask_model(model, optimizer)
         return model, optimizer
 

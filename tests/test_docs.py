@@ -291,7 +291,7 @@ def test_the_page_about_large_batches_runs(params):
     lamb = run_block(LARGE, "lamb", params=params, grads=params)
     assert jax.tree.structure(lamb["updates"]) == jax.tree.structure(params)
     own = run_block(LARGE, "chain")["tx"]
-    alias = so.sparse_lamb(2e-2, so.rigl(0.9, every=100, stop=7_500))
+    alias = so.sparse_lamb(2e-2, so.rigl(0.9, every=100, stop=7_500), sparseopt=True)
     found, wanted = (
         tx.update(params, tx.init(params), params)[0] for tx in (own, alias)
     )

@@ -331,7 +331,9 @@ def check_against_a_loop(tx, topology, step_of):
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_lamb_is_lamb_on_the_active_weights(name):
     topology = TOPOLOGIES[name]
-    tx = so.sparse_lamb(0.05, topology, b1=0.8, b2=0.95, eps=1e-4, weight_decay=0.1)
+    tx = so.sparse_lamb(
+        0.05, topology, b1=0.8, b2=0.95, eps=1e-4, weight_decay=0.1, sparseopt=True
+    )
     options = {"rate": 0.05, "b1": 0.8, "b2": 0.95, "eps": 1e-4, "decay": 0.1}
     check_against_a_loop(
         *(tx, topology), lambda layer: functools.partial(layer.lamb, **options)
@@ -348,6 +350,7 @@ def test_lars_is_lars_on_the_active_weights(name, nesterov):
         nesterov=nesterov,
         weight_decay=0.1,
         trust_coefficient=0.01,
+        sparseopt=True,
     )
     options = {
         "rate": lambda t: float(schedule(t)),
@@ -408,7 +411,7 @@ def test_dense_lars_is_optaxs():
 
 
 def test_dense_lamb_is_optaxs():
-    ours = so.sparse_lamb(0.1, so.static(0.0), weight_decay=0.1)
+    ours = so.sparse_lamb(0.1, so.static(0.0), weight_decay=0.1, sparseopt=True)
     theirs = optax.lamb(0.1, weight_decay=0.1)
     assert_close(trained(ours, kernels_of), trained(theirs, kernels_of))
     # Its ratio takes no mask; this is what it is made of.
@@ -555,7 +558,7 @@ def test_the_ratio_does_not_jump_when_weights_regrow(method):
 
 
 def test_multi_steps_around():
-    tx = so.sparse_lamb(0.1, rigl())
+    tx = so.sparse_lamb(0.1, rigl(), sparseopt=True)
     accumulated = trained(optax.MultiSteps(tx, 2))
     now, step = start(tx, random_tree(0)), jax.jit(one_step(tx))
     for count in range(0, STEPS, 2):
@@ -569,7 +572,7 @@ def test_multi_steps_around():
 
 
 def test_bfloat16_weights_follow_the_float32_ones():
-    tx = so.sparse_lamb(0.1, static())
+    tx = so.sparse_lamb(0.1, static(), sparseopt=True)
     exact, rounded = (trained(tx, dtype=d) for d in (jnp.float32, jnp.bfloat16))
     for name in KERNELS:
         own, other = (tree[name]["kernel"] for tree in (rounded, exact))

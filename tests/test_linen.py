@@ -47,7 +47,9 @@ def step(state, x, y):
 
 
 def test_trains_sparse_from_the_start_and_compiles_once():
-    state = make(so.sparse_sgd(0.2, so.rigl(0.6, every=5, stop=60), momentum=0.9))
+    state = make(
+        so.sparse_sgd(0.2, so.rigl(0.6, every=5, stop=60), momentum=0.9, sparseopt=True)
+    )
     jitted = jax.jit(step)
     losses = []
     for seed in range(80):

@@ -52,7 +52,7 @@ def assert_zero_where_masked(model, optimizer):
 @pytest.mark.parametrize("make_topology", [so.rigl, so.set_])
 def test_trains_sparse_from_the_start(make_topology):
     topology = make_topology(0.6, every=5, stop=60)
-    model, optimizer = make(so.sparse_sgd(0.2, topology))
+    model, optimizer = make(so.sparse_sgd(0.2, topology, sparseopt=True))
     first = assert_zero_where_masked(model, optimizer)
     losses = []
     for seed in range(60):

@@ -1,5 +1,7 @@
 """The ready-made optimizers are the chains that they say they are."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,13 @@ def train(tx, steps=8):
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params
+
+
+@pytest.mark.parametrize(
+    "alias", [so.sparse_sgd, so.sparse_adamw, so.sparse_lars, so.sparse_lamb]
+)
+def test_nothing_is_corrected_unless_asked(alias):
+    assert inspect.signature(alias).parameters["sparseopt"].default is False
 
 
 @pytest.mark.parametrize("sparseopt", [True, False])

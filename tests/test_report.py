@@ -211,7 +211,9 @@ def test_warns_of_what_has_collapsed_or_died():
 
 def test_rich_prints_the_same_in_colours(capsys):
     plan = so.plan({"a[0]": PARAMS}, so.static(0.75))
-    summary = so.summary(PARAMS, so.sparse_sgd(0.1, so.static(0.5)).init(PARAMS))
+    summary = so.summary(
+        PARAMS, so.sparse_sgd(0.1, so.static(0.5), sparseopt=True).init(PARAMS)
+    )
     for printed, cells in (
         (plan, ("a[0]/Dense_0/kernel", "8x16", "embedding")),
         (summary, ("Dense_0/kernel", "8x16", "fan-in")),
@@ -225,7 +227,7 @@ def test_rich_prints_the_same_in_colours(capsys):
 
 
 def test_a_train_state_and_an_nnx_optimizer():
-    tx = so.sparse_adamw(0.1, so.static(0.5))
+    tx = so.sparse_adamw(0.1, so.static(0.5), sparseopt=True)
     params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
     plain = so.summary(params, tx.init(params))
     state = so.linen.TrainState.create(apply_fn=None, params=params, tx=tx)

@@ -34,12 +34,12 @@ def square_loss(params, batch):
 
 def make_state(topology):
     variables = Net().init(jax.random.key(0), jnp.ones((1, 6)))
-    tx = so.sparse_sgd(0.1, topology, momentum=0.9)
+    tx = so.sparse_sgd(0.1, topology, momentum=0.9, sparseopt=True)
     return so.linen.TrainState.create(apply_fn=None, tx=tx, **variables)
 
 
 def make_kernel_state():
-    tx = so.sparse_sgd(0.1, so.static(0.5))
+    tx = so.sparse_sgd(0.1, so.static(0.5), sparseopt=True)
     params = {"kernel": jax.random.normal(jax.random.key(0), (4, 8))}
     return so.linen.TrainState.create(apply_fn=None, params=params, tx=tx)
 

@@ -49,7 +49,7 @@ def kind(request):
 
 
 def sgd(topology):
-    return so.sparse_sgd(0.1, topology, momentum=0.9)
+    return so.sparse_sgd(0.1, topology, momentum=0.9, sparseopt=True)
 
 
 def compact_sgd(topology):

@@ -87,7 +87,7 @@ def test_every_optimizer_has_some(row):
 
 
 def test_a_state_is_born_sharded(shardings):
-    tx = so.sparse_sgd(0.1, so.set_(0.5, every=2, stop=9), momentum=0.9)
+    tx = so.sparse_sgd(0.1, so.set_(0.5, every=2, stop=9), momentum=0.9, sparseopt=True)
     params = jax.device_put(random_tree(0), shardings)
     derived = so.state_sharding(tx, params, shardings)
     state = jax.jit(tx.init, out_shardings=derived)(params)

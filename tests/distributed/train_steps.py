@@ -89,7 +89,9 @@ def make_state(method, model=Net, **options):
     topology = method(0.7, every=10, stop=900, **options)
     variables = model().init(jax.random.key(0), jnp.ones((1, 8)))
     return so.linen.TrainState.create(
-        apply_fn=None, tx=so.sparse_sgd(0.05, topology, momentum=0.9), **variables
+        apply_fn=None,
+        tx=so.sparse_sgd(0.05, topology, momentum=0.9, sparseopt=True),
+        **variables,
     )
 
 
@@ -149,7 +151,7 @@ def test_replicas_agree_bit_for_bit_after_a_thousand_steps(method):
 )
 def test_replicas_agree_whatever_the_method(topology):
     variables = Net().init(jax.random.key(0), jnp.ones((1, 8)))
-    tx = so.sparse_sgd(0.05, topology, momentum=0.9)
+    tx = so.sparse_sgd(0.05, topology, momentum=0.9, sparseopt=True)
     state = so.linen.TrainState.create(apply_fn=None, tx=tx, **variables)
     state = jax_utils.replicate(state)
     first = kernels(so.get_masks(state))
@@ -253,7 +255,9 @@ def test_masks_do_not_depend_on_the_number_of_devices(method):
         return jnp.mean((jnp.tanh(x @ params["kernel"]) - y[:, :1]) ** 2)
 
     kernel = jax.random.normal(jax.random.key(0), (8, 16))
-    tx = so.sparse_sgd(0.05, method(0.5, every=5, stop=900), momentum=0.9)
+    tx = so.sparse_sgd(
+        0.05, method(0.5, every=5, stop=900), momentum=0.9, sparseopt=True
+    )
     runs = {}
     for devices in (1, 2, 4, 8):
         mesh = jax.make_mesh((devices,), ("model",), devices=jax.devices()[:devices])

@@ -56,7 +56,7 @@ def main(output, processes, process, coordinator):
 
 def train(mesh, topology):
     model = Network()
-    tx = so.sparse_sgd(0.1, topology, momentum=0.9)
+    tx = so.sparse_sgd(0.1, topology, momentum=0.9, sparseopt=True)
 
     def create():
         variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)

@@ -1,0 +1,194 @@
+"""What ``docs/when_it_helps.md`` shows, from stored results, as Markdown."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paired import difference
+from table_format import table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ARMS = ("fan_in", "batch_variance", "weight_norm")
+METHODS = {"rigl": "RigL", "set": "SET", "static": "static", "spread": "static"}
+# Those of which the learning rates are shown, where runs differ most in what they bear.
+BY_RATE = ("RigL, 90 %", "RigL, 95 %", "RigL, 97 %")
+
+
+def conditions() -> str:
+    """The accuracy after the last epoch, and what corrections add to it."""
+    head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
+    lines, together = [], _together()
+    for own in _load("convergence")["conditions"]:
+        name, rows = own["condition"]["name"], _by_arm(own)
+        cells = [
+            f"{100 * rows['none']['accuracy']:.1f} ± {100 * rows['none']['sd']:.1f}"
+        ]
+        for arm in ARMS:
+            cells.append(_gain(rows[arm], together[name, arm]))
+        lines.append((name, *cells))
+    return table(head, lines) + _legend()
+
+
+def pooled() -> str:
+    """Mean gains over several conditions, the mean taken seed by seed."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for own in _load("convergence")["conditions"]:
+        condition = own["condition"]
+        on = f"{condition['network']}, {METHODS[condition['method']]}"
+        groups.setdefault(on, []).append(own)
+    head = ("conditions", "of them", *(f"{_name(arm)}, points" for arm in ARMS))
+    lines = []
+    for name, own in groups.items():
+        cells = []
+        for arm in ARMS:
+            ends = np.mean([_ends(one, arm) for one in own], axis=0)
+            none = np.mean([_ends(one, "none") for one in own], axis=0)
+            gain = difference(ends, none)
+            cells.append(f"{_gain(gain)} (p {gain['p']:.2g})")
+        lines.append((name, str(len(own)), *cells))
+    return table(head, lines)
+
+
+def _ends(own: Mapping[str, Any], arm: str) -> list[float]:
+    """The last accuracy of each seed."""
+    index = [row["arm"] for row in own["arms"]].index(arm)
+    return [curve[-1] for curve in own["accuracies"][index]]
+
+
+def candidates() -> str:
+    """What the other candidates add, where they were tried."""
+    tried = [own for own in _load("convergence")["conditions"] if len(own["arms"]) > 4]
+    head = ("correction", *(own["condition"]["name"] for own in tried))
+    arms = [row["arm"] for row in tried[0]["arms"][1:]]
+    together = _together()
+    lines = [
+        (
+            _name(arm),
+            *(
+                _gain(_by_arm(own)[arm], together[own["condition"]["name"], arm])
+                for own in tried
+            ),
+        )
+        for arm in arms
+    ]
+    return table(head, lines)
+
+
+def starts() -> str:
+    """How runs begin: accuracy after a ninth of the epochs, epochs to the target."""
+    head = (
+        *("condition", "without, %", "fan-in, points", "batch variance, points"),
+        *("target, %", "epochs, fan-in", "epochs, batch variance"),
+        "spread of fan-ins: without, fan-in, batch variance",
+    )
+    lines: list[tuple[str, ...]] = []
+    for own in _load("convergence")["conditions"]:
+        rows = _by_arm(own)
+        none, shown = rows["none"], [rows[arm] for arm in ARMS[:2]]
+        early = [_points(row["early_mean"], row["early_p"]) for row in shown]
+        target = "-" if none["target"] is None else f"{100 * none['target']:.0f}"
+        ratios = [
+            "-"
+            if row["epochs_ratio"] is None
+            else f"x {row['epochs_ratio']:.2f} ({row['both_reach_it']})"
+            for row in shown
+        ]
+        spreads = (f"{row['fan_in_spread']:.2f}" for row in (none, *shown))
+        cells = (f"{100 * none['early_accuracy']:.1f}", *early, target, *ratios)
+        lines.append((own["condition"]["name"], *cells, ", ".join(spreads)))
+    return table(head, lines)
+
+
+def rates() -> str:
+    """What tuning saw: accuracy by learning rate on images left out for it."""
+    tables = {t["title"]: t["rows"] for t in _load("convergence")["tables"]}
+    found = {name: tables[f"{name}: learning rates tried"] for name in BY_RATE}
+    steps = list(dict.fromkeys(row["rate"] for row in found[BY_RATE[0]]))
+    lines = []
+    for name, rows in found.items():
+        for arm in ("none", *ARMS):
+            own = {row["rate"]: row for row in rows if row["arm"] == arm}
+            cells = (
+                f"**{100 * own[rate]['accuracy']:.1f}**"
+                if own[rate]["best"]
+                else f"{100 * own[rate]['accuracy']:.1f}"
+                for rate in steps
+            )
+            lines.append((name, _name(arm), *cells))
+    return table(("condition", "correction", *(f"{x:g}" for x in steps)), lines)
+
+
+def scales() -> str:
+    """Exponents of fan-in, from the start of a run to its end."""
+    (found, _) = _load("neuron_scales")["tables"]
+    head = ("run", "share of training", "deviation", "weights", "gradient", "pace")
+    lines: list[tuple[str, ...]] = [("theory", "0", "0.50", "0.50", "0.00", "-0.50")]
+    for row in found["rows"]:
+        cells = (
+            "-" if row[name] is None else f"{row[name]:.2f} ± {row[f'{name}_sd']:.2f}"
+            for name in ("deviation", "weights", "gradient", "pace")
+        )
+        lines.append((row["run"], f"{row['share_of_training']:g}", *cells))
+    return table(head, lines)
+
+
+def jumps() -> str:
+    """What changes of the masks do to the deviations, and what fan-in says."""
+    (_, found) = _load("neuron_scales")["tables"]
+    head = ("run", "changes", "fan-in says", "measured", "share that it follows")
+    lines = [
+        (
+            row["run"],
+            str(row["changes"]),
+            f"{row['said_by_fan_in']:.3f}",
+            f"{row['measured']:.3f}",
+            f"{row['follows']:.2f}",
+        )
+        for row in found["rows"]
+    ]
+    return table(head, lines)
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _by_arm(own: Mapping[str, Any]) -> dict[str, Any]:
+    return {row["arm"]: row for row in own["arms"]}
+
+
+def _together() -> dict[tuple[str, str], float]:
+    """The p-values of all tests together, by condition and arm."""
+    rows: Sequence[Mapping[str, Any]] = _load("convergence")["tables"][-1]["rows"]
+    return {(row["condition"], row["arm"]): row["holm"] for row in rows}
+
+
+def _gain(row: Mapping[str, Any], holm: float = 1.0) -> str:
+    """A difference and its interval; bold where it stands among all tests."""
+    low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
+    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if holm < 0.05 else text
+
+
+def _points(mean: float, p: float) -> str:
+    return f"{100 * mean:+.1f} (p {p:.2g})"
+
+
+def _name(arm: str) -> str:
+    words = {"variance^1/4": "variance^(1/4)", "variance^1": "variance"}
+    return words.get(arm, arm.replace("_", " ").replace("fan in", "fan-in"))
+
+
+def _legend() -> str:
+    record = _load("convergence")
+    seeds = len(record["conditions"][0]["accuracies"][0])
+    tests = len(record["tables"][-1]["rows"])
+    return (
+        f"{seeds} seeds; differences by seed with their 95 % intervals; **bold** where "
+        f"p < 0.05 among all {tests} tests (Holm). jax {record['versions']['jax']}.\n"
+    )
+
+
+PAGE = (conditions, pooled, starts, rates, candidates, scales, jumps)

@@ -1,0 +1,163 @@
+"""What ``docs/results.md`` shows: the papers' claims, and what became of them here."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import paper_tables
+from published import GAINS, RIGL, SPARSEOPT, Published
+from table_format import table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+OUT_OF_REACH = "*out of reach here*"
+KEPT = "RigL, 95 %, norms kept"  # the paper's ablation, without numbers
+
+
+def verdict(row: Mapping[str, Any], gain: float) -> str:
+    """What a paired difference says of a gain that was published.
+
+    Args:
+      row: with ``low`` and ``high``, the ends of its 95 % interval.
+      gain: the paper's, in the same unit.
+
+    Returns:
+      That it is reproduced, if the interval lies above 0; if it holds 0, that it is
+      not, unless it holds the paper's gain as well.
+    """
+    if row["low"] > 0.0:
+        return "*reproduced*"
+    return "*undecided*" if row["high"] >= gain else "*not reproduced*"
+
+
+def small_scale() -> str:
+    """The correction's gains, measured on a small network, beside the paper's."""
+    record = _load("convergence")
+    head = (
+        *("condition", "the paper's gain", "gain here", "p", "seeds"),
+        "verdict",
+    )
+    lines = []
+    for own in record["conditions"]:
+        name = own["condition"]["name"]
+        if name in GAINS or name == KEPT:
+            row = next(x for x in own["arms"] if x["arm"] == "fan_in")
+            low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
+            gain = GAINS.get(name)
+            lines.append(
+                (
+                    name,
+                    "not given" if gain is None else f"{gain:+.2f}",
+                    f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]",
+                    f"{row['p']:.2g}",
+                    str(len(own["accuracies"][0])),
+                    verdict(row, (gain or 0.0) / 100),
+                )
+            )
+    return table(head, lines)
+
+
+def figures() -> str:
+    """The paper's figures that take little computing."""
+    lines = []
+    for name, figure in paper_tables.FIGURES.items():
+        found = paper_tables.load(name)
+        met = [claim["met"] for claim in found["claims"] if claim.get("published")]
+        lines.append(
+            (
+                figure,
+                f"{sum(met)} of {len(met)}",
+                f"*{found['verdict']}*",
+                f"`python benchmarks/paper/{name}.py`",
+            )
+        )
+    return table(("figure", "claims met", "verdict", "command"), lines)
+
+
+def accuracies() -> str:
+    """The accuracies of SparseOpt's paper, and how to measure them."""
+    return _published(SPARSEOPT)
+
+
+def rigl() -> str:
+    """RigL's accuracies, and how to measure them."""
+    return _published(RIGL)
+
+
+def others() -> str:
+    """What the papers on memory and on large batches claim."""
+    head = ("claim", "here", "verdict", "command")
+    return table(head, [*_smet(), *_lamb()])
+
+
+def _published(rows: Sequence[Published]) -> str:
+    lines = []
+    for row in rows:
+        lengths = ", ".join(map(str, row.lengths))
+        cells = (row.what, lengths, ", ".join(row.numbers), OUT_OF_REACH)
+        lines.append((*cells, f"`python {row.command}`"))
+    head = ("what", "epochs", "the paper's top-1, %", "verdict", "command")
+    return table(head, lines)
+
+
+def _smet() -> Iterator[tuple[str, ...]]:
+    """SMET's Figure 1 and its losses, on the small language model."""
+    entries = {own["method"]: own for own in _load("language_model")["results"]}
+    adam, smet = (entries[name] for name in ("sparse_adam", "smet"))
+    setbacks = [1e3 * own["setback"]["probe"]["mean"] for own in (adam, smet)]
+    command = "`python examples/language_model.py --seeds 3`"
+    yield (
+        "SMET: changes of the masks set sparse Adam's loss back, and not SMET's",
+        f"{setbacks[0]:+.1f} against {setbacks[1]:+.1f} thousandths of a bit",
+        "*reproduced*"
+        if setbacks[0] > 0.0 and setbacks[1] <= setbacks[0] / 3
+        else "*not reproduced*",
+        command,
+    )
+    gaps = [own["gap_to_dense"] for own in (adam, smet)]
+    yield (
+        "SMET: it ends better than sparse Adam",
+        f"{gaps[1]:+.3f} against {gaps[0]:+.3f} bits per byte over dense",
+        "*reproduced*" if gaps[1] < gaps[0] else "*not reproduced*",
+        command,
+    )
+    rows = _load("memory")["tables"][0]["rows"]
+    sizes = [
+        (row["leaf"] / rows[0]["leaf"], row["density"])
+        for row in rows
+        if row["optimizer"] == "Adam, active weights" and row["block"] > 1
+    ]
+    shares = [own / density for own, density in sizes]
+    yield (
+        "SMET: optimizer states shrink with the density",
+        f"x {min(shares):.3f} to {max(shares):.3f} density, in blocks",
+        "*reproduced*" if max(shares) < 1.05 else "*not reproduced*",
+        "`python benchmarks/memory.py`",
+    )
+
+
+def _lamb() -> Iterator[tuple[str, ...]]:
+    """LAMB's claim, on images and on text."""
+    for name, what in (("large_batch", "digits"),):
+        claims = {own["what"]: own for own in _load(name)["claims"]}
+        for density in ("dense", "sparse"):
+            reach = {
+                optimizer: claims[
+                    f"{density}: the largest batch that {optimizer} reaches"
+                ]
+                for optimizer in ("Adam", "LAMB")
+            }
+            met = claims[f"{density}: the largest batch of LAMB / of Adam"]["met"]
+            yield (
+                f"LAMB: its rule holds further than Adam's, {what}, {density}",
+                ", ".join(f"{own}: {x['measured']}" for own, x in reach.items()),
+                "*reproduced*" if met else "*not reproduced*",
+                f"`python benchmarks/{name}.py`",
+            )
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+PAGE = (small_scale, figures, accuracies, rigl, others)

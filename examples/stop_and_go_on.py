@@ -1,0 +1,94 @@
+"""A sparse run that is watched, stopped in the middle, and goes on to the last bit."""
+
+import tempfile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import sparseopt_jax as so
+
+STEPS, STOP, BATCH = 240, 130, 64
+TOPOLOGY = so.rigl(0.9, every=40, stop=200, track_explored=True)
+
+
+class Net(nn.Module):
+    """A hidden layer behind Batch Normalization."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(64, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(momentum=0.9, use_running_average=not train)(x))
+        return nn.Dense(10)(x)
+
+
+def new_state():
+    """The state before the first step; a stopped run is restored into such a one."""
+    model = Net()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 64)), train=False)
+    tx = so.sparse_sgd(0.1, TOPOLOGY, momentum=0.9, key=1)
+    return so.linen.TrainState.create(apply_fn=model.apply, tx=tx, **variables)
+
+
+@jax.jit
+def train_step(state, images, labels):
+    """One step, with what so.metrics counts of it."""
+
+    def loss_fn(params):
+        logits, new = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), new["batch_stats"]
+
+    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    state = state.apply_gradients(grads=grads, batch_stats=stats)
+    return state, {"loss": loss, **so.metrics(state.params, state.opt_state)}
+
+
+def run(state, data, first, last):
+    """Steps of a run; which images a step sees depends on its number alone."""
+    for step in range(first, last):
+        chosen = np.random.default_rng(step).choice(len(data[0]), BATCH)
+        state, numbers = train_step(state, *(x[chosen] for x in data))
+        if step % 40 == 39:
+            told = ("loss", "density", "inactive_nonzero", "explored")
+            shown = ", ".join(f"{name} {float(numbers[name]):.3g}" for name in told)
+            print(f"  step {step + 1}: {shown}")
+    return state
+
+
+def main():
+    """Trains in one go, then with a stop, and compares every bit."""
+    images, labels = load_digits(return_X_y=True)
+    data = images.astype(np.float32) / 16, labels
+
+    print("in one go")
+    whole = run(new_state(), data, 0, STEPS)
+
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"stopped after {STOP} steps")
+        with so.checkpoint.Checkpoints(folder, topology=TOPOLOGY) as checkpoints:
+            checkpoints.save(STOP, run(new_state(), data, 0, STOP))
+        # From here on it could be another process, on other devices.
+        with so.checkpoint.Checkpoints(folder, topology=TOPOLOGY) as checkpoints:
+            found = checkpoints.restore(new_state())
+        assert found is not None  # it is where nothing has been saved
+        restored, _ = found
+        print(f"restored at step {int(restored.step)}")
+        halves = run(restored, data, int(restored.step), STEPS)
+
+    pairs = zip(*map(jax.tree.leaves, (whole, halves)), strict=True)
+    same = all(bool(jnp.all(a == b)) for a, b in pairs)
+    print(f"every array is the same to the last bit: {same}")
+    print(so.summary(whole.params, whole.opt_state))
+
+
+if __name__ == "__main__":
+    main()
