@@ -138,7 +138,7 @@ def _smet() -> Iterator[tuple[str, ...]]:
 
 def _lamb() -> Iterator[tuple[str, ...]]:
     """LAMB's claim, on images and on text."""
-    for name, what in (("large_batch", "digits"),):
+    for name, what in (("large_batch", "digits"), ("large_batch_text", "text")):
         claims = {own["what"]: own for own in _load(name)["claims"]}
         for density in ("dense", "sparse"):
             reach = {
