@@ -1,15 +1,13 @@
 """What ``docs/when_it_helps.md`` shows, from stored results, as Markdown."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from paired import difference
+from stored import load
 from table_format import table
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ARMS = ("fan_in", "batch_variance", "weight_norm")
 METHODS = {"rigl": "RigL", "set": "SET", "static": "static", "spread": "static"}
 # Those of which the learning rates are shown, where runs differ most in what they bear.
@@ -20,7 +18,7 @@ def conditions() -> str:
     """The accuracy after the last epoch, and what corrections add to it."""
     head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
     lines, together = [], _together()
-    for own in _load("convergence")["conditions"]:
+    for own in load("convergence")["conditions"]:
         name, rows = own["condition"]["name"], _by_arm(own)
         cells = [
             f"{100 * rows['none']['accuracy']:.1f} ± {100 * rows['none']['sd']:.1f}"
@@ -34,7 +32,7 @@ def conditions() -> str:
 def pooled() -> str:
     """Mean gains over several conditions, the mean taken seed by seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for own in _load("convergence")["conditions"]:
+    for own in load("convergence")["conditions"]:
         condition = own["condition"]
         on = f"{condition['network']}, {METHODS[condition['method']]}"
         groups.setdefault(on, []).append(own)
@@ -59,7 +57,7 @@ def _ends(own: Mapping[str, Any], arm: str) -> list[float]:
 
 def candidates() -> str:
     """What the other candidates add, where they were tried."""
-    tried = [own for own in _load("convergence")["conditions"] if len(own["arms"]) > 4]
+    tried = [own for own in load("convergence")["conditions"] if len(own["arms"]) > 4]
     head = ("correction", *(own["condition"]["name"] for own in tried))
     arms = [row["arm"] for row in tried[0]["arms"][1:]]
     together = _together()
@@ -84,7 +82,7 @@ def starts() -> str:
         "spread of fan-ins: without, fan-in, batch variance",
     )
     lines: list[tuple[str, ...]] = []
-    for own in _load("convergence")["conditions"]:
+    for own in load("convergence")["conditions"]:
         rows = _by_arm(own)
         none, shown = rows["none"], [rows[arm] for arm in ARMS[:2]]
         early = [_points(row["early_mean"], row["early_p"]) for row in shown]
@@ -103,7 +101,7 @@ def starts() -> str:
 
 def rates() -> str:
     """What tuning saw: accuracy by learning rate on images left out for it."""
-    tables = {t["title"]: t["rows"] for t in _load("convergence")["tables"]}
+    tables = {t["title"]: t["rows"] for t in load("convergence")["tables"]}
     found = {name: tables[f"{name}: learning rates tried"] for name in BY_RATE}
     steps = list(dict.fromkeys(row["rate"] for row in found[BY_RATE[0]]))
     lines = []
@@ -111,9 +109,7 @@ def rates() -> str:
         for arm in ("none", *ARMS):
             own = {row["rate"]: row for row in rows if row["arm"] == arm}
             cells = (
-                f"**{100 * own[rate]['accuracy']:.1f}**"
-                if own[rate]["best"]
-                else f"{100 * own[rate]['accuracy']:.1f}"
+                _bold_if(own[rate]["best"], f"{100 * own[rate]['accuracy']:.1f}")
                 for rate in steps
             )
             lines.append((name, _name(arm), *cells))
@@ -122,7 +118,7 @@ def rates() -> str:
 
 def scales() -> str:
     """Exponents of fan-in, from the start of a run to its end."""
-    (found, _) = _load("neuron_scales")["tables"]
+    (found, _) = load("neuron_scales")["tables"]
     head = ("run", "share of training", "deviation", "weights", "gradient", "pace")
     lines: list[tuple[str, ...]] = [("theory", "0", "0.50", "0.50", "0.00", "-0.50")]
     for row in found["rows"]:
@@ -136,7 +132,7 @@ def scales() -> str:
 
 def jumps() -> str:
     """What changes of the masks do to the deviations, and what fan-in says."""
-    (_, found) = _load("neuron_scales")["tables"]
+    (_, found) = load("neuron_scales")["tables"]
     head = ("run", "changes", "fan-in says", "measured", "share that it follows")
     lines = [
         (
@@ -151,8 +147,10 @@ def jumps() -> str:
     return table(head, lines)
 
 
-def _load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def interval(row: Mapping[str, Any]) -> str:
+    """A mean difference and the ends of its interval, in points."""
+    low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _by_arm(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,15 +159,17 @@ def _by_arm(own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _together() -> dict[tuple[str, str], float]:
     """The p-values of all tests together, by condition and arm."""
-    rows: Sequence[Mapping[str, Any]] = _load("convergence")["tables"][-1]["rows"]
+    rows: Sequence[Mapping[str, Any]] = load("convergence")["tables"][-1]["rows"]
     return {(row["condition"], row["arm"]): row["holm"] for row in rows}
 
 
 def _gain(row: Mapping[str, Any], holm: float = 1.0) -> str:
     """A difference and its interval; bold where it stands among all tests."""
-    low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
-    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"**{text}**" if holm < 0.05 else text
+    return _bold_if(holm < 0.05, interval(row))
+
+
+def _bold_if(condition: bool, text: str) -> str:
+    return f"**{text}**" if condition else text
 
 
 def _points(mean: float, p: float) -> str:
@@ -182,7 +182,7 @@ def _name(arm: str) -> str:
 
 
 def _legend() -> str:
-    record = _load("convergence")
+    record = load("convergence")
     seeds = len(record["conditions"][0]["accuracies"][0])
     tests = len(record["tables"][-1]["rows"])
     return (

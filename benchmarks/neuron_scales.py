@@ -40,7 +40,8 @@ from flax import traverse_util
 
 import sparseopt_jax as so
 
-# The rates that tuning chose without a correction, in ``convergence.py``.
+# Learning rates that all of these train with; in ``convergence.py`` tuning chose them
+# or, for most, twice as much.
 RUNS = (
     (Condition("MLP, RigL, 95 %"), 0.4),
     (Condition("MLP, RigL, 95 %, no weight decay", weight_decay=0.0), 0.4),

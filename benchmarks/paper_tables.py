@@ -3,14 +3,11 @@
 Each function of ``PAGE`` reads stored results and returns Markdown.
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import stored
 from table_format import table
-
-RESULTS = Path(__file__).resolve().parent / "results" / "paper"
 
 # The paper's figures, by the program that measures them.
 FIGURES = {
@@ -24,7 +21,13 @@ SHOWN = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # sparsities
 
 def load(name: str) -> dict[str, Any]:
     """The stored result of a program."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return stored.load(f"paper/{name}")
+
+
+def met(record: Mapping[str, Any]) -> str:
+    """How many of the claims that the paper makes have come out."""
+    found = [c["met"] for c in record["claims"] if c.get("published")]
+    return f"{sum(found)} of {len(found)}"
 
 
 def verdicts() -> str:
@@ -32,12 +35,11 @@ def verdicts() -> str:
     rows = []
     for name, figure in FIGURES.items():
         record = load(name)
-        met = [c["met"] for c in record["claims"] if c.get("published")]
         rows.append(
             (
                 figure,
                 f"[`{name}.py`](../benchmarks/paper/{name}.py)",
-                f"{sum(met)} of {len(met)}",
+                met(record),
                 f"*{record['verdict']}*",
                 f"{record['commit'][:10]}, jax {record['versions']['jax']}",
             )

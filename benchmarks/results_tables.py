@@ -1,15 +1,14 @@
 """What ``docs/results.md`` shows: the papers' claims, and what became of them here."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import paper_tables
+from convergence_tables import interval
 from published import GAINS, RIGL, SPARSEOPT, Published
+from stored import load
 from table_format import table
 
-RESULTS = Path(__file__).resolve().parent / "results"
 OUT_OF_REACH = "*out of reach here*"
 KEPT = "RigL, 95 %, norms kept"  # the paper's ablation, without numbers
 
@@ -32,7 +31,7 @@ def verdict(row: Mapping[str, Any], gain: float) -> str:
 
 def small_scale() -> str:
     """The correction's gains, measured on a small network, beside the paper's."""
-    record = _load("convergence")
+    record = load("convergence")
     head = (
         *("condition", "the paper's gain", "gain here", "p", "seeds"),
         "verdict",
@@ -42,13 +41,12 @@ def small_scale() -> str:
         name = own["condition"]["name"]
         if name in GAINS or name == KEPT:
             row = next(x for x in own["arms"] if x["arm"] == "fan_in")
-            low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
             gain = GAINS.get(name)
             lines.append(
                 (
                     name,
                     "not given" if gain is None else f"{gain:+.2f}",
-                    f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]",
+                    interval(row),
                     f"{row['p']:.2g}",
                     str(len(own["accuracies"][0])),
                     verdict(row, (gain or 0.0) / 100),
@@ -62,11 +60,10 @@ def figures() -> str:
     lines = []
     for name, figure in paper_tables.FIGURES.items():
         found = paper_tables.load(name)
-        met = [claim["met"] for claim in found["claims"] if claim.get("published")]
         lines.append(
             (
                 figure,
-                f"{sum(met)} of {len(met)}",
+                paper_tables.met(found),
                 f"*{found['verdict']}*",
                 f"`python benchmarks/paper/{name}.py`",
             )
@@ -102,7 +99,7 @@ def _published(rows: Sequence[Published]) -> str:
 
 def _smet() -> Iterator[tuple[str, ...]]:
     """SMET's Figure 1 and its losses, on the small language model."""
-    entries = {own["method"]: own for own in _load("language_model")["results"]}
+    entries = {own["method"]: own for own in load("language_model")["results"]}
     adam, smet = (entries[name] for name in ("sparse_adam", "smet"))
     setbacks = [1e3 * own["setback"]["probe"]["mean"] for own in (adam, smet)]
     command = "`python examples/language_model.py --seeds 3`"
@@ -121,7 +118,7 @@ def _smet() -> Iterator[tuple[str, ...]]:
         "*reproduced*" if gaps[1] < gaps[0] else "*not reproduced*",
         command,
     )
-    rows = _load("memory")["tables"][0]["rows"]
+    rows = load("memory")["tables"][0]["rows"]
     sizes = [
         (row["leaf"] / rows[0]["leaf"], row["density"])
         for row in rows
@@ -139,7 +136,7 @@ def _smet() -> Iterator[tuple[str, ...]]:
 def _lamb() -> Iterator[tuple[str, ...]]:
     """LAMB's claim, on images and on text."""
     for name, what in (("large_batch", "digits"), ("large_batch_text", "text")):
-        claims = {own["what"]: own for own in _load(name)["claims"]}
+        claims = {own["what"]: own for own in load(name)["claims"]}
         for density in ("dense", "sparse"):
             reach = {
                 optimizer: claims[
@@ -154,10 +151,6 @@ def _lamb() -> Iterator[tuple[str, ...]]:
                 "*reproduced*" if met else "*not reproduced*",
                 f"`python benchmarks/{name}.py`",
             )
-
-
-def _load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 PAGE = (small_scale, figures, accuracies, rigl, others)

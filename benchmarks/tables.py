@@ -5,7 +5,6 @@
 A test keeps them equal to what this writes.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import convergence_tables
 import paper_tables
 import results_tables
 import tutorials
+from stored import load
 from table_format import table as _table
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 OPTIMIZERS = ("sgd", "adamw")
 DEVICES = (1, 2, 4, 8)
 MODELS = ("MLP", "ResNet")
@@ -33,11 +32,6 @@ STEPS = (
     "SET, from the host",
     "RigL, from the host",
 )
-
-
-def load(name: str) -> dict[str, Any]:
-    """A stored result."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def digits() -> str:

@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 import sparseopt_jax as so
+from tests.benchmarks.small_networks import small_network
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -242,22 +243,10 @@ class TestCandidates:
     ids=lambda own: own.name,
 )
 def test_arms_train_and_differ(condition):
-    draw = np.random.default_rng(0)
-    noise = models.Split(
-        draw.standard_normal((40, 4, 4, 1), np.float32),
-        draw.integers(3, size=40, dtype=np.int32),
-    )
-    network = runs.Network(
-        build=lambda own: runs.MLP(own.layers, own.momentum, width=8, classes=3),
-        data=runs.Data(noise, noise, noise),
-        batch=8,
-        epochs=4,
-        rates=(0.1,),
-        targets={},
-    )
+    network = small_network(40, 4, width=8, classes=3, batch=8, epochs=4)
     losses = set()
     for arm in ("none", "fan_in", "batch_variance", "weight_norm"):
-        outcome = runs.Trainer(network, condition, arm).run(0.5, 0, noise)
+        outcome = runs.Trainer(network, condition, arm).run(0.5, 0, network.data.test)
         assert len(outcome.accuracies) == 4
         losses.add(outcome.early_loss)
     assert len(losses) == 4

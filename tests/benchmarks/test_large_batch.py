@@ -18,6 +18,7 @@ sys.path.append(str(BENCHMARKS))
 harness = importlib.import_module("harness")
 large_batch = importlib.import_module("large_batch")
 large_batch_text = importlib.import_module("large_batch_text")
+stored = importlib.import_module("stored")
 tables = importlib.import_module("tables")
 
 
@@ -59,7 +60,7 @@ def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
     assert limits["sparse: the largest batch of LAMB / of Adam"] == large_batch.FURTHER
     assert limits["dense: the largest batch that SGD reaches"] is None
 
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
     # Noise is not learned in two epochs.
     assert "| sparse | 64 | > 2 | > 2 | > 2 | > 2 |" in tables.large_batch()
 

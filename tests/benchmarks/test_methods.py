@@ -19,6 +19,7 @@ method_arms = importlib.import_module("method_arms")
 method_changes = importlib.import_module("method_changes")
 method_models = importlib.import_module("method_models")
 methods = importlib.import_module("methods")
+stored = importlib.import_module("stored")
 tables = importlib.import_module("tables")
 
 WHEN = method_arms.When(every=100, stop=1000)
@@ -47,7 +48,7 @@ def test_a_quick_run_has_its_rows_and_tables(tmp_path, monkeypatch):
     limits = {claim["what"]: claim.get("at_most") for claim in record["claims"]}
     assert limits["ResNet: STE, 2:4 / dense"] == 1.2
 
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
     assert "| STE | 2:4 | 0.5 | " in tables.method_results()
     assert "| STE, 2:4 | " in tables.straight_through_steps()
 
@@ -66,7 +67,7 @@ def test_a_quick_run_of_changes_has_its_rows_and_table(tmp_path, monkeypatch):
     limits = {claim["what"]: claim.get("at_least") for claim in record["claims"]}
     assert limits["RigL, unstructured: argsort / topology.update"] == 10
 
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
     assert "| RigL, unstructured | " in tables.method_changes()
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import sparseopt_jax as so
+from tests.benchmarks.small_networks import small_network
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 # Programs, that find each other in the folder they are started from.
 sys.path.append(str(BENCHMARKS))
 harness = importlib.import_module("harness")
-models = importlib.import_module("method_models")
 runs = importlib.import_module("convergence_runs")
 conditions = importlib.import_module("convergence_conditions")
 scales = importlib.import_module("neuron_scales")
@@ -46,19 +46,7 @@ def test_jumps_are_of_neurons_with_another_fan_in():
 
 @pytest.fixture(scope="module")
 def trainer():
-    draw = np.random.default_rng(0)
-    noise = models.Split(
-        draw.standard_normal((400, 8, 8, 1), np.float32),
-        draw.integers(10, size=400, dtype=np.int32),
-    )
-    network = runs.Network(
-        build=lambda own: runs.MLP(own.layers, own.momentum, width=64, classes=10),
-        data=runs.Data(noise, noise, noise),
-        batch=40,
-        epochs=8,
-        rates=(0.1,),
-        targets={},
-    )
+    network = small_network(400, 8, width=64, classes=10, batch=40, epochs=8)
     condition = conditions.Condition("small", method="spread", sparsity=0.7, layers=2)
     return runs.Trainer(network, condition, "none")
 

@@ -1,7 +1,6 @@
 """What ``docs/results.md`` says of the papers' claims."""
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Programs, that find each other in the folders they are started from.
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "examples")]
+stored = importlib.import_module("stored")
 results = importlib.import_module("results_tables")
 published = importlib.import_module("published")
 conditions = importlib.import_module("convergence_conditions")
@@ -62,8 +62,8 @@ def test_verdicts(low, high, wanted):
 class TestWhatIsTakenFromIt:
     """What ``docs/when_it_helps.md`` ends with, held against the stored results."""
 
-    RECORD = json.loads((results.RESULTS / "convergence.json").read_text())
-    SCALES = json.loads((results.RESULTS / "neuron_scales.json").read_text())
+    RECORD = stored.load("convergence")
+    SCALES = stored.load("neuron_scales")
 
     def of(self, arm, **wanted):
         """The rows of an arm in all conditions with such values, by name."""
