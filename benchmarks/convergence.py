@@ -115,6 +115,7 @@ def compare(
     network: Network,
     condition: Condition,
     rates: dict[str, dict[str, float]],
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Trains all arms of a condition; adds what was tried and what came out.
 
@@ -123,13 +124,12 @@ def compare(
       network: what is trained.
       condition: how.
       rates: the learning rates that were chosen, by condition and arm; gets this one's.
+      seeds: of the runs that are compared.
 
     Returns:
       A row for each arm.
     """
-    quick = report.options.quick
-    seeds = range(2 if quick else SEEDS)
-    tuning_seeds = TUNING_SEEDS[:1] if quick else TUNING_SEEDS
+    tuning_seeds = TUNING_SEEDS[:1] if report.options.quick else TUNING_SEEDS
     data, tried, rows = network.data, [], []
     target = network.targets.get(condition.sparsity)
     rates[condition.name], uncorrected, curves = {}, None, []
@@ -176,9 +176,10 @@ def main(options: harness.Options) -> None:
     """Runs the benchmark."""
     report = harness.Report("convergence", options)
     available, rates, rows = networks(options.quick), {}, {}
+    seeds = range(2 if options.quick else SEEDS)
     for condition in CONDITIONS[:1] if options.quick else CONDITIONS:
         network = available[condition.network]
-        rows[condition.name] = compare(report, network, condition, rates)
+        rows[condition.name] = compare(report, network, condition, rates, seeds)
     judge(report, rows)
     report.picture(draw(report.record["conditions"]))
     report.store()

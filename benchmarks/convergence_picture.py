@@ -14,16 +14,17 @@ COLORS = {
 }
 
 
-def draw(conditions: Sequence[Mapping[str, Any]]) -> Figure:
+def draw(conditions: Sequence[Mapping[str, Any]], columns: int = 3) -> Figure:
     """A panel for each condition, a line for each arm, mean and standard deviation.
 
     Args:
       conditions: as the record has them.
+      columns: panels side by side.
 
     Returns:
       The figure.
     """
-    columns = min(3, len(conditions))
+    columns = min(columns, len(conditions))
     rows = -(-len(conditions) // columns)
     figure = Figure((4.0 * columns, 2.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -26,6 +26,7 @@ student = importlib.import_module("student")
 measures = importlib.import_module("student_measures")
 student_teacher = importlib.import_module("student_teacher")
 explored = importlib.import_module("explored")
+accuracy = importlib.import_module("accuracy")
 
 
 def quick_record(program, tmp_path):
@@ -405,3 +406,68 @@ def test_quick_figures_5_and_10(tmp_path):
     [table] = record["tables"]
     assert [row["arm"] for row in table["rows"]] == list(explored.ARMS)
     assert all(10 < row["explored_mean"] < 100 for row in table["rows"])
+
+
+# Figures 3, 4, 11, 12 and 15 to 22: accuracy against epochs.
+
+
+def test_gains_are_averaged_over_conditions_seed_by_seed():
+    def record(*curves):
+        arms = [{"arm": arm} for arm in ("none", "fan_in")]
+        return {"arms": arms, "accuracies": curves}
+
+    # Two seeds, three epochs.
+    first = record(
+        [[0.1, 0.2, 0.3], [0.2, 0.3, 0.4]], [[0.1, 0.1, 0.5], [0.2, 0.3, 0.4]]
+    )
+    second = record([[0, 0, 0.1], [0, 0, 0.1]], [[0.2, 0, 0.1], [0, 0, 0.3]])
+    ends = accuracy.gains([first, second], "fan_in")
+    np.testing.assert_allclose(ends, [10, 10])
+    starts = accuracy.gains([first, second], "fan_in", share=1 / 3)
+    np.testing.assert_allclose(starts, [10, 0], atol=1e-12)
+
+
+def test_learning_rates_are_the_tuned_ones():
+    def record(name, *rates):
+        arms = zip(accuracy.ARMS, rates, strict=True)
+        rows = [{"arm": arm, "rate": rate} for arm, rate in arms]
+        return {"condition": {"name": name}, "arms": rows}
+
+    tuned = [record("RigL, 90 %", 0.8, 0.4, 0.2), record("SET, 90 %", 0.1, 0.2, 0.4)]
+    rates = accuracy.chosen_rates(tuned)
+    wanted = {
+        own.name: rates[own.like] for own in accuracy.conditions() if own.like in rates
+    }
+    apart = dict(zip(accuracy.ARMS, (0.8, 0.4, 0.2), strict=True))
+    assert all(wanted[f"RigL, 90 %, {n} x"] == apart for n in (1, 2, 3, 5))
+    # As long a step with a correction as without.
+    assert wanted["RigL, 90 %, norms kept"] == dict.fromkeys(accuracy.ARMS, 0.8)
+    assert wanted["SET, 90 %, norms kept"] == dict.fromkeys(accuracy.ARMS, 0.1)
+    assert len(wanted) == 10
+
+
+def test_its_seeds_are_new():
+    convergence = importlib.import_module("convergence")
+    seen = {*range(convergence.SEEDS), *convergence.TUNING_SEEDS}
+    assert len(accuracy.SEEDS) >= 5
+    assert not seen & {*accuracy.SEEDS}
+
+
+def test_quick_accuracies(tmp_path):
+    record = quick_record(accuracy, tmp_path)
+    names = [own["condition"]["name"] for own in record["conditions"]]
+    assert names == [
+        *("RigL, 97 %, 1 x", "RigL, 97 %, 5 x"),
+        *("RigL, 95 %, HAM, 1 x", "RigL, 95 %, HAM, 5 x"),
+        "RigL, 97 %, norms kept",
+    ]
+    lengths = [np.shape(own["accuracies"])[-1] for own in record["conditions"]]
+    assert lengths == [2, 10, 2, 10, 2]
+    published = [c["what"] for c in record["claims"] if c.get("published")]
+    assert published == [
+        "RigL, points gained, fan_in, lower end",
+        "RigL, 97 %, points gained early, fan_in, lower end",
+        "RigL, points gained more than in 5 x, fan_in, lower end",
+        "RigL, norms kept, points gained, fan_in, lower end",
+        "RigL with HAM, points gained, fan_in, lower end",
+    ]
