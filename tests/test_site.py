@@ -4,12 +4,15 @@ import re
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import sparseopt_jax as so
 from tests.pages import ROOT, block_names, find, names, read, run_block
 
-START, QUESTIONS, API = (read(f"docs/{name}.md") for name in ("index", "faq", "api"))
+START, CONCEPTS, QUESTIONS, API = (
+    read(f"docs/{name}.md") for name in ("index", "concepts", "faq", "api")
+)
 MODULES = {"checkpoint", "linen", "nnx", "plot"}
 
 
@@ -48,7 +51,18 @@ def test_the_start_runs(network, capsys):
     assert int(jnp.sum(left["params"]["kernel"] != 0)) == 13
 
 
-@pytest.mark.parametrize("page", [START, QUESTIONS], ids=["start", "questions"])
+def test_the_concepts_run(network, capsys):
+    (name,) = block_names(CONCEPTS)
+    tx = so.sparsify(optax.sgd(0.1), so.rigl(0.9, every=10, stop=100))
+    opt_state = tx.init(network["params"])
+    left = run_block(CONCEPTS, name, **network, opt_state=opt_state)
+    assert int(jnp.sum(left["masks"]["kernel"])) == 13
+    assert "kernel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "page", [START, CONCEPTS, QUESTIONS], ids=["start", "concepts", "questions"]
+)
 def test_names_exist(page):
     for name in names(page):
         find(name)
