@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
 	@echo 'make test       run the test suite'
-	@echo 'make test-slow  run the tests that take several devices and processes'
+	@echo 'make test-slow  run the tests that start programs, devices and processes'
 	@echo 'make test-lowest  run it at the lowest versions that are supported'
 	@echo 'make lint       check format, lint and types'
 	@echo 'make format     format the code'
@@ -36,13 +36,13 @@ demo: $(STAMP)
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(STAMP)
-	$(call PYTEST,$(BIN)) -n auto --dist loadgroup $(ARGS)
+	$(call PYTEST,$(BIN)) -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)
-	$(call PYTEST,$(BIN)) -n auto --dist loadgroup -m slow $(ARGS)
+	$(call PYTEST,$(BIN)) -n auto --dist loadfile -m slow $(ARGS)
 
 test-lowest: $(LOWEST_STAMP)
-	$(call PYTEST,$(LOWEST)/bin) -n auto --dist loadgroup $(ARGS)
+	$(call PYTEST,$(LOWEST)/bin) -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -10,17 +10,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [
-        "shardings",
-        *(
-            pytest.param(program, marks=pytest.mark.slow)
-            for program in (
-                *("checkpoints", "collectives", "pruning"),
-                *("sharding_types", "train_steps"),
-            )
-        ),
+        *("checkpoints", "collectives", "pruning"),
+        *("sharding_types", "shardings", "train_steps"),
     ],
 )
 def test_on_eight_devices(program):

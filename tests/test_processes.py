@@ -124,7 +124,6 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("method", ["set", "rigl"])
 class TestTwoProcesses:
     def test_hold_the_same_masks(self, results, method):

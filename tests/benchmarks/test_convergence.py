@@ -234,6 +234,7 @@ class TestCandidates:
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "condition",
     [
@@ -252,6 +253,7 @@ def test_arms_train_and_differ(condition):
     assert len(losses) == 4
 
 
+@pytest.mark.slow
 def test_a_quick_run(monkeypatch, tmp_path):
     (first, *_) = conditions.CONDITIONS
     short = first._replace(arms=("none", "batch_variance"))

@@ -307,6 +307,7 @@ def test_steps_go_on_from_where_they_were():
     assert float(run()) == 7.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [selection, step_overhead, packed_masks])
 def test_a_quick_run_goes_through_and_reports_every_limit(program, tmp_path):
     output = tmp_path / "record.json"

@@ -35,6 +35,7 @@ def row(batch, epochs):
     return {"batch": batch, "epochs": epochs}
 
 
+@pytest.mark.slow
 def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
     output = tmp_path / "large_batch.json"
     options = harness.Options(quick=True, output=output, allow_dirty=True)

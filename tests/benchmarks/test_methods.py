@@ -25,6 +25,7 @@ tables = importlib.import_module("tables")
 WHEN = method_arms.When(every=100, stop=1000)
 
 
+@pytest.mark.slow
 def test_a_quick_run_has_its_rows_and_tables(tmp_path, monkeypatch):
     output = tmp_path / "methods.json"
     methods.main(harness.Options(quick=True, rounds=1, output=output, allow_dirty=True))
@@ -53,6 +54,7 @@ def test_a_quick_run_has_its_rows_and_tables(tmp_path, monkeypatch):
     assert "| STE, 2:4 | " in tables.straight_through_steps()
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_changes_has_its_rows_and_table(tmp_path, monkeypatch):
     output = tmp_path / "mask_changes.json"
     mask_changes.main(

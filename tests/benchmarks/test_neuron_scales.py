@@ -110,6 +110,7 @@ def test_a_course_has_every_moment_and_change(trainer):
     assert scales.table_of_jumps({"a": [course]}) == []
 
 
+@pytest.mark.slow
 def test_a_quick_run(tmp_path):
     output = tmp_path / "record.json"
     scales.main(harness.Options(quick=True, output=output, allow_dirty=True))

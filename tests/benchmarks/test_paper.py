@@ -213,6 +213,7 @@ def test_pixels_are_made_alike():
     np.testing.assert_allclose(found.var(axis=0), 1)
 
 
+@pytest.mark.slow
 def test_a_quick_figure_2(tmp_path):
     record = quick_record(gradient_ratio, tmp_path)
     rows, layers = (table["rows"] for table in record["tables"])
@@ -260,6 +261,7 @@ def test_a_course_is_told_apart_into_changes_and_noise():
     assert [own["a"] for own in series] == [[10.0, 19.0], [21.0, -7.0]]
 
 
+@pytest.mark.slow
 def test_a_quick_figure_1(tmp_path):
     record = quick_record(skew, tmp_path)
     [table] = record["tables"]
@@ -366,6 +368,7 @@ def test_flips_and_ends_are_told_apart():
     assert off.tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_quick_figures_6_to_9(tmp_path):
     record = quick_record(student_teacher, tmp_path)
     one, sizes, two = (table["rows"] for table in record["tables"])
@@ -401,6 +404,7 @@ def test_growth_sees_the_corrected_gradient_only_where_it_shall():
     assert switches == [False, False, True]
 
 
+@pytest.mark.slow
 def test_quick_figures_5_and_10(tmp_path):
     record = quick_record(explored, tmp_path)
     [table] = record["tables"]
@@ -453,6 +457,7 @@ def test_its_seeds_are_new():
     assert not seen & {*accuracy.SEEDS}
 
 
+@pytest.mark.slow
 def test_quick_accuracies(tmp_path):
     record = quick_record(accuracy, tmp_path)
     names = [own["condition"]["name"] for own in record["conditions"]]

@@ -116,7 +116,6 @@ def alone(make_trainer):
     return [trained(make_trainer(SET), [seed])[0] for seed in (0, 1)]
 
 
-@pytest.mark.xdist_group("cifar")
 class TestTrainer:
     def test_steps_in_a_loop_are_the_same(self, alone, make_trainer):
         trainer = make_trainer(SET, loop=True)
@@ -256,7 +255,6 @@ def rows_without_times(output, seed):
     ]
 
 
-@pytest.mark.xdist_group("cifar")
 class TestProgram:
     def test_writes_its_files(self, output):
         assert {path.name for path in output.iterdir()} == {

@@ -60,7 +60,6 @@ def output(digits, tmp_path_factory):
     return output
 
 
-@pytest.mark.xdist_group("digits")
 class TestComparison:
     def test_writes_its_files(self, output):
         assert {path.name for path in output.iterdir()} == {*FILES, "data"}

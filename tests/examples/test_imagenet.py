@@ -150,7 +150,6 @@ def pod(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pod")
 class TestTwoProcesses:
     def test_stop_together_and_go_on(self, pod):
         folder, (stopped, finished) = pod
@@ -226,7 +225,6 @@ def mocked():
         yield
 
 
-@pytest.mark.xdist_group("pod")
 @pytest.mark.usefixtures("mocked")
 @pytest.mark.slow
 class TestOneProcess:

@@ -359,7 +359,6 @@ def output(tmp_path_factory):
     return output
 
 
-@pytest.mark.xdist_group("language_model")
 class TestComparison:
     def test_writes_its_files(self, output):
         assert {path.name for path in output.iterdir()} == FILES

@@ -10,6 +10,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICKSTARTS = ["quickstart_linen.py", "quickstart_nnx.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICKSTARTS)
 def test_trains_sparse_and_says_so(name, capsys):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")

@@ -12,8 +12,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 tutorials = importlib.import_module("tutorials")
 NAMES = [tutorial.__name__ for tutorial in tutorials.PAGE]
-# What the quickstart does is tested beside its twin.
-SLOW = {"quickstart_linen": pytest.mark.slow}
 
 
 def words(output):
@@ -22,9 +20,8 @@ def words(output):
     return letters.split()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOW.get(name, ())) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_prints_what_the_docs_show(name):
     stored = (tutorials.OUTPUTS / f"{name}.txt").read_text(encoding="utf-8")
     assert words(tutorials.run(name)) == words(stored)
