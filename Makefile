@@ -70,6 +70,9 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/large_batch.py
 	$(BIN)/python benchmarks/large_batch_text.py
 	$(BIN)/python benchmarks/convergence.py
+	$(BIN)/python benchmarks/convergence_further.py
+	$(BIN)/python benchmarks/neuron_scales.py
+	$(BIN)/python benchmarks/tables.py
 
 paper: $(STAMP)
 	$(BIN)/python benchmarks/paper/gradient_ratio.py

@@ -13,6 +13,7 @@ are 1 in the mean, or nearly:
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,11 @@ EPS = 1e-5
 
 # From a kernel's path, its weights and the statistics to a number for each neuron.
 Factor = Callable[[str, jax.Array, Mapping[str, jax.Array]], jax.Array | None]
+
+
+def not_head(params: optax.Params) -> Any:
+    """A tree of bools: False in the classifier, which no normalisation follows."""
+    return paths.map_with_paths(lambda path, _: not path.startswith("head"), params)
 
 
 def variance_power(links: Mapping[str, str], power: float) -> Transformation:

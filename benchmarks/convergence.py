@@ -140,7 +140,7 @@ def compare(
         else:
             rate, own = tuned(
                 lambda rate, seed, own=trainer: own.run(rate, seed, data.validation),
-                *(network.rates, tuning_seeds),
+                *(condition.rates or network.rates, tuning_seeds),
             )
             tried += [{"arm": arm, **row} for row in own]
         rates[condition.name][arm] = rate
@@ -172,17 +172,28 @@ def judge(report: harness.Report, rows: Mapping[str, Sequence[Mapping[str, Any]]
         report.claim(what, row["low"], at_least=0.0)
 
 
-def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
-    report = harness.Report("convergence", options)
+def run(name: str, options: harness.Options, conditions: Sequence[Condition]) -> None:
+    """Compares the arms of conditions, and stores what comes out.
+
+    Args:
+      name: of the record.
+      options: as for all benchmarks; a quick run has the first condition alone.
+      conditions: in an order in which none is ``like`` a later one.
+    """
+    report = harness.Report(name, options)
     available, rates, rows = networks(options.quick), {}, {}
     seeds = range(2 if options.quick else SEEDS)
-    for condition in CONDITIONS[:1] if options.quick else CONDITIONS:
+    for condition in conditions[:1] if options.quick else conditions:
         network = available[condition.network]
         rows[condition.name] = compare(report, network, condition, rates, seeds)
     judge(report, rows)
     report.picture(draw(report.record["conditions"]))
     report.store()
+
+
+def main(options: harness.Options) -> None:
+    """Runs the benchmark."""
+    run("convergence", options, CONDITIONS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from convergence_masks import spread_masks
+from convergence_masks import log_normal, power_law, spread_masks
 
 import sparseopt_jax as so
 
@@ -12,6 +12,7 @@ import sparseopt_jax as so
 ARMS = ("none", "fan_in", "batch_variance", "weight_norm")
 # Ours as well, tried where the first ones differ.
 MORE_ARMS = (*ARMS, "variance^1/4", "variance^1", "fan_in_then_variance")
+LAWS = {"spread": log_normal, "power_law": power_law}
 
 
 class Condition(NamedTuple):
@@ -20,8 +21,9 @@ class Condition(NamedTuple):
     Attributes:
       name: what tables call it.
       network: "glyphs" or "digits".
-      method: "rigl", "set" or "static"; "spread" is static with fan-ins that differ
-        from neuron to neuron by a log-normal law, the gradient's skew at its largest.
+      method: "rigl", "set" or "static"; "spread" and "power_law" are static with
+        fan-ins that differ from neuron to neuron by a log-normal law or by a power law,
+        the gradient's skew at its largest.
       sparsity: fraction of zeros.
       distribution: how active weights are shared between layers.
       sparse_init: whether weights are drawn by the fan-in of their neuron.
@@ -32,6 +34,8 @@ class Condition(NamedTuple):
       ham: whether HAM's multiplicative step follows SGD's.
       keep_norms: whether each layer's gradient stays as long as it was, so that only
         its direction is corrected.
+      corrected_growth: whether RigL grows by the gradient times SparseOpt's factors.
+      rates: learning rates that are tried, if not those of the network.
       like: the condition whose learning rates are taken; None tunes them.
       arms: the corrections that are compared, the first with all others.
     """
@@ -48,6 +52,8 @@ class Condition(NamedTuple):
     weight_decay: float = 5e-4
     ham: bool = False
     keep_norms: bool = False
+    corrected_growth: bool = False
+    rates: tuple[float, ...] | None = None
     like: str | None = None
     arms: tuple[str, ...] = ARMS
 
@@ -62,10 +68,12 @@ class Condition(NamedTuple):
         shared: dict[str, Any] = {"distribution": self.distribution}
         if self.method == "static":
             return so.static(self.sparsity, **shared)
-        if self.method == "spread":
+        if self.method in LAWS:
             topology = so.static(self.sparsity, **shared)
-            masks = spread_masks(topology, params, np.random.default_rng(seed))
-            return so.static(masks=masks)
+            draw, law = np.random.default_rng(seed), LAWS[self.method]
+            return so.static(masks=spread_masks(topology, params, draw, law))
+        if self.corrected_growth:
+            shared["corrected_growth"] = True
         method = {"rigl": so.rigl, "set": so.set_}[self.method]
         stop = max(2, 3 * steps // 4)
         return method(self.sparsity, every=self.every(steps), stop=stop, **shared)
@@ -93,4 +101,35 @@ CONDITIONS = (
     Condition("digits, RigL, 95 %", network="digits"),
     Condition("digits, SET, 95 %", network="digits", method="set"),
     Condition("digits, spread, 95 %", network="digits", method="spread"),
+)
+
+# What the first ones left open: learning rates beyond those that were tried, where the
+# best was the lowest of them; longer runs tuned by themselves; other masks and places.
+SHORTER_ARMS = ARMS[:3]
+_WIDER = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+FURTHER = (
+    Condition("RigL, 97 %", sparsity=0.97, rates=_WIDER, arms=SHORTER_ARMS),
+    Condition(
+        "RigL, 95 %, uniform",
+        distribution="uniform",
+        rates=_WIDER,
+        arms=(*SHORTER_ARMS, "fan_in_but_head"),
+    ),
+    Condition(
+        "RigL, 95 %, HAM",
+        ham=True,
+        rates=(0.00625, 0.0125, 0.025, 0.05, 0.1),
+        arms=SHORTER_ARMS,
+    ),
+    *(
+        Condition(
+            f"RigL, 95 %, {length} x",
+            length=length,
+            rates=(0.05, 0.1, 0.2, 0.4, 0.8),
+            arms=SHORTER_ARMS,
+        )
+        for length in (2, 3, 5)
+    ),
+    Condition("static, 95 %, power law", method="power_law", arms=SHORTER_ARMS),
+    Condition("RigL, 95 %, growth corrected", corrected_growth=True, arms=ARMS[:2]),
 )

@@ -1,5 +1,6 @@
 """Masks whose neurons have very different numbers of inputs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,15 +12,33 @@ from sparseopt_jax import paths
 
 # Standard deviation of the logarithm of a fan-in.
 SPREAD = 1.0
+# Exponent by which the number of neurons falls that have a fan-in or more.
+TAIL = 1.0
+
+# Draws the proportions of so many fan-ins.
+Law = Callable[[np.random.Generator, int], np.ndarray]
 
 
-def spread_masks(topology: so.Topology, params: Any, draw: np.random.Generator) -> Any:
+def log_normal(draw: np.random.Generator, neurons: int) -> np.ndarray:
+    """Proportions whose logarithms are normal."""
+    return draw.lognormal(sigma=SPREAD, size=neurons)
+
+
+def power_law(draw: np.random.Generator, neurons: int) -> np.ndarray:
+    """Proportions by a Pareto law: few neurons have most of the inputs."""
+    return 1.0 + draw.pareto(TAIL, size=neurons)
+
+
+def spread_masks(
+    topology: so.Topology, params: Any, draw: np.random.Generator, law: Law
+) -> Any:
     """Random masks with as many active weights in each layer as a topology gives it.
 
     Args:
       topology: whose numbers of active weights are kept.
       params: arrays or shapes, kernels with their neurons along the last axis.
       draw: random numbers.
+      law: of the fan-ins.
 
     Returns:
       Bool arrays at sparse leaves, ``optax.MaskedNode()`` elsewhere.
@@ -32,7 +51,7 @@ def spread_masks(topology: so.Topology, params: Any, draw: np.random.Generator) 
             return optax.MaskedNode()
         *inputs, neurons = leaf.shape
         most = int(np.prod(inputs))
-        fan_ins = spread_fan_ins(plan.active, most, neurons, draw)
+        fan_ins = spread_fan_ins(plan.active, most, law(draw, neurons))
         mask = np.zeros((most, neurons), bool)
         for neuron, fan_in in enumerate(fan_ins):
             mask[draw.choice(most, fan_in, replace=False), neuron] = True
@@ -41,16 +60,13 @@ def spread_masks(topology: so.Topology, params: Any, draw: np.random.Generator) 
     return paths.map_with_paths(at_leaf, params)
 
 
-def spread_fan_ins(
-    total: int, most: int, neurons: int, draw: np.random.Generator
-) -> np.ndarray:
-    """Fan-ins in log-normal proportions that add up to a total.
+def spread_fan_ins(total: int, most: int, shares: np.ndarray) -> np.ndarray:
+    """Fan-ins in given proportions, nearly, that add up to a total.
 
     Args:
       total: of all neurons, at least one for each.
       most: a neuron's largest.
-      neurons: how many.
-      draw: random numbers.
+      shares: proportions, one for each neuron.
 
     Returns:
       Integers in [1, most].
@@ -58,11 +74,11 @@ def spread_fan_ins(
     Raises:
       ValueError: if the total leaves a neuron without, or is more than all can have.
     """
+    neurons = len(shares)
     if not neurons <= total <= most * neurons:
         raise ValueError(
             f"{neurons} neurons of at most {most} inputs cannot have {total} in all"
         )
-    shares = draw.lognormal(sigma=SPREAD, size=neurons)
     fan_ins = np.ones(neurons, int)
     # One at a time to whoever is furthest below its share.
     for _ in range(total - neurons):

@@ -192,7 +192,7 @@ class Trainer:
         Args:
           network: what is trained.
           condition: how.
-          arm: which correction, one of ``convergence_conditions.MORE_ARMS``.
+          arm: which correction, one of those in ``convergence_conditions``.
         """
         self.network, self.condition, self.arm = network, condition, arm
         self.model = network.build(condition)
@@ -291,6 +291,8 @@ class Trainer:
                 return optax.identity()
             case "fan_in":
                 return so.scale_by_sparseopt()
+            case "fan_in_but_head":
+                return optax.masked(so.scale_by_sparseopt(), candidates.not_head)
             case "batch_variance":
                 return so.scale_by_batch_variance(self.links)
             case "weight_norm":

@@ -143,26 +143,42 @@ class TestConditions:
             before[own.name] = own
 
     def test_the_first_arm_is_the_uncorrected_one(self):
-        assert {own.arms[0] for own in conditions.CONDITIONS} == {"none"}
+        every = (*conditions.CONDITIONS, *conditions.FURTHER)
+        assert {own.arms[0] for own in every} == {"none"}
+
+    def test_what_was_added_is_tuned_by_itself(self):
+        assert all(own.like is None for own in conditions.FURTHER)
 
 
 class TestSpreadMasks:
     @pytest.mark.parametrize(("total", "most"), [(8, 9), (40, 9), (72, 9)])
     def test_fan_ins_add_up(self, total, most):
-        draw = np.random.default_rng(0)
-        fan_ins = masks_of.spread_fan_ins(total, most, 8, draw)
+        shares = masks_of.log_normal(np.random.default_rng(0), 8)
+        fan_ins = masks_of.spread_fan_ins(total, most, shares)
         assert fan_ins.sum() == total
         assert fan_ins.min() >= 1 and fan_ins.max() <= most
 
     @pytest.mark.parametrize("total", [7, 73])
     def test_what_cannot_add_up(self, total):
         with pytest.raises(ValueError, match=f"cannot have {total} in all"):
-            masks_of.spread_fan_ins(total, 9, 8, np.random.default_rng(0))
+            masks_of.spread_fan_ins(total, 9, np.ones(8))
 
-    def test_layers_keep_their_numbers_and_fan_ins_spread(self):
+    def test_proportions_are_kept_where_they_fit(self):
+        fan_ins = masks_of.spread_fan_ins(64, 60, np.array([1.0, 1.0, 2.0, 4.0]))
+        np.testing.assert_array_equal(fan_ins, [8, 8, 16, 32])
+
+    def test_a_power_law_has_a_tail(self):
+        draw = np.random.default_rng(0)
+        shares = masks_of.power_law(draw, 100_000)
+        for most in (2, 10, 100):
+            assert np.mean(shares >= most) == pytest.approx(1 / most, rel=0.1)
+
+    @pytest.mark.parametrize("method", conditions.LAWS)
+    def test_layers_keep_their_numbers_and_fan_ins_spread(self, method):
         params = {"a": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
         topology = so.static(0.9, distribution="uniform")
-        masks = masks_of.spread_masks(topology, params, np.random.default_rng(0))
+        draw, law = np.random.default_rng(0), conditions.LAWS[method]
+        masks = masks_of.spread_masks(topology, params, draw, law)
         mask = np.asarray(masks["a"]["kernel"])
         (plan,) = (own for own in topology.leaves(params) if own.active is not None)
         assert mask.sum() == plan.active
@@ -223,6 +239,11 @@ class TestCandidates:
             factors = by_fan_in**share * by_variance ** (1.0 - share)
             np.testing.assert_allclose(found[step], grads * factors, rtol=1e-4)
 
+    def test_all_but_the_head(self):
+        params = {"a": {"kernel": 1}, "head": {"kernel": 2, "bias": 3}}
+        wanted = {"a": {"kernel": True}, "head": {"kernel": False, "bias": False}}
+        assert candidates.not_head(params) == wanted
+
     def test_gradients_as_long_as_before(self):
         correction = candidates.keeping_norms(so.scale_by_sparseopt())
         _, grads, (found, *_) = self.update(correction)
@@ -240,17 +261,28 @@ class TestCandidates:
     [
         conditions.Condition("spread", method="spread", sparsity=0.5, ham=True),
         conditions.Condition("kept", "glyphs", "static", 0.5, keep_norms=True),
+        conditions.Condition("power law", "glyphs", "power_law", 0.5),
     ],
     ids=lambda own: own.name,
 )
 def test_arms_train_and_differ(condition):
     network = small_network(40, 4, width=8, classes=3, batch=8, epochs=4)
     losses = set()
-    for arm in ("none", "fan_in", "batch_variance", "weight_norm"):
+    arms = ("none", "fan_in", "fan_in_but_head", "batch_variance", "weight_norm")
+    for arm in arms:
         outcome = runs.Trainer(network, condition, arm).run(0.5, 0, network.data.test)
         assert len(outcome.accuracies) == 4
         losses.add(outcome.early_loss)
-    assert len(losses) == 4
+    assert len(losses) == len(arms)
+
+
+def test_growth_can_see_corrected_gradients():
+    plain, corrected = (
+        conditions.Condition("one", corrected_growth=on).topology(100, {}, 0)
+        for on in (False, True)
+    )
+    assert not plain.corrected_growth
+    assert corrected.corrected_growth
 
 
 @pytest.mark.slow
