@@ -101,9 +101,11 @@ def change() -> Figure:
 
 def amplification() -> Figure:
     """Gradients per weight by density of the neuron: with BN, without, corrected."""
-    batch, inputs, neurons = 1024, 256, 128
+    batch, inputs, neurons, dense = 1024, 256, 144, 32
     draw = np.random.default_rng(0)
-    fan_ins = np.round(np.geomspace(8, inputs, neurons)).astype(int)
+    # The last ones are dense, to compare the others with.
+    fan_ins = np.round(np.geomspace(8, inputs, neurons - dense)).astype(int)
+    fan_ins = np.append(fan_ins, np.full(dense, inputs))
     mask = np.zeros((inputs, neurons), bool)
     for neuron, fan_in in enumerate(fan_ins):
         mask[draw.choice(inputs, fan_in, replace=False), neuron] = True
@@ -126,7 +128,7 @@ def amplification() -> Figure:
     def per_weight(gradient):
         squares = np.sum(np.square(np.where(mask, gradient["kernel"], 0)), axis=0)
         norms = np.sqrt(squares / fan_ins)
-        return norms / norms[-8:].mean()  # the densest are full, or nearly
+        return norms / norms[-dense:].mean()
 
     density = fan_ins / inputs
     figure = Figure((6.0, 3.8), layout="constrained")
@@ -154,7 +156,7 @@ def amplification() -> Figure:
 
 
 def densities() -> Figure:
-    """How three distributions share the same number of weights between layers."""
+    """The densities that three distributions give to the layers of a ResNet."""
     variables = ResNet(16).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
     figure = Figure((8.0, 3.6), layout="constrained")
     axes = figure.subplots()
