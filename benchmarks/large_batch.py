@@ -51,6 +51,7 @@ import numpy as np
 import optax
 import tyro
 from devices import loss_of
+from large_batch_picture import draw
 from method_models import IMAGE, load_digits, tasks
 
 import sparseopt_jax as so
@@ -444,6 +445,7 @@ def main(options: harness.Options) -> None:
         digits = quicker(digits)
     for density in ("dense", "sparse"):
         compare(report, digits, density)
+    report.picture(draw(report.record))
     report.store()
 
 

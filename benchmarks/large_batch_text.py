@@ -25,6 +25,7 @@ import numpy as np
 import optax
 import tyro
 from large_batch import Plan, Task, compare, quicker
+from large_batch_picture import draw
 from method_models import example
 
 text: Any = example("language_model_data")
@@ -95,6 +96,7 @@ def main(options: harness.Options) -> None:
         task = quicker(task)
     for density in ("dense", "sparse"):
         compare(report, task, density)
+    report.picture(draw(report.record))
     report.store()
 
 

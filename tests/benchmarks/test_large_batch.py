@@ -1,5 +1,6 @@
 import functools
 import importlib
+import io
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 harness = importlib.import_module("harness")
 large_batch = importlib.import_module("large_batch")
+large_batch_picture = importlib.import_module("large_batch_picture")
 large_batch_text = importlib.import_module("large_batch_text")
 stored = importlib.import_module("stored")
 tables = importlib.import_module("tables")
@@ -61,6 +63,7 @@ def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
     assert limits["sparse: the largest batch of LAMB / of Adam"] == large_batch.FURTHER
     assert limits["dense: the largest batch that SGD reaches"] is None
 
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(stored, "RESULTS", tmp_path)
     # Noise is not learned in two epochs.
     assert "| sparse | 64 | > 2 | > 2 | > 2 | > 2 |" in tables.large_batch()
@@ -153,6 +156,111 @@ def test_both_densities_differ_by_the_masks_alone():
         ]
         assert shapes[0] == shapes[1]
         assert sum(m.sum() for m in jax.tree.leaves(sparse.masks)) == 280
+
+
+def drawn(axes):
+    """Of each optimizer the batches with their epochs, and the batches it missed."""
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    reached = {
+        name: {
+            int(x): float(y)
+            for x, y in zip(*lines[name].get_data(), strict=True)
+            if math.isfinite(y)
+        }
+        for name in large_batch.OPTIMIZERS
+    }
+    missed = {
+        tuple(label.removeprefix("_").split(" at "))
+        for label, line in lines.items()
+        if line.get_markerfacecolor() == "none"
+    }
+    return reached, {(name, int(batch)) for name, batch in missed}
+
+
+@pytest.mark.parametrize("name", large_batch_picture.TRAINED)
+def test_the_picture_has_all_that_the_record_has(name):
+    record = stored.load(name)
+    figure = large_batch_picture.draw(record)
+    tables = [own for own in record["tables"] if ": the rule, " in own["title"]]
+    assert [axes.get_title() for axes in figure.axes] == ["dense", "sparse"]
+    for axes, table in zip(figure.axes, tables, strict=True):
+        assert table["title"].startswith(axes.get_title())
+        reached, missed = drawn(axes)
+        rows = table["rows"]
+        assert {
+            (optimizer, batch, epochs)
+            for optimizer, own in reached.items()
+            for batch, epochs in own.items()
+        } == {
+            (row["optimizer"], row["batch"], row["epochs"])
+            for row in rows
+            if row["epochs"] is not None
+        }
+        assert missed == {
+            (row["optimizer"], row["batch"]) for row in rows if row["epochs"] is None
+        }
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+        for line in axes.get_lines():
+            if line.get_markerfacecolor() == "none":
+                (height,) = line.get_ydata()
+                assert rows[0]["of_epochs"] < height < axes.get_ylim()[1]
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words[:-1] == [*large_batch.OPTIMIZERS]
+    assert words[-1] == f"not all seeds within {rows[0]['of_epochs']} epochs"
+    what = "Digits" if name == "large_batch" else "Text"
+    assert figure.get_suptitle().startswith(f"{what}, ")
+
+
+def test_a_picture_of_runs_that_all_missed():
+    record = stored.load("large_batch_text")
+    tables = [
+        {**own, "rows": [{**row, "epochs": None} for row in own["rows"][:1]]}
+        for own in record["tables"]
+        if ": the rule, " in own["title"]
+    ]
+    figure = large_batch_picture.draw({**record, "tables": tables})
+    figure.savefig(io.BytesIO())
+    (missed,) = (
+        line
+        for line in figure.axes[0].get_lines()
+        if line.get_markerfacecolor() == "none"
+    )
+    assert missed.get_label() == "_SGD at 32" and list(missed.get_xdata()) == [32]
+
+
+@pytest.mark.parametrize("name", large_batch_picture.TRAINED)
+def test_pictures_are_stored_and_shown(name):
+    picture = BENCHMARKS / "results" / f"{name}.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 150_000
+    page = (BENCHMARKS.parent / "docs" / "large_batches.md").read_text()
+    assert f"](../benchmarks/results/{name}.png)" in page
+
+
+def test_what_is_said_of_the_picture_is_in_the_record():
+    page = (BENCHMARKS.parent / "docs" / "large_batches.md").read_text()
+    assert "at 1,024\nLAMB's has ended in both panels" in page
+    for axes in large_batch_picture.draw(stored.load("large_batch")).axes:
+        reached, missed = drawn(axes)
+        assert ("LAMB", 1024) in missed
+        for own in reached.values():
+            assert 1024 not in own or own[1024] > 2 * own[32]
+    text = large_batch_picture.draw(stored.load("large_batch_text"))
+    points = [drawn(axes) for axes in text.axes]
+    batches = {x for reached, _ in points for own in reached.values() for x in own}
+    assert batches == {32, 128}
+    assert sum(len(missed) for _, missed in points) > 16  # most of 32
+
+
+def test_pictures_are_drawn_again_from_what_is_stored(tmp_path, monkeypatch):
+    for name in large_batch_picture.TRAINED:
+        source = BENCHMARKS / "results" / f"{name}.json"
+        (tmp_path / source.name).write_text(source.read_text())
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+    large_batch_picture.main()
+    names = {path.stem for path in tmp_path.glob("*.png")}
+    assert names == set(large_batch_picture.TRAINED)
 
 
 @pytest.fixture(scope="module")
