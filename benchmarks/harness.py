@@ -37,6 +37,7 @@ class Options:
         says.
       rounds: How often each candidate is timed; the slow ones less often.
       output: File for the record, instead of one in benchmarks/results.
+      overwrite: Replace the file that --output names.
       allow_dirty: Measure although the working tree differs from the commit. The
         record says so.
     """
@@ -44,6 +45,7 @@ class Options:
     quick: bool = False
     rounds: int | None = None
     output: Path | None = None
+    overwrite: bool = False
     allow_dirty: bool = False
 
     def __post_init__(self) -> None:
@@ -51,6 +53,11 @@ class Options:
             raise SystemExit(f"--rounds must be at least 1, got {self.rounds}")
         if self.output is not None and self.output.is_dir():
             raise SystemExit(f"--output {self.output} is a folder; name a file")
+        if self.output is not None and self.output.exists() and not self.overwrite:
+            raise SystemExit(
+                f"--output {self.output} is there already. Give --overwrite to replace "
+                "it, or name another file"
+            )
 
     def rounds_or(self, default: int) -> int:
         """The rounds asked for, else 2 if quick, else the default."""

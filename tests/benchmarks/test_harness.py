@@ -276,6 +276,15 @@ def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_measured(tmp_
         harness.Options(output=tmp_path)
 
 
+def test_a_record_that_is_there_is_replaced_only_when_told(tmp_path):
+    output = tmp_path / "record.json"
+    output.write_text("kept")
+    with pytest.raises(SystemExit, match="is there already"):
+        harness.Options(output=output)
+    assert harness.Options(output=output, overwrite=True).output == output
+    assert output.read_text() == "kept"
+
+
 def test_only_the_kth_largest_score_is_left_with_its_value():
     scores = np.array([3.0, 2.0, 1.0, 2.0, 2.0], np.float32)
     selection.separate(scores, 2)
