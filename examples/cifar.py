@@ -20,7 +20,10 @@ for each seed a folder with ``log.jsonl`` and ``events`` for TensorBoard, and
 ``checkpoints``. Started again with the same options, a run goes on where its last
 checkpoint was taken, to the last bit as if it had never stopped, where the device
 computes the same twice (on GPUs: XLA_FLAGS=--xla_gpu_deterministic_ops=true); SIGTERM
-makes it take one and leave.
+makes it take one and leave. Two programs must not write to one folder at once.
+
+A seed whose loss is no longer finite ends there and the others go on: its log and
+``results.json`` say so, means and the picture are of the others.
 
 Sparsity is theoretical: zeros are simulated by masks on dense arrays, so that no method
 is faster than the dense one here.
@@ -29,6 +32,7 @@ is faster than the dense one here.
 import contextlib
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -37,7 +41,7 @@ from cifar_group import Group, seed_folder
 from cifar_trainer import Trainer
 from common.cifar_data import SYNTHETIC, Dataset, load
 from common.progress_bar import progress_bar
-from common.run_folder import FILES, RunFolder, read_log
+from common.run_folder import FILES, RunFolder, check_folder, finished_runs, read_log
 from common.versions import versions
 from rich.console import Console
 
@@ -105,20 +109,44 @@ def open_folder(config: Config, record: Any) -> RunFolder:
     Raises:
       ValueError: if it holds another run, unless that is to be replaced.
     """
-    output = config.output
+    output = config.folder
     try:
+        check_folders(output, record, config.seeds)
         return RunFolder(output, record)
     except ValueError:
         if not config.overwrite or not output.is_dir():
             raise
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    for folder in output.glob("seed_*"):
+    for folder in output.glob("seed_*/"):
         shutil.rmtree(folder / "events", ignore_errors=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something of somebody else's is in it
             folder.rmdir()
     return RunFolder(output, record, overwrite=True)
+
+
+def check_folders(output: Path, record: Any, seeds: int) -> None:
+    """Makes sure that a folder, and those of the seeds in it, hold no other run.
+
+    Args:
+      output: the folder, which need not be there; nothing is written.
+      record: what decides the results, as ``config.json`` has it.
+      seeds: how many there are.
+
+    Raises:
+      ValueError: if one of them does.
+    """
+    check_folder(output, record)
+    if not (output / "config.json").exists():
+        parts = [output / "checkpoints", *sorted(output.glob("seed_*/"))]
+        if found := [part.name for part in parts if part.is_dir()]:
+            raise ValueError(
+                f"{output} holds another run: {found[0]} is there, but no config.json. "
+                "Give --overwrite to replace it, or another --output"
+            )
+    for seed in range(seeds):
+        check_folder(seed_folder(output, seed), {**record, "seed": seed})
 
 
 def describe(trainer: Trainer, dataset: Dataset) -> str:
@@ -148,7 +176,8 @@ def report(
     # Takes a second to import, and nothing before needs it.
     import cifar_report
 
-    logs = [read_log(seed_folder(config.output, seed)) for seed in range(config.seeds)]
+    folders = [seed_folder(folder.path, seed) for seed in range(config.seeds)]
+    logs = [read_log(path) for path in folders]
     results = cifar_report.summarize(logs)
     note = " ".join([NOTE, *[SYNTHETIC] * dataset.is_synthetic])
     plan = trainer.plan
@@ -164,6 +193,13 @@ def report(
             **results,
         },
     )
+    if len(results["diverged"]) == config.seeds:
+        step = finished_runs(folders[0])[0]["step"]
+        raise SystemExit(
+            f"error: the loss of no seed is finite, of seed 0 not since step {step}; "
+            f"{folder.path / 'results.json'} has the curves until then. A lower "
+            "--learning-rate may help"
+        )
     recipe = trainer.recipe
     parts = [dataset.name + " (synthetic)" * dataset.is_synthetic, recipe.network]
     parts += [recipe.method, f"correction: {recipe.correction}"]

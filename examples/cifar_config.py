@@ -20,6 +20,7 @@ from common.augment import Padding
 from common.cifar_data import GLYPH_SIZES
 from common.glyphs import DIFFICULTY
 from common.lengths import stretched
+from common.run_folder import default_output
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
 
@@ -54,8 +55,8 @@ class Config:
       batch_size: Images per step.
       learning_rate: Peak, whatever the batch size.
       warmup_epochs: Epochs of linear warm-up.
-      decay_at: Where the learning rate is divided by 5, as shares of the training; none
-        for a cosine.
+      decay_at: Where the learning rate is divided by 5, as shares of the training, all
+        behind the warm-up; none for a cosine.
       final_learning_rate: Where the cosine ends.
       momentum: Of SGD.
       nesterov: Whether the momentum is Nesterov's.
@@ -65,19 +66,23 @@ class Config:
       drop_fraction: Share of the active weights replaced at first.
       stop: Share of the training after which the topology stays.
       multiplier: Length of the training, warm-up included, in those of the recipe.
-      seeds: How many seeds: 0, 1, and so on.
+      seeds: How many seeds: 0, 1, and so on. Where they are trained one after another,
+        a run goes on with more of them.
       together: Train all seeds at once, in one program, instead of one after another.
         By default on accelerators, but not on CPU.
       loop: Take all steps from one change of the topology to the next in one compiled
         loop, instead of step by step. By default on accelerators, but not on CPU.
       dtype: Type to compute in. Parameters, momentum and statistics are float32.
+        float32 convolutions run in TF32 on recent NVIDIA GPUs unless
+        JAX_DEFAULT_MATMUL_PRECISION=float32 is set.
       train_images: Train on so many images only.
       test_images: Test on so many images only.
       data_dir: Where the data set is, or will be. By default where
         tensorflow-datasets keeps them; glyphs are kept in runs/data.
       evaluate_every: Epochs from one evaluation to the next.
       save_every: Epochs from one checkpoint to the next.
-      output: Folder of the run.
+      output: Folder of the run. By default runs/cifar/<recipe>, followed by -<dataset>,
+        -<sparsity> and -<epochs> where they are given, the last also by --multiplier.
       overwrite: Replace a run with another configuration in that folder.
     """
 
@@ -115,7 +120,7 @@ class Config:
     data_dir: Path | None = None
     evaluate_every: int = 1
     save_every: int = 10
-    output: Path = Path("runs/cifar")
+    output: Path | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -145,10 +150,22 @@ class Config:
         """How many seeds are trained in one program."""
         return self.seeds if self.together else 1
 
+    @property
+    def folder(self) -> Path:
+        """Where the run is written to."""
+        has_length = self.epochs is not None or self.multiplier != 1.0
+        epochs = self.chosen.epochs if has_length else None
+        return self.output or default_output(
+            "cifar", self.recipe, self.dataset, self.sparsity, epochs
+        )
+
     def record(self) -> dict[str, Any]:
-        """What decides the results, for ``config.json``."""
+        """What decides the results, for ``config.json``.
+
+        Seeds that are trained one after another do not depend on how many there are.
+        """
         recipe = dataclasses.asdict(self.chosen)
-        names = ("seeds", "dtype", "train_images", "test_images", "evaluate_every")
+        names = ("dtype", "train_images", "test_images", "evaluate_every")
         own = {name: getattr(self, name) for name in names}
         if recipe["dataset"] in GLYPH_SIZES:
             own["glyphs"] = dataclasses.asdict(DIFFICULTY)
@@ -156,5 +173,10 @@ class Config:
             **recipe,
             "decay_at": list(recipe["decay_at"]),
             **own,
-            "at_once": self.at_once,
+            # In words that name the option to go on with, where a folder is refused.
+            "trained": (
+                f"{self.seeds} seeds together (--together)"
+                if self.at_once > 1
+                else "seed by seed (--no-together)"
+            ),
         }

@@ -13,7 +13,7 @@ from cifar_config import Config
 from cifar_step import Run
 from cifar_trainer import Trainer
 from common.event_log import Log
-from common.run_folder import read_log
+from common.run_folder import finished_runs
 from rich import progress
 
 
@@ -41,8 +41,10 @@ class Group:
         self.trainer, self.config, self.record = trainer, config, record
         self.seeds = tuple(seeds)
         self.step = 0
+        # Where along the first axis of all arrays the seeds are that have not ended.
+        self._going = list(range(len(self.seeds)))
         self._logs = [
-            Log(seed_folder(config.output, seed), {**record, "seed": seed})
+            Log(seed_folder(config.folder, seed), {**record, "seed": seed})
             for seed in self.seeds
         ]
         self._seconds: list[float] = []
@@ -50,8 +52,7 @@ class Group:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        logs = (read_log(seed_folder(self.config.output, seed)) for seed in self.seeds)
-        return all(any(row.get("event") == "run" for row in rows) for rows in logs)
+        return all(self._has_ended(seed) for seed in self.seeds)
 
     @property
     def name(self) -> str:
@@ -68,22 +69,24 @@ class Group:
           stop: tells of SIGTERM.
 
         Raises:
-          SystemExit: after SIGTERM; if there are checkpoints that do not fit; if no
-            loss is a number any more.
+          SystemExit: after SIGTERM; if there are checkpoints that do not fit.
         """
         # Takes seconds to import, when mistakes in the options have been reported.
         from sparseopt_jax.checkpoint import Checkpoints
 
         trainer = self.trainer
         with contextlib.ExitStack() as stack:
-            folder = self.config.output / "checkpoints" / self.name
+            folder = self.config.folder / "checkpoints" / self.name
             checkpoints = stack.enter_context(_opened(Checkpoints, folder, trainer))
             run = self._begin(checkpoints, bar)
             for log in self._logs:
                 stack.enter_context(log)
                 log.begin(self.step)
+            self._going = [
+                row for row, seed in enumerate(self.seeds) if not self._has_ended(seed)
+            ]
             bar.update(task, advance=self.step)
-            while self.step < trainer.total:
+            while self._going and self.step < trainer.total:
                 started, before = time.perf_counter(), self.step
                 run, self.step = trainer.advance(run, self.seeds, before)
                 steps = self.step - before
@@ -93,8 +96,9 @@ class Group:
                     run, checkpoints, bar, task, leaving=stop.reached(self.step)
                 )
             checkpoints.wait()
-            for log in self._logs:
-                log.write("run", self.step, {"ms_per_step": self._ms_per_step()})
+            for row in tuple(self._going):
+                self._end(row, diverged=False)
+            bar.update(task, advance=trainer.total - self.step)
 
     def _begin(self, checkpoints: Any, bar: progress.Progress) -> Run:
         """What to go on from: the last checkpoint, or new weights."""
@@ -108,8 +112,8 @@ class Group:
         run, data = restored
         if data["config"] != self.record:
             raise SystemExit(
-                f"error: {self.config.output / 'checkpoints' / self.name} is of a run "
-                "with another configuration; give another --output"
+                f"error: {self.config.folder / 'checkpoints' / self.name} is of a run "
+                "with another configuration; delete it, or give another --output"
             )
         self.step = data["step"]
         bar.console.print(
@@ -130,10 +134,16 @@ class Group:
         epoch, place = divmod(self.step, self.trainer.per_epoch)
         last = self.step == self.trainer.total
         if place == 0 or last:
-            loss = self._tell_training(run)
-            bar.update(task, description=f"{self.name}, {epoch}: loss {loss:.3f}")
-        if last or (place == 0 and epoch % self.config.evaluate_every == 0):
-            self._tell_evaluation(run)
+            losses = self._tell_training(run)
+            self._end_diverged(losses, bar)
+            if self._going:
+                loss = np.mean(losses[self._going])
+                bar.update(task, description=f"{self.name}, {epoch}: loss {loss:.3f}")
+        evaluates = last or (place == 0 and epoch % self.config.evaluate_every == 0)
+        if self._going and evaluates:
+            self._end_diverged(self._tell_evaluation(run), bar)
+        if not self._going:
+            return
         if last or leaving or (place == 0 and epoch % self.config.save_every == 0):
             data = {"step": self.step, "config": self.record}
             checkpoints.save(self.step, run, data=data)
@@ -144,13 +154,33 @@ class Group:
             )
             raise SystemExit(128 + signal.SIGTERM)
 
-    def _tell_training(self, run: Run) -> float:
-        """Logs the epoch so far; returns the mean loss over the seeds."""
+    def _has_ended(self, seed: int) -> bool:
+        """Whether the log says so."""
+        return bool(finished_runs(seed_folder(self.config.folder, seed)))
+
+    def _end(self, row: int, *, diverged: bool) -> None:
+        """Says in the log of a seed that nothing is left to do for it."""
+        numbers = {"diverged": diverged, "ms_per_step": self._ms_per_step()}
+        self._logs[row].write("run", self.step, numbers)
+        self._going.remove(row)
+
+    def _end_diverged(self, losses: np.ndarray, bar: progress.Progress) -> None:
+        """Ends the seeds whose loss is no longer finite; the others go on."""
+        for row in tuple(self._going):
+            if not np.isfinite(losses[row]):
+                self._end(row, diverged=True)
+                bar.console.print(
+                    f"Seed {self.seeds[row]} has diverged and is left out: its loss is "
+                    f"{losses[row]} at step {self.step:,}."
+                )
+
+    def _tell_training(self, run: Run) -> np.ndarray:
+        """Logs the epoch so far; returns the loss of each seed."""
         trainer, step = self.trainer, self.step
         steps = (step - 1) % trainer.per_epoch + 1
         sums = jax.device_get(run.sums)
         losses = sums.loss / steps
-        for row, log in enumerate(self._logs):
+        for row in self._going:
             numbers = {
                 "epoch": step / trainer.per_epoch,
                 "loss": float(losses[row]),
@@ -158,23 +188,20 @@ class Group:
                 "learning_rate": np.asarray(trainer.schedule(step - 1)).item(),
                 "ms_per_step": self._ms_per_step(),
             }
-            log.write("train", step, numbers)
-        if not np.isfinite(losses).any():
-            raise SystemExit(
-                f"error: the loss is {losses[0]} at step {step}; what was saved before "
-                "is kept. A lower --learning-rate may help"
-            )
-        return float(np.nanmean(losses))
+            self._logs[row].write("train", step, numbers)
+        return losses
 
-    def _tell_evaluation(self, run: Run) -> None:
+    def _tell_evaluation(self, run: Run) -> np.ndarray:
+        """Evaluates, and logs it; returns the loss of each seed."""
         numbers = self.trainer.evaluate(run.state)
         sparse = self.trainer.sparsity(run.state)
-        for row, log in enumerate(self._logs):
+        for row in self._going:
             own = {name: float(x[row]) for name, x in {**numbers, **sparse}.items()}
             details = {name: x for name, x in own.items() if "/" in name}
             own = {name: x for name, x in own.items() if "/" not in name}
             own["epoch"] = self.step / self.trainer.per_epoch
-            log.write("evaluation", self.step, own, details)
+            self._logs[row].write("evaluation", self.step, own, details)
+        return numbers["loss"]
 
     def _ms_per_step(self) -> float | None:
         """The median: of all seeds of the group together, compiling left out."""

@@ -15,6 +15,7 @@ each image by its own), kernels start as Kaiming's normal ([lab]; RigL's do not 
 and the images left over in an epoch are left out.
 """
 
+import collections
 import dataclasses
 import math
 from typing import Any, Literal
@@ -31,7 +32,8 @@ Method = Literal["dense", "static", "set", "rigl"]
 Correction = Literal["none", "fan_in", "batch_variance"]
 Distribution = Literal["uniform", "erdos_renyi", "erdos_renyi_kernel"]
 DatasetName = Literal["cifar10", "cifar100", "glyphs", "glyphs16"]
-HAM_ALPHA, HAM_BETA = 200.0, 16e-3  # [HAM]: the first for all, the second for CIFAR-100
+HAM_ALPHA = 200.0  # [HAM]
+HAM_BETA = 16e-3  # [HAM], for CIFAR-100; second-hand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Recipe:
       batch_size: images per step.
       learning_rate: the peak, whatever the batch size.
       warmup_epochs: epochs of linear warm-up from 0.
-      decay_at: where the learning rate is divided by 5, as shares of the training; if
-        empty, it follows a cosine instead.
+      decay_at: where the learning rate is divided by 5, as shares of the training,
+        all behind the warm-up; if empty, it follows a cosine instead.
       final_learning_rate: where the cosine ends.
       momentum: of SGD.
       nesterov: whether the momentum is Nesterov's.
@@ -108,11 +110,23 @@ class Recipe:
         for name in ("momentum", "dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("drop_fraction", "stop"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0.0 <= self.drop_fraction <= 1.0:
+            raise ValueError(
+                f"drop_fraction must be in [0, 1], got {self.drop_fraction}"
+            )
+        if not 0.0 < self.stop <= 1.0:
+            raise ValueError(
+                f"stop must be in (0, 1], got {self.stop}; for a topology that never "
+                "changes give --method static"
+            )
         if not all(0.0 < share < 1.0 for share in self.decay_at):
             raise ValueError(f"decay_at must be shares in (0, 1), got {self.decay_at}")
+        warmup = self.warmup_epochs / self.epochs
+        if not all(share > warmup for share in self.decay_at):
+            raise ValueError(
+                f"decay_at must be behind the warm-up, which lasts for {warmup:.3g} of "
+                f"the training, got {self.decay_at}"
+            )
         if self.dropout and self.network == "resnet20":
             raise ValueError(f"resnet20 has no dropout, got {self.dropout}")
         if self.correction != "none" and self.method == "dense":
@@ -173,7 +187,11 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
     peak = recipe.learning_rate
     if recipe.decay_at:
         steps = (max(1, round(share * total) - warmup) for share in recipe.decay_at)
-        after = optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, 0.2))
+        # In the shortest runs several fall on one step.
+        times = collections.Counter(steps)
+        after = optax.piecewise_constant_schedule(
+            peak, {step: 0.2**count for step, count in times.items()}
+        )
     else:
         after = optax.cosine_decay_schedule(
             peak, decay_steps=total - warmup, alpha=recipe.final_learning_rate / peak

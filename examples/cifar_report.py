@@ -16,7 +16,7 @@ def curves(logs: Sequence[Rows], event: str, name: str) -> dict[str, list[Any]]:
     """A number at each of its rows in the logs of all seeds.
 
     Args:
-      logs: the rows of each seed, of the same epochs.
+      logs: the rows of each seed, of the same epochs; of fewer, if it has diverged.
       event: the kind of rows.
       name: of the number.
 
@@ -24,9 +24,11 @@ def curves(logs: Sequence[Rows], event: str, name: str) -> dict[str, list[Any]]:
       ``"epoch"`` and, for each seed, ``"values"``; null in the log is None.
     """
     own = [[row for row in rows if row["event"] == event] for rows in logs]
+    epochs = [row["epoch"] for row in max(own, key=len)]
+    values = [[row.get(name) for row in rows] for rows in own]
     return {
-        "epoch": [row["epoch"] for row in own[0]],
-        "values": [[row.get(name) for row in rows] for rows in own],
+        "epoch": epochs,
+        "values": [row + [None] * (len(epochs) - len(row)) for row in values],
     }
 
 
@@ -37,8 +39,11 @@ def summarize(logs: Sequence[Rows]) -> dict[str, Any]:
       logs: the rows of each seed.
 
     Returns:
-      An entry as ``results.json`` holds it.
+      An entry as ``results.json`` holds it. Seeds that have diverged end with None, and
+      are left out of means, deviations and times.
     """
+    ends = [next(row for row in rows if row["event"] == "run") for rows in logs]
+    diverged = [seed for seed, row in enumerate(ends) if row.get("diverged")]
     lines = {
         "train_loss": curves(logs, "train", "loss"),
         "train_accuracy": curves(logs, "train", "accuracy"),
@@ -47,39 +52,57 @@ def summarize(logs: Sequence[Rows]) -> dict[str, Any]:
         "explored": curves(logs, "evaluation", "explored"),
     }
     final = {
-        name: [values[-1] for values in lines[name]["values"]]
+        name: [
+            None if seed in diverged else values[-1]
+            for seed, values in enumerate(lines[name]["values"])
+        ]
         for name in ("test_accuracy", "test_loss", "explored")
     }
-    accuracies = _numbers(final["test_accuracy"])
-    ends = [row for rows in logs for row in rows if row["event"] == "run"]
-    times = [row["ms_per_step"] for row in ends if row["ms_per_step"] is not None]
+    accuracies = _others(final["test_accuracy"], diverged)
+    times = [
+        row["ms_per_step"]
+        for row in _others(ends, diverged)
+        if row["ms_per_step"] is not None
+    ]
     return {
         **final,
-        "test_accuracy_mean": float(accuracies.mean()),
-        "test_accuracy_sd": float(accuracies.std(ddof=1)) if len(logs) > 1 else None,
+        "diverged": diverged,
+        "test_accuracy_mean": float(np.mean(accuracies)) if accuracies else None,
+        "test_accuracy_sd": (
+            float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
+        ),
         "ms_per_step": float(np.median(times)) if times else None,
         "curves": lines,
     }
 
 
 def told(results: Mapping[str, Any]) -> str:
-    """The accuracy in words."""
+    """The accuracy in words, of at least one seed that has not diverged."""
     mean, sd = results["test_accuracy_mean"], results["test_accuracy_sd"]
-    if sd is None:
-        return f"Test accuracy {100 * mean:.2f} %"
-    seeds = len(results["test_accuracy"])
-    return f"Test accuracy {100 * mean:.2f} ± {100 * sd:.2f} % ({seeds} seeds)"
+    diverged = results["diverged"]
+    seeds = len(results["test_accuracy"]) - len(diverged)
+    deviation = "" if sd is None else f" ± {100 * sd:.2f}"
+    notes = [f"{seeds} seeds"] * (seeds > 1)
+    if diverged:
+        names = ", ".join(f"seed {seed}" for seed in diverged)
+        notes.append(f"{len(diverged)} diverged and left out: {names}")
+    remark = f" ({'; '.join(notes)})" if notes else ""
+    return f"Test accuracy {100 * mean:.2f}{deviation} %{remark}"
 
 
 def draw(results: Mapping[str, Any], title: str, path: Path) -> None:
     """The curves, means over seeds with their standard deviations.
 
     Args:
-      results: as ``summarize`` gives them.
+      results: as ``summarize`` gives them, of at least one seed that has not diverged;
+        those that have are left out.
       title: what stands above them.
       path: a PNG file to write.
     """
-    lines = results["curves"]
+    lines = {
+        name: {**line, "values": _others(line["values"], results["diverged"])}
+        for name, line in results["curves"].items()
+    }
     explored = np.isfinite(_numbers(lines["explored"]["values"])).any()
     figure = Figure(figsize=(12 if explored else 8.5, 4), dpi=160, layout="constrained")
     loss, accuracy, *rest = figure.subplots(1, 3 if explored else 2)
@@ -110,6 +133,11 @@ def _draw(axes: Axes, line: Mapping[str, Any], color: str, label: str) -> None:
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _others(values: Sequence[Any], diverged: Sequence[int]) -> list[Any]:
+    """Of one value per seed, those of the seeds that have not diverged."""
+    return [value for seed, value in enumerate(values) if seed not in diverged]
 
 
 def _numbers(values: Any) -> np.ndarray:

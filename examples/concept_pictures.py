@@ -4,6 +4,7 @@ python examples/concept_pictures.py --folder pictures
 """
 
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,7 +30,7 @@ def neurons() -> Figure:
     mask = np.asarray(so.get_masks(opt_state)["kernel"])
     # A gradient of ones comes out as the factors, where the mask is True.
     params = so.apply_masks(params, opt_state)
-    scaled, _ = tx.update({"kernel": jnp.ones((24, 32))}, opt_state, params)
+    scaled: Any = tx.update({"kernel": jnp.ones((24, 32))}, opt_state, params)[0]
     factors = np.max(scaled["kernel"], axis=0)
 
     figure = Figure((6.5, 5.0), layout="constrained")
@@ -63,7 +64,7 @@ def change() -> Figure:
     @jax.jit
     def step(params, opt_state):
         def loss(params):
-            logits = model.apply({"params": params}, images)
+            logits: Any = model.apply({"params": params}, images)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean()
 

@@ -82,7 +82,7 @@ class Run:
         stop = stop_on_sigterm()
         with contextlib.ExitStack() as stack:
             checkpoints = stack.enter_context(
-                Checkpoints(config.output / "checkpoints", topology=trainer.topology)
+                Checkpoints(config.folder / "checkpoints", topology=trainer.topology)
             )
             state = self._begin(checkpoints, bar)
             if self.log:
@@ -192,14 +192,14 @@ class Run:
         prints = {"params": digest(state.params, self.trainer.mesh)}
         if self.trainer.topology:
             prints["masks"] = digest(so.get_masks(state), self.trainer.mesh)
-        own = self.config.output / f"fingerprints.{jax.process_index()}.jsonl"
+        own = self.config.folder / f"fingerprints.{jax.process_index()}.jsonl"
         with own.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **prints}) + "\n")
         for what, print_ in prints.items():
             if not same_everywhere(print_):
                 raise SystemExit(
                     f"error: at step {self.step} the processes hold different {what}; "
-                    f"{self.config.output}/fingerprints.*.jsonl have since when"
+                    f"{self.config.folder}/fingerprints.*.jsonl have since when"
                 )
         checkpoints.save(self.step, state, data={"epoch": epoch, "batch": batch})
         self._timed_from = (time.perf_counter(), self.step)
@@ -218,7 +218,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")
         raise SystemExit(130) from None
-    console.print(f"Finished. {config.output / 'log.jsonl'} tells what came out.")
+    console.print(f"Finished. {config.folder / 'log.jsonl'} tells what came out.")
 
 
 def prepare(config: Config) -> Run:
@@ -234,7 +234,7 @@ def prepare(config: Config) -> Run:
     trainer = Trainer(config, len(sources[0]), class_count(sources[0]))
     log = None
     if jax.process_index() == 0:
-        log = Log(config.output, config.record(), config.overwrite)
+        log = Log(config.folder, config.record(), config.overwrite)
     return Run(trainer, sources, log)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from common.run_folder import default_output
 from imagenet_mesh import Processes
 from imagenet_recipes import RECIPES, Distribution, Method, Recipe, lengthened
 
@@ -46,7 +47,9 @@ class Config:
       log_every: Steps from one row of the log to the next.
       evaluate_every: Epochs from one evaluation to the next.
       save_every: Steps from one checkpoint to the next.
-      output: Folder of the run, the same for all processes.
+      output: Folder of the run, the same for all processes. By default
+        runs/imagenet/<recipe>, followed by -<dataset>, -<sparsity> and -<epochs> where
+        they are other than the defaults.
       overwrite: Replace a run with another configuration in that folder.
     """
 
@@ -78,7 +81,7 @@ class Config:
     log_every: int = 100
     evaluate_every: int = 5
     save_every: int = 1000
-    output: Path = Path("runs/imagenet")
+    output: Path | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -116,6 +119,15 @@ class Config:
     def micro_batch(self) -> int:
         """Images that the gradient is taken of at once, over all devices."""
         return self.chosen.batch_size // self.accumulate
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written to: of the options alone, so the same for all."""
+        dataset = self.dataset if self.dataset != Config.dataset else None
+        epochs = self.chosen.epochs if self.multiplier != 1.0 else None
+        return self.output or default_output(
+            "imagenet", self.recipe, dataset, self.sparsity, epochs
+        )
 
     def record(self) -> dict[str, Any]:
         """What decides the results, for ``config.json``."""

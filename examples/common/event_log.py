@@ -58,8 +58,10 @@ class Log:
         rows = [row for row in read_log(self._folder.path) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self._folder.write_text("log.jsonl", text)
+        # TensorBoard hides what was told of that step and later ones: at step 0 too, as
+        # a run may have been killed before its first checkpoint.
         self._writer = SummaryWriter(
-            str(self._folder.path / "events"), purge_step=step + 1 if step else None
+            str(self._folder.path / "events"), purge_step=step + 1
         )
 
     def write(

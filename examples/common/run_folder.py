@@ -36,17 +36,11 @@ class RunFolder:
             configuration.
         """
         self.path = path
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--output {path} is a file; name a folder")
-        path.mkdir(parents=True, exist_ok=True)
-        if overwrite:
+        if overwrite and path.is_dir():
             for name in FILES:
                 (path / name).unlink(missing_ok=True)
-        elif differences := self._differences(config):
-            raise ValueError(
-                f"{path} holds another run: {'; '.join(differences)}. Give "
-                "--overwrite to replace it, or another --output"
-            )
+        check_folder(path, config)
+        path.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", config)
 
     def forget_unfinished(self) -> None:
@@ -81,22 +75,41 @@ class RunFolder:
         yield aside
         os.replace(aside, self.path / name)
 
-    def _differences(self, config: Mapping[str, Any]) -> list[str]:
-        """What the configuration in the folder has otherwise, in words."""
-        stored = self.path / "config.json"
-        if not stored.exists():
-            unknown = (self.path / "log.jsonl").exists()
-            return ["a log whose configuration is missing"] * unknown
-        try:
-            old = json.loads(stored.read_text(encoding="utf-8"))
-        except ValueError:
-            return ["its config.json cannot be read"]
-        new = _finite(config)
-        return [
-            f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
-            for name in {**old, **new}
-            if old.get(name) != new.get(name)
-        ]
+
+def check_folder(path: Path, config: Mapping[str, Any]) -> None:
+    """Makes sure that a folder is free for a configuration; nothing is written.
+
+    Args:
+      path: the folder, which need not be there.
+      config: what a comparison in this folder is made with, as JSON holds it.
+
+    Raises:
+      ValueError: if ``path`` is a file, or holds a comparison with another
+        configuration.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output {path} is a file; name a folder")
+    if differences := _differences(path, config):
+        raise ValueError(
+            f"{path} holds another run: {'; '.join(differences)}. Give --overwrite to "
+            "replace it, another --output, or the options it was made with"
+        )
+
+
+def default_output(program: str, recipe: str, *given: str | float | None) -> Path:
+    """The folder of a run that is given none: one for each recipe.
+
+    Args:
+      program: what trains it.
+      recipe: its name.
+      *given: what else was chosen, to stand behind the name; None where it was not.
+
+    Returns:
+      A path like ``runs/cifar/rigl_wrn22_2-0.95``.
+    """
+    chosen = (x for x in given if x is not None)
+    parts = [x if isinstance(x, str) else f"{x:g}" for x in chosen]
+    return Path("runs", program, "-".join([recipe, *parts]))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -118,6 +131,29 @@ def finished_runs(folder: Path) -> list[dict[str, Any]]:
 def run_id(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row of the log belongs to: a method, its correction and a seed."""
     return row.get("method"), row.get("correction"), row.get("seed")
+
+
+def _differences(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """What the configuration in a folder has otherwise, in words."""
+    stored = path / "config.json"
+    if not stored.exists():
+        return [
+            f"{name} is there, but no config.json"
+            for name in FILES
+            if (path / name).exists()
+        ]
+    try:
+        old = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError:
+        old = None
+    if not isinstance(old, dict):
+        return ["its config.json cannot be read"]
+    new = _finite(config)
+    return [
+        f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _line(row: Mapping[str, Any]) -> str:

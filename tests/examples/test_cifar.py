@@ -1,5 +1,6 @@
 """The program for CIFAR: its trainer in all its forms, and itself from end to end."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -248,6 +249,31 @@ def output(folder, make_trainer, tmp_path_factory):
     return output
 
 
+@contextlib.contextmanager
+def stopped_at(trainer, seeds, at):
+    """SIGTERM reaches the program while some seeds take the steps after one."""
+    before = trainer.advance
+
+    def stopped(run, own, step):
+        if (own, step) == (seeds, at):
+            signal.raise_signal(signal.SIGTERM)
+        return before(run, own, step)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr(trainer, "advance", stopped)
+        yield
+    assert error.value.code == 128 + signal.SIGTERM
+
+
+def contents(folder):
+    """All files in a folder, and what they hold."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def rows_without_times(output, seed):
     return [
         {name: x for name, x in row.items() if name != "ms_per_step"}
@@ -262,10 +288,10 @@ class TestProgram:
             *("seed_0", "seed_1"),
         }
         config = json.loads((output / "config.json").read_text())
-        assert {name: config[name] for name in ("method", "every", "seeds")} == {
+        assert {name: config[name] for name in ("method", "every", "trained")} == {
             "method": "set",
             "every": 3,
-            "seeds": 2,
+            "trained": "seed by seed (--no-together)",
         }
         assert config["glyphs"]["faintest"] > 1
         with Image.open(output / "figure.png") as picture:
@@ -279,6 +305,7 @@ class TestProgram:
             rows = rows_of(output / f"seed_{seed}" / "log.jsonl")
             told = [row["event"] for row in rows]
             assert told == [*["train", "evaluation"] * 3, "run"]
+            assert not rows[-1]["diverged"]
             last = rows[-2]
             assert last["accuracy"] == results["test_accuracy"][seed]
             assert last["explored"] == results["explored"][seed] > 0.25
@@ -291,6 +318,8 @@ class TestProgram:
         assert results["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
         assert results["test_accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1))
         assert results["ms_per_step"] > 0
+        assert results["diverged"] == []
+        assert results["versions"]["device"] == jax.devices()[0].device_kind
 
     def test_tensorboard_can_read_it(self, output):
         found = {tag for _, tag, _ in events(output / "seed_1" / "events")}
@@ -301,20 +330,8 @@ class TestProgram:
 
     def test_goes_on_to_the_last_bit(self, output, start, make_trainer, tmp_path):
         """Stopped in the middle of an epoch of the second seed."""
-        trainer, advance = make_trainer(SET), trainers.Trainer.advance
-
-        def stopped(run, seeds, step):
-            if (seeds, step) == ((1,), 5):
-                signal.raise_signal(signal.SIGTERM)
-            return advance(trainer, run, seeds, step)
-
-        trainer.advance = stopped
-        try:
-            with pytest.raises(SystemExit) as error:
-                start(tmp_path)
-        finally:
-            del trainer.advance
-        assert error.value.code == 128 + signal.SIGTERM
+        with stopped_at(make_trainer(SET), (1,), 5):
+            start(tmp_path)
         assert not (tmp_path / "results.json").exists()
         saved = tmp_path / "checkpoints" / "seed_1"
         assert [path.name for path in saved.glob("[0-9]*")] == ["6"]
@@ -332,6 +349,52 @@ class TestProgram:
         )
         assert first["test_loss"] == again["test_loss"]
         assert first["curves"] == again["curves"]
+
+    def test_together_and_in_a_loop_goes_on_to_the_last_bit(
+        self, start, make_trainer, tmp_path
+    ):
+        """Stopped between two checkpoints, two changes and two evaluations."""
+        args = ["--together", "--loop"]
+        start(tmp_path / "whole", *args)
+        again = tmp_path / "again"
+        with stopped_at(make_trainer(SET, together=2, loop=True), (0, 1), 4):
+            start(again, *args)
+        saved = again / "checkpoints" / "seeds_0_to_1"
+        assert [path.name for path in saved.glob("[0-9]*")] == ["6"]
+        start(again, *args)
+        for seed in (0, 1):
+            rows = rows_without_times(again, seed)
+            assert rows == rows_without_times(tmp_path / "whole", seed)
+            assert [row["event"] for row in rows] == [
+                *["train", "evaluation"] * 3,
+                "run",
+            ]
+
+    def test_goes_on_with_more_seeds(
+        self, output, start, make_trainer, tmp_path, monkeypatch
+    ):
+        shutil.copytree(output, tmp_path / "run")
+        before = json.loads((output / "results.json").read_text())
+        trained, begin = [], make_trainer(SET).start
+
+        def noted(seeds):
+            trained.append(seeds)
+            return begin(seeds)
+
+        monkeypatch.setattr(make_trainer(SET), "start", noted)
+        start(tmp_path / "run", "--seeds", "3")
+        assert trained == [(2,)]
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert results["test_loss"][:2] == before["test_loss"]
+        assert len(results["test_loss"]) == 3
+
+    def test_together_or_not_is_told_by_the_option(self, output, start):
+        with pytest.raises(
+            SystemExit,
+            match=r"was seed by seed \(--no-together\), is 2 seeds together "
+            r"\(--together\)\. .* or the options it was made with",
+        ):
+            start(output, "--together")
 
     def test_together_comes_out_the_same(self, output, start, tmp_path):
         start(tmp_path, "--together")
@@ -365,8 +428,42 @@ class TestProgram:
     def test_checkpoints_of_another_run_are_refused(self, output, start, tmp_path):
         """Moved into a folder that says otherwise."""
         shutil.copytree(output / "checkpoints", tmp_path / "checkpoints")
+        record = json.loads((output / "config.json").read_text())
+        record["evaluate_every"] = 2
+        (tmp_path / "config.json").write_text(json.dumps(record))
         with pytest.raises(SystemExit, match="seed_0 is of a run with another conf"):
-            start(tmp_path, "--seeds", "1")
+            start(tmp_path, "--evaluate-every", "2")
+
+    @pytest.mark.parametrize("part", ["seed_1", "checkpoints"])
+    def test_parts_without_configuration_are_refused(
+        self, output, start, tmp_path, part
+    ):
+        """Before anything is written; then they are replaced, if told."""
+        run = tmp_path / "run"
+        shutil.copytree(output / part, run / part)
+        before = contents(run)
+        for _ in range(2):
+            with pytest.raises(
+                SystemExit, match=f"{part} is there, but no config.json. Give --overw"
+            ):
+                start(run, "--evaluate-every", "2")
+            assert contents(run) == before
+        config = configs.Config("set_cifar100_r20", output=run, overwrite=True)
+        cifar.open_folder(config, {"other": 1})
+        assert [*contents(run)] == ["config.json"]
+
+    def test_a_seed_of_another_run_is_replaced_if_told(self, output, start, tmp_path):
+        run = tmp_path / "run"
+        shutil.copytree(output, run)
+        own = run / "seed_1" / "config.json"
+        own.write_text(json.dumps({**json.loads(own.read_text()), "every": 2}))
+        before = contents(run)
+        with pytest.raises(SystemExit, match=r"seed_1 holds .*: every was 2, is 3\. G"):
+            start(run)
+        assert contents(run) == before
+        start(run, "--overwrite")
+        assert rows_without_times(run, 1) == rows_without_times(output, 1)
+        assert json.loads(own.read_text())["every"] == 3
 
     def test_another_run_is_removed_if_told(self, output, start, tmp_path):
         old = tmp_path / "run"
@@ -390,23 +487,156 @@ class TestProgram:
         assert (output / "checkpoints" / "seed_0").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
-    class Diverged:
-        per_epoch, total, schedule = 4, 8, staticmethod(lambda step: 0.1)
+class TestDiverged:
+    """Seeds whose weights are no numbers any more."""
 
-    config = configs.Config("dense_cifar100_r20", output=tmp_path)
-    group = cifar.Group(Diverged(), config, {}, [0, 1])
-    group.step = 4
-    for log in group._logs:
-        log.begin(0)
-    one = programs.Sums(np.array([4.0, np.nan]), np.array([1.0, 0.0]))
-    assert group._tell_training(programs.Run(None, one)) == 1.0
-    both = programs.Sums(np.full(2, np.nan), np.zeros(2))
-    with pytest.raises(SystemExit, match="the loss is nan at step 4"):
-        group._tell_training(programs.Run(None, both))
-    assert rows_of(tmp_path / "seed_1" / "log.jsonl")[0]["loss"] is None
-    for log in group._logs:
-        log.__exit__()
+    MODES = pytest.mark.parametrize(
+        ("args", "mode"),
+        [
+            ([], {}),
+            (["--together", "--loop"], {"together": 2, "loop": True}),
+        ],
+        ids=["one_after_another", "together"],
+    )
+
+    @staticmethod
+    @contextlib.contextmanager
+    def diverging(trainer, steps):
+        """Each of the seeds diverges at its step."""
+
+        def poisoned(run, seeds, step):
+            for row, seed in enumerate(seeds):
+                if step == steps.get(seed):
+                    params = jax.tree.map(
+                        lambda x, row=row: x.at[row].set(np.nan), run.state.params
+                    )
+                    run = run._replace(state=run.state.replace(params=params))
+            return trainers.Trainer.advance(trainer, run, seeds, step)
+
+        trainer.advance = poisoned
+        try:
+            yield
+        finally:
+            del trainer.advance
+
+    @MODES
+    def test_the_others_go_on(
+        self, output, start, make_trainer, tmp_path, capsys, monkeypatch, args, mode
+    ):
+        trainer = make_trainer(SET, **mode)
+        with self.diverging(trainer, {0: 4}):
+            start(tmp_path, *args)
+        told = "% (1 diverged and left out: seed 0)"
+        said = " ".join(capsys.readouterr().out.split())
+        assert "Seed 0 has diverged and is left out: its loss is nan at step 8" in said
+        assert told in said
+        rows = rows_of(tmp_path / "seed_0" / "log.jsonl")
+        assert [(row["event"], row["step"]) for row in rows] == [
+            *(("train", 4), ("evaluation", 4)),
+            *(("train", 8), ("run", 8)),
+        ]
+        assert rows[-2]["loss"] is None
+        assert rows[-1]["diverged"]
+
+        results = json.loads((tmp_path / "results.json").read_text())
+        before = json.loads((output / "results.json").read_text())
+        assert results["diverged"] == [0]
+        assert results["test_accuracy"][0] is None
+        assert results["test_loss"][1] == pytest.approx(
+            before["test_loss"][1], rel=1e-3
+        )
+        assert results["test_accuracy_mean"] == results["test_accuracy"][1]
+        assert results["test_accuracy_sd"] is None
+        curve = results["curves"]["test_loss"]
+        assert curve["epoch"] == [1, 2, 3]
+        assert curve["values"][0][1:] == [None, None]
+        assert (tmp_path / "figure.png").exists()
+
+        logs = [rows_of(tmp_path / f"seed_{seed}" / "log.jsonl") for seed in (0, 1)]
+        monkeypatch.setattr(trainer, "start", None)
+        start(tmp_path, *args)
+        assert told in " ".join(capsys.readouterr().out.split())
+        for seed in (0, 1):
+            assert rows_of(tmp_path / f"seed_{seed}" / "log.jsonl") == logs[seed]
+
+    def test_a_stopped_run_does_not_forget_it(self, start, make_trainer, tmp_path):
+        trainer = make_trainer(SET, together=2, loop=True)
+        args = ["--together", "--loop"]
+        with self.diverging(trainer, {1: 1}), stopped_at(trainer, (0, 1), 6):
+            start(tmp_path, *args)
+        start(tmp_path, *args)
+        ends = [
+            [row for row in rows_without_times(tmp_path, seed) if row["event"] == "run"]
+            for seed in (0, 1)
+        ]
+        assert ends == [
+            [{"event": "run", "step": 12, "diverged": False}],
+            [{"event": "run", "step": 4, "diverged": True}],
+        ]
+
+    @MODES
+    def test_where_all_have_the_program_ends(
+        self, start, make_trainer, tmp_path, args, mode
+    ):
+        told = "of seed 0 not since step 4; .*results.json has .* lower --learning-r"
+        trainer = make_trainer(SET, **mode)
+        diverging = self.diverging(trainer, {0: 1, 1: 6})
+        with diverging, pytest.raises(SystemExit, match=told):
+            start(tmp_path, *args)
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert results["diverged"] == [0, 1]
+        assert results["test_accuracy_mean"] is None
+        losses = results["curves"]["train_loss"]["values"]
+        assert losses[0] == [None, None]
+        assert losses[1][0] > 0
+        with pytest.raises(SystemExit, match=told):
+            start(tmp_path, *args)
+
+    def test_a_test_loss_counts_as_well(self, start, make_trainer, tmp_path):
+        trainer = make_trainer(SET)
+        evaluate = trainer.evaluate
+        trainer.evaluate = lambda state: {
+            **evaluate(state),
+            "loss": np.array([np.inf]),
+        }
+        try:
+            with pytest.raises(SystemExit, match="of seed 0 not since step 4"):
+                start(tmp_path, "--seeds", "1")
+        finally:
+            del trainer.evaluate
+        assert not (tmp_path / "figure.png").exists()
+
+    def test_the_picture_leaves_them_out(self, tmp_path):
+        report = module("cifar_report")
+        logs = [
+            [
+                {"event": event, "epoch": 1, "loss": loss, "accuracy": accuracy}
+                for event in ("train", "evaluation")
+            ]
+            + [{"event": "run", "diverged": diverged, "ms_per_step": 1.0}]
+            for loss, accuracy, diverged in (
+                *((1.0, 0.5, False), (None, 0.01, True)),
+                (2.0, 0.7, False),
+            )
+        ]
+        results = report.summarize(logs)
+        assert report.told(results) == (
+            "Test accuracy 60.00 ± 14.14 % (2 seeds; 1 diverged and left out: seed 1)"
+        )
+        drawn = {}
+
+        def draw(axes, line, color, label):
+            drawn[label] = line["values"]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "_draw", draw)
+            patch.setattr(report.Figure, "savefig", lambda *args, **kwargs: None)
+            patch.setattr(report.Axes, "legend", lambda *args, **kwargs: None)
+            report.draw(results, "", tmp_path / "figure.png")
+        assert drawn == {
+            "training, augmented images": [[1.0], [2.0]],
+            "test": [[0.5], [0.7]],
+        }
 
 
 def test_every_network_can_be_looped_over():
@@ -443,6 +673,31 @@ def test_batch_variances_are_those_of_the_norms():
     )
     assert np.std(factors["stage_1_block_1"]["conv_1"]["kernel"]) > 0.01
     assert np.std(factors["head"]["kernel"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--recipe", "sparseopt_cifar100_r20"],
+        ["--recipe", "sparseopt_cifar100_r20", "--dtype", "bfloat16"],
+        ["--recipe", "rigl_wrn22_2"],
+    ],
+    ids=["resnet20", "resnet20_bfloat16", "wrn22_2"],
+)
+def test_real_networks(folder, tmp_path, args):
+    small = ["--width", "4", "--blocks", "1", "--sparsity", "0.5", "--every", "2"]
+    small += ["--train-images", "32", "--test-images", "16", "--batch-size", "16"]
+    where = ["--data-dir", str(folder), "--output", str(tmp_path)]
+    options = ["--dataset", "glyphs16", "--epochs", "2", *small, *where]
+    cifar.main([*args, *options])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.json", "results.json", "figure.png", "checkpoints", "seed_0"),
+    }
+    rows = rows_of(tmp_path / "seed_0" / "log.jsonl")
+    assert [row["event"] for row in rows] == [*["train", "evaluation"] * 2, "run"]
+    assert all(np.isfinite(row["loss"]) for row in rows[:-1])
+    assert rows[-2]["explored"] > 0.5
 
 
 class TestMistakes:

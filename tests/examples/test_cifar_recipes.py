@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,17 @@ class TestRecipes:
         assert np.isfinite(rates).all() and min(rates) >= 0
         recipes.make_topology(recipe, 10)
 
+    @pytest.mark.parametrize("warmup", [0.0, 1.0])
+    def test_divisions_on_one_step_count_all(self, warmup):
+        recipe = dataclasses.replace(
+            RECIPES["rigl_wrn22_2"],
+            epochs=3.0,
+            decay_at=(0.51, 0.515, 0.9),
+            warmup_epochs=warmup,
+        )
+        rates = self.rates(recipe, 10, (1.4, 1.7, 2.8))
+        np.testing.assert_allclose(rates, (0.1, 0.004, 0.0008), rtol=1e-5)
+
     def test_uniform_leaves_the_first_layer_dense(self):
         params = variables(resnets.WideResNet())["params"]
         plan = so.plan(params, recipes.make_topology(RECIPES["rigl_wrn22_2"], 390))
@@ -215,6 +227,30 @@ class TestOptions:
         assert configs.Config("rigl_wrn22_2").chosen == RECIPES["rigl_wrn22_2"]
 
     @pytest.mark.parametrize(
+        ("changes", "name"),
+        [
+            ({}, "rigl_wrn22_2"),
+            ({"dataset": "glyphs", "sparsity": 0.95}, "rigl_wrn22_2-glyphs-0.95"),
+            ({"epochs": 100.0, "width": 16}, "rigl_wrn22_2-100"),
+            ({"sparsity": 0.9, "multiplier": 0.5}, "rigl_wrn22_2-0.9-125"),
+            ({"epochs": 10.0, "multiplier": 2.0}, "rigl_wrn22_2-20"),
+        ],
+    )
+    def test_the_folder_is_named_after_the_recipe(self, changes, name):
+        config = configs.Config("rigl_wrn22_2", **changes)
+        assert config.folder == Path("runs/cifar", name)
+        config = dataclasses.replace(config, output=Path("elsewhere"))
+        assert config.folder == Path("elsewhere")
+
+    def test_only_seeds_together_depend_on_their_number(self):
+        one, more, together, fewer = (
+            configs.Config("rigl_wrn22_2", seeds=seeds, together=together).record()
+            for seeds, together in [(1, True), (5, False), (5, True), (3, True)]
+        )
+        assert one == more
+        assert more != together != fewer
+
+    @pytest.mark.parametrize(
         ("args", "told"),
         [
             (
@@ -237,6 +273,14 @@ class TestOptions:
             (["--momentum", "1"], [r"momentum must be in \[0, 1\), got 1.0"]),
             (["--dropout", "0.3"], ["resnet20 has no dropout, got 0.3"]),
             (["--decay-at", "0.5", "1"], [r"decay_at must be shares in \(0, 1\)"]),
+            (
+                ["--decay-at", "0.04", "0.5", "--multiplier", "2"],
+                [r"behind the warm-up, which lasts for 0\.05 of .* got \(0\.04, 0\."],
+            ),
+            (
+                ["--recipe", "set_cifar100_r20", "--stop", "0"],
+                [r"stop must be in \(0, 1\], got 0\.0; .* give --method static"],
+            ),
             (["--multiplier", "0"], ["multiplier must be above 0, got 0.0"]),
         ],
     )

@@ -344,11 +344,20 @@ class TestRunFolder:
         (tmp_path / "config.json").write_text('{"spars')
         with pytest.raises(ValueError, match="cannot be read"):
             self.folder(tmp_path)
-
-    def test_log_without_configuration(self, tmp_path):
-        (tmp_path / "log.jsonl").touch()
-        with pytest.raises(ValueError, match="configuration is missing"):
+        (tmp_path / "config.json").write_text("[1]")
+        with pytest.raises(ValueError, match="cannot be read"):
             self.folder(tmp_path)
+
+    @pytest.mark.parametrize("name", sorted(FILES - {"config.json"}))
+    def test_files_without_configuration(self, tmp_path, name):
+        (tmp_path / name).touch()
+        with pytest.raises(
+            ValueError, match=rf"{name} is there, but no config\.json\. Give --over"
+        ):
+            self.folder(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        module("common.run_folder").RunFolder(tmp_path, {}, overwrite=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
     def test_overwrite_leaves_what_is_not_its_own(self, tmp_path):
         self.folder(tmp_path).append({"event": "start"})
@@ -389,6 +398,14 @@ class TestRunFolder:
         folder = self.folder(tmp_path)
         folder.append({"event": "start", "losses": [math.nan, -math.inf, 1.0]})
         assert log(tmp_path) == [{"event": "start", "losses": [None, None, 1.0]}]
+
+
+def test_versions_name_the_device():
+    versions = module("common.versions").versions
+    assert versions()["device"] == jax.devices()[0].device_kind
+    assert "matmul_precision" not in versions()
+    with jax.default_matmul_precision("float32"):
+        assert versions()["matmul_precision"] == "float32"
 
 
 class TestReport:

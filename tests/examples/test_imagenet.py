@@ -55,13 +55,15 @@ def rows_of(path):
 
 
 def events(folder):
-    """What TensorBoard reads: (step, tag, value) of every scalar."""
+    """What TensorBoard shows: (step, tag, value) of every scalar."""
     found = []
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         while content:
             (length,) = struct.unpack("<Q", content[:8])
             event = event_pb2.Event.FromString(content[12 : 12 + length])
+            if event.session_log.status == event_pb2.SessionLog.START:
+                found = [point for point in found if point[0] < event.step]
             found += [
                 (event.step, value.tag, value.simple_value)
                 for value in event.summary.value
@@ -478,6 +480,21 @@ class TestLog:
             log.write("train", 3, {"loss": 5.0})
         assert [row["loss"] for row in rows_of(tmp_path / "log.jsonl")] == [1, 2, 5]
 
+    @pytest.mark.parametrize(
+        ("step", "shown"), [(0, [(1, 7.0)]), (1, [(1, 1.0), (2, 7.0)])]
+    )
+    def test_going_on_hides_later_points(self, tmp_path, step, shown):
+        """Also where it starts anew, before the first checkpoint."""
+        self.run_with_rows(tmp_path, (1, 2, 3))
+        (first,) = (tmp_path / "events").iterdir()
+        # Or the second, which the second of the day names, replaced it.
+        first.rename(first.with_name("events.out.tfevents.0"))
+        with module("common.event_log").Log(tmp_path, {"sparsity": 0.9}) as log:
+            log.begin(step)
+            log.write("train", step + 1, {"loss": 7.0})
+        points = [(step, value) for step, _, value in events(tmp_path / "events")]
+        assert points == shown
+
     def test_the_same_run_is_never_removed(self, tmp_path):
         self.run_with_rows(tmp_path, (1, 2))
         module("common.event_log").Log(tmp_path, {"sparsity": 0.9}, overwrite=True)
@@ -492,6 +509,20 @@ class TestLog:
         module("common.event_log").Log(tmp_path, {"sparsity": 0.5}, overwrite=True)
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {"config.json", "thesis.txt"}
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ({}, "rigl_erk"),
+        ({"dataset": "imagenette", "sparsity": 0.95}, "rigl_erk-imagenette-0.95"),
+        ({"recipe": "dense", "multiplier": 0.5}, "dense-50"),
+        ({"output": Path("elsewhere"), "sparsity": 0.95}, "elsewhere"),
+    ],
+)
+def test_the_folder_is_named_after_the_recipe(args, name):
+    parent = Path() if "output" in args else Path("runs/imagenet")
+    assert imagenet.Config(**args).folder == parent / name
 
 
 def test_starts_as_a_program(tmp_path):
