@@ -18,7 +18,7 @@ PYTEST = XLA_FLAGS="$(XLA_FLAGS) $(QUICK_CODE)" $(1)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-lowest lint format docs benchmark paper clean
+.PHONY: help demo test test-slow test-lowest lint format docs benchmark paper paper-accuracy clean
 
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
@@ -30,6 +30,7 @@ help:
 	@echo 'make docs       build the pages about it into site/'
 	@echo 'make benchmark  run the benchmarks and store their results'
 	@echo 'make paper      measure what figures of the SparseOpt paper show'
+	@echo 'make paper-accuracy  and its accuracies against epochs, which takes hours'
 	@echo 'make clean      remove the environment and all caches'
 
 demo: $(STAMP)
@@ -79,6 +80,10 @@ paper: $(STAMP)
 	$(BIN)/python benchmarks/paper/skew.py
 	$(BIN)/python benchmarks/paper/student_teacher.py
 	$(BIN)/python benchmarks/paper/explored.py
+	$(BIN)/python benchmarks/tables.py
+
+paper-accuracy: $(STAMP)
+	$(BIN)/python benchmarks/paper/accuracy.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -1,10 +1,19 @@
-"""Accuracy against epochs, a panel for each condition."""
+"""Accuracy against epochs, a panel for each condition.
+
+    python benchmarks/convergence_picture.py
+
+draws the stored results anew.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import stored
 from matplotlib.figure import Figure
+
+# Stored results, and how many panels stand side by side.
+RECORDS = {"convergence": 3, "convergence_further": 3, "paper/accuracy": 4}
 
 COLORS = {
     "none": "0.35",
@@ -38,7 +47,8 @@ def draw(conditions: Sequence[Mapping[str, Any]], columns: int = 3) -> Figure:
     for axes in panels[len(conditions) :]:
         axes.set_visible(False)
     figure.supxlabel("epochs", fontsize=9)
-    figure.supylabel("test accuracy, %", fontsize=9)
+    what = "synthetic images, but where it says digits"
+    figure.supylabel(f"test accuracy, %; {what}", fontsize=9)
     labels = panels[0].get_legend_handles_labels()
     figure.legend(*labels, loc="outside upper center", ncols=4, frameon=False)
     return figure
@@ -52,3 +62,11 @@ def _line(axes: Any, arm: str, runs: np.ndarray) -> None:
     axes.fill_between(
         epochs, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0
     )
+
+
+if __name__ == "__main__":
+    for name, columns in RECORDS.items():
+        picture = draw(stored.load(name)["conditions"], columns)
+        file = stored.RESULTS / f"{name}.png"
+        picture.savefig(file, dpi=110, metadata={"Software": None})
+        print(file)

@@ -17,7 +17,7 @@ BY_RATE = ("RigL, 90 %", "RigL, 95 %", "RigL, 97 %")
 def conditions() -> str:
     """The accuracy after the last epoch, and what corrections add to it."""
     head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
-    lines, together = [], _together()
+    lines, together = [], _together(load("convergence"))
     for own in load("convergence")["conditions"]:
         name, rows = own["condition"]["name"], _by_arm(own)
         cells = [
@@ -26,7 +26,7 @@ def conditions() -> str:
         for arm in ARMS:
             cells.append(_gain(rows[arm], together[name, arm]))
         lines.append((name, *cells))
-    return table(head, lines) + _legend()
+    return table(head, lines) + _legend(load("convergence"))
 
 
 def pooled() -> str:
@@ -60,7 +60,7 @@ def candidates() -> str:
     tried = [own for own in load("convergence")["conditions"] if len(own["arms"]) > 4]
     head = ("correction", *(own["condition"]["name"] for own in tried))
     arms = [row["arm"] for row in tried[0]["arms"][1:]]
-    together = _together()
+    together = _together(load("convergence"))
     lines = [
         (
             _name(arm),
@@ -101,19 +101,64 @@ def starts() -> str:
 
 def rates() -> str:
     """What tuning saw: accuracy by learning rate on images left out for it."""
-    tables = {t["title"]: t["rows"] for t in load("convergence")["tables"]}
-    found = {name: tables[f"{name}: learning rates tried"] for name in BY_RATE}
-    steps = list(dict.fromkeys(row["rate"] for row in found[BY_RATE[0]]))
+    return _rates(_tried(load("convergence"), BY_RATE), ("none", *ARMS))
+
+
+def further() -> str:
+    """The conditions that were added, each arm with the rate that was chosen for it."""
+    record = load("convergence_further")
+    together = _together(record)
+    arms = (*ARMS[:2], "fan_in_but_head")
+    names = (f"{_name(arm)}, points (rate)" for arm in arms)
+    head = ("condition", "without, % (rate)", *names)
     lines = []
-    for name, rows in found.items():
-        for arm in ("none", *ARMS):
-            own = {row["rate"]: row for row in rows if row["arm"] == arm}
-            cells = (
-                _bold_if(own[rate]["best"], f"{100 * own[rate]['accuracy']:.1f}")
-                for rate in steps
-            )
-            lines.append((name, _name(arm), *cells))
-    return table(("condition", "correction", *(f"{x:g}" for x in steps)), lines)
+    for own in record["conditions"]:
+        name, rows = own["condition"]["name"], _by_arm(own)
+        none = rows["none"]
+        cells = [
+            f"{_gain(rows[arm], together[name, arm])} ({rows[arm]['rate']:g})"
+            if arm in rows
+            else "-"
+            for arm in arms
+        ]
+        without = f"{100 * none['accuracy']:.1f} ± {100 * none['sd']:.1f}"
+        lines.append((name, f"{without} ({none['rate']:g})", *cells))
+    return f"{table(head, lines)}{_legend(record)}"
+
+
+def further_rates() -> str:
+    """What their tuning saw, at all rates that any of them tried."""
+    record = load("convergence_further")
+    names = [own["condition"]["name"] for own in record["conditions"]]
+    return _rates(_tried(record, names), (*ARMS[:2], "none", "fan_in_but_head"))
+
+
+def _tried(
+    record: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """What was tried in conditions of a record."""
+    found = {own["title"]: own["rows"] for own in record["tables"]}
+    return {name: found[f"{name}: learning rates tried"] for name in names}
+
+
+def _rates(
+    tried: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str]
+) -> str:
+    """A row for each condition and arm, a column for each rate; the best is bold."""
+    steps = sorted({row["rate"] for rows in tried.values() for row in rows})
+    lines = []
+    for name, rows in tried.items():
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            if arm in arms:
+                own = {row["rate"]: row for row in rows if row["arm"] == arm}
+                cells = (
+                    _bold_if(own[rate]["best"], f"{100 * own[rate]['accuracy']:.1f}")
+                    if rate in own
+                    else "-"
+                    for rate in steps
+                )
+                lines.append((name, _name(arm), *cells))
+    return table(("condition", "correction", *(f"{rate:g}" for rate in steps)), lines)
 
 
 def scales() -> str:
@@ -157,9 +202,9 @@ def _by_arm(own: Mapping[str, Any]) -> dict[str, Any]:
     return {row["arm"]: row for row in own["arms"]}
 
 
-def _together() -> dict[tuple[str, str], float]:
+def _together(record: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """The p-values of all tests together, by condition and arm."""
-    rows: Sequence[Mapping[str, Any]] = load("convergence")["tables"][-1]["rows"]
+    rows: Sequence[Mapping[str, Any]] = record["tables"][-1]["rows"]
     return {(row["condition"], row["arm"]): row["holm"] for row in rows}
 
 
@@ -181,8 +226,7 @@ def _name(arm: str) -> str:
     return words.get(arm, arm.replace("_", " ").replace("fan in", "fan-in"))
 
 
-def _legend() -> str:
-    record = load("convergence")
+def _legend(record: Mapping[str, Any]) -> str:
     seeds = len(record["conditions"][0]["accuracies"][0])
     tests = len(record["tables"][-1]["rows"])
     return (
@@ -191,4 +235,8 @@ def _legend() -> str:
     )
 
 
-PAGE = (conditions, pooled, starts, rates, candidates, scales, jumps)
+PAGE = (
+    *(conditions, pooled, starts, rates),
+    *(further, further_rates),
+    *(candidates, scales, jumps),
+)

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
 
 
-def difference(own: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+def difference(own: ArrayLike, other: ArrayLike) -> dict[str, float]:
     """What one arm has beyond another, seed by seed.
 
     Args:

@@ -3,10 +3,11 @@
 Each function of ``PAGE`` reads stored results and returns Markdown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import stored
+from convergence_tables import interval
 from table_format import table
 
 # The paper's figures, by the program that measures them.
@@ -15,6 +16,7 @@ FIGURES = {
     "gradient_ratio": "2",
     "explored": "5 and 10",
     "student_teacher": "6 to 9",
+    "accuracy": "3, 4, 11, 12 and 15 to 22",
 }
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # sparsities
 
@@ -224,6 +226,44 @@ def explored() -> str:
     return table(head, lines)
 
 
+def accuracy_claims() -> str:
+    """The claims about accuracies against epochs."""
+    return _claims("accuracy")
+
+
+def accuracy_without() -> str:
+    """Accuracies without a correction, by condition and length."""
+    return _by_length(
+        lambda arms: _with_sd(
+            100 * arms["none"]["accuracy"], 100 * arms["none"]["sd"], digits=1
+        )
+    )
+
+
+def accuracy_fan_in() -> str:
+    """What the paper's correction adds to them."""
+    return _by_length(lambda arms: interval(arms["fan_in"]))
+
+
+def accuracy_batch_variance() -> str:
+    """What the correction by measured variances adds to them."""
+    return _by_length(lambda arms: interval(arms["batch_variance"]))
+
+
+def _by_length(cell: Callable[[Mapping[str, Any]], str]) -> str:
+    """A row for each method and sparsity, a column for each way to train it."""
+    found: dict[str, dict[str, str]] = {}
+    for own in load("accuracy")["conditions"]:
+        base, way = own["condition"]["name"].rsplit(", ", 1)
+        arms = {row["arm"]: row for row in own["arms"]}
+        found.setdefault(base, {})[way] = cell(arms)
+    ways = list(dict.fromkeys(way for cells in found.values() for way in cells))
+    lines = [
+        (base, *(cells.get(way, "-") for way in ways)) for base, cells in found.items()
+    ]
+    return table(("condition", *ways), lines)
+
+
 def _with_sd(mean: float, sd: float | None, digits: int = 2) -> str:
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
@@ -255,4 +295,5 @@ PAGE = (
     *(gradient_ratio, ratio_layers, gradient_ratio_claims),
     *(explored, explored_claims),
     *(one_neuron, first_sizes, two_neurons, student_teacher_claims),
+    *(accuracy_without, accuracy_fan_in, accuracy_batch_variance, accuracy_claims),
 )

@@ -79,11 +79,11 @@ def chosen_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, fl
     Returns:
       Those that it chose; and under another name the uncorrected arm's for all.
     """
-    rates = {
+    rates: dict[str, dict[str, float]] = {
         own["condition"]["name"]: {row["arm"]: row["rate"] for row in own["arms"]}
         for own in records
     }
-    alike = {
+    alike: dict[str, dict[str, float]] = {
         _uncorrected(name): dict.fromkeys(ARMS, own["none"])
         for name, own in rates.items()
     }

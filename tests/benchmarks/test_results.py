@@ -4,6 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
@@ -44,6 +45,49 @@ def test_commands_train_what_their_row_says(row):
 def test_gains_are_of_conditions_that_are_measured():
     names = {own.name for own in conditions.CONDITIONS}
     assert {*published.GAINS, results.KEPT} <= names
+
+
+def test_further_conditions_replace_those_of_their_name(monkeypatch):
+    def record(mean):
+        rows = [
+            {"arm": arm, "low": mean, "mean": mean, "high": mean, "p": 0.5}
+            for arm in ("none", "fan_in")
+        ]
+        condition = {"name": "RigL, 97 %"}
+        curves = np.zeros((2, 8, 20)).tolist()
+        own = {"condition": condition, "arms": rows, "accuracies": curves}
+        return {"conditions": [own]}
+
+    stored_records = {"convergence": record(-0.01), "convergence_further": record(0.02)}
+    monkeypatch.setattr(results, "load", stored_records.__getitem__)
+    shown = results.small_scale()
+    assert "+2.0 [+2.0, +2.0]" in shown and "-1.0" not in shown
+    assert "`python benchmarks/convergence_further.py`" in shown
+
+
+def test_early_gains_are_taken_at_the_shares_of_the_training(monkeypatch):
+    def record(name, gain):
+        curves = np.zeros((2, 8, 18))
+        curves[1, :, [1, 5, 11]] += np.array(gain)[:, None]
+        arms = [{"arm": "none"}, {"arm": "fan_in"}]
+        condition = {"name": name}
+        own = {"condition": condition, "arms": arms, "accuracies": curves.tolist()}
+        return {"conditions": [own]}
+
+    found = {
+        "convergence": record("SET, 97 %", (0.1, 0.05, -0.01)),
+        "convergence_further": record("RigL, 97 %", (0.0, 0.0, 0.02)),
+    }
+    monkeypatch.setattr(results, "load", found.__getitem__)
+    lines = results.early().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in cells] == ["RigL, 97 %"] * 3 + ["SET, 97 %"] * 3
+    assert [row[1] for row in cells[:3]] == ["10 of 90", "30 of 90", "60 of 90"]
+    assert [row[3] for row in cells[:3]] == ["2 of 18", "6 of 18", "12 of 18"]
+    assert [row[4][:5] for row in cells] == [
+        *("+0.0 ", "+0.0 ", "+2.0 "),
+        *("+10.0", "+5.0 ", "-1.0 "),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +138,37 @@ class TestWhatIsTakenFromIt:
         assert 1.7 < min(spreads) < max(spreads) < 2.4
         astray = [rows[name]["sd"] for name in longer]
         assert min(astray) > 0.05
+
+    def test_what_was_added(self):
+        conditions = stored.load("convergence_further")["conditions"]
+        found = {
+            own["condition"]["name"]: {row["arm"]: row for row in own["arms"]}
+            for own in conditions
+        }
+        # Lower learning rates, and the classifier left out.
+        before = self.of("fan_in")
+        for name in ("RigL, 97 %", "RigL, 95 %, uniform"):
+            change = found[name]["fan_in"]["mean"] - before[name]["mean"]
+            assert abs(change) < 0.001
+        assert found["RigL, 95 %, uniform"]["fan_in_but_head"]["mean"] < -0.03
+        assert all(
+            abs(found["RigL, 95 %, HAM"][arm]["mean"]) < 0.005
+            for arm in ("fan_in", "batch_variance")
+        )
+        # Longer runs that are tuned by themselves.
+        tuned = {n: found[f"RigL, 95 %, {n} x"]["fan_in"] for n in (2, 3, 5)}
+        assert before["RigL, 95 %, 2 x"]["mean"] < tuned[2]["mean"] - 0.05
+        assert all(row["high"] < 0 for row in tuned.values())
+        assert tuned[2]["high"] < 0 and tuned[3]["high"] < -0.04
+        assert tuned[5]["sd"] > 0.05 > tuned[3]["sd"]
+        # Masks that do not move, their fan-ins spread more and more.
+        spread = before["static, 95 %, fan-ins spread"]["mean"]
+        by_power = found["static, 95 %, power law"]
+        assert by_power["fan_in"]["mean"] < spread < 0
+        assert by_power["fan_in"]["high"] < 0 < by_power["batch_variance"]["high"]
+        # Growth by corrected gradients, without another correction.
+        grown = found["RigL, 95 %, growth corrected"]["none"]["accuracy"]
+        assert 0.03 < self.of("none")["RigL, 95 %"]["accuracy"] - grown < 0.04
 
     def test_fan_in_with_set(self):
         rows = self.of("fan_in", method="set")
