@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import sparseopt_jax as so
 from sparseopt_jax.sign_in import Factors
+from tests.compilations import compilations
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -311,24 +312,25 @@ def test_masks_survive(method, every, inner):
     params = so.apply_masks(PARAMS, state)
     first = so.get_masks(state)["kernel"]
     update = jax.jit(tx.update)
-    for step in range(10):
-        old, before = params["kernel"], so.get_masks(state)["kernel"]
-        updates, state = update(gradients(step), state, params)
-        params = optax.apply_updates(params, updates)
-        mask = np.asarray(so.get_masks(state)["kernel"])
-        assert mask.sum() == 24
-        np.testing.assert_array_equal(params["kernel"][~mask], 0.0)
-        m, w = factors(state)
-        grown = mask & ~np.asarray(before)
-        for inactive in (~mask, grown):
-            np.testing.assert_array_equal(m[inactive], 1.0)
-            np.testing.assert_array_equal(w[inactive], 0.0)
-        np.testing.assert_allclose(m * w, params["kernel"], rtol=1e-4, atol=1e-5)
-        kept = mask & ~grown
-        replaced = topology.due(step) and topology.replaces_step
-        assert ((params["kernel"] == old)[kept] == replaced).all()
+    with compilations() as compiled:
+        for step in range(10):
+            old, before = params["kernel"], so.get_masks(state)["kernel"]
+            updates, state = update(gradients(step), state, params)
+            params = optax.apply_updates(params, updates)
+            mask = np.asarray(so.get_masks(state)["kernel"])
+            assert mask.sum() == 24
+            np.testing.assert_array_equal(params["kernel"][~mask], 0.0)
+            m, w = factors(state)
+            grown = mask & ~np.asarray(before)
+            for inactive in (~mask, grown):
+                np.testing.assert_array_equal(m[inactive], 1.0)
+                np.testing.assert_array_equal(w[inactive], 0.0)
+            np.testing.assert_allclose(m * w, params["kernel"], rtol=1e-4, atol=1e-5)
+            kept = mask & ~grown
+            replaced = topology.due(step) and topology.replaces_step
+            assert ((params["kernel"] == old)[kept] == replaced).all()
     assert (mask != first).any()
-    assert update._cache_size() == 1
+    assert compiled.count("update_fn") == 1
 
 
 def test_balancing_waits_for_a_step_that_is_not_replaced():
