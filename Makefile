@@ -30,7 +30,7 @@ help:
 	@echo 'make docs       build the pages about it into site/'
 	@echo 'make benchmark  run the benchmarks and store their results'
 	@echo 'make paper      measure what figures of the SparseOpt paper show'
-	@echo 'make paper-accuracy  and its accuracies against epochs, which takes hours'
+	@echo 'make paper-accuracy  and its accuracies against epochs, which takes an hour or two'
 	@echo 'make clean      remove the environment and all caches'
 
 demo: $(STAMP)

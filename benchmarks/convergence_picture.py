@@ -67,6 +67,4 @@ def _line(axes: Any, arm: str, runs: np.ndarray) -> None:
 if __name__ == "__main__":
     for name, columns in RECORDS.items():
         picture = draw(stored.load(name)["conditions"], columns)
-        file = stored.RESULTS / f"{name}.png"
-        picture.savefig(file, dpi=110, metadata={"Software": None})
-        print(file)
+        stored.write_picture(picture, stored.RESULTS / f"{name}.png")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from convergence_conditions import Condition
+from convergence_records import epochs_at
 from method_models import (
     Split,
     accuracy_of,
@@ -175,7 +176,7 @@ class Outcome(NamedTuple):
     @property
     def early_accuracy(self) -> float:
         """After a ninth of the epochs, the paper's 10 of 90."""
-        return self.accuracies[max(1, round(len(self.accuracies) / 9)) - 1]
+        return self.accuracies[epochs_at(1 / 9, len(self.accuracies)) - 1]
 
     def epochs_to(self, target: float) -> int | None:
         """The first epoch after which an accuracy is reached, None if never."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from convergence_records import accuracies, by_arm
 from paired import difference
 from stored import load
 from table_format import table
@@ -19,10 +20,8 @@ def conditions() -> str:
     head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
     lines, together = [], _together(load("convergence"))
     for own in load("convergence")["conditions"]:
-        name, rows = own["condition"]["name"], _by_arm(own)
-        cells = [
-            f"{100 * rows['none']['accuracy']:.1f} ± {100 * rows['none']['sd']:.1f}"
-        ]
+        name, rows = own["condition"]["name"], by_arm(own)
+        cells = [accuracy(rows["none"])]
         for arm in ARMS:
             cells.append(_gain(rows[arm], together[name, arm]))
         lines.append((name, *cells))
@@ -41,18 +40,12 @@ def pooled() -> str:
     for name, own in groups.items():
         cells = []
         for arm in ARMS:
-            ends = np.mean([_ends(one, arm) for one in own], axis=0)
-            none = np.mean([_ends(one, "none") for one in own], axis=0)
+            ends = np.mean([accuracies(one, arm) for one in own], axis=0)
+            none = np.mean([accuracies(one, "none") for one in own], axis=0)
             gain = difference(ends, none)
             cells.append(f"{_gain(gain)} (p {gain['p']:.2g})")
         lines.append((name, str(len(own)), *cells))
     return table(head, lines)
-
-
-def _ends(own: Mapping[str, Any], arm: str) -> list[float]:
-    """The last accuracy of each seed."""
-    index = [row["arm"] for row in own["arms"]].index(arm)
-    return [curve[-1] for curve in own["accuracies"][index]]
 
 
 def candidates() -> str:
@@ -65,7 +58,7 @@ def candidates() -> str:
         (
             _name(arm),
             *(
-                _gain(_by_arm(own)[arm], together[own["condition"]["name"], arm])
+                _gain(by_arm(own)[arm], together[own["condition"]["name"], arm])
                 for own in tried
             ),
         )
@@ -83,7 +76,7 @@ def starts() -> str:
     )
     lines: list[tuple[str, ...]] = []
     for own in load("convergence")["conditions"]:
-        rows = _by_arm(own)
+        rows = by_arm(own)
         none, shown = rows["none"], [rows[arm] for arm in ARMS[:2]]
         early = [_points(row["early_mean"], row["early_p"]) for row in shown]
         target = "-" if none["target"] is None else f"{100 * none['target']:.0f}"
@@ -101,7 +94,12 @@ def starts() -> str:
 
 def rates() -> str:
     """What tuning saw: accuracy by learning rate on images left out for it."""
-    return _rates(_tried(load("convergence"), BY_RATE), ("none", *ARMS))
+    tried = _tried(load("convergence"), BY_RATE)
+    shown = {
+        name: [row for row in rows if row["arm"] in ("none", *ARMS)]
+        for name, rows in tried.items()
+    }
+    return _rates(shown)
 
 
 def further() -> str:
@@ -113,16 +111,15 @@ def further() -> str:
     head = ("condition", "without, % (rate)", *names)
     lines = []
     for own in record["conditions"]:
-        name, rows = own["condition"]["name"], _by_arm(own)
-        none = rows["none"]
-        cells = [
-            f"{_gain(rows[arm], together[name, arm])} ({rows[arm]['rate']:g})"
-            if arm in rows
-            else "-"
-            for arm in arms
-        ]
-        without = f"{100 * none['accuracy']:.1f} ± {100 * none['sd']:.1f}"
-        lines.append((name, f"{without} ({none['rate']:g})", *cells))
+        name, rows = own["condition"]["name"], by_arm(own)
+        cells = [f"{accuracy(rows['none'])} ({rows['none']['rate']:g})"]
+        for arm in arms:
+            gain = "-"
+            if arm in rows:
+                gain = _gain(rows[arm], together[name, arm])
+                gain = f"{gain} ({rows[arm]['rate']:g})"
+            cells.append(gain)
+        lines.append((name, *cells))
     return f"{table(head, lines)}{_legend(record)}"
 
 
@@ -130,7 +127,7 @@ def further_rates() -> str:
     """What their tuning saw, at all rates that any of them tried."""
     record = load("convergence_further")
     names = [own["condition"]["name"] for own in record["conditions"]]
-    return _rates(_tried(record, names), (*ARMS[:2], "none", "fan_in_but_head"))
+    return _rates(_tried(record, names))
 
 
 def _tried(
@@ -141,23 +138,20 @@ def _tried(
     return {name: found[f"{name}: learning rates tried"] for name in names}
 
 
-def _rates(
-    tried: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str]
-) -> str:
+def _rates(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A row for each condition and arm, a column for each rate; the best is bold."""
     steps = sorted({row["rate"] for rows in tried.values() for row in rows})
     lines = []
     for name, rows in tried.items():
         for arm in dict.fromkeys(row["arm"] for row in rows):
-            if arm in arms:
-                own = {row["rate"]: row for row in rows if row["arm"] == arm}
-                cells = (
-                    _bold_if(own[rate]["best"], f"{100 * own[rate]['accuracy']:.1f}")
-                    if rate in own
-                    else "-"
-                    for rate in steps
-                )
-                lines.append((name, _name(arm), *cells))
+            own = {row["rate"]: row for row in rows if row["arm"] == arm}
+            cells = (
+                _bold_if(own[rate]["best"], f"{100 * own[rate]['accuracy']:.1f}")
+                if rate in own
+                else "-"
+                for rate in steps
+            )
+            lines.append((name, _name(arm), *cells))
     return table(("condition", "correction", *(f"{rate:g}" for rate in steps)), lines)
 
 
@@ -192,14 +186,15 @@ def jumps() -> str:
     return table(head, lines)
 
 
+def accuracy(row: Mapping[str, Any]) -> str:
+    """The accuracy of an arm and its deviation over seeds, in percent."""
+    return f"{100 * row['accuracy']:.1f} ± {100 * row['sd']:.1f}"
+
+
 def interval(row: Mapping[str, Any]) -> str:
     """A mean difference and the ends of its interval, in points."""
     low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _by_arm(own: Mapping[str, Any]) -> dict[str, Any]:
-    return {row["arm"]: row for row in own["arms"]}
 
 
 def _together(record: Mapping[str, Any]) -> dict[tuple[str, str], float]:

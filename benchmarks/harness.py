@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import stored
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks/results")
@@ -275,9 +276,7 @@ class Report:
           figure: with the ``savefig`` of ``matplotlib.figure.Figure``.
         """
         if self.path is not None:
-            # Nothing of the versions that drew it: the record has those of the rest.
-            path = self.path.with_suffix(".png")
-            figure.savefig(path, dpi=110, metadata={"Software": None})
+            stored.write_picture(figure, self.path.with_suffix(".png"))
 
     def store(self) -> None:
         """Writes the record, unless a quick run has no file to go to."""

@@ -120,10 +120,8 @@ def _open(color: str, marker: str, label: str) -> Line2D:
 def main() -> None:
     """Draws the pictures of the stored records again."""
     for name in TRAINED:
-        path = stored.RESULTS / f"{name}.png"
-        # As harness.Report.picture stores them.
-        draw(stored.load(name)).savefig(path, dpi=110, metadata={"Software": None})
-        print(f"Stored in {path}")
+        picture = draw(stored.load(name))
+        stored.write_picture(picture, stored.RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

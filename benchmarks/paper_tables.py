@@ -6,8 +6,9 @@ Each function of ``PAGE`` reads stored results and returns Markdown.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import convergence_tables
 import stored
-from convergence_tables import interval
+from convergence_records import by_arm
 from table_format import table
 
 # The paper's figures, by the program that measures them.
@@ -233,21 +234,17 @@ def accuracy_claims() -> str:
 
 def accuracy_without() -> str:
     """Accuracies without a correction, by condition and length."""
-    return _by_length(
-        lambda arms: _with_sd(
-            100 * arms["none"]["accuracy"], 100 * arms["none"]["sd"], digits=1
-        )
-    )
+    return _by_length(lambda arms: convergence_tables.accuracy(arms["none"]))
 
 
 def accuracy_fan_in() -> str:
     """What the paper's correction adds to them."""
-    return _by_length(lambda arms: interval(arms["fan_in"]))
+    return _by_length(lambda arms: convergence_tables.interval(arms["fan_in"]))
 
 
 def accuracy_batch_variance() -> str:
     """What the correction by measured variances adds to them."""
-    return _by_length(lambda arms: interval(arms["batch_variance"]))
+    return _by_length(lambda arms: convergence_tables.interval(arms["batch_variance"]))
 
 
 def _by_length(cell: Callable[[Mapping[str, Any]], str]) -> str:
@@ -255,8 +252,7 @@ def _by_length(cell: Callable[[Mapping[str, Any]], str]) -> str:
     found: dict[str, dict[str, str]] = {}
     for own in load("accuracy")["conditions"]:
         base, way = own["condition"]["name"].rsplit(", ", 1)
-        arms = {row["arm"]: row for row in own["arms"]}
-        found.setdefault(base, {})[way] = cell(arms)
+        found.setdefault(base, {})[way] = cell(by_arm(own))
     ways = list(dict.fromkeys(way for cells in found.values() for way in cells))
     lines = [
         (base, *(cells.get(way, "-") for way in ways)) for base, cells in found.items()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import convergence_records as records
 import numpy as np
 import paper_tables
 from convergence_tables import interval
@@ -31,22 +32,28 @@ def verdict(row: Mapping[str, Any], gain: float) -> str:
     return "*undecided*" if row["high"] >= gain else "*not reproduced*"
 
 
-def small_scale() -> str:
-    """The correction's gains, measured on a small network, beside the paper's."""
-    found = {
+def _compared() -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The program and the record of every condition.
+
+    The further ones are tuned at more learning rates, or by themselves.
+    """
+    return {
         own["condition"]["name"]: (program, own)
-        # The further ones are tuned at more learning rates, or by themselves.
         for program in ("convergence", "convergence_further")
         for own in load(program)["conditions"]
     }
+
+
+def small_scale() -> str:
+    """The correction's gains, measured on a small network, beside the paper's."""
     head = (
         *("condition", "the paper's gain", "gain here", "p", "seeds"),
         *("verdict", "command"),
     )
     lines = []
-    for name, (program, own) in found.items():
+    for name, (program, own) in _compared().items():
         if name in GAINS or name == KEPT:
-            row = next(x for x in own["arms"] if x["arm"] == "fan_in")
+            row = records.by_arm(own)["fan_in"]
             gain = GAINS.get(name)
             lines.append(
                 (
@@ -64,23 +71,19 @@ def small_scale() -> str:
 
 def early() -> str:
     """What is gained on the way at 97 %, beside the paper's."""
-    found = {own["condition"]["name"]: own for own in load("convergence")["conditions"]}
-    # RigL's with the learning rates that were chosen from more of them.
-    further = load("convergence_further")["conditions"]
-    found |= {own["condition"]["name"]: own for own in further}
-    lines = []
+    found, lines = _compared(), []
     for name in ("RigL, 97 %", "SET, 97 %"):
-        runs = np.asarray(found[name]["accuracies"])  # (arms, seeds, epochs)
-        fan_in = [row["arm"] for row in found[name]["arms"]].index("fan_in")
+        _, own = found[name]
+        epochs = np.shape(own["accuracies"])[-1]
         for share, gain in EARLY.items():
-            epoch = max(1, round(share * runs.shape[-1]))
-            row = difference(runs[fan_in, :, epoch - 1], runs[0, :, epoch - 1])
+            runs = (records.accuracies(own, arm, share) for arm in ("fan_in", "none"))
+            row = difference(*runs)
             lines.append(
                 (
                     name,
                     f"{round(90 * share)} of 90",
                     f"{100 * gain:+.1f}",
-                    f"{epoch} of {runs.shape[-1]}",
+                    f"{records.epochs_at(share, epochs)} of {epochs}",
                     interval(row),
                     verdict(row, gain),
                 )

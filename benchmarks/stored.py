@@ -1,4 +1,4 @@
-"""The results that benchmarks have stored."""
+"""The results that benchmarks have stored, and the pictures beside them."""
 
 import functools
 import json
@@ -18,6 +18,14 @@ def load(name: str) -> dict[str, Any]:
       What ``harness.Report`` has stored.
     """
     return _read(RESULTS / f"{name}.json")
+
+
+def write_picture(figure: Any, path: Path) -> None:
+    """Writes a figure of matplotlib as PNG.
+
+    Nothing of the versions that drew it: the record has those of the rest.
+    """
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 @functools.cache

@@ -137,14 +137,8 @@ def check_folders(output: Path, record: Any, seeds: int) -> None:
     Raises:
       ValueError: if one of them does.
     """
-    check_folder(output, record)
-    if not (output / "config.json").exists():
-        parts = [output / "checkpoints", *sorted(output.glob("seed_*/"))]
-        if found := [part.name for part in parts if part.is_dir()]:
-            raise ValueError(
-                f"{output} holds another run: {found[0]} is there, but no config.json. "
-                "Give --overwrite to replace it, or another --output"
-            )
+    own = sorted(folder.name for folder in output.glob("seed_*/"))
+    check_folder(output, record, parts=["checkpoints", *own])
     for seed in range(seeds):
         check_folder(seed_folder(output, seed), {**record, "seed": seed})
 

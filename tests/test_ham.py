@@ -9,26 +9,13 @@ import optax
 import pytest
 
 import sparseopt_jax as so
-from tests.compilations import compilations
+from tests.moving_masks import KEY, PARAMS, gradients, ten_steps
 
-KEY = jax.random.key(0)
-PARAMS = {
-    "kernel": jax.random.normal(KEY, (12, 8)),
-    "bias": jnp.linspace(-1, 1, 8),
-}
 COSINE = optax.cosine_decay_schedule(0.1, 20)
 
 
 def row(*values):
     return jnp.array([values], jnp.float32)
-
-
-def gradients(step):
-    keys = jax.random.split(jax.random.key(100 + step))
-    return {
-        "kernel": jax.random.normal(keys[0], (12, 8)),
-        "bias": jax.random.normal(keys[1], (8,)),
-    }
 
 
 def train(tx, params, steps, gradients=gradients, compiled=jax.jit):
@@ -225,27 +212,14 @@ def test_masks_survive(method, inner):
     topology = method(0.75, every=2, stop=9, drop_fraction=0.5)
     owned = optax.chain(so.scale_by_sparseopt(), so.ham(inner, 0.1, alpha=2.0))
     tx = so.sparsify(owned, topology)
-    state = tx.init(PARAMS)
-    params = so.apply_masks(PARAMS, state)
-    first = so.get_masks(state)["kernel"]
-    update = jax.jit(tx.update)
-    with compilations() as compiled:
-        for step in range(10):
-            old, before = params["kernel"], so.get_masks(state)["kernel"]
-            updates, state = update(gradients(step), state, params)
-            params = optax.apply_updates(params, updates)
-            mask = np.asarray(so.get_masks(state)["kernel"])
-            assert mask.sum() == 24
-            np.testing.assert_array_equal(params["kernel"][~mask], 0.0)
-            both = mask & np.asarray(before)
-            if topology.due(step) and topology.replaces_step:
-                np.testing.assert_array_equal(params["kernel"][both], old[both])
-                np.testing.assert_array_equal(params["kernel"][~both], 0.0)
-            else:
-                assert (params["kernel"] != old)[both].all()
-            assert int(optax.tree.get(state, "HamState").count) == step + 1
-    assert (mask != first).any()
-    assert compiled.count("update_fn") == 1
+    for step in ten_steps(tx):
+        both = step.mask & step.before
+        if topology.due(step.index) and topology.replaces_step:
+            np.testing.assert_array_equal(step.kernel[both], step.old[both])
+            np.testing.assert_array_equal(step.kernel[~both], 0.0)
+        else:
+            assert (step.kernel != step.old)[both].all()
+        assert int(optax.tree.get(step.state, "HamState").count) == step.index + 1
 
 
 def test_the_exponent_sees_the_corrected_gradient():

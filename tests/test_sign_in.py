@@ -10,26 +10,13 @@ from hypothesis import strategies as st
 
 import sparseopt_jax as so
 from sparseopt_jax.sign_in import Factors
-from tests.compilations import compilations
+from tests.moving_masks import KEY, PARAMS, gradients, ten_steps
 
-KEY = jax.random.key(0)
-PARAMS = {
-    "kernel": jax.random.normal(KEY, (12, 8)),
-    "bias": jnp.linspace(-1, 1, 8),
-}
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 def row(*values):
     return jnp.array([values], jnp.float32)
-
-
-def gradients(step):
-    keys = jax.random.split(jax.random.key(100 + step), 2)
-    return {
-        "kernel": jax.random.normal(keys[0], (12, 8)),
-        "bias": jax.random.normal(keys[1], (8,)),
-    }
 
 
 def train(tx, params, steps, first=0, compiled=jax.jit):
@@ -308,29 +295,16 @@ def test_masks_survive(method, every, inner):
     topology = method(0.75, every=2, stop=9, drop_fraction=0.5)
     owned = optax.chain(so.scale_by_sparseopt(), so.sign_in(inner, every=every))
     tx = so.sparsify(owned, topology)
-    state = tx.init(PARAMS)
-    params = so.apply_masks(PARAMS, state)
-    first = so.get_masks(state)["kernel"]
-    update = jax.jit(tx.update)
-    with compilations() as compiled:
-        for step in range(10):
-            old, before = params["kernel"], so.get_masks(state)["kernel"]
-            updates, state = update(gradients(step), state, params)
-            params = optax.apply_updates(params, updates)
-            mask = np.asarray(so.get_masks(state)["kernel"])
-            assert mask.sum() == 24
-            np.testing.assert_array_equal(params["kernel"][~mask], 0.0)
-            m, w = factors(state)
-            grown = mask & ~np.asarray(before)
-            for inactive in (~mask, grown):
-                np.testing.assert_array_equal(m[inactive], 1.0)
-                np.testing.assert_array_equal(w[inactive], 0.0)
-            np.testing.assert_allclose(m * w, params["kernel"], rtol=1e-4, atol=1e-5)
-            kept = mask & ~grown
-            replaced = topology.due(step) and topology.replaces_step
-            assert ((params["kernel"] == old)[kept] == replaced).all()
-    assert (mask != first).any()
-    assert compiled.count("update_fn") == 1
+    for step in ten_steps(tx):
+        m, w = factors(step.state)
+        grown = step.mask & ~step.before
+        for inactive in (~step.mask, grown):
+            np.testing.assert_array_equal(m[inactive], 1.0)
+            np.testing.assert_array_equal(w[inactive], 0.0)
+        np.testing.assert_allclose(m * w, step.kernel, rtol=1e-4, atol=1e-5)
+        kept = step.mask & ~grown
+        replaced = topology.due(step.index) and topology.replaces_step
+        assert ((step.kernel == step.old)[kept] == replaced).all()
 
 
 def test_balancing_waits_for_a_step_that_is_not_replaced():

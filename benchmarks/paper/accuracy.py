@@ -36,6 +36,7 @@ import stored
 from convergence import compare
 from convergence_conditions import Condition
 from convergence_picture import draw
+from convergence_records import accuracies
 from convergence_runs import networks
 from paired import difference
 
@@ -107,13 +108,10 @@ def gains(
     Returns:
       Differences of accuracies in points, one for each seed.
     """
-    found = []
-    for own in records:
-        arms = [row["arm"] for row in own["arms"]]
-        runs = 100 * np.asarray(own["accuracies"])  # (arms, seeds, epochs)
-        epoch = max(1, round(share * runs.shape[-1])) - 1
-        found.append(runs[arms.index(arm), :, epoch] - runs[0, :, epoch])
-    return np.mean(found, axis=0)
+    found = [
+        accuracies(own, arm, share) - accuracies(own, "none", share) for own in records
+    ]
+    return 100 * np.mean(found, axis=0)
 
 
 def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,15 @@ class RunFolder:
         os.replace(aside, self.path / name)
 
 
-def check_folder(path: Path, config: Mapping[str, Any]) -> None:
+def check_folder(
+    path: Path, config: Mapping[str, Any], parts: Sequence[str] = ()
+) -> None:
     """Makes sure that a folder is free for a configuration; nothing is written.
 
     Args:
       path: the folder, which need not be there.
       config: what a comparison in this folder is made with, as JSON holds it.
+      parts: what a comparison has in it besides ``FILES``.
 
     Raises:
       ValueError: if ``path`` is a file, or holds a comparison with another
@@ -89,7 +92,7 @@ def check_folder(path: Path, config: Mapping[str, Any]) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"--output {path} is a file; name a folder")
-    if differences := _differences(path, config):
+    if differences := _differences(path, config, (*FILES, *parts)):
         raise ValueError(
             f"{path} holds another run: {'; '.join(differences)}. Give --overwrite to "
             "replace it, another --output, or the options it was made with"
@@ -133,13 +136,15 @@ def run_id(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row.get("method"), row.get("correction"), row.get("seed")
 
 
-def _differences(path: Path, config: Mapping[str, Any]) -> list[str]:
+def _differences(
+    path: Path, config: Mapping[str, Any], names: Sequence[str]
+) -> list[str]:
     """What the configuration in a folder has otherwise, in words."""
     stored = path / "config.json"
     if not stored.exists():
         return [
             f"{name} is there, but no config.json"
-            for name in FILES
+            for name in names
             if (path / name).exists()
         ]
     try:

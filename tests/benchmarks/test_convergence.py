@@ -26,6 +26,7 @@ conditions = importlib.import_module("convergence_conditions")
 runs = importlib.import_module("convergence_runs")
 candidates = importlib.import_module("candidate_corrections")
 paired = importlib.import_module("paired")
+records = importlib.import_module("convergence_records")
 masks_of = importlib.import_module("convergence_masks")
 models = importlib.import_module("method_models")
 
@@ -52,8 +53,9 @@ class TestDifference:
         assert paired.difference([1.5, 1.25], [1.0, 0.75])["p"] == 0.0
 
 
-def test_its_examples():
-    assert doctest.testmod(paired).failed == 0
+@pytest.mark.parametrize("module", [paired, records], ids=lambda own: own.__name__)
+def test_its_examples(module):
+    assert doctest.testmod(module).failed == 0
 
 
 def test_holm_steps_down_from_the_smallest():
