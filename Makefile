@@ -37,12 +37,15 @@ demo: $(STAMP)
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(STAMP)
+	@$(BIN)/python .ci/versions.py
 	$(call PYTEST,$(BIN)) -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)
+	@$(BIN)/python .ci/versions.py
 	$(call PYTEST,$(BIN)) -n auto --dist loadfile -m slow $(ARGS)
 
 test-lowest: $(LOWEST_STAMP)
+	@$(LOWEST)/bin/python .ci/versions.py
 	$(call PYTEST,$(LOWEST)/bin) -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
