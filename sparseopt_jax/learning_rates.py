@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from sparseopt_jax.transformation_links import Link, code_of, read, variables_of
+
 # What a link of a chain multiplies updates by: a number, a schedule, or unknown.
 _UNKNOWN = None
 
@@ -42,8 +44,8 @@ def check_learning_rate(
       ...
       ValueError: learning_rate is 0.2, but the inner optimizer steps by 0.1: ...
     """
-    links = _links(inner.update)
-    grouped = itertools.groupby(links, lambda link: link is not _UNKNOWN)
+    factors = _factors(read(inner))
+    grouped = itertools.groupby(factors, lambda factor: factor is not _UNKNOWN)
     runs = [list(run) for known, run in grouped if known]
     # The usual case, for which no schedule has to be called.
     if any(len(run) == 1 and _schedule(run[0]) is learning_rate for run in runs):
@@ -53,11 +55,11 @@ def check_learning_rate(
         return
     (rate,) = negative
     # A sign alone leaves the rate to a link that is not known, if there is one.
-    if _product(rate, 0) == -1 and any(link is _UNKNOWN for link in links):
+    if _product(rate, 0) == -1 and any(factor is _UNKNOWN for factor in factors):
         return
-    factors = (learning_rate, *rate)
-    scheduled = any(callable(factor) for factor in factors)
-    if scheduled and any(isinstance(factor, jax.Array) for factor in factors):
+    compared = (learning_rate, *rate)
+    scheduled = any(callable(factor) for factor in compared)
+    if scheduled and any(isinstance(factor, jax.Array) for factor in compared):
         return  # what a schedule gave at one step, as `inject_hyperparams` hands it on
     for step in _STEPS if scheduled else _STEPS[:1]:
         own, inners = _product([learning_rate], step), -_product(rate, step)
@@ -71,23 +73,24 @@ def check_learning_rate(
             )
 
 
-def _links(update: Any) -> list[Any]:
+def _factors(link: Link) -> list[Any]:
     """What the links of a chain scale by, in order."""
-    code, inside = _code(update), _closure(update)
-    if code is not None and code is _IDENTITY:
+    if link.in_turn:
+        return [factor for part in link.parts for factor in _factors(part)]
+    code = code_of(link.update)
+    if code is _IDENTITY:
         return []
-    for own, name in _FACTORS:
-        if code is own and name in inside:
-            return [inside[name]]
-    for own, name, parts in _WRAPPERS:
-        if code is own and name in inside:
-            return [link for part in parts(inside[name]) for link in _links(part)]
+    for scaling, name in _SCALING:
+        if code is scaling:
+            return [link.variables[name]]
     return [_UNKNOWN]
 
 
 def _schedule(factor: Any) -> Any:
     """The schedule of a factor that ``optax.scale_by_learning_rate`` made of it."""
-    return _closure(factor).get("learning_rate") if _code(factor) is _SIGNED else None
+    if not callable(factor) or code_of(factor) is not _SIGNED:
+        return None
+    return variables_of(factor).get("learning_rate")
 
 
 def _product(factors: list[Any], step: int) -> float:
@@ -103,44 +106,12 @@ def _product(factors: list[Any], step: int) -> float:
     return product
 
 
-def _code(function: Any) -> Any:
-    """What all functions have in common that are made at the same place."""
-    return getattr(function, "__code__", None)
-
-
-def _closure(function: Any) -> dict[str, Any]:
-    """The variables that a function has from where it was made."""
-    names = getattr(_code(function), "co_freevars", ())
-    try:
-        contents = [cell.cell_contents for cell in function.__closure__ or ()]
-    except (AttributeError, ValueError):  # no function, or one with names still unbound
-        return {}
-    return dict(zip(names, contents, strict=True))
-
-
-def _made_by(tx: optax.GradientTransformation) -> Any:
-    return _code(tx.update)
-
-
 _SCHEDULE = optax.constant_schedule(1.0)
-_IDENTITY = _made_by(optax.identity())
-_FACTORS = (
-    (_made_by(optax.scale(1.0)), "step_size"),
-    (_made_by(optax.scale_by_schedule(_SCHEDULE)), "step_size_fn"),
+_IDENTITY = code_of(optax.identity().update)
+_SCALING = (
+    (code_of(optax.scale(1.0).update), "step_size"),
+    (code_of(optax.scale_by_schedule(_SCHEDULE).update), "step_size_fn"),
 )
-_WRAPPERS = (
-    (_made_by(optax.chain(optax.identity())), "update_fns", list),
-    (
-        _made_by(optax.named_chain(("", optax.identity()))),
-        "transforms",
-        lambda named: [tx.update for _, tx in named],
-    ),
-    (
-        _made_by(optax.with_extra_args_support(optax.identity())),
-        "tx",
-        lambda tx: [tx.update],
-    ),
-)
-_SIGNED = _code(
-    _closure(optax.scale_by_learning_rate(_SCHEDULE).update).get("step_size_fn")
+_SIGNED = code_of(
+    variables_of(optax.scale_by_learning_rate(_SCHEDULE).update)["step_size_fn"]
 )

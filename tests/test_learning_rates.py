@@ -31,6 +31,9 @@ OPTIMIZERS = {
         ("clip", optax.clip(1.0)), ("sgd", optax.sgd(rate))
     ),
     "alone": optax.scale_by_learning_rate,
+    "jitted": lambda rate: optax.GradientTransformation(
+        optax.sgd(rate).init, jax.jit(optax.sgd(rate).update)
+    ),
     "extra_args": lambda rate: optax.with_extra_args_support(
         optax.scale_by_learning_rate(rate)
     ),
@@ -135,9 +138,6 @@ def labels(params):
         optax.inject_hyperparams(optax.sgd)(0.5),
         optax.contrib.schedule_free(optax.sgd(0.5), 0.5),
         optax.contrib.prodigy(0.5),
-        optax.GradientTransformation(
-            optax.sgd(0.5).init, jax.jit(optax.sgd(0.5).update)
-        ),
     ],
 )
 def test_where_no_rate_is_found_nothing_is_said(inner):
