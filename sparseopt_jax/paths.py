@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import optax
 
+from sparseopt_jax.boxes import boxed_like, is_box, unboxed
+
 # Flax NNX variables and boxes such as `nn.Partitioned` keep their array under an
 # attribute of this name, at some times and not at others: as a last part it names
 # the box, not the place.
@@ -16,6 +18,10 @@ _BOX_ATTRIBUTE = "value"
 def is_hole(x: Any) -> bool:
     """Whether ``x`` is the ``optax.MaskedNode`` that stands for a left-out leaf."""
     return isinstance(x, optax.MaskedNode)
+
+
+def _is_leaf(x: Any) -> bool:
+    return is_hole(x) or is_box(x)
 
 
 def path_parts(key_path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -58,11 +64,12 @@ def path_string(key_path: tuple[Any, ...]) -> str:
 def flatten_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of ``tree`` in tree order, each behind its canonical path.
 
-    ``optax.MaskedNode`` holes count as leaves, so that every tree built for the same
-    parameters gives the same list of paths.
+    ``optax.MaskedNode`` holes count as leaves, and boxes show neither in the paths nor
+    in the leaves, so that every tree built for the same parameters gives the same list
+    of paths.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_hole)
-    return [(path_string(key_path), leaf) for key_path, leaf in leaves]
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_leaf)
+    return [(path_string(key_path), unboxed(leaf)) for key_path, leaf in leaves]
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -74,19 +81,22 @@ def map_with_paths(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Maps ``function(path, leaf, *others)`` over ``tree``; holes count as leaves.
 
     Args:
-      function: called with a canonical path and the leaves that stand there.
+      function: called with a canonical path and the leaves that stand there, boxes
+        taken off.
       tree: the tree that decides the structure.
-      *rest: trees that have the structure of ``tree``, or subtrees at its leaves.
+      *rest: trees that have the structure of ``tree``, boxed or not, or subtrees at its
+        leaves.
 
     Returns:
-      The tree of the results.
+      The tree of the results. A result of the shape of a boxed leaf takes its place in
+      the box; one of another shape has none, since a box names the axes of its content.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda key_path, *leaves: function(path_string(key_path), *leaves),
-        tree,
-        *rest,
-        is_leaf=is_hole,
-    )
+
+    def at_leaf(key_path, leaf, *others):
+        leaves = (unboxed(leaf), *map(unboxed, others))
+        return boxed_like(leaf, function(path_string(key_path), *leaves))
+
+    return jax.tree_util.tree_map_with_path(at_leaf, tree, *rest, is_leaf=_is_leaf)
 
 
 def matches(path: str, pattern: str) -> bool:

@@ -1,0 +1,88 @@
+"""Boxes: what Flax wraps around a parameter to name its axes.
+
+``nn.Partitioned``, ``nn.LogicallyPartitioned``, any other ``AxisMetadata`` and the
+variables of NNX. They are recognised by their methods, so that Flax is not imported.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+
+def is_box(x: Any) -> bool:
+    """Whether ``x`` wraps one leaf, or the ``optax.MaskedNode`` of a left-out one."""
+    if not _is_wrapper(x):
+        return False
+    content = _content(x)
+    return (
+        isinstance(content, optax.MaskedNode)
+        or jax.tree_util.all_leaves([content])
+        or is_box(content)
+    )
+
+
+def unboxed(x: Any) -> Any:
+    """What is in a box, in a box within it too; what is not a box as it is."""
+    return unboxed(_content(x)) if is_box(x) else x
+
+
+def unbox_tree(tree: Any) -> Any:
+    """A tree without its boxes.
+
+    Flax's own ``unbox`` constrains shardings as well, where a mesh is set.
+    """
+    return jax.tree.map(unboxed, tree, is_leaf=is_box)
+
+
+def boxed_like(box: Any, leaf: Any) -> Any:
+    """``leaf`` in the box of another, if the box fits.
+
+    A box names the axes of what is in it, so it fits what has the same shape alone:
+    masks and moments, not counts, packed bits or holes.
+
+    Args:
+      box: a box around an array, or anything else.
+      leaf: what takes the place of its content.
+
+    Returns:
+      A box, or ``leaf`` itself.
+    """
+    if not is_box(box):
+        return leaf
+    shape = getattr(unboxed(box), "shape", None)
+    if shape is None or getattr(leaf, "shape", None) != shape:
+        return leaf
+    return _replaced(box, leaf)
+
+
+def has_boxes(tree: Any) -> bool:
+    """Whether there is a box in a tree."""
+    return any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box)))
+
+
+def _is_wrapper(x: Any) -> bool:
+    methods = type(x)
+    return hasattr(methods, "replace_boxed") or (
+        hasattr(methods, "get_value") and hasattr(methods, "get_metadata")
+    )
+
+
+def _children(box: Any) -> tuple[list[Any], Any]:
+    return jax.tree.flatten(box, is_leaf=lambda x: x is not box)
+
+
+def _content(box: Any) -> Any:
+    children, _ = _children(box)
+    if len(children) == 1 and children[0] is not box:
+        return children[0]
+    return box.unbox() if hasattr(box, "unbox") else box.get_value()
+
+
+def _replaced(box: Any, leaf: Any) -> Any:
+    children, structure = _children(box)
+    content = _content(box)
+    leaf = _replaced(content, leaf) if is_box(content) else leaf
+    if len(children) == 1 and children[0] is not box:
+        return structure.unflatten([leaf])
+    return box.replace_boxed(leaf) if hasattr(box, "replace_boxed") else leaf
