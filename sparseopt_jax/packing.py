@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sparseopt_jax.paths import map_with_paths
 from sparseopt_jax.sharding_types import explicit_sharding
 
 
@@ -54,13 +55,14 @@ def restored(masks: Any) -> Any:
 def pack(masks: Any) -> Any:
     """A tree of masks with a ``PackedMask`` for every bool array."""
 
-    def at_leaf(mask):
+    def at_leaf(path, mask):
+        del path
         if getattr(mask, "dtype", None) != jnp.bool_:
             return mask
         bits = jnp.packbits(_whole_in_last_axis(mask), axis=-1, bitorder="little")
         return PackedMask(bits, jnp.ones((mask.shape[-1] - 1) % 8 + 1, jnp.uint8))
 
-    return jax.tree.map(at_leaf, masks)
+    return map_with_paths(at_leaf, masks)
 
 
 def packed_bytes(shape: tuple[int, ...]) -> int:

@@ -343,7 +343,7 @@ class Topology:
             explored=explored,
             turned=(),
             fan_ins=self.fan_ins(masks),
-            grown=jax.tree.map(lambda _: jnp.zeros([], jnp.int32), masks),
+            grown=paths.map_with_paths(_no_growth, masks),
             memory=self.no_memory(masks),
         )
 
@@ -510,6 +510,11 @@ class Topology:
 
         map_masked_with_path(at_leaf, masks, params, grads)
         return found
+
+
+def _no_growth(path: str, mask: Any) -> Any:
+    del path
+    return mask if paths.is_hole(mask) else jnp.zeros([], jnp.int32)
 
 
 def _full(plans: list[LeafPlan]) -> frozenset[str]:
