@@ -52,9 +52,13 @@ def change(method: Method, state: Any, params: Any, grads: Any) -> Any:
         return method.refreshed(state, state.count, params, packed=False)
     assert method is not None and not isinstance(method, SoftThreshold)
     masks, topology_state = method.update(
-        *(state.key, state.count, state.masks, state.topology_state, params, grads)
+        *(_key(state), state.count, state.masks, state.topology_state, params, grads)
     )
     return state._replace(masks=masks, topology_state=topology_state)
+
+
+def _key(state: Any) -> jax.Array:
+    return jax.random.wrap_key_data(state.key)
 
 
 def masks_of(state: Any) -> list[Arrays]:
@@ -87,7 +91,7 @@ def change_by_sorting(
     assert isinstance(method, so.Topology) and method.schedule is not None
     leaves = {}
     for path, mask in state.masks.items():
-        drop_key, grow_key = jax.random.split(leaf_key(state.key, path))
+        drop_key, grow_key = jax.random.split(leaf_key(_key(state), path))
         units = Cut.of(method.structure, mask.shape)
         seen = memory[path] if memory else grads[path]
         leaves[path] = _Leaf(

@@ -22,6 +22,7 @@ from sparseopt_jax.masks import (
     zero_masked,
 )
 from sparseopt_jax.owners import check_update, record_owner
+from sparseopt_jax.prng_keys import load_key, store_key, typed_key
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.stored_masks import loaded, stored, whole
 from sparseopt_jax.topology import Topology
@@ -74,7 +75,7 @@ def compact_gradients(grads: Any, opt_state: Any) -> Any:
 def make_compact(
     inner: optax.GradientTransformation,
     topology: Any,
-    key: jax.Array,
+    key: jax.typing.ArrayLike,
     *,
     host_updates: bool,
 ) -> optax.GradientTransformationExtraArgs:
@@ -85,7 +86,7 @@ def make_compact(
     moves = topology.moves and not host_updates
 
     def init_fn(params):
-        init_key, own_key = jax.random.split(key)
+        init_key, own_key = jax.random.split(typed_key(key))
         masks, topology_state = topology.init(init_key, params)
         layouts = layouts_of(topology, params)
         if not layouts:
@@ -95,10 +96,12 @@ def make_compact(
             indices = _first_indices(layouts, masks)
             active = _initial(indices, zero_masked(masks, params))
         topology_state = stored(True, topology_state)
-        record_owner(topology, inner, params, indices, packed=True, compact=True)
+        record_owner(
+            topology, inner, params, indices, packed=True, compact=True, key=key
+        )
         return SparseState(
             count=jnp.zeros([], jnp.int32),
-            key=own_key,
+            key=store_key(own_key),
             masks=indices,
             topology_state=topology_state,
             inner_state=inner.init(active),
@@ -127,7 +130,7 @@ def make_compact(
             masks = masks_like(indices, params)
             masks, topology_state = loaded(masks, topology_state, params)
             masks, topology_state = topology.update(
-                jax.random.fold_in(state.key, count),
+                jax.random.fold_in(load_key(state.key, key), count),
                 *(count, masks, topology_state._replace(memory=memory)),
                 *(params, _spread(indices, grads, params)),
             )

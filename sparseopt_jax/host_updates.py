@@ -18,6 +18,7 @@ from sparseopt_jax.masks import (
     zero_masked,
 )
 from sparseopt_jax.owners import Owner, find_owners
+from sparseopt_jax.prng_keys import load_key
 from sparseopt_jax.stored_masks import loaded, stored, whole
 
 
@@ -101,7 +102,7 @@ def _changed(
     masks = masks_like(node.masks, params) if is_compact else node.masks
     old, topology_state = loaded(masks, topology_state, params)
     new, topology_state = topology.update(
-        *(jax.random.fold_in(node.key, step), step),
+        *(jax.random.fold_in(load_key(node.key, owner.key), step), step),
         *(old, topology_state, params, grads),
     )
     topology_state = topology_state._replace(memory=node.topology_state.memory)

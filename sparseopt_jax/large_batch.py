@@ -165,7 +165,7 @@ def sparse_lars(
       eps: added to the norm in the denominator.
       sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
-      key: seed (an int) or PRNG key of the topology.
+      key: seed or PRNG key of the topology, as in ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.
@@ -234,7 +234,7 @@ def sparse_lamb(
         normalisations are not decayed.
       sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
-      key: seed (an int) or PRNG key of the topology.
+      key: seed or PRNG key of the topology, as in ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.

@@ -22,7 +22,7 @@ class SparseState(NamedTuple):
 
     Attributes:
       count: int32 scalar, steps taken.
-      key: typed PRNG key, the same on every replica and at every step.
+      key: uint32 data of a PRNG key, the same on every replica and at every step.
       masks: bool arrays, or packed ones, ``optax.MaskedNode()`` at dense leaves; or
         the ``ActiveIndices`` of a compact ``sparsify``.
       topology_state: what the topology keeps.
@@ -43,7 +43,7 @@ class ForwardMaskState(NamedTuple):
 
     Attributes:
       count: int32 scalar, steps taken.
-      key: typed PRNG key, the same on every replica and at every step.
+      key: uint32 data of a PRNG key, the same on every replica and at every step.
       masks: as in ``SparseState``: weights that the forward pass uses.
       trained_masks: masks of the weights that are trained; ``()`` where all are.
       topology_state: what the topology keeps.

@@ -34,7 +34,7 @@ def sparse_sgd(
         the momentum; biases and normalisations are not decayed.
       sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
-      key: seed (an int) or PRNG key of the topology.
+      key: seed or PRNG key of the topology, as in ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.
@@ -92,7 +92,7 @@ def sparse_adamw(
       weight_decay: decoupled weight decay; biases and normalisations are not decayed.
       sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
-      key: seed (an int) or PRNG key of the topology.
+      key: seed or PRNG key of the topology, as in ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.

@@ -19,6 +19,7 @@ class Owner(NamedTuple):
       holes: True where a wrapper kept parameters from it, a leaf or a subtree.
       packed: whether its masks are stored as bits.
       compact: whether its inner transformation sees active weights alone.
+      key: the seed or PRNG key that it was given.
     """
 
     topology: Any
@@ -27,6 +28,7 @@ class Owner(NamedTuple):
     holes: Any
     packed: bool
     compact: bool
+    key: Any
 
     def seen(self, params: Any) -> Any:
         """The parameters that a wrapper left to it, holes in place of the others."""
@@ -48,13 +50,14 @@ def record_owner(
     masks: Any,
     packed: bool,
     compact: bool = False,
+    key: Any = 0,
 ) -> None:
     """Called by an owner's ``init``."""
     owners = _OWNERS.get()
     if owners is not None:
         holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
         structure = jax.tree.structure(masks)
-        owners.append(Owner(topology, inner, structure, holes, packed, compact))
+        owners.append(Owner(topology, inner, structure, holes, packed, compact, key))
 
 
 def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:

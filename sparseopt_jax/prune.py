@@ -25,6 +25,7 @@ from sparseopt_jax.input_statistics import Inputs
 from sparseopt_jax.leaf_plans import LeafPlan, Rules, plan_leaves
 from sparseopt_jax.masks import zero_masked
 from sparseopt_jax.neurons import Dims, check_dims
+from sparseopt_jax.prng_keys import typed_key
 from sparseopt_jax.prune_scores import gradients_by_path, weight_scores
 from sparseopt_jax.selection import top_k_masks
 from sparseopt_jax.sparsegpt import SparseGPT
@@ -102,7 +103,7 @@ def prune(
         have the axes that the model itself sums over.
       calibration: what ``calibrate`` gives for the same model.
       grads: a tree like ``params``, the gradient of the loss, usually a mean over data.
-      key: seed (an int) or PRNG key for ``"random"``.
+      key: seed or PRNG key for ``"random"``, as in ``sparsify``.
 
     Returns:
       The pruned parameters, in the container they came in, and the masks.
@@ -149,6 +150,7 @@ def prune(
     """
     solver = method if isinstance(method, SparseGPT) else SparseGPT()
     name = _check_method(method, calibration, grads)
+    key = typed_key(key)
     is_global = distribution == "global" if isinstance(distribution, str) else False
     if is_global and (name == "sparsegpt" or structure not in (None, Unstructured())):
         raise ValueError(

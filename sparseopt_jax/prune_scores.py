@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 
 from sparseopt_jax import paths, scores
@@ -37,13 +36,13 @@ def gradients_by_path(
 
 
 def weight_scores(
-    method: str, key: Any, plan: LeafPlan, inputs: Inputs | None, grad: Any
+    method: str, key: jax.Array, plan: LeafPlan, inputs: Inputs | None, grad: Any
 ) -> jax.Array:
     """The score of every weight of one kernel, the highest to stay.
 
     Args:
       method: ``"magnitude"``, ``"random"``, ``"saliency"`` or ``"wanda"``.
-      key: seed or PRNG key for ``"random"``.
+      key: typed PRNG key for ``"random"``.
       plan: the kernel.
       inputs: statistics of its inputs, for ``"wanda"``.
       grad: its gradient, for ``"saliency"``.
@@ -53,7 +52,6 @@ def weight_scores(
     """
     param = plan.leaf
     if method == "random":
-        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
         key = leaf_key(key, plan.path)
         sharding = getattr(param, "sharding", None)
         sharding = sharding if isinstance(sharding, NamedSharding) else None

@@ -191,7 +191,7 @@ def smet(
       compact: as in ``sparsify``. False keeps dense moments, and gives the same result.
       host_updates: as in ``sparsify``. True leaves what a change needs for itself out
         of the memory of the step.
-      key: seed (an int) or PRNG key of the topology.
+      key: seed or PRNG key of the topology, as in ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from sparseopt_jax.leaf_keys import leaf_key
 from sparseopt_jax.masks import find_states, get_masks, map_masked_with_path
 from sparseopt_jax.neurons import Dims, fan_in, one_neuron, resolve_axes
+from sparseopt_jax.prng_keys import typed_key
 from sparseopt_jax.sharding_types import explicit_sharding
 
 
 def sparse_init(
     params: Any,
     masks: Any,
-    key: jax.Array,
+    key: jax.typing.ArrayLike,
     *,
     scale: float = 2.0,
     dims: Dims = None,
@@ -29,8 +30,8 @@ def sparse_init(
     Args:
       params: any pytree of arrays.
       masks: a tree of masks, or an optimizer state that holds masks.
-      key: typed PRNG key. Every leaf draws by its own path, so that the numbers do not
-        depend on the rest of the tree or on the mesh.
+      key: seed or PRNG key, as in ``sparsify``. Every leaf draws by its own path, so
+        that the numbers do not depend on the rest of the tree or on the mesh.
       scale: variance times fan-in: 2 for networks with ReLU, 1 for linear ones.
       dims: the axes of kernels that do not follow the Flax convention, as given to the
         topology.
@@ -65,6 +66,7 @@ def sparse_init(
     """
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale must be above 0, got {scale}")
+    key = typed_key(key)
     if find_states(masks):
         masks = get_masks(masks)
     if not jax.tree.leaves(masks):

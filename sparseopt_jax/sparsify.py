@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from sparseopt_jax import paths
@@ -15,6 +14,7 @@ from sparseopt_jax.masks import SparseState, map_masked, zero_masked
 from sparseopt_jax.owners import check_update, record_owner
 from sparseopt_jax.packing import is_packed
 from sparseopt_jax.phases import Phases
+from sparseopt_jax.prng_keys import check_key, load_key, store_key, typed_key
 from sparseopt_jax.stored_masks import loaded, stored, unpacked, whole
 from sparseopt_jax.straight_through import (
     AnyTopology,
@@ -54,7 +54,8 @@ def sparsify(
         ``optax.chain(scale_by_sparseopt(), optax.sgd(0.1))``.
       topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
         other method.
-      key: seed (an int) or PRNG key; the same on every replica.
+      key: seed or PRNG key, the same on every replica: any integer that
+        ``jax.random.key`` takes, a typed key, or its uint32 data.
       host_updates: leave the topology's changes to ``update_topology``, called from
         the host; the step then contains no condition.
       packed: keep the masks as one bit a weight instead of one byte. The results are
@@ -94,9 +95,9 @@ def sparsify(
       >>> int((params["kernel"] != 0).sum())
       8
     """
+    check_key(key)
     if compact:
-        own_key = _typed_key(key)
-        return make_compact(inner, topology, own_key, host_updates=host_updates)
+        return make_compact(inner, topology, key, host_updates=host_updates)
     return make_owner(
         inner, topology, key=key, host_updates=host_updates, packed=packed, zeros=True
     )
@@ -126,6 +127,7 @@ def make_owner(
     Returns:
       The transformation.
     """
+    check_key(key)
     if isinstance(topology, StraightThrough):
         if not zeros:
             raise TypeError(
@@ -135,7 +137,7 @@ def make_owner(
         return make_straight_through(
             inner,
             topology,
-            _typed_key(key),
+            key,
             host_updates=host_updates,
             packed=packed,
         )
@@ -162,17 +164,17 @@ def make_owner(
         return topology.due(count) & (topology.replaces(count) == first)
 
     def init_fn(params):
-        init_key, own_key = jax.random.split(_typed_key(key))
+        init_key, own_key = jax.random.split(typed_key(key))
         masks, topology_state = topology.init(init_key, params)
         if moves_after:
             unturned = jax.tree.map(jnp.zeros_like, masks)
             topology_state = topology_state._replace(turned=unturned)
         inner_state = inner.init(zero_masked(masks, params))
         masks, topology_state = stored(packed, (masks, topology_state))
-        record_owner(topology, inner, params, masks, packed)
+        record_owner(topology, inner, params, masks, packed, key=key)
         return SparseState(
             count=jnp.zeros([], jnp.int32),
-            key=own_key,
+            key=store_key(own_key),
             masks=masks,
             topology_state=topology_state,
             inner_state=inner_state,
@@ -181,7 +183,7 @@ def make_owner(
     def update_fn(updates, state, params=None, **extra_args):
         check_update(params, extra_args)
         state = whole(state) if packed else state
-        count, key, topology_state = state.count, state.key, state.topology_state
+        count, topology_state = state.count, state.topology_state
         # Full layers are dense to everything below: they cost nothing, and a network
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.
         state_masks = _without(topology.full_leaves(params), state.masks)
@@ -198,7 +200,7 @@ def make_owner(
             )
 
         def change(kept, params, grads, memory):
-            step_key = jax.random.fold_in(key, count)
+            step_key = jax.random.fold_in(load_key(state.key, key), count)
             state_masks, topology_state = kept
             masks, topology_state = loaded(state_masks, topology_state, params)
             masks, topology_state = topology.update(
@@ -261,7 +263,7 @@ def make_owner(
             stepped = _zeroing(kept, stepped, params)
         return stepped, SparseState(
             count=jnp.asarray(optax.safe_increment(count)),
-            key=key,
+            key=state.key,
             masks=map_masked(lambda new, old: new, state_masks, state.masks),
             topology_state=topology_state._replace(memory=memory),
             inner_state=inner_state,
@@ -295,16 +297,3 @@ def _without(left_out: frozenset[str], masks: Any) -> Any:
 
 def _both(masks: Any, others: Any) -> Any:
     return map_masked(jnp.logical_and, masks, others)
-
-
-def _typed_key(key: Any) -> jax.Array:
-    if isinstance(key, bool) or not isinstance(
-        key, (int, np.integer, jax.Array, np.ndarray)
-    ):
-        raise TypeError(f"key must be an int or a PRNG key, got {key!r}")
-    key = jnp.asarray(key)
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
-        return jax.random.key(key)
-    return jax.random.wrap_key_data(key)

@@ -22,6 +22,7 @@ from sparseopt_jax.methods import static
 from sparseopt_jax.neurons import Dims
 from sparseopt_jax.owners import record_owner
 from sparseopt_jax.phases import Phases
+from sparseopt_jax.prng_keys import store_key, typed_key
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.stored_masks import stored, unpacked, whole
 from sparseopt_jax.topology import Topology, TopologyState
@@ -183,7 +184,7 @@ def _largest(topology: Topology, params: Any) -> Any:
 def make_straight_through(
     inner: optax.GradientTransformation,
     method: StraightThrough,
-    key: jax.Array,
+    key: jax.typing.ArrayLike,
     *,
     host_updates: bool,
     packed: bool,
@@ -192,13 +193,13 @@ def make_straight_through(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
-        init_key, own_key = jax.random.split(key)
+        init_key, own_key = jax.random.split(typed_key(key))
         masks, trained, topology_state = method.init(init_key, params)
         masks, trained = stored(packed, (masks, trained))
-        record_owner(method, inner, params, masks, packed)
+        record_owner(method, inner, params, masks, packed, key=key)
         return ForwardMaskState(
             count=jnp.zeros([], jnp.int32),
-            key=own_key,
+            key=store_key(own_key),
             masks=masks,
             trained_masks=trained,
             topology_state=topology_state,

@@ -192,9 +192,7 @@ def test_changes_from_the_host_are_those_within_the_step(make, inner):
         # What the host's form does not need it does not keep.
         kept = state.topology_state._replace(turned=())
         assert not (host_updates and state.topology_state.turned)
-        return p, state._replace(
-            key=jax.random.key_data(state.key), topology_state=kept
-        )
+        return p, state._replace(topology_state=kept)
 
     in_graph, from_host = train(False), train(True)
     # Two programs, in which the compiler may contract other products and sums.

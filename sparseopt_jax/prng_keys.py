@@ -1,0 +1,124 @@
+"""PRNG keys: from whatever a user gives as a seed, into a state and out of it again.
+
+A state holds key data, uint32, which NumPy and every tool that saves, sends or compares
+arrays can hold; typed keys they refuse.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The shape of the data tells the implementation, the first where two share a shape.
+_DATA_SHAPES = {"threefry2x32": (2,), "rbg": (4,), "unsafe_rbg": (4,)}
+
+_ACCEPTED = (
+    "give a Python or NumPy integer, an integer scalar array, one typed key as "
+    "jax.random.key makes it, or its uint32 data of shape (2,) or (4,)"
+)
+
+
+def check_key(key: Any, argument: str = "key") -> None:
+    """Raises unless ``typed_key`` can make a key of it; touches no device.
+
+    Args:
+      key: what a user gave as a seed.
+      argument: what it is called, for the message.
+
+    Raises:
+      TypeError: for what is neither an integer nor a key.
+      ValueError: for several keys, data of another shape, or an integer beyond 64 bits.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        if not -(2**63) <= key < 2**63:
+            raise ValueError(f"{argument} must fit in 64 bits, got {key}; {_ACCEPTED}")
+        return
+    if not isinstance(key, np.integer | np.ndarray | jax.Array):
+        raise _type_error(key, argument)
+    if is_typed(key):
+        if key.shape:
+            raise ValueError(
+                f"{argument} must be a single key, got keys of shape {key.shape}; "
+                f"{_ACCEPTED}"
+            )
+    elif not jnp.issubdtype(key.dtype, jnp.integer):
+        raise _type_error(key, argument)
+    elif key.shape and (key.dtype != jnp.uint32 or _impl(key.shape) is None):
+        raise ValueError(
+            f"{argument} must be an integer or a PRNG key, got {key.dtype} of shape "
+            f"{key.shape}; {_ACCEPTED}"
+        )
+
+
+def typed_key(key: Any, argument: str = "key") -> jax.Array:
+    """The typed key of a seed, a key or key data.
+
+    Args:
+      key: whatever ``jax.random.key`` takes as a seed, a typed key, or key data.
+      argument: what it is called, for the message.
+
+    Returns:
+      A typed key: of the default implementation for a seed, of the one whose data have
+      that shape for key data.
+
+    Raises:
+      TypeError: as ``check_key``.
+      ValueError: as ``check_key``.
+
+    Examples:
+      >>> import jax, numpy as np
+      >>> typed_key(np.int64(3)) == typed_key(jax.random.key_data(jax.random.key(3)))
+      Array(True, dtype=bool)
+    """
+    check_key(key, argument)
+    if is_typed(key):
+        return key
+    if np.ndim(key):
+        return load_key(key)
+    return jax.random.key(key)
+
+
+def store_key(key: jax.Array) -> jax.Array:
+    """A typed key as a state keeps it: its uint32 data."""
+    return jax.random.key_data(key)
+
+
+def load_key(data: Any, like: Any = None) -> jax.Array:
+    """The typed key of what a state keeps.
+
+    Args:
+      data: uint32 key data; a typed key, as states once held it, is returned as it is.
+      like: the seed or key that the state was made from. Where it is a typed key, its
+        implementation is the result's, which the data alone do not always tell.
+
+    Returns:
+      The typed key.
+    """
+    if is_typed(data):
+        return data
+    impl = _impl(np.shape(data))
+    if is_typed(like) and jax.eval_shape(store_key, like).shape == np.shape(data):
+        impl = jax.random.key_impl(like)
+    return jax.random.wrap_key_data(data, impl=impl)
+
+
+def is_typed(x: Any) -> bool:
+    """Whether ``x`` is a typed PRNG key, or an array of them."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _impl(data_shape: tuple[int, ...]) -> str | None:
+    default = jax.config.jax_default_prng_impl  # pyright: ignore
+    for impl in (default, *_DATA_SHAPES):
+        if _DATA_SHAPES.get(impl) == data_shape:
+            return impl
+    return None
+
+
+def _type_error(key: Any, argument: str) -> TypeError:
+    if isinstance(key, np.ndarray | jax.Array):
+        got = f"{key.dtype} of shape {key.shape}"
+    else:
+        got = repr(key)
+    return TypeError(f"{argument} must be an int or a PRNG key, got {got}; {_ACCEPTED}")
