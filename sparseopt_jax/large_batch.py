@@ -9,7 +9,14 @@ import optax
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import ActiveWeights
 from sparseopt_jax.eligibility import Where, decay_mask, is_decayed
-from sparseopt_jax.neurons import Axes, Dims, check_dims, one_neuron, resolve_axes
+from sparseopt_jax.neurons import (
+    Axes,
+    Dims,
+    NeuronDims,
+    check_dims,
+    one_neuron,
+    resolve_axes,
+)
 from sparseopt_jax.sparseopt import scale, scale_by_sparseopt
 from sparseopt_jax.sparsify import sparsify
 from sparseopt_jax.straight_through import AnyTopology
@@ -99,7 +106,9 @@ def scale_by_sparse_trust_ratio(
     def init_fn(params):
         for path, leaf in paths.flatten_with_paths(params):
             if not passes(path, leaf):
-                resolve_axes(dims, path, leaf)
+                # A glob may match leaves that will be dense: `update` knows which.
+                is_kernel = isinstance(dims, NeuronDims)
+                resolve_axes(dims, path, leaf, is_sparse=is_kernel)
         return optax.EmptyState()
 
     def update_fn(
@@ -119,7 +128,8 @@ def scale_by_sparse_trust_ratio(
                 return update
             mask = active.get(path)
             whole = param if mask is None else mask
-            axes = resolve_axes(axes_of, path, whole) or one_neuron(whole)
+            axes = resolve_axes(axes_of, path, whole, is_sparse=mask is not None)
+            axes = axes or one_neuron(whole)
             sizes = _norms(mask, update, param, axes)
             return scale(update, _trust_ratio(*sizes, trust_coefficient, eps))
 

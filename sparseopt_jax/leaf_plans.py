@@ -11,7 +11,13 @@ from jax.core import Tracer
 from sparseopt_jax import distributions, paths
 from sparseopt_jax.distributions import Distribution, Layer
 from sparseopt_jax.eligibility import Where, why_dense
-from sparseopt_jax.neurons import Axes, Dims, one_neuron, resolve_axes
+from sparseopt_jax.neurons import (
+    Axes,
+    Dims,
+    check_patterns_fit,
+    one_neuron,
+    resolve_axes,
+)
 from sparseopt_jax.structures import (
     ConstantFanIn,
     Structure,
@@ -82,17 +88,22 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
         keep no weight, a structure does not fit a shape, or the given masks do not fit.
     """
     flat = paths.leaves_by_path(params)
-    for name in ("dims", "structure"):
-        patterns = getattr(rules, name)
-        if isinstance(patterns, Mapping) and flat:
-            paths.check_patterns(patterns, flat, name)
-    axes = {path: resolve_axes(rules.dims, path, x) for path, x in flat.items()}
+    if isinstance(rules.structure, Mapping) and flat:
+        paths.check_patterns(rules.structure, flat, "structure")
+    check_patterns_fit(rules.dims, flat)
+    axes = {
+        path: resolve_axes(rules.dims, path, x, is_sparse=False)
+        for path, x in flat.items()
+    }
     if rules.masks is not None:
         return _plans_of_masks(rules, params, flat, axes)
 
     reasons = {
         path: why_dense(path, x, axes[path], rules.where) for path, x in flat.items()
     }
+    for path in flat:
+        if axes[path] is not None and not reasons[path]:
+            axes[path] = resolve_axes(rules.dims, path, flat[path])
     layers = {
         path: Layer.of(path, x, own)
         for path, x in flat.items()
@@ -206,7 +217,7 @@ def _plans_of_masks(
                 f"the mask at {path!r} belongs to a parameter of type {x.dtype}; "
                 "only real floating-point parameters can be sparse"
             )
-        own = axes[path] or one_neuron(x)
+        own = resolve_axes(rules.dims, path, x) or one_neuron(x)
         structure = resolve_structure(rules.structure, path)
         units = structure.units(path, tuple(x.shape), own)
         layer = Layer.of(path, x, own)

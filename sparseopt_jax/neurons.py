@@ -1,7 +1,7 @@
 """Which axes of a kernel are a neuron's inputs, and what follows from its fan-in."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sparseopt_jax import paths
 from sparseopt_jax.counting import count_true
+from sparseopt_jax.kernel_names import input_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,6 @@ class NeuronDims:
             raise ValueError(f"{self} names an axis twice")
 
 
-Dims = NeuronDims | Mapping[str, NeuronDims] | Callable[[str, Any], Any] | None
-
-
 class Axes(NamedTuple):
     """The axes of one kernel, non-negative: stack, a neuron's inputs, the neurons."""
 
@@ -66,17 +64,76 @@ class Axes(NamedTuple):
         return tuple(sorted((*self.reduction, *self.output)))
 
 
-def resolve_axes(dims: Dims, path: str, leaf: Any) -> Axes | None:
+class InferredDims(Mapping[str, NeuronDims]):
+    """Kernel path -> its axes, as ``infer_dims`` reads them off a model: for ``dims=``.
+
+    Paths are meant as they are, not as globs. Equal and of equal hash where the axes of
+    all kernels are.
+
+    Attributes:
+      undecided: kernel path -> why its axes could not be read off the model.
+    """
+
+    def __init__(self, kernels: Mapping[str, Axes], undecided: Mapping[str, str]):
+        self._kernels = dict(kernels)
+        self.undecided = dict(undecided)
+
+    def axes(self, path: str) -> Axes | None:
+        """The axes of a kernel; None where the model did not tell.
+
+        Args:
+          path: the kernel's path, which may start with ``"params/"`` in a tree of all
+            variables.
+        """
+        return self._kernels.get(path) or self._kernels.get(
+            path.removeprefix("params/")
+        )
+
+    def __getitem__(self, path: str) -> NeuronDims:
+        _, reduction, output = self._kernels[path]
+        return NeuronDims(reduction, output)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, InferredDims):
+            return NotImplemented
+        return self._kernels == other._kernels
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._kernels.items()))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{path!r}: {axes.reduction} -> {axes.output}"
+            + (f" in stacks along {axes.batch}" if axes.batch else "")
+            for path, axes in self._kernels.items()
+        )
+        return f"InferredDims({{{shown}}}, undecided={self.undecided!r})"
+
+
+Dims = NeuronDims | Mapping[str, NeuronDims] | Callable[[str, Any], Any] | None
+
+
+def resolve_axes(
+    dims: Dims, path: str, leaf: Any, *, is_sparse: bool = True
+) -> Axes | None:
     """The axes of the kernel at ``path``.
 
     Args:
-      dims: None for the Flax convention (the last axis holds the neurons, all others
-        are their inputs: Dense and Conv, grouped too), a ``NeuronDims`` for every
-        kernel, a mapping from globs over paths to ``NeuronDims``, or a function of
-        path and leaf that returns one. What a mapping or function leaves out (None)
-        follows the convention.
+      dims: None for Flax's convention (``default_axes``), a ``NeuronDims`` for every
+        kernel, a mapping from globs over paths to ``NeuronDims``, what ``infer_dims``
+        has read off the model, or a function of path and leaf that returns a
+        ``NeuronDims``. What a mapping or function leaves out (None) follows the
+        convention.
       path: the leaf's canonical path.
       leaf: anything with a ``shape``.
+      is_sparse: whether the leaf is known to be sparse. What ``dims`` say of many
+        leaves is not meant for others that it does not fit; they follow the convention.
 
     Returns:
       The axes, or None for a leaf of fewer than two dimensions that ``dims`` does not
@@ -85,34 +142,128 @@ def resolve_axes(dims: Dims, path: str, leaf: Any) -> Axes | None:
     Raises:
       ValueError: if the axes exceed the leaf's rank or overlap.
     """
-    if isinstance(dims, Mapping):
-        chosen = paths.first_match(path, dims)
-    elif callable(dims):
-        chosen = dims(path, leaf)
-    else:
-        chosen = dims
-    ndim = len(leaf.shape)
+    chosen, is_named = chosen_dims(dims, path, leaf)
     if chosen is None:
-        if ndim < 2:
-            return None
-        return Axes((), tuple(range(ndim - 1)), (ndim - 1,))
+        return default_axes(path, leaf)
     if not isinstance(chosen, NeuronDims):
         raise TypeError(f"dims must give NeuronDims for {path!r}, got {chosen!r}")
-    if chosen is dims and (ndim < 2 or paths.kind_by_name(path) in ("bias", "scale")):
+    ndim = len(leaf.shape)
+    by_name = paths.kind_by_name(path)
+    if chosen is dims and (ndim < 2 or by_name in ("bias", "scale")):
         return None  # one description for all kernels: these are not meant
-    named = (*chosen.reduction_axis, *chosen.output_axis)  # pyright: ignore
-    if any(not -ndim <= a < ndim for a in named):
-        raise ValueError(
-            f"{chosen} exceeds the rank of {path!r} with shape {tuple(leaf.shape)}"
-        )
+    problem = _misfit(dims, chosen, path, leaf)
+    if problem and not is_named and (not is_sparse or ndim < 2 or by_name):
+        return default_axes(path, leaf)
+    if problem:
+        raise ValueError(problem)
     reduction = tuple(sorted(a % ndim for a in chosen.reduction_axis))  # pyright: ignore
     output = tuple(sorted(a % ndim for a in chosen.output_axis))  # pyright: ignore
-    if len({*reduction, *output}) != len(named):
-        raise ValueError(
-            f"{chosen} names an axis of {path!r} with shape {tuple(leaf.shape)} twice"
-        )
     batch = tuple(a for a in range(ndim) if a not in (*reduction, *output))
     return Axes(batch, reduction, output)
+
+
+def default_axes(path: str, leaf: Any) -> Axes | None:
+    """The axes of a kernel by Flax's convention, which names and ranks tell.
+
+    Neurons lie along the last axis (``Dense``, ``Conv``, grouped too, and what closes
+    an attention), in the query, key and value projections of an attention along all but
+    the first.
+
+    Args:
+      path: the leaf's canonical path.
+      leaf: anything with a ``shape``.
+
+    Returns:
+      The axes; None for a leaf of fewer than two dimensions.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> kernel = jax.ShapeDtypeStruct((64, 4, 16), jnp.float32)
+      >>> default_axes("attention/query/kernel", kernel)
+      Axes(batch=(), reduction=(0,), output=(1, 2))
+    """
+    ndim = len(leaf.shape)
+    if ndim < 2:
+        return None
+    first = input_axes(path, tuple(leaf.shape))
+    return Axes((), tuple(range(first)), tuple(range(first, ndim)))
+
+
+def chosen_dims(dims: Dims, path: str, leaf: Any) -> tuple[Any, bool]:
+    """What ``dims`` say of one leaf, and whether they name just this one.
+
+    Args:
+      dims: as ``resolve_axes`` takes them.
+      path: the leaf's canonical path.
+      leaf: anything with a ``shape``, for a function.
+
+    Returns:
+      A ``NeuronDims``, or None for the convention; and whether the leaf's own path is
+      what they stand under, not a glob.
+    """
+    if isinstance(dims, InferredDims):
+        axes = dims.axes(path)
+        return axes and NeuronDims(axes.reduction, axes.output), True
+    if isinstance(dims, Mapping):
+        for pattern, chosen in dims.items():
+            if paths.matches(path, pattern):
+                return chosen, pattern == path
+        return None, False
+    return (dims(path, leaf) if callable(dims) else dims), False
+
+
+def _misfit(dims: Dims, chosen: NeuronDims, path: str, leaf: Any) -> str:
+    """Why a leaf cannot have these axes; empty if it can."""
+    shape = tuple(leaf.shape)
+    ndim = len(shape)
+    if isinstance(dims, InferredDims):
+        ranks = [len(own) for own in dims.axes(path) or ()]
+        if sum(ranks) != ndim:
+            return (
+                f"dims were inferred for {path!r} with {sum(ranks)} axes, but it has "
+                f"shape {shape}: infer them from the model that is trained"
+            )
+    named = (*chosen.reduction_axis, *chosen.output_axis)  # pyright: ignore
+    if any(not -ndim <= a < ndim for a in named):
+        return (
+            f"{chosen} exceeds the rank of {path!r} with shape {shape}: give this leaf "
+            "dims of its own, before what else matches it"
+        )
+    if len({a % ndim for a in named}) != len(named):
+        return f"{chosen} names an axis of {path!r} with shape {shape} twice"
+    return ""
+
+
+def check_patterns_fit(dims: Dims, leaves: Mapping[str, Any]) -> None:
+    """Raises if what a glob of ``dims`` says fits none of the leaves that it matches.
+
+    Args:
+      dims: as ``resolve_axes`` takes them.
+      leaves: the leaves by their canonical paths.
+
+    Raises:
+      ValueError: with the pattern and the leaves.
+    """
+    if isinstance(dims, InferredDims):
+        if len(dims) and leaves and not any(map(dims.axes, leaves)):
+            raise ValueError(
+                f"dims were inferred for other parameters: for {', '.join(dims)}; the "
+                f"paths are {', '.join(leaves)}"
+            )
+        return
+    if not isinstance(dims, Mapping) or not leaves:
+        return
+    paths.check_patterns(dims, leaves, "dims")
+    for pattern, chosen in dims.items():
+        matched = [path for path in leaves if paths.matches(path, pattern)]
+        if isinstance(chosen, NeuronDims) and all(
+            _misfit(dims, chosen, path, leaves[path]) for path in matched
+        ):
+            shapes = [f"{path!r} {tuple(leaves[path].shape)}" for path in matched]
+            raise ValueError(
+                f"dims: the pattern {pattern!r} fits no leaf: {chosen} exceeds the "
+                f"rank of {', '.join(shapes)}"
+            )
 
 
 def one_neuron(leaf: Any) -> Axes:
@@ -131,7 +282,8 @@ def check_dims(dims: Dims) -> None:
         if not (value is None or isinstance(value, NeuronDims) or callable(value)):
             raise TypeError(
                 "dims must be None, a NeuronDims, a mapping from path patterns to "
-                f"NeuronDims, or a function of (path, leaf), got {value!r}"
+                "NeuronDims (what so.infer_dims returns is one), or a function of "
+                f"(path, leaf), got {value!r}"
             )
 
 

@@ -1,16 +1,15 @@
 """Sign-In: every weight a product of two factors that are trained in its place."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax import paths
 from sparseopt_jax.eligibility import is_matrix
-from sparseopt_jax.neurons import Dims, NeuronDims
+from sparseopt_jax.neurons import Dims, NeuronDims, chosen_dims
 from sparseopt_jax.transformations import checked_transformation
 
 
@@ -253,9 +252,6 @@ def _dims_of_factors(dims: Dims) -> Dims:
         return dims
 
     def at_path(path, leaf):
-        own = path.partition("/")[2]
-        if isinstance(dims, Mapping):
-            return paths.first_match(own, dims)
-        return dims(own, leaf)
+        return chosen_dims(dims, path.partition("/")[2], leaf)[0]
 
     return at_path

@@ -45,10 +45,11 @@ class SoftThreshold:
         def at_leaf(path, leaf):
             if paths.is_hole(leaf):
                 return leaf
-            axes = resolve_axes(self.dims, path, leaf)
+            axes = resolve_axes(self.dims, path, leaf, is_sparse=False)
             reasons[path] = why_dense(path, leaf, axes, self.where)
             if reasons[path] or axes is None:
                 return optax.MaskedNode()
+            axes = resolve_axes(self.dims, path, leaf) or axes
             shape = tuple(n if a in axes.batch else 1 for a, n in enumerate(leaf.shape))
             return jnp.full(shape, self.initial, jnp.float32)
 

@@ -9,6 +9,7 @@ from sparseopt_jax.active_weights import at_active, whole_mask
 from sparseopt_jax.masks import map_masked_with_path
 from sparseopt_jax.neurons import (
     Dims,
+    NeuronDims,
     check_dims,
     correction_factor,
     fan_in,
@@ -70,7 +71,9 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
     def init_fn(params):
         for path, leaf in paths.flatten_with_paths(params):
             if not paths.is_hole(leaf):
-                resolve_axes(dims, path, leaf)
+                # A glob may match leaves that will be dense: `update` knows which.
+                is_kernel = isinstance(dims, NeuronDims)
+                resolve_axes(dims, path, leaf, is_sparse=is_kernel)
         return optax.EmptyState()
 
     def update_fn(

@@ -195,7 +195,7 @@ def summary(
     sparse = dense = 0
     for path, leaf in leaves.items():
         if path in layers or flops.is_multiplied(
-            path, leaf, resolve_axes(dims, path, leaf)
+            path, leaf, resolve_axes(dims, path, leaf, is_sparse=False)
         ):
             count = flops.positions_of(path, positions)
             active = layers[path].active if path in layers else leaf.size

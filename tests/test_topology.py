@@ -267,3 +267,23 @@ PARAMS = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
 def test_what_does_not_fit_the_parameters_fails_at_init(topology, params, message):
     with pytest.raises(ValueError, match=message):
         so.sparsify(optax.sgd(0.1), topology).init(params)
+
+
+def test_a_glob_of_dims_passes_over_leaves_that_stay_dense():
+    params = {
+        "stack": {
+            "kernel": jnp.ones((3, 4, 5)),
+            "bias": jnp.ones((3, 5)),
+            "gate": jnp.ones((4, 5)),
+            "steps": jnp.ones(3),
+        }
+    }
+    dims = {"stack/*": so.NeuronDims(1, 2)}
+    topology = so.static(0.5, dims=dims, where=lambda path, x: "gate" not in path)
+    plans = {plan.path: plan for plan in topology.leaves(params)}
+    assert plans["stack/kernel"].axes == ((0,), (1,), (2,))
+    assert [path for path, plan in plans.items() if plan.layer] == ["stack/kernel"]
+    with pytest.raises(ValueError, match="exceeds the rank of 'stack/gate'"):
+        so.static(0.5, dims=dims).leaves(params)
+    with pytest.raises(ValueError, match=r"the pattern 'stack/\*' fits no leaf"):
+        so.static(0.5, dims={"stack/*": so.NeuronDims(1, 3)}).leaves(params)
