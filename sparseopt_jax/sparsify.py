@@ -14,6 +14,7 @@ from sparseopt_jax.masks import SparseState, map_masked, zero_masked
 from sparseopt_jax.owners import check_update, record_owner
 from sparseopt_jax.packing import is_packed
 from sparseopt_jax.phases import Phases
+from sparseopt_jax.placement import check_placement
 from sparseopt_jax.prng_keys import check_key, load_key, store_key, typed_key
 from sparseopt_jax.stored_masks import loaded, stored, unpacked, whole
 from sparseopt_jax.straight_through import (
@@ -51,7 +52,9 @@ def sparsify(
 
     Args:
       inner: any transformation, ready with its learning rate, say
-        ``optax.chain(scale_by_sparseopt(), optax.sgd(0.1))``.
+        ``optax.chain(scale_by_sparseopt(), optax.sgd(0.1))``. A correction before a
+        transformation that normalises the gradient, such as Adam, is divided out
+        again: that is warned of.
       topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
         other method.
       key: seed or PRNG key, the same on every replica: any integer that
@@ -96,6 +99,7 @@ def sparsify(
       8
     """
     check_key(key)
+    check_placement(inner)
     if compact:
         return make_compact(inner, topology, key, host_updates=host_updates)
     return make_owner(

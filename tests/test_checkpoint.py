@@ -427,6 +427,7 @@ OTHER_STATES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_sparseopt before")
 @pytest.mark.parametrize("other", OTHER_STATES)
 def test_another_state_is_named(other, rigl_checkpoint):
     make, messages = OTHER_STATES[other]

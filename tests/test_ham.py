@@ -204,6 +204,7 @@ def test_eager_equals_compiled():
 # Inside of sparsify.
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_sparseopt before")
 @pytest.mark.parametrize(
     ("method", "inner"),
     [(so.set_, optax.adam(0.1)), (so.rigl, optax.sgd(0.1, momentum=0.9))],

@@ -284,6 +284,7 @@ def test_no_buffer_of_the_state_is_held_twice():
 # Inside of sparsify.
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_sparseopt before")
 @pytest.mark.parametrize(
     ("method", "every", "inner"),
     [

@@ -126,6 +126,7 @@ def trajectory(inner, mask, steps=50):
     return np.asarray(params["w"])
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_sparseopt before")
 def test_position_is_meaning():
     mask = jnp.arange(30)[:, None] < jnp.array([3, 10, 29, 30])
     adam = trajectory(optax.chain(optax.scale_by_adam(), optax.scale(-0.01)), mask)

@@ -144,6 +144,7 @@ def test_floating_point_state_is_held_while_rigl_replaces_the_step():
     assert (int(old.count), int(new.count)) == (1, 2)
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_sparseopt before")
 def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit():
     params = {"k": jax.random.normal(KEY, (9, 7)), "b": jnp.ones(7)}
     inner = optax.chain(so.scale_by_sparseopt(), optax.adam(1e-2))
