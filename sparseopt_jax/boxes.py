@@ -12,7 +12,7 @@ import optax
 
 def is_box(x: Any) -> bool:
     """Whether ``x`` wraps one leaf, or the ``optax.MaskedNode`` of a left-out one."""
-    if not _is_wrapper(x):
+    if not is_wrapper(x):
         return False
     content = _content(x)
     return (
@@ -61,7 +61,8 @@ def has_boxes(tree: Any) -> bool:
     return any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box)))
 
 
-def _is_wrapper(x: Any) -> bool:
+def is_wrapper(x: Any) -> bool:
+    """Whether ``x`` is of the class of a box, around one leaf or several."""
     methods = type(x)
     return hasattr(methods, "replace_boxed") or (
         hasattr(methods, "get_value") and hasattr(methods, "get_metadata")

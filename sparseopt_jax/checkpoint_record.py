@@ -131,9 +131,7 @@ def checksums(stored: Mapping[str, Any]) -> dict[str, int]:
 def _active(state: Any) -> dict[str, int]:
     """The active weights of every mask in a state, by the mask's path."""
     counts = {}
-    for key_path, node in jax.tree_util.tree_leaves_with_path(
-        state, is_leaf=is_sparse_state
-    ):
+    for key_path, node in paths.leaves_with_path(state, is_leaf=is_sparse_state):
         parts = paths.path_parts(key_path)
         if is_sparse_state(node):
             masks = paths.flatten_with_paths(get_masks(node))

@@ -33,9 +33,7 @@ def map_weight_state(
     """
     by_parts = {
         paths.path_parts(key_path): mask
-        for key_path, mask in jax.tree_util.tree_leaves_with_path(
-            masks, is_leaf=paths.is_hole
-        )
+        for key_path, mask in paths.leaves_with_path(masks, is_leaf=paths.is_hole)
     }
 
     def at_leaf(key_path, leaf, other_leaf):
@@ -44,7 +42,7 @@ def map_weight_state(
             return leaf
         return function(mask, leaf, other_leaf)
 
-    return jax.tree_util.tree_map_with_path(at_leaf, state, other)
+    return paths.map_with_key_paths(at_leaf, state, other)
 
 
 def refresh(

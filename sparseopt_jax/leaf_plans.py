@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -239,11 +238,8 @@ def masks_by_path(masks: Any) -> dict[str, Any]:
     def is_dense(x):
         return x is None or paths.is_hole(x)
 
-    leaves = jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_dense)
-    return {
-        paths.path_string(key_path): None if is_dense(leaf) else leaf
-        for key_path, leaf in leaves
-    }
+    leaves = paths.flatten_with_paths(masks, is_dense)
+    return {path: None if is_dense(leaf) else leaf for path, leaf in leaves}
 
 
 def _known(mask: Any) -> np.ndarray | None:

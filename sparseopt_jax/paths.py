@@ -7,12 +7,9 @@ from typing import Any
 import jax
 import optax
 
-from sparseopt_jax.boxes import boxed_like, is_box, unboxed
+from sparseopt_jax.boxes import boxed_like, is_box, is_wrapper, unboxed
 
-# Flax NNX variables and boxes such as `nn.Partitioned` keep their array under an
-# attribute of this name, at some times and not at others: as a last part it names
-# the box, not the place.
-_BOX_ATTRIBUTE = "value"
+KeyPath = tuple[Any, ...]
 
 
 def is_hole(x: Any) -> bool:
@@ -24,16 +21,59 @@ def _is_leaf(x: Any) -> bool:
     return is_hole(x) or is_box(x)
 
 
-def path_parts(key_path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The parts of a JAX key path as plain strings, boxes left out.
+def leaves_with_path(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[KeyPath, Any]]:
+    """``jax.tree_util.tree_leaves_with_path``, boxes left out of the key paths.
+
+    What is a box is told by its class, so that a field of the name ``value`` in
+    anybody's own class keeps its place in the path.
 
     Args:
-      key_path: a key path as ``jax.tree_util.tree_leaves_with_path`` gives it.
+      tree: any pytree.
+      is_leaf: as in JAX; boxes are looked into unless it stops at them.
 
     Returns:
-      One string for each dictionary key, attribute or index on the way.
+      Key path and leaf, in tree order.
     """
-    parts = []
+
+    def is_given(x: Any) -> bool:
+        return is_leaf is not None and is_leaf(x)
+
+    found = []
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: is_wrapper(x) or is_given(x)
+    ):
+        if is_wrapper(leaf) and not is_given(leaf):
+            found += [(key_path + own, x) for own, x in _inside(leaf, is_leaf)]
+        else:
+            found.append((key_path, leaf))
+    return found
+
+
+def _inside(box: Any, is_leaf: Callable[[Any], bool] | None) -> list:
+    children = jax.tree_util.tree_leaves_with_path(box, is_leaf=lambda x: x is not box)
+    if children and children[0][1] is box:  # of a class that JAX does not know
+        return [((), unboxed(box))]
+    return [
+        # The only attribute names the box, one of several names a place.
+        ((key_path if len(children) > 1 else ()) + own, leaf)
+        for key_path, child in children
+        for own, leaf in leaves_with_path(child, is_leaf)
+    ]
+
+
+def path_parts(key_path: KeyPath) -> tuple[str, ...]:
+    """The parts of a key path as plain strings.
+
+    Args:
+      key_path: as ``leaves_with_path`` gives it.
+
+    Returns:
+      One string for each dictionary key, attribute or index on the way; more for a key
+      with slashes, as Haiku has them.
+    """
+    parts: list[str] = []
     for entry in key_path:
         if isinstance(entry, jax.tree_util.GetAttrKey):
             parts.append(entry.name)
@@ -42,39 +82,83 @@ def path_parts(key_path: tuple[Any, ...]) -> tuple[str, ...]:
         elif isinstance(
             entry, (jax.tree_util.DictKey, jax.tree_util.FlattenedIndexKey)
         ):
-            parts.append(str(entry.key))
+            parts.extend(str(entry.key).split("/"))
         else:
             parts.append(str(entry))
-    if key_path and key_path[-1] == jax.tree_util.GetAttrKey(_BOX_ATTRIBUTE):
-        parts.pop()
     return tuple(parts)
 
 
-def path_string(key_path: tuple[Any, ...]) -> str:
+def path_string(key_path: KeyPath) -> str:
     """A leaf's path as one string, the same for linen, nnx and any pytree.
 
     >>> tree = {"Block_0": {"Conv_0": {"kernel": 1.0}}}
-    >>> [(key_path, _)] = jax.tree_util.tree_leaves_with_path(tree)
+    >>> [(key_path, _)] = leaves_with_path(tree)
     >>> path_string(key_path)
     'Block_0/Conv_0/kernel'
     """
     return "/".join(path_parts(key_path))
 
 
-def flatten_with_paths(tree: Any) -> list[tuple[str, Any]]:
+def unique_paths(key_paths: Iterable[KeyPath]) -> list[str]:
+    """The paths as strings, each of which names one leaf only.
+
+    Args:
+      key_paths: of all leaves of a tree, as ``leaves_with_path`` gives them.
+
+    Returns:
+      The paths, in the same order.
+
+    Raises:
+      ValueError: with a path that two leaves have, and how each is reached.
+    """
+    key_paths = list(key_paths)
+    paths = [path_string(key_path) for key_path in key_paths]
+    if len(set(paths)) < len(paths):
+        first: dict[str, KeyPath] = {}
+        for path, key_path in zip(paths, key_paths, strict=True):
+            if path in first:
+                one, other = map(jax.tree_util.keystr, (first[path], key_path))
+                raise ValueError(
+                    f"the path {path!r} is that of two leaves, {one} and {other}: "
+                    "leaves are told apart by their paths, so rename one of the keys"
+                )
+            first[path] = key_path
+    return paths
+
+
+def flatten_with_paths(
+    tree: Any, is_leaf: Callable[[Any], bool] = is_hole
+) -> list[tuple[str, Any]]:
     """The leaves of ``tree`` in tree order, each behind its canonical path.
 
     ``optax.MaskedNode`` holes count as leaves, and boxes show neither in the paths nor
     in the leaves, so that every tree built for the same parameters gives the same list
     of paths.
+
+    Raises:
+      ValueError: if two leaves have the same path.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_leaf)
-    return [(path_string(key_path), unboxed(leaf)) for key_path, leaf in leaves]
+    leaves = leaves_with_path(tree, is_leaf)
+    paths = unique_paths(key_path for key_path, _ in leaves)
+    return [(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)]
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """The leaves of ``tree`` by their canonical paths, in tree order, without holes."""
     return {path: x for path, x in flatten_with_paths(tree) if not is_hole(x)}
+
+
+def map_with_key_paths(
+    function: Callable[..., Any],
+    tree: Any,
+    *rest: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """``jax.tree_util.tree_map_with_path``, boxes left out of the key paths."""
+    key_paths = [key_path for key_path, _ in leaves_with_path(tree, is_leaf)]
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
+    others = [structure.flatten_up_to(other) for other in rest]
+    return structure.unflatten(map(function, key_paths, leaves, *others))
 
 
 def map_with_paths(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -90,13 +174,19 @@ def map_with_paths(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     Returns:
       The tree of the results. A result of the shape of a boxed leaf takes its place in
       the box; one of another shape has none, since a box names the axes of its content.
+
+    Raises:
+      ValueError: if two leaves have the same path.
     """
 
-    def at_leaf(key_path, leaf, *others):
+    def at_leaf(path, leaf, *others):
         leaves = (unboxed(leaf), *map(unboxed, others))
-        return boxed_like(leaf, function(path_string(key_path), *leaves))
+        return boxed_like(leaf, function(path, *leaves))
 
-    return jax.tree_util.tree_map_with_path(at_leaf, tree, *rest, is_leaf=_is_leaf)
+    paths = [path for path, _ in flatten_with_paths(tree)]
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_leaf)
+    others = [structure.flatten_up_to(other) for other in rest]
+    return structure.unflatten(map(at_leaf, paths, leaves, *others))
 
 
 def matches(path: str, pattern: str) -> bool:

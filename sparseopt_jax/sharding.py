@@ -73,7 +73,7 @@ def state_sharding(
             spec = layout.spec(leaf.shape, found[1].spec)
         return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
 
-    return jax.tree_util.tree_map_with_path(at_leaf, jax.eval_shape(tx.init, shapes))
+    return paths.map_with_key_paths(at_leaf, jax.eval_shape(tx.init, shapes))
 
 
 def _layouts(
@@ -94,7 +94,7 @@ def _layouts(
 
 def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], Any]:
     """Shape and sharding of each parameter by the parts of its path, and the mesh."""
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    leaves = paths.leaves_with_path(shapes)
     try:
         own = jax.tree.structure(shapes).flatten_up_to(shardings)
     except ValueError as error:

@@ -294,7 +294,7 @@ def _without(left_out: frozenset[str], masks: Any) -> Any:
         left = paths.path_string(key_path) in left_out
         return optax.MaskedNode() if left else mask
 
-    return jax.tree_util.tree_map_with_path(
+    return paths.map_with_key_paths(
         at_leaf, masks, is_leaf=lambda x: paths.is_hole(x) or is_packed(x)
     )
 

@@ -16,7 +16,7 @@ from sparseopt_jax import paths
 def flatten(tree: Any) -> dict[str, Any]:
     """The leaves by their paths, in tree order."""
     flat: dict[str, Any] = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for key_path, leaf in paths.leaves_with_path(tree):
         path = paths.path_string(key_path)
         if path in flat:
             raise ValueError(f"two leaves of the state have the path {path!r}")
