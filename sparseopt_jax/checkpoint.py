@@ -10,13 +10,16 @@ import os
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from etils import epath
 
 from sparseopt_jax import checkpoint_record as records
 from sparseopt_jax import stored_leaves
 from sparseopt_jax.preemption import Stop, stop_on_sigterm
+from sparseopt_jax.requirements import needed_by
 from sparseopt_jax.straight_through import AnyTopology
+
+with needed_by("sparseopt_jax.checkpoint", "orbax-checkpoint"):
+    import orbax.checkpoint as ocp
+    from etils import epath
 
 __all__ = ["Checkpoints", "Stop", "stop_on_sigterm"]
 

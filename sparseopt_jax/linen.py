@@ -5,9 +5,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from flax.training import train_state
 
 from sparseopt_jax import masks
+from sparseopt_jax.requirements import needed_by
+
+with needed_by("sparseopt_jax.linen", "flax"):
+    from flax.training import train_state
 
 
 class TrainState(train_state.TrainState):

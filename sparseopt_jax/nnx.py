@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from flax import nnx
-
 from sparseopt_jax.host_updates import update_topology as _update_topology
 from sparseopt_jax.masks import apply_masks, get_masks, stays_dense
+from sparseopt_jax.requirements import needed_by
+
+with needed_by("sparseopt_jax.nnx", "flax"):
+    from flax import nnx
 
 
 def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:

@@ -11,20 +11,19 @@ from typing import Any
 
 import numpy as np
 
-try:
+from sparseopt_jax import paths
+from sparseopt_jax.masks import get_masks
+from sparseopt_jax.neurons import Dims, fan_in, resolve_axes
+from sparseopt_jax.requirements import needed_by
+from sparseopt_jax.state_report import summary
+
+with needed_by("sparseopt_jax.plot", "matplotlib", extra="plot"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
-except ImportError as error:
-    raise ImportError(
-        "sparseopt_jax.plot needs matplotlib: pip install 'sparseopt_jax[plot]'"
-    ) from error
 
-from sparseopt_jax import paths
-from sparseopt_jax.mask_images import animate_masks, masks
-from sparseopt_jax.masks import get_masks
-from sparseopt_jax.neurons import Dims, fan_in, resolve_axes
-from sparseopt_jax.state_report import summary
+with needed_by("sparseopt_jax.plot", "pillow", extra="plot"):
+    from sparseopt_jax.mask_images import animate_masks, masks
 
 __all__ = [
     "animate_masks",

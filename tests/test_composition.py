@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.jax_utils
 import jax
 import jax.numpy as jnp
@@ -43,18 +44,9 @@ def momentum():
     return optax.sgd(0.1, momentum=0.9)
 
 
-def assert_trees_equal(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-def assert_trees_close(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6),
-        actual,
-        expected,
-    )
+assert_trees_close = functools.partial(
+    chex.assert_trees_all_close, rtol=1e-5, atol=1e-6
+)
 
 
 def assert_intact(now, active=ACTIVE):
@@ -88,9 +80,9 @@ def test_multi_steps_grows_by_the_accumulated_gradient():
     at_once = step(mean, *start(owner, PARAMS))
     by_the_last = step(GRADS[1], *start(owner, PARAMS))
 
-    assert_trees_equal(halfway.params, first.params)
+    chex.assert_trees_all_equal(halfway.params, first.params)
     assert same_masks(halfway, first)
-    assert_trees_equal(done.params, at_once.params)
+    chex.assert_trees_all_equal(done.params, at_once.params)
     assert same_masks(done, at_once)
     assert not same_masks(done, by_the_last)
 
@@ -105,8 +97,8 @@ def test_apply_if_finite_around_leaves_the_whole_step_out(topology):
     now = start(tx, PARAMS)
     for count in range(4):
         skipped = step(all_nan(GRADS[count]), *now)
-        assert_trees_equal(skipped.params, now.params)
-        assert_trees_equal(skipped.sparse.masks, now.sparse.masks)
+        chex.assert_trees_all_equal(skipped.params, now.params)
+        chex.assert_trees_all_equal(skipped.sparse.masks, now.sparse.masks)
         assert skipped.sparse.count == now.sparse.count == count
         # The next finite gradient takes the step, and the change of masks with it.
         new = step(GRADS[count], *skipped)
@@ -140,8 +132,8 @@ def test_bad_gradients_of_inactive_weights_do_not_matter():
             good.masks["dense"], grads["dense"]["kernel"], jnp.nan
         )
         good, bad = step(grads, *good), step(holed, *bad)
-        assert_trees_equal(bad.params, good.params)
-        assert_trees_equal(bad.sparse.inner_state, good.sparse.inner_state)
+        chex.assert_trees_all_equal(bad.params, good.params)
+        chex.assert_trees_all_equal(bad.sparse.inner_state, good.sparse.inner_state)
     assert_intact(bad)
 
 
@@ -298,15 +290,15 @@ def graph_and_host(method, wrap, compiled):
 def test_host_updates_equal_those_in_the_graph(method, wrap):
     # Operation by operation, so that no compiler may round one of the two otherwise.
     for graph, host in graph_and_host(method, wrap, lambda function: function):
-        assert_trees_equal(host.masks, graph.masks)
-        assert_trees_equal(host.params, graph.params)
-        assert_trees_equal(host.sparse.inner_state, graph.sparse.inner_state)
+        chex.assert_trees_all_equal(host.masks, graph.masks)
+        chex.assert_trees_all_equal(host.params, graph.params)
+        chex.assert_trees_all_equal(host.sparse.inner_state, graph.sparse.inner_state)
 
 
 @pytest.mark.parametrize("method", [so.rigl, so.set_])
 def test_compiled_host_updates_equal_those_in_the_graph(method):
     for graph, host in graph_and_host(method, as_is, jax.jit):
-        assert_trees_equal(host.masks, graph.masks)
+        chex.assert_trees_all_equal(host.masks, graph.masks)
         assert_trees_close(host.params, graph.params)
 
 
@@ -337,7 +329,7 @@ def test_host_updates_of_accumulated_gradients(topology):
         host = change(host) if due and not topology.replaces_step else host
         for grads in pair:
             graph = graph_step(grads, *graph)
-        assert_trees_equal(host.masks, graph.masks)
+        chex.assert_trees_all_equal(host.masks, graph.masks)
         assert_trees_close(host.params, graph.params)
     assert not same_masks(host, start(tx, PARAMS))
 
@@ -366,7 +358,7 @@ def test_steps_in_a_scan(plain_run):
 
     many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *GRADS[:4])
     last, history = jax.jit(lambda now: jax.lax.scan(body, now, many))(plain_run[0])
-    assert_trees_equal(last.masks, plain_run[-1].masks)
+    chex.assert_trees_all_equal(last.masks, plain_run[-1].masks)
     for count, expected in enumerate(plain_run[1:]):
         params = jax.tree.map(lambda x, c=count: x[c], history)
         assert_trees_close(params, expected.params)
@@ -378,8 +370,8 @@ def test_buffers_can_be_donated(plain_run):
     for grads in GRADS[:4]:
         old, now = now, step(grads, *now)
         assert all(x.is_deleted() for x in jax.tree.leaves(old))
-    assert_trees_equal(now.masks, plain_run[-1].masks)
-    assert_trees_equal(now.params, plain_run[-1].params)
+    chex.assert_trees_all_equal(now.masks, plain_run[-1].masks)
+    chex.assert_trees_all_equal(now.params, plain_run[-1].params)
 
 
 def test_steps_under_pmap(plain_run):
@@ -393,7 +385,7 @@ def test_steps_under_pmap(plain_run):
     for grads in GRADS[:4]:
         now = replica_step(flax.jax_utils.replicate(grads), *now)
     now = flax.jax_utils.unreplicate(now)
-    assert_trees_equal(now.masks, plain_run[-1].masks)
+    chex.assert_trees_all_equal(now.masks, plain_run[-1].masks)
     assert_trees_close(now.params, plain_run[-1].params)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,11 +62,6 @@ def changes(run):
     """Each pair of moments between which the topology changed."""
     pairs = itertools.pairwise(run.moments)
     return [(old, new) for old, new in pairs if old.changed_at != new.changed_at]
-
-
-def assert_trees_equal(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 # The state, as JAX and optax see it.
@@ -153,7 +149,7 @@ def test_parameter_like_parts_are_found_by_optax(row, run):
 def test_eager_equals_compiled(row, run):
     eager = train(row, compiled=lambda function: function, steps=3).moments
     for moment, expected in zip(eager, run.moments, strict=False):
-        jax.tree.map(np.testing.assert_array_equal, moment.masks, expected.masks)
+        chex.assert_trees_all_equal(moment.masks, expected.masks)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
             moment.params,
@@ -312,5 +308,5 @@ def test_at_sparsity_zero_it_is_the_inner_optimizer(inner):
     for count in range(4):
         alone = alone_step(gradients(count), *alone)
         inside = inside_step(gradients(count), *inside)
-        assert_trees_equal(inside.params, alone.params)
-        assert_trees_equal(inside.sparse.inner_state, alone.state)
+        chex.assert_trees_all_equal(inside.params, alone.params)
+        chex.assert_trees_all_equal(inside.sparse.inner_state, alone.state)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,8 +101,8 @@ def test_equals_a_loop_over_weights(rate):
 def test_without_strength_it_is_the_inner_optimizer_bit_for_bit(inner):
     own = train(so.ham(inner, 0.1, alpha=0.0, beta=0.0), PARAMS, 4)[-1]
     alone = train(inner, PARAMS, 4)[-1]
-    jax.tree.map(np.testing.assert_array_equal, own[0], alone[0])
-    jax.tree.map(np.testing.assert_array_equal, own[1].inner_state, alone[1])
+    chex.assert_trees_all_equal(own[0], alone[0])
+    chex.assert_trees_all_equal(own[1].inner_state, alone[1])
 
 
 def test_vectors_and_scalars_take_the_inner_step_only():
@@ -110,7 +111,7 @@ def test_vectors_and_scalars_take_the_inner_step_only():
         train(tx, params, 3, lambda step: jax.tree.map(lambda p: p - step, params))
         for tx in (so.ham(optax.adam(0.1), 0.1), optax.adam(0.1))
     )
-    jax.tree.map(np.testing.assert_array_equal, own[-1][0], alone[-1][0])
+    chex.assert_trees_all_equal(own[-1][0], alone[-1][0])
 
 
 @pytest.mark.parametrize("grad", [0.0, 1.0, np.nan, np.inf])

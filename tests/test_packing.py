@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,10 +78,10 @@ def train(method, **options):
 def test_a_run_is_the_same_to_the_last_bit(method, host_updates):
     plain = train(method, host_updates=host_updates)
     packed = train(method, host_updates=host_updates, packed=True)
-    jax.tree.map(np.testing.assert_array_equal, packed.params, plain.params)
+    chex.assert_trees_all_equal(packed.params, plain.params)
     masks, expected = so.get_masks(packed.state), so.get_masks(plain.state)
     assert jax.tree.structure(masks) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, masks, expected)
+    chex.assert_trees_all_equal(masks, expected)
     for part in ("inner_state", "count"):
         jax.tree.map(
             np.testing.assert_array_equal,

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ class TestLocalAdam:
             grads = jax.tree.map(lambda g: g.astype(dtype), gradients(count))
             own, states[0] = steps[0](grads, states[0])
             other, states[1] = steps[1](grads, states[1])
-            jax.tree.map(np.testing.assert_array_equal, own, other)
+            chex.assert_trees_all_equal(own, other)
             assert jax.tree.map(jnp.result_type, own) == jax.tree.map(
                 jnp.result_type, other
             )
@@ -166,7 +167,7 @@ class TestSmet:
             *(own.params for own in found),
         )
         masks = [so.get_masks(own.state) for own in found]
-        jax.tree.map(np.testing.assert_array_equal, *masks)
+        chex.assert_trees_all_equal(*masks)
 
     def test_a_block_has_one_count(self):
         params = {"kernel": jnp.ones((16, 32)), "bias": jnp.ones(32)}

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,13 +200,13 @@ def test_dense_weights_are_never_zeroed(method):
     updates, state = tx.update(grads_at(0), state, PARAMS)
     expected = optax.apply_updates(PARAMS, updates)
     found = so.apply_updates(PARAMS, updates, state)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
     forward = so.apply_masks(expected, state)
     np.testing.assert_array_equal(forward["k"] != 0, so.get_masks(state)["k"])
     begin = so.linen.TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
-    jax.tree.map(np.testing.assert_array_equal, begin.params, PARAMS)
+    chex.assert_trees_all_equal(begin.params, PARAMS)
     after = begin.apply_gradients(grads=grads_at(0))
-    jax.tree.map(np.testing.assert_array_equal, after.params, expected)
+    chex.assert_trees_all_equal(after.params, expected)
 
 
 def test_a_train_step_sees_masked_weights_and_trains_dense_ones():
@@ -277,7 +278,7 @@ def test_choices_from_the_host_are_those_within_the_step(packed):
         if KAST.due(step):
             before = params
             state, params = change(grads_at(step), state, params)
-            jax.tree.map(np.testing.assert_array_equal, params, before)
+            chex.assert_trees_all_equal(params, before)
         history.append((params, state))
     assert_same(history, trained(KAST))
     assert int(state.topology_state.updated_at) == 3

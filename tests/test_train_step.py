@@ -1,5 +1,6 @@
 """The train step on one device; ``tests/distributed`` has it on several."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def test_it_is_the_body_of_a_scan():
     for batch in zip(*batches(steps), strict=True):
         state, _ = compiled(state, batch)
     masks, expected = so.get_masks(scanned), so.get_masks(state)
-    jax.tree.map(np.testing.assert_array_equal, masks, expected)
+    chex.assert_trees_all_equal(masks, expected)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         *(scanned.params, state.params),

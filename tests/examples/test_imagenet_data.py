@@ -4,6 +4,7 @@ import itertools
 import sys
 import threading
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def first_batches(count, source, **options):
 
 
 def assert_equal(batches, others):
-    jax.tree.map(np.testing.assert_array_equal, batches, others)
+    chex.assert_trees_all_equal(batches, others)
 
 
 class TestTrainingBatches:
