@@ -11,6 +11,7 @@ from sparseopt_jax.dense_to_sparse import ac_dc, gradual_magnitude, granet, one_
 from sparseopt_jax.dsnot import dsnot
 from sparseopt_jax.ham import ham
 from sparseopt_jax.host_updates import update_topology
+from sparseopt_jax.infer_dims import infer_dims
 from sparseopt_jax.itop import rigl_itop, set_itop
 from sparseopt_jax.large_batch import (
     scale_by_sparse_trust_ratio,
@@ -21,7 +22,7 @@ from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_mas
 from sparseopt_jax.mest import mest
 from sparseopt_jax.methods import rigl, set_, static
 from sparseopt_jax.metrics import metrics
-from sparseopt_jax.neurons import NeuronDims
+from sparseopt_jax.neurons import InferredDims, NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
 from sparseopt_jax.optimizer_bytes import optimizer_bytes
 from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
@@ -53,6 +54,7 @@ __all__ = [
     "Block",
     "Channel",
     "ConstantFanIn",
+    "InferredDims",
     "NeuronDims",
     "SparseState",
     "Topology",
@@ -69,6 +71,7 @@ __all__ = [
     "gradual_magnitude",
     "granet",
     "ham",
+    "infer_dims",
     "infer_norm_links",
     "linen",
     "make_train_step",

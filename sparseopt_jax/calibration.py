@@ -1,6 +1,5 @@
 """Statistics of what each kernel of a trained model multiplies."""
 
-import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -8,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparseopt_jax import paths
 from sparseopt_jax.eligibility import Where
 from sparseopt_jax.input_statistics import Inputs, add_moments
-from sparseopt_jax.kernel_inputs import Reader
-from sparseopt_jax.kernel_layout import Layout
+from sparseopt_jax.kernel_inputs import InputReader
+from sparseopt_jax.kernel_trace import candidates
+from sparseopt_jax.neurons import InferredDims
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -44,6 +43,12 @@ class Calibration(Mapping[str, Inputs]):
     def __repr__(self) -> str:
         counts = {path: int(own.count) for path, own in self._kernels.items()}
         return f"Calibration(samples={counts!r}, undecided={self.undecided!r})"
+
+    @property
+    def dims(self) -> InferredDims:
+        """The axes of the kernels, which ``dims=`` takes everywhere."""
+        axes = {path: inputs.axes for path, inputs in self._kernels.items()}
+        return InferredDims(axes, self.undecided)
 
     def need(self, path: str, method: str) -> Inputs:
         """The statistics that a method cannot do without.
@@ -140,7 +145,7 @@ def calibrate(
             "batches must be an iterable of batches, got an array of shape "
             f"{batches.shape}: give [array] for a single batch"
         )
-    candidates = _candidates(variables, where)
+    leaves = candidates(variables, where)
     # What a trace finds beside numbers: the same for batches of any shape.
     reasons: dict[str, str] = {}
 
@@ -150,8 +155,8 @@ def calibrate(
 
         jaxpr = jax.make_jaxpr(evaluate)(variables, args)
         values = jax.tree.leaves((variables, args))
-        layouts = [*candidates.values(), *[None] * (len(values) - len(candidates))]
-        reader = Reader(gram)
+        layouts = [*leaves, *[None] * (len(values) - len(leaves))]
+        reader = InputReader(gram)
         found = reader.read(jaxpr, values, layouts)
         for layout in filter(None, layouts):
             if layout.path not in found:
@@ -181,7 +186,7 @@ def calibrate(
         total = add(total, variables, args)
     if total is None:
         raise ValueError("batches must hold at least one batch, got none")
-    order = [layout.path for layout in candidates.values() if layout]
+    order = [layout.path for layout in leaves if layout]
     return Calibration(
         {path: total[path] for path in order if path in total},
         {path: reasons[path] for path in order if path not in total},
@@ -191,29 +196,3 @@ def calibrate(
 def _add(a: Inputs, b: Inputs) -> Inputs:
     moments = add_moments(a.moments, b.moments)
     return Inputs(moments=moments, shape=b.shape, axes=b.axes, groups=b.groups)
-
-
-def _candidates(variables: Any, where: Where | None) -> dict[str, Layout | None]:
-    """Every leaf by its path, those that may be kernels with their layout."""
-    has_collections = isinstance(variables, Mapping) and "params" in variables
-    candidates: dict[str, Layout | None] = collections.OrderedDict()
-    for path, leaf in paths.flatten_with_paths(variables):
-        if paths.is_hole(leaf):
-            continue
-        shape = jnp.shape(leaf)
-        name = path.partition("/")[2] if has_collections else path
-        is_kernel = (
-            len(shape) >= 2
-            # Those of stacked layers have two axes or more, but multiply nothing.
-            and paths.kind_by_name(path) not in ("bias", "scale")
-            and jnp.issubdtype(leaf.dtype, jnp.floating)
-            and (path.startswith("params/") or not has_collections)
-            and (where is None or where(name, leaf))
-        )
-        candidates[path] = Layout.of(name, shape) if is_kernel else None
-    if not candidates:
-        raise ValueError(
-            f"variables must hold the model's arrays, got {variables!r}: pass what "
-            "model.init or nnx.state(model) returns"
-        )
-    return candidates

@@ -6,35 +6,12 @@ from typing import Any
 from sparseopt_jax.calibration import Calibration
 from sparseopt_jax.input_statistics import Inputs, check_inputs
 from sparseopt_jax.leaf_plans import LeafPlan
-from sparseopt_jax.neurons import Axes, Dims, NeuronDims
+from sparseopt_jax.neurons import same_axes
 
 
 def has_collections(tree: Any) -> bool:
     """Whether a tree is all variables of a linen model, ``"params"`` among them."""
     return isinstance(tree, Mapping) and "params" in tree
-
-
-def calibration_dims(calibration: Calibration | None, tree: Any) -> Dims:
-    """The axes that a model sums over, as ``resolve_axes`` takes them.
-
-    Args:
-      calibration: None for the convention.
-      tree: the parameters, which decide what paths look like.
-
-    Returns:
-      A function of path and leaf, or None.
-    """
-    if calibration is None:
-        return None
-
-    def dims(path: str, leaf: Any) -> NeuronDims | None:
-        name = kernel_name(path, tree)
-        if name not in calibration or tuple(leaf.shape) != calibration[name].shape:
-            return None
-        axes = calibration[name].axes
-        return NeuronDims(axes.reduction, axes.output)
-
-    return dims
 
 
 def kernel_name(path: str, tree: Any) -> str:
@@ -61,15 +38,7 @@ def needed_inputs(
         neurons than the axes say.
     """
     inputs = calibration.need(kernel_name(plan.path, tree), method)
-    check_inputs(plan.path, plan.leaf, inputs)
-    assert plan.axes is not None
-    if _wide(plan.axes, inputs) != _wide(inputs.axes, inputs):
-        raise ValueError(
-            f"dims say that the neurons of {plan.path!r} with shape {inputs.shape} sum "
-            f"over axes {plan.axes.reduction} and lie along {plan.axes.output}; the "
-            f"model sums over {inputs.axes.reduction} and has them along "
-            f"{inputs.axes.output}: leave dims out, the calibration has the axes"
-        )
+    check_fit(calibration, tree, plan)
     if method == "sparsegpt" and inputs.gram is None:
         raise ValueError(
             "sparsegpt needs the Gram matrix of the inputs of "
@@ -78,6 +47,27 @@ def needed_inputs(
     return inputs
 
 
-def _wide(axes: Axes, inputs: Inputs) -> list[tuple[int, ...]]:
-    # What an axis of size 1 is called decides nothing.
-    return [tuple(a for a in own if inputs.shape[a] > 1) for own in axes]
+def check_fit(calibration: Calibration, tree: Any, plan: LeafPlan) -> None:
+    """Raises if what a calibration knows of a sparse leaf is not so.
+
+    Args:
+      calibration: statistics by path.
+      tree: the parameters.
+      plan: the leaf, and the axes that are taken for its neurons.
+
+    Raises:
+      ValueError: if it was made with another shape, or the model has other neurons.
+    """
+    name = kernel_name(plan.path, tree)
+    if name not in calibration:
+        return
+    inputs = calibration[name]
+    check_inputs(plan.path, plan.leaf, inputs)
+    if not same_axes(plan.axes, inputs.axes, inputs.shape):
+        assert plan.axes is not None
+        raise ValueError(
+            f"dims say that the neurons of {plan.path!r} with shape {inputs.shape} sum "
+            f"over axes {plan.axes.reduction} and lie along {plan.axes.output}; the "
+            f"model sums over {inputs.axes.reduction} and has them along "
+            f"{inputs.axes.output}: leave dims out, the calibration has the axes"
+        )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from sparseopt_jax.kernel_names import input_axes
 from sparseopt_jax.neurons import Axes
 
 
@@ -39,8 +40,8 @@ class Layout:
       path: the kernel's path.
       shape: the kernel's shape.
       axes: the factors of each axis of the value.
-      slices: for each loop that takes one slice in every step, the factors of the axis
-        that it goes along, the outermost loop first.
+      slices: for each axis along which one slice is taken, by a loop in every step, its
+        factors, the outermost loop first.
       loops: for each loop around the value, whether it takes slices of the kernel.
     """
 
@@ -89,11 +90,14 @@ class Layout:
 
     def slice_in_loop(self) -> "Layout":
         """One slice along the first axis in every step of a loop."""
+        return dataclasses.replace(self.without(0), loops=(*self.loops, True))
+
+    def without(self, axis: int) -> "Layout":
+        """One slice along an axis, that axis left out."""
         return dataclasses.replace(
             self,
-            axes=self.axes[1:],
-            slices=(*self.slices, self.axes[0]),
-            loops=(*self.loops, True),
+            axes=(*self.axes[:axis], *self.axes[axis + 1 :]),
+            slices=(*self.slices, self.axes[axis]),
         )
 
 
@@ -177,6 +181,7 @@ def use_of(layout: Layout, lead: Factors, summed: Factors) -> Use | str:
     if any(factor.axis < 0 for factor in (*lead, *summed)):
         return "broadcast before it multiplies inputs"
     batch, reduction, output, groups = [], [], [], 1
+    inputs = input_axes(layout.path, layout.shape)
     for axis, size in enumerate(layout.shape):
         own = [f for f in lead if f.axis == axis]
         stacked = math.prod(f.size for f in own)
@@ -184,7 +189,7 @@ def use_of(layout: Layout, lead: Factors, summed: Factors) -> Use | str:
         is_summed = any(f.axis == axis for f in summed)
         if size == 1 and not own and not is_summed:
             # Reshaping loses axes of size 1: what they were is a convention.
-            (output if axis == len(layout.shape) - 1 else reduction).append(axis)
+            (reduction if axis < inputs else output).append(axis)
         elif is_summed and added == size:
             reduction.append(axis)
         elif own and stacked == size and not is_summed:

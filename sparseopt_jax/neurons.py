@@ -271,6 +271,29 @@ def one_neuron(leaf: Any) -> Axes:
     return Axes((), tuple(range(len(leaf.shape))), ())
 
 
+def same_axes(one: Axes | None, other: Axes | None, shape: tuple[int, ...]) -> bool:
+    """Whether axes of a kernel are the same; what axes of size 1 are decides nothing.
+
+    Args:
+      one: axes, None for a leaf without.
+      other: those to compare with.
+      shape: the kernel's shape.
+
+    Returns:
+      Whether they are.
+
+    Examples:
+      >>> query = Axes((), (0,), (1, 2)), Axes((), (0, 1), (2,))
+      >>> same_axes(*query, (64, 1, 64)), same_axes(*query, (64, 4, 16))
+      (True, False)
+    """
+
+    def wide(axes: Axes | None) -> list[list[int]] | None:
+        return axes and [[a for a in own if shape[a] > 1] for own in axes]
+
+    return wide(one) == wide(other)
+
+
 def check_dims(dims: Dims) -> None:
     """Raises unless ``dims`` is one of the forms that ``resolve_axes`` takes.
 

@@ -15,7 +15,7 @@ import optax
 from sparseopt_jax import distributions, paths
 from sparseopt_jax.calibration import Calibration
 from sparseopt_jax.calibration_fit import (
-    calibration_dims,
+    check_fit,
     has_collections,
     needed_inputs,
 )
@@ -167,10 +167,13 @@ def prune(
         {} if distribution is None or is_global else distribution,
         structure,
         where,
-        calibration_dims(calibration, params) if dims is None else dims,
+        calibration.dims if dims is None and calibration is not None else dims,
     )
     leaves = {plan.path: plan for plan in plans if plan.layer}
     inputs: dict[str, Inputs] = {}
+    if calibration is not None:
+        for plan in leaves.values():
+            check_fit(calibration, params, plan)
     if calibration is not None and _NEEDS[name] == "calibration":
         inputs = {
             path: needed_inputs(calibration, name, params, plan)

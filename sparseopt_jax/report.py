@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax import flops, tables
+from sparseopt_jax.axis_guesses import Guess, guesses
 from sparseopt_jax.leaf_plans import LeafPlan
+from sparseopt_jax.neurons import Dims, chosen_dims, resolve_axes, same_axes
 from sparseopt_jax.packing import packed_bytes
 from sparseopt_jax.straight_through import AnyTopology
 from sparseopt_jax.structures import Unstructured
@@ -21,11 +24,15 @@ class Plan(tables.Printed):
       positions: the numbers of output positions that were given, by globs over paths.
       dense_gradients: the fraction of the steps that need the dense gradient, while
         the topology changes.
+      guesses: sparse leaves whose neuron axes are a guess, and what speaks against it.
+      disagreements: what to say of leaves whose axes differ from the model's.
     """
 
     leaves: tuple[LeafPlan, ...]
     positions: Mapping[str, int]
     dense_gradients: float
+    guesses: Mapping[str, Guess] = dataclasses.field(default_factory=dict)
+    disagreements: tuple[str, ...] = ()
 
     @property
     def active(self) -> int:
@@ -92,9 +99,15 @@ class Plan(tables.Printed):
             if self.dense_gradients
             else ""
         )
+        doubted = self.guesses
+        refuted = {p: own for p, own in doubted.items() if own.is_refuted}
+        uncertain = {p: own for p, own in doubted.items() if not own.is_refuted}
         return tables.Page(
-            head=("layer", "shape", "structure", "density", "active", "why dense"),
-            rows=tuple(map(_plan_row, self.leaves)),
+            head=(
+                *("layer", "shape", "inputs", "outputs", "structure", "density"),
+                *("active", "why dense"),
+            ),
+            rows=tuple(_plan_row(leaf, leaf.path in doubted) for leaf in self.leaves),
             styles=tuple("" if leaf.layer else "dim" for leaf in self.leaves),
             notes=(
                 f"{self.active:,} of {self.size:,} weights active in sparse leaves "
@@ -104,7 +117,9 @@ class Plan(tables.Printed):
                 f"{tables.memory(self.packed_mask_bytes)}.",
                 flops.note(self.inference_flops, training, self.positions),
                 tables.SIMULATED,
+                *_notes_on_axes(uncertain),
             ),
+            warnings=(*_warnings_of_axes(refuted), *self.disagreements),
         )
 
 
@@ -113,8 +128,13 @@ def plan(
     topology: AnyTopology,
     *,
     positions: Mapping[str, int] | None = None,
+    dims: Dims = None,
 ) -> Plan:
     """What a topology will make sparse, how much, and why the rest is not.
+
+    For each sparse kernel it shows the sizes of the axes that a neuron sums over
+    (``inputs``) and of those that its neurons lie along (``outputs``); ``12 x`` stands
+    for a stack of 12 separate layers, and ``?`` marks axes that are a guess.
 
     Args:
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
@@ -125,6 +145,8 @@ def plan(
         positions, say ``{"Conv_0/*": 28 * 28}``. Shapes of weights do not tell it.
         The default of 1 is exact for dense layers; where convolutions or tokens of
         several kinds are beside them, it is not.
+      dims: what ``infer_dims`` has read off the model, to compare with: axes of the
+        topology that differ are warned of.
 
     Returns:
       A ``Plan``: print it before training, with ``rich.print`` for colours. FLOPs are
@@ -145,9 +167,9 @@ def plan(
       >>> bias = jax.ShapeDtypeStruct((8,), jnp.float32)
       >>> plan = so.plan({"kernel": kernel, "bias": bias}, so.static(0.75))
       >>> print(plan)
-      layer   shape  density  active  why dense
-      bias    8            -       -  fewer than two dimensions
-      kernel  4x8     25.00%       8
+      layer   shape  inputs  outputs  density  active  why dense
+      bias    8                             -       -  fewer than two dimensions
+      kernel  4x8         4        8   25.00%       8
       8 of 32 weights active in sparse leaves (25.00%); 8 parameters dense, 40 in all.
       Masks take 32 bytes, packed 12 bytes.
       FLOPs in theory, of the dense network's: 25.00% for inference, 25.00% for ...
@@ -156,11 +178,18 @@ def plan(
       0.25
     """
     leaves = tuple(topology.leaves(params))
+    by_path = {leaf.path: leaf.leaf for leaf in leaves}
+    told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
+    sparse = [leaf for leaf in leaves if leaf.layer]
     flops.check_positions(positions, [leaf.path for leaf in leaves])
     return Plan(
         leaves=leaves,
         positions=dict(positions or {}),
         dense_gradients=topology.dense_gradients,
+        guesses=guesses(
+            topology.dims, [own.path for own in sparse if own.path not in told], by_path
+        ),
+        disagreements=() if dims is None else _disagreements(dims, sparse),
     )
 
 
@@ -168,12 +197,75 @@ def _size(leaf: LeafPlan) -> int:
     return math.prod(leaf.leaf.shape)
 
 
-def _plan_row(leaf: LeafPlan) -> tuple[str, ...]:
+def _plan_row(leaf: LeafPlan, is_guess: bool) -> tuple[str, ...]:
     shape = tables.shape(leaf.leaf.shape)
     if leaf.layer is None:
-        return leaf.path, shape, "", "-", "-", leaf.why_dense
+        return leaf.path, shape, "", "", "", "-", "-", leaf.why_dense
     structure = "" if leaf.structure == Unstructured() else repr(leaf.structure)
+    named = leaf.path, shape, *_axes(leaf, is_guess), structure
     if leaf.active is None:
-        return leaf.path, shape, structure, "-", "-", ""
+        return *named, "-", "-", ""
     density = tables.percent(leaf.active / _size(leaf))
-    return leaf.path, shape, structure, density, f"{leaf.active:,}", ""
+    return *named, density, f"{leaf.active:,}", ""
+
+
+def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:
+    """The sizes of the inputs, those of a stack before them, and of the outputs."""
+    if leaf.axes is None:
+        return "", ""
+    batch, inputs, outputs = (
+        tables.shape(tuple(leaf.leaf.shape[axis] for axis in own)) if own else ""
+        for own in leaf.axes
+    )
+    stack = f"{batch} x " if batch else ""
+    return f"{stack}{inputs}", f"{outputs}?" if is_guess else outputs
+
+
+_REMEDY = "give the topology dims=so.infer_dims(apply_fn, variables, *inputs)"
+_SHOWN = 3
+
+
+def _notes_on_axes(uncertain: Mapping[str, Guess]) -> list[str]:
+    if not uncertain:
+        return []
+    return [
+        f"? marks axes that are a guess: {_REMEDY}, which reads them off the model.",
+        *(f"? {line}." for line in _by_reason(uncertain)),
+    ]
+
+
+def _warnings_of_axes(refuted: Mapping[str, Guess]) -> list[str]:
+    return [f"{line}; {_REMEDY}." for line in _by_reason(refuted)]
+
+
+def _by_reason(doubted: Mapping[str, Guess]) -> list[str]:
+    """One line for each reason, with the first few leaves that it holds for."""
+    leaves = defaultdict(list)
+    for path, guess in doubted.items():
+        leaves[guess.reason].append(path)
+    return [
+        ", ".join(found[:_SHOWN])
+        + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+        + f": {reason}"
+        for reason, found in leaves.items()
+    ]
+
+
+def _says(dims: Dims, path: str, leaf: Any) -> bool:
+    return chosen_dims(dims, path, leaf)[0] is not None
+
+
+def _disagreements(dims: Dims, sparse: list[LeafPlan]) -> tuple[str, ...]:
+    found = []
+    for leaf in sparse:
+        if not _says(dims, leaf.path, leaf.leaf):
+            continue
+        axes = resolve_axes(dims, leaf.path, leaf.leaf)
+        if axes is not None and not same_axes(axes, leaf.axes, leaf.leaf.shape):
+            found.append(
+                f"{leaf.path}: the model sums over axes {axes.reduction} and has its "
+                f"neurons along {axes.output}, the topology takes "
+                f"{leaf.axes and leaf.axes.reduction} and "
+                f"{leaf.axes and leaf.axes.output}: give it these dims."
+            )
+    return tuple(found)

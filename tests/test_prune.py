@@ -113,6 +113,23 @@ def test_wanda_sees_the_neurons_that_the_model_sees():
         )
 
 
+def test_a_calibration_is_compared_with_dims_whatever_the_method():
+    params = {"w": draw((3, 4))}
+    calibration = so.calibrate(lambda p, x: x @ p["w"].T, params, [draw((5, 4))])
+    assert calibration.dims["w"] == so.NeuronDims(1, 0)
+    given = {"structure": so.ConstantFanIn(), "calibration": calibration}
+    pruned = so.prune(params, sparsity=0.5, **given)
+    assert (pruned.masks["w"].sum(1) == 2).all()
+    with pytest.raises(ValueError, match="the model sums over"):
+        so.prune(params, sparsity=0.5, dims=so.NeuronDims(0, 1), **given)
+    with pytest.raises(ValueError, match="was made with shape"):
+        so.prune({"w": draw((4, 4))}, sparsity=0.5, **given)
+    # To train on, by the same axes.
+    topology = so.static(masks=pruned.masks, dims=calibration.dims)
+    state = so.sparsify(optax.sgd(0.1), topology).init(params)
+    assert state.topology_state.fan_ins["w"].ravel().tolist() == [2, 2, 2]
+
+
 def test_random_is_the_same_for_a_key_and_another_for_another():
     params = {"a": {"kernel": draw((20, 10))}, "b": {"kernel": draw((20, 10), 1)}}
     masks = [

@@ -41,9 +41,10 @@ def test_the_plan_says_what_how_much_and_why_not():
     assert plan.size == 128 + 64
     assert plan.parameters == 300
     lines = str(plan).splitlines()
-    assert lines[0].split() == ["layer", "shape", "density", "active", "why", "dense"]
-    assert lines[2].split() == ["Dense_0/kernel", "8x16", "25.00%", "32"]
-    assert lines[4].split() == ["Dense_1/kernel", "16x4", "50.00%", "32"]
+    head = ["layer", "shape", "inputs", "outputs", "density", "active", "why", "dense"]
+    assert lines[0].split() == head
+    assert lines[2].split() == ["Dense_0/kernel", "8x16", "8", "16", "25.00%", "32"]
+    assert lines[4].split() == ["Dense_1/kernel", "16x4", "16", "4", "50.00%", "32"]
     assert lines[5].endswith("embedding")
     assert lines[6].endswith("complex64 is not a real floating-point type")
     assert lines[7].endswith("int32 is not a real floating-point type")
@@ -71,6 +72,138 @@ def test_the_plan_of_a_stack_counts_all_copies():
     plan = so.plan(params, so.static(0.75, dims=so.NeuronDims(1, 2)))
     assert plan.active == 3 * 8
     assert plan.forward_flops == (2 * 3 * 8, 2 * 3 * 32)
+
+
+def shown_axes(params, dims=None):
+    """Path -> what the plan shows of the axes of sparse leaves."""
+    plan = so.plan(params, so.static(0.5, dims=dims))
+    columns = [plan.page().head.index(name) for name in ("inputs", "outputs")]
+    return {
+        row[0]: tuple(row[column] for column in columns)
+        for leaf, row in zip(plan.leaves, plan.page().rows, strict=True)
+        if leaf.layer
+    }
+
+
+def kernel(*shape, bias=None, name="kernel"):
+    beside = {} if bias is None else {"bias": jnp.ones(bias)}
+    return {name: jnp.ones(shape)} | beside
+
+
+def test_the_plan_shows_inputs_outputs_and_stacks():
+    params = {
+        "query": kernel(64, 4, 16, bias=(4, 16)),
+        "out": kernel(4, 16, 64, bias=(64,)),
+        "qkv": kernel(64, 3, 4, 16),
+        "Conv_0": kernel(3, 3, 8, 16),
+        "stem": kernel(4, 4, 3, 16),
+        "conv": kernel(5, 8, 16),
+        "stack": kernel(12, 8, 4, bias=(12, 4)),
+    }
+    assert shown_axes(params, {"stack/*": so.NeuronDims(1, 2)}) == {
+        "query/kernel": ("64", "4x16"),
+        "out/kernel": ("4x16", "64"),
+        "qkv/kernel": ("64", "3x4x16"),
+        "Conv_0/kernel": ("3x3x8", "16"),
+        "stem/kernel": ("4x4x3", "16"),
+        "conv/kernel": ("5x8", "16"),
+        "stack/kernel": ("12 x 8", "4"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "path", "note"),
+    [
+        ({"experts": jnp.ones((4, 8, 16))}, "experts", "do not tell what its 3 axes"),
+        ({"query": kernel(6, 64, 4, 16)}, "query/kernel", "what its 4 axes are"),
+        ({"query": kernel(12, 64, 64)}, "query/kernel", "what its 3 axes are"),
+        ({"out": kernel(4, 16, 64)}, "out/kernel", "what its 3 axes are"),
+        ({"a": kernel(8, 4, name="weight")}, "a/weight", "in Equinox and PyTorch"),
+        (
+            {
+                "s": {
+                    "Conv_0": kernel(6, 3, 3, 8, 8),
+                    "norm": {"scale": jnp.ones((6, 8))},
+                }
+            },
+            "s/Conv_0/kernel",
+            "among vectors that are stacked 6 times",
+        ),
+        # The leading axis may be the stack, or the inputs: the bias fits both.
+        ({"query": kernel(4, 4, 16, bias=(4, 16))}, "query/kernel", "stacked 4 times"),
+    ],
+)
+def test_the_plan_marks_axes_that_are_a_guess(params, path, note):
+    plan = so.plan(params, so.static(0.5))
+    assert list(plan.guesses) == [path] and not plan.page().warnings
+    assert shown_axes(params)[path][1].endswith("?")
+    *_, remedy, reason = plan.page().notes
+    assert remedy.startswith(
+        "? marks axes that are a guess: give the topology dims=so.i"
+    )
+    assert reason.startswith(f"? {path}: ") and note in reason
+    # What is given is no guess.
+    ndim = max(len(leaf.shape) for leaf in jax.tree.leaves(params))
+    dims = {path: so.NeuronDims(0, tuple(range(1, ndim)))}
+    assert not so.plan(params, so.static(0.5, dims=dims)).guesses
+
+
+@pytest.mark.parametrize(
+    ("leaf", "reason"),
+    [
+        (kernel(64, 4, 16, bias=(4, 16)), r"(4, 16) lies along axes (1, 2), but"),
+        (kernel(6, 8, 4, bias=(6, 4)), r"(6, 4) lies along axes (0, 2), but"),
+        (kernel(8, 4, bias=(8,), name="weight"), r"(8,) lies along axes (0,), but"),
+        (
+            kernel(8, 4, 3, 3, bias=(8, 1, 1), name="weight"),
+            r"(8,) lies along axes (0,)",
+        ),
+    ],
+)
+def test_the_plan_warns_where_a_bias_has_other_outputs(leaf, reason):
+    page = so.plan({"a": leaf, "b": leaf}, so.static(0.5)).page()
+    (warning,) = page.warnings
+    name = min(leaf.keys() - {"bias"})
+    assert warning.startswith(f"a/{name}, b/{name}: its bias of shape {reason}")
+    assert warning.endswith("dims=so.infer_dims(apply_fn, variables, *inputs).")
+
+
+def test_a_bias_that_fits_leaves_no_doubt():
+    params = {
+        "a": kernel(8, 4, bias=(4,), name="weight"),
+        "b": kernel(8, 4, 16, bias=(16,)),
+        "c": kernel(8, 8, bias=(8,)),
+        "w": {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 3)), "b": jnp.ones(8)},
+    }
+    plan = so.plan(params, so.static(0.5))
+    assert not plan.guesses and not plan.page().warnings
+
+
+def test_the_plan_compares_with_what_the_model_does():
+    params = {"w": jnp.ones((3, 8, 8)), "v": jnp.ones((4, 8))}
+
+    def model(params, x):
+        for layer in range(3):
+            x = x @ params["w"][layer]
+        return x @ params["v"].T
+
+    dims = so.infer_dims(model, params, jnp.ones((2, 8)))
+    plan = so.plan(params, so.static(0.5), dims=dims)
+    assert plan.page().warnings == (
+        "v: the model sums over axes (1,) and has its neurons along (0,), the topology "
+        "takes (0,) and (1,): give it these dims.",
+        "w: the model sums over axes (1,) and has its neurons along (2,), the topology "
+        "takes (0, 1) and (2,): give it these dims.",
+    )
+    assert not plan.guesses
+    plan = so.plan(params, so.static(0.5, dims=dims), dims=dims)
+    assert not plan.page().warnings and not plan.guesses
+    # What the model leaves open stays a guess, with the reason.
+    dims = so.infer_dims(lambda params, x: x @ params["v"].T, params, jnp.ones((2, 8)))
+    plan = so.plan(params, so.static(0.5, dims=dims))
+    assert plan.guesses["w"].reason.endswith(
+        "axes are; infer_dims: not used by apply_fn"
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])

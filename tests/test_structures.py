@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -353,3 +354,19 @@ def test_ablated_neurons_are_legal_under_a_constant_fan_in():
     topology = so.static(masks={"w": mask}, structure=so.ConstantFanIn())
     masks, _ = topology.init(jax.random.key(0), params)
     np.testing.assert_array_equal(masks["w"], mask)
+
+
+@pytest.mark.parametrize("is_inferred", [False, True])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_two_of_four_lie_along_the_inputs_of_an_attention(heads, is_inferred):
+    model = nn.MultiHeadDotProductAttention(heads, use_bias=False)
+    x = jnp.ones((1, 2, 16))
+    variables = model.init(jax.random.key(0), x)
+    dims = so.infer_dims(model.apply, variables, x) if is_inferred else None
+    topology = so.static(structure=so.NM(2, 4), dims=dims)
+    masks, _ = topology.init(jax.random.key(0), variables["params"])
+    for name in ("query", "key", "value"):
+        groups = np.asarray(masks[name]["kernel"]).reshape(4, 4, 16)
+        assert (groups.sum(1) == 2).all()
+    out = np.asarray(masks["out"]["kernel"]).reshape(4, 4, 16)
+    assert (out.sum(1) == 2).all()
