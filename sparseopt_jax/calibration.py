@@ -20,6 +20,7 @@ class Calibration(Mapping[str, Inputs]):
 
     Attributes:
       undecided: kernel path -> why it has no statistics.
+      dims: the axes of the kernels, which ``dims=`` takes everywhere.
     """
 
     def __init__(self, kernels: Mapping[str, Inputs], undecided: Mapping[str, str]):

@@ -48,8 +48,8 @@ def static(
         ``optax.MaskedNode()`` or None at dense leaves; in a later one of ``phases``,
         ``"kept"`` for those that are handed on.
       dims: the axes of kernels that do not follow the Flax convention, above all
-        stacked ones: a ``NeuronDims``, a mapping from globs over paths to them, or a
-        function of path and leaf.
+        stacked ones: what ``infer_dims`` reads off the model, a ``NeuronDims``, a
+        mapping from globs over paths to them, or a function of path and leaf.
       min_fan_in: active weights that every neuron keeps at least.
 
     Returns:

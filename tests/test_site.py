@@ -53,8 +53,27 @@ def test_the_start_runs(network, capsys):
     assert int(jnp.sum(left["params"]["kernel"] != 0)) == 13
 
 
+class Layer(nn.Module):
+    """What a scan repeats."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(8)(x), None
+
+
+class Stacked(nn.Module):
+    """Twelve dense layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        layers = nn.scan(
+            Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=12
+        )
+        return layers(name="layers")(x, None)[0]
+
+
 def test_the_concepts_run(network, capsys):
-    first, second = block_names(CONCEPTS)
+    first, axes, by_hand, second = block_names(CONCEPTS)
     tx = so.sparsify(optax.sgd(0.1), so.rigl(0.9, every=10, stop=100))
     opt_state = tx.init(network["params"])
     left = run_block(CONCEPTS, first, **network, opt_state=opt_state)
@@ -62,6 +81,14 @@ def test_the_concepts_run(network, capsys):
     assert "kernel" in capsys.readouterr().out
     run_block(CONCEPTS, second, **network)
     assert float(capsys.readouterr().out) == pytest.approx(0.1, abs=0.01)
+    model, x = Stacked(), jnp.ones((2, 8))
+    variables = model.init(jax.random.key(0), x)
+    run_block(CONCEPTS, axes, model=model, variables=variables, x=x)
+    shown = capsys.readouterr().out
+    assert "12 x 8" in shown and "?" not in shown and "warning" not in shown
+    left = run_block(CONCEPTS, by_hand)
+    plans = left["topology"].leaves(variables["params"])
+    assert [plan.axes for plan in plans if plan.layer] == [((0,), (1,), (2,))]
 
 
 def test_every_question_that_has_code_has_a_test():
