@@ -14,7 +14,8 @@ import optax
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import ActiveIndices
-from sparseopt_jax.packing import unpack
+from sparseopt_jax.arguments import check_single
+from sparseopt_jax.packing import is_packed, unpack
 
 
 class SparseState(NamedTuple):
@@ -209,7 +210,15 @@ def get_masks(opt_state: Any) -> Any:
             "no masks found: the optimizer state holds no SparseState; build the "
             "optimizer with sparsify, sparseopt, sparse_sgd or sparse_adamw"
         )
+    # Of bool arrays side by side the masks are right; the others tell their shapes.
+    check_single(s for s in states if _is_condensed(unbox(s.masks)))
     return functools.reduce(_merge, (_bools(unbox(state.masks)) for state in states))
+
+
+def _is_condensed(masks: Any) -> bool:
+    """Whether masks are kept as bits or indices."""
+    leaves = jax.tree.leaves(masks, is_leaf=is_packed)
+    return isinstance(masks, ActiveIndices) or any(map(is_packed, leaves))
 
 
 def _bools(masks: Any) -> Any:

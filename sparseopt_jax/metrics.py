@@ -1,5 +1,6 @@
 """Numbers to log while a sparse network trains."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax import paths, skew
+from sparseopt_jax.arguments import check_single
 from sparseopt_jax.masks import find_states, get_masks, map_masked_with_path, unbox
 from sparseopt_jax.neurons import Axes, Dims, correction_factor, fan_in, resolve_axes
 from sparseopt_jax.packing import unpack
@@ -36,6 +38,8 @@ def metrics(
         ones (float32); 0 before the first change;
       - ``collapsed``: layers without any active weight (int32), each layer of a stack
         counted;
+      - ``dead_fraction``: fraction of dead neurons, without active inputs (float32);
+        ``summary`` warns of a layer from 0.2 on, and names the remedy;
       - ``explored``: fraction of weights that have ever been active (float32), for a
         topology with ``track_explored``;
       - ``skew_angle``: with ``grads``, the angle in degrees between their active
@@ -44,7 +48,8 @@ def metrics(
       And for each sparse leaf, followed by ``/`` and its path:
 
       - ``density``, ``churn``, ``explored`` and ``skew_angle``;
-      - ``dead_neurons``: neurons without inputs (int32);
+      - ``dead_neurons``: neurons without active inputs (int32), and ``dead_fraction``:
+        their fraction (float32);
       - ``dead_inputs``: positions along the last reduction axis, the input channels,
         from which no active weight leads to any output (int32);
       - ``fan_in_min`` and ``fan_in_max``: range of the fan-ins (int32);
@@ -53,7 +58,9 @@ def metrics(
       - ``factor_min`` and ``factor_max``: range of SparseOpt's factors (float32).
 
     Raises:
-      ValueError: if ``opt_state`` holds no masks.
+      TypeError: if the arguments are swapped.
+      ValueError: if ``opt_state`` holds no masks, or the states of several replicas
+        side by side; ``jax.vmap`` of this function takes those.
 
     References:
       Liu et al., Do we actually need dense over-parameterization? In-time
@@ -73,6 +80,7 @@ def metrics(
       >>> 0 < float(numbers["skew_angle"]) < 90
       True
     """
+    check_single(find_states(opt_state))
     masks = get_masks(opt_state)
     grown = _kept(opt_state, lambda state: state.grown)
     explored = _kept(opt_state, lambda state: state.explored)
@@ -82,6 +90,7 @@ def metrics(
     leaks: list[jax.Array] = []
     collapsed: list[jax.Array] = []
     skews: list[skew.Skew] = []
+    neurons: list[tuple[jax.Array, int]] = []
 
     def at_leaf(path, mask, param, grad=None):
         axes = resolve_axes(dims, path, mask)
@@ -99,6 +108,9 @@ def metrics(
             layer["explored"] = jnp.mean(explored[path], dtype=jnp.float32)
         if axes is not None:
             layer |= _neuron_metrics(mask, axes)
+            count = math.prod(mask.shape[a] for a in (*axes.batch, *axes.output))
+            neurons.append((layer["dead_neurons"], count))
+            layer["dead_fraction"] = _dead_fraction(neurons[-1:])
         if grad is not None:
             skews.append(skew.measure(mask, grad, axes))
             layer["skew_angle"] = skew.angle(skews[-1:])
@@ -114,6 +126,7 @@ def metrics(
             jnp.sum(jnp.stack(active)),
         ),
         "collapsed": jnp.sum(jnp.stack(collapsed)),
+        "dead_fraction": _dead_fraction(neurons),
     }
     if explored:
         total["explored"] = _fraction(explored.values())
@@ -150,6 +163,13 @@ def _neuron_metrics(mask: jax.Array, axes: Axes) -> dict[str, jax.Array]:
         "factor_min": jnp.min(factors),
         "factor_max": jnp.max(factors),
     }
+
+
+def _dead_fraction(neurons: list[tuple[jax.Array, int]]) -> jax.Array:
+    """The fraction of dead neurons, of their number and that of all in each leaf."""
+    total = sum(count for _, count in neurons)
+    dead = [jnp.asarray(number, jnp.float32) for number, _ in neurons]
+    return sum(dead, jnp.float32(0)) / max(total, 1)
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:

@@ -10,9 +10,12 @@ import numpy as np
 
 from sparseopt_jax import flops, paths, tables
 from sparseopt_jax.active_weights import ActiveIndices
-from sparseopt_jax.masks import find_states, get_masks
+from sparseopt_jax.arguments import check_concrete, check_fit, check_single
+from sparseopt_jax.counting import count_true
+from sparseopt_jax.masks import ForwardMaskState, find_states, get_masks
 from sparseopt_jax.neurons import Dims, correction_factor, fan_in, resolve_axes
 from sparseopt_jax.optimizer_bytes import optimizer_bytes
+from sparseopt_jax.state_warnings import DEAD_FRACTION, state_warnings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +28,13 @@ class LayerSummary:
       active: active weights.
       fan_in: least, mean and largest fan-in; None for a leaf without neurons.
       factor: least and largest of SparseOpt's factors; None likewise.
-      dead: neurons without inputs.
+      dead: neurons without active inputs.
       neurons: its neurons, over all layers of a stack; 0 for a leaf without.
       copies: how many layers it stacks, 1 if it is no stack.
       collapsed: how many of these have no active weight.
+      inactive_nonzero: inactive weights that are not zero; 0 where ``stays_dense``.
+      stays_dense: whether its masks are the forward pass's alone, as with ``ste``, so
+        that the weights behind them are meant to stay.
     """
 
     path: str
@@ -40,6 +46,21 @@ class LayerSummary:
     neurons: int
     copies: int
     collapsed: int
+    inactive_nonzero: int = 0
+    stays_dense: bool = False
+
+    @property
+    def inactive(self) -> int:
+        """Inactive weights."""
+        return math.prod(self.shape) - self.active
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all neurons that are alive have the same fan-in, more than one."""
+        alive = self.neurons - self.dead
+        if self.fan_in is None or not alive:
+            return False
+        return self.fan_in[2] > 1 and self.fan_in[2] * alive == self.active
 
     @property
     def density(self) -> float:
@@ -93,6 +114,15 @@ class Summary(tables.Printed):
         return tuple(layer.path for layer in self.layers if layer.collapsed)
 
     @property
+    def dying(self) -> tuple[str, ...]:
+        """Paths of the leaves with a fifth of their neurons dead, or more."""
+        return tuple(
+            layer.path
+            for layer in self.layers
+            if layer.dead and layer.dead >= DEAD_FRACTION * layer.neurons
+        )
+
+    @property
     def mostly_dead(self) -> tuple[str, ...]:
         """Paths of the leaves in which more than half of the neurons have no inputs."""
         return tuple(
@@ -100,32 +130,20 @@ class Summary(tables.Printed):
         )
 
     @property
+    def inactive_nonzero(self) -> int:
+        """Inactive weights that are not zero, though they should be."""
+        return sum(layer.inactive_nonzero for layer in self.layers)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with the masks, a sentence each; empty if nothing is."""
-        collapsed = [
-            f"{layer.path} ({layer.collapsed} of {layer.copies} layers)"
-            if layer.copies > 1
-            else layer.path
-            for layer in self.layers
-            if layer.path in self.collapsed
-        ]
-        # Of a leaf that has nothing left the first sentence says enough.
-        dead = [
-            f"{layer.path} ({layer.dead} of {layer.neurons})"
-            for layer in self.layers
-            if layer.path in self.mostly_dead and layer.active
-        ]
-        said = []
-        if collapsed:
-            said.append(f"no active weight is left in {', '.join(collapsed)}")
-        if dead:
-            said.append(f"more than half of the neurons are dead in {', '.join(dead)}")
-        return tuple(said)
+        """What is wrong with the masks or weights, a sentence each, with the remedy."""
+        return state_warnings(self.layers)
 
     def page(self) -> tables.Page:
         """The table, and what stands below it."""
         share = tables.percent(self.active / self.size if self.size else math.nan)
-        wrong = {*self.collapsed, *self.mostly_dead}
+        wrong = {*self.collapsed, *self.dying}
+        wrong |= {layer.path for layer in self.layers if layer.inactive_nonzero}
         return tables.Page(
             head=("layer", "shape", "density", "active", "fan-in", "factor", "dead"),
             rows=tuple(map(_row, self.layers)),
@@ -162,13 +180,21 @@ def summary(
     Returns:
       A ``Summary``: print it, with ``rich.print`` for colours. Fan-in is given as
       least, mean, largest; the factor is SparseOpt's, least and largest. It warns of
-      layers without any active weight, and of those with more than half of their
-      neurons dead.
+      layers without any active weight; of those in which a fifth of the neurons or more
+      are dead, without active inputs; and of inactive weights that are not zero, unless
+      the topology keeps the weights dense (``ste``, ``sr_ste``, ``top_kast``).
 
     Raises:
-      TypeError: if ``positions`` is no mapping.
-      ValueError: if ``opt_state`` holds no masks; where ``positions`` matches no leaf,
-        or is no positive integer.
+      TypeError: if ``positions`` is no mapping, or under ``jax.jit``, where
+        ``metrics`` works.
+      ValueError: if ``opt_state`` holds no masks, masks of other parameters, or several
+        replicas side by side; where ``positions`` matches no leaf, or is no positive
+        integer.
+
+    Note:
+      ``min_fan_in`` keeps neurons alive under structures of single weights. ``Channel``
+      and ``srigl`` remove neurons on purpose, which the masks alone do not tell from
+      dying: the warning then names both.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -176,7 +202,8 @@ def summary(
       >>> mask = jnp.array([[True, True], [True, False], [True, False]])
       >>> tx = so.sparsify(optax.sgd(0.1), so.static(masks={"kernel": mask}))
       >>> params = {"kernel": jnp.ones((3, 2))}
-      >>> print(so.summary(params, tx.init(params)))
+      >>> state = tx.init(params)
+      >>> print(so.summary(so.apply_masks(params, state), state))
       layer   shape  density  active     fan-in      factor  dead
       kernel  3x2     66.67%       4  1 / 2.0 / 3  0.71-1.22     0
       4 of 6 weights active in sparse leaves (66.67%); 6 parameters in all.
@@ -184,23 +211,30 @@ def summary(
       FLOPs in theory, of the dense network's: 66.67% for inference ...
       Sparsity is simulated on dense arrays: parameters, moments and ...
     """
+    check_single(find_states(opt_state))
+    check_concrete((params, opt_state), "summary", "use so.metrics under jit")
     masks = paths.leaves_by_path(get_masks(opt_state))
     leaves = {
         path: leaf
         for path, leaf in paths.flatten_with_paths(params)
         if hasattr(leaf, "shape")
     }
+    check_fit(masks, leaves)
     flops.check_positions(positions, leaves)
-    layers = {path: _summarize(path, mask, dims) for path, mask in masks.items()}
-    sparse = dense = 0
+    dense = _dense_paths(opt_state)
+    layers = {
+        path: _summarize(path, mask, leaves[path], dims, path in dense)
+        for path, mask in masks.items()
+    }
+    sparse_flops = dense_flops = 0
     for path, leaf in leaves.items():
         if path in layers or flops.is_multiplied(
             path, leaf, resolve_axes(dims, path, leaf, is_sparse=False)
         ):
             count = flops.positions_of(path, positions)
             active = layers[path].active if path in layers else leaf.size
-            sparse += flops.forward_flops(active, count)
-            dense += flops.forward_flops(leaf.size, count)
+            sparse_flops += flops.forward_flops(active, count)
+            dense_flops += flops.forward_flops(leaf.size, count)
     mask_bytes = sum(
         optimizer_bytes(
             (state.masks, state.topology_state.explored, state.topology_state.turned)
@@ -209,10 +243,10 @@ def summary(
     )
     return Summary(
         layers=tuple(layers.values()),
-        parameters=sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params)),
+        parameters=sum(int(np.size(leaf)) for leaf in leaves.values()),
         mask_bytes=mask_bytes,
         state_bytes=optimizer_bytes(opt_state) - mask_bytes,
-        forward_flops=(sparse, dense),
+        forward_flops=(sparse_flops, dense_flops),
         positions=dict(positions or {}),
         compact=any(
             isinstance(state.masks, ActiveIndices) for state in find_states(opt_state)
@@ -220,8 +254,19 @@ def summary(
     )
 
 
-def _summarize(path: str, mask: jax.Array, dims: Dims) -> LayerSummary:
+def _dense_paths(opt_state: Any) -> frozenset[str]:
+    """The sparse leaves whose weights are meant to stay dense."""
+    states = [s for s in find_states(opt_state) if isinstance(s, ForwardMaskState)]
+    return frozenset(
+        path for s in states for path in paths.leaves_by_path(get_masks(s))
+    )
+
+
+def _summarize(
+    path: str, mask: jax.Array, param: Any, dims: Dims, stays_dense: bool
+) -> LayerSummary:
     axes = resolve_axes(dims, path, mask)
+    leaks = 0 if stays_dense else int(count_true(~mask & (param != 0)))
     if axes is None:
         active = int(mask.sum())
         return LayerSummary(
@@ -234,6 +279,8 @@ def _summarize(path: str, mask: jax.Array, dims: Dims) -> LayerSummary:
             neurons=0,
             copies=1,
             collapsed=int(not active),
+            inactive_nonzero=leaks,
+            stays_dense=stays_dense,
         )
     fan_ins = fan_in(mask, axes)
     factors = np.asarray(correction_factor(fan_ins, axes))
@@ -249,6 +296,8 @@ def _summarize(path: str, mask: jax.Array, dims: Dims) -> LayerSummary:
         neurons=counts.size,
         copies=by_layer.size,
         collapsed=int((by_layer == 0).sum()),
+        inactive_nonzero=leaks,
+        stays_dense=stays_dense,
     )
 
 
