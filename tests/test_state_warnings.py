@@ -256,8 +256,8 @@ def test_channels_that_are_removed_are_told_apart(packed):
 
 
 def test_where_min_fan_in_is_not_taken_another_remedy_is_named():
-    params = {"kernel": jnp.eye(16)[:, :4].repeat(4, 1) + 1e-3}
-    params["kernel"] = params["kernel"].at[:, 4:].multiply(1e-3)
+    kernel = jnp.where(jnp.arange(16) < 4, 1.0, 1e-3) + jnp.zeros((16, 16))
+    params = {"kernel": kernel}
     state = so.sparsify(optax.sgd(0.1), so.ste(0.9)).init(params)
     [warning] = so.summary(params, state).warnings
     assert "min_fan_in" not in warning and "a lower sparsity" in warning
@@ -338,10 +338,7 @@ def test_under_jit_metrics_is_named(options):
     for function in (
         lambda: jax.jit(so.summary)(PARAMS, state),
         lambda: jax.jit(lambda params: so.summary(params, state))(PARAMS),
-        lambda: (
-            jax.vmap(lambda x: so.summary(PARAMS, state) and x)(jnp.ones(2))
-            and jax.grad(lambda params: so.summary(params, state).active)(PARAMS)
-        ),
+        lambda: jax.grad(lambda params: so.summary(params, state).active)(PARAMS),
     ):
         with pytest.raises(TypeError, match=r"use so\.metrics under jit"):
             function()
