@@ -1,5 +1,6 @@
 """The owner of masks whose inner optimizer knows the active weights only."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import ActiveIndices, Layout
@@ -23,7 +24,7 @@ from sparseopt_jax.masks import (
 )
 from sparseopt_jax.owners import check_update, record_owner
 from sparseopt_jax.prng_keys import load_key, store_key, typed_key
-from sparseopt_jax.sharding_types import explicit_sharding, sharded
+from sparseopt_jax.sharding_types import explicit_sharding, sharded, typed_like
 from sparseopt_jax.stored_masks import loaded, stored, whole
 from sparseopt_jax.topology import Topology
 
@@ -109,7 +110,9 @@ def make_compact(
 
     def update_fn(updates, state, params=None, **extra_args):
         check_update(params, extra_args)
-        state = whole(state)
+        old = state = whole(state)
+        masks, inner_state = in_types_of(params, inner, state.masks, state.inner_state)
+        state = state._replace(masks=masks, inner_state=inner_state)
         count, topology_state = state.count, state.topology_state
         if moves or topology.memory is not None:
             _check_gradients(topology, state.masks, updates)
@@ -169,13 +172,14 @@ def make_compact(
             stepped = jax.tree.map(
                 lambda u: jnp.where(replaced, jnp.zeros_like(u), u), stepped
             )
-        return _zeroing(stepping, indices, stepped, params), SparseState(
+        new = SparseState(
             count=jnp.asarray(optax.safe_increment(count)),
             key=state.key,
             masks=indices,
             topology_state=topology_state._replace(memory=memory),
             inner_state=inner_state,
         )
+        return _zeroing(stepping, indices, stepped, params), typed_like(old, new)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -293,6 +297,44 @@ def masks_like(indices: ActiveIndices, params: Any) -> Any:
     )
 
 
+def in_types_of(
+    params: Any,
+    inner: optax.GradientTransformation,
+    indices: ActiveIndices,
+    inner_state: Any,
+) -> tuple[ActiveIndices, Any]:
+    """What is kept of active weights, in type sharded as the weights themselves are.
+
+    A state whose shardings come from the names on boxes has none for it.
+
+    Args:
+      params: the parameters.
+      inner: what the state belongs to.
+      indices: places of the active weights.
+      inner_state: the state of ``inner``.
+
+    Returns:
+      The same without any change where no mesh is explicit.
+    """
+    shardings = {
+        path: explicit_sharding(x) for path, x in paths.leaves_by_path(params).items()
+    }
+    if not any(shardings.values()):
+        return indices, inner_state
+    layouts = dict(indices.layouts)
+
+    def at_leaf(path, index):
+        of_leaf = shardings.get(path)
+        if paths.is_hole(index) or of_leaf is None:
+            return index
+        spec = layouts[path].spec(index.shape, of_leaf.spec)
+        return sharded(index, NamedSharding(of_leaf.mesh, spec or PartitionSpec()))
+
+    tree = paths.map_with_paths(at_leaf, indices.tree)
+    indices = dataclasses.replace(indices, tree=tree)
+    return indices, typed_like(inner.init(_taken(indices, params)), inner_state)
+
+
 def refreshed(
     inner: optax.GradientTransformation,
     old: ActiveIndices,
@@ -397,11 +439,13 @@ def _zeroing(
 ) -> Any:
     """The updates where a weight was active and stays so, and -params elsewhere."""
     layouts = dict(stepping.layouts)
+    before = paths.leaves_by_path(stepping.tree)
     after = paths.leaves_by_path(ending.tree)
-    by_path = paths.leaves_by_path(params)
 
-    def at_leaf(path, update, index):
-        layout, param = layouts[path], by_path[path]
+    def at_leaf(path, param, update):
+        if path not in before or paths.is_hole(param):
+            return update
+        layout, index = layouts[path], before[path]
         # In the wider of both types: a narrowed -p would leave a remainder of p.
         zeroing = (-param).astype(jnp.result_type(update, param))
         if after[path] is not index:
@@ -409,4 +453,4 @@ def _zeroing(
             update = jnp.where(stays, update, layout.take(zeroing, index))
         return layout.put(zeroing, index, update)
 
-    return _at_indices(stepping, at_leaf, updates)
+    return paths.map_with_paths(at_leaf, params, updates)

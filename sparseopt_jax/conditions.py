@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
+from sparseopt_jax.sharding_types import typed_like
+
 
 def if_due(due: Any, change: Callable[..., Any], kept: Any, *operands: Any) -> Any:
     """``change(kept, *operands)`` where due, else ``kept``.
@@ -26,4 +28,8 @@ def if_due(due: Any, change: Callable[..., Any], kept: Any, *operands: Any) -> A
     if not isinstance(due, Tracer):
         # Outside of jit a cond would compile anew at every call.
         return change(kept, *operands) if due else kept
-    return jax.lax.cond(due, change, lambda kept, *_: kept, kept, *operands)
+
+    def change_in_type(kept, *operands):
+        return typed_like(kept, change(kept, *operands))
+
+    return jax.lax.cond(due, change_in_type, lambda kept, *_: kept, kept, *operands)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.active_weights import ActiveIndices
-from sparseopt_jax.compact import masks_like, refreshed
+from sparseopt_jax.compact import in_types_of, masks_like, refreshed
+from sparseopt_jax.evened_boxes import evened
 from sparseopt_jax.inner_state import refresh
 from sparseopt_jax.masks import (
     ForwardMaskState,
@@ -17,8 +18,9 @@ from sparseopt_jax.masks import (
     map_masked,
     zero_masked,
 )
-from sparseopt_jax.owners import Owner, find_owners
+from sparseopt_jax.owners import Owner, find_owners, structure_of
 from sparseopt_jax.prng_keys import load_key
+from sparseopt_jax.sharding_types import typed_like
 from sparseopt_jax.stored_masks import loaded, stored, whole
 
 
@@ -64,6 +66,18 @@ def update_topology(
             "opt_state holds no SparseState; pass the state of a transformation built "
             "with sparsify"
         )
+
+    def change(grads, opt_state, params):
+        return _all_changed(tx, grads, opt_state, params)
+
+    params, opt_state = evened(change)(grads, opt_state, params)
+    return opt_state, params
+
+
+def _all_changed(
+    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
+) -> tuple[Any, Any]:
+    """The parameters and the state after a change by every owner in it."""
     owners = find_owners(tx, params)
     by_structure = {owner.structure: owner for owner in owners}
 
@@ -71,21 +85,22 @@ def update_topology(
         nonlocal params
         if not is_sparse_state(node):
             return node
-        node = whole(node)
-        owner = by_structure.get(jax.tree.structure(node.masks))
+        old = node = whole(node)
+        owner = by_structure.get(structure_of(node.masks))
         if owner is None:
             raise ValueError("opt_state was not made by this tx: other masks")
         if not owner.topology.moves:
             raise ValueError("a static topology never changes; use set_ or rigl")
         seen = owner.seen(params)
         if isinstance(node, ForwardMaskState):
-            return owner.topology.refreshed(node, node.count - 1, seen, owner.packed)
+            topology, step = owner.topology, node.count - 1
+            return typed_like(old, topology.refreshed(node, step, seen, owner.packed))
         node, zeros = _changed(owner, node, seen, grads)
         params = zero_masked(zeros, params)
-        return node
+        return typed_like(old, node)
 
     opt_state = jax.tree.map(change, opt_state, is_leaf=is_sparse_state)
-    return opt_state, params
+    return params, opt_state
 
 
 def _changed(
@@ -99,6 +114,11 @@ def _changed(
         # The step's own gradient counts, but the step itself will remember it.
         topology_state = topology.observe(step, topology_state, grads)
     is_compact = isinstance(node.masks, ActiveIndices)
+    if is_compact:
+        masks, inner_state = in_types_of(
+            params, owner.inner, node.masks, node.inner_state
+        )
+        node = node._replace(masks=masks, inner_state=inner_state)
     masks = masks_like(node.masks, params) if is_compact else node.masks
     old, topology_state = loaded(masks, topology_state, params)
     new, topology_state = topology.update(

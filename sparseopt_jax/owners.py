@@ -7,6 +7,7 @@ import jax
 import optax
 
 from sparseopt_jax import paths
+from sparseopt_jax.boxes import unbox_tree
 
 
 class Owner(NamedTuple):
@@ -56,8 +57,13 @@ def record_owner(
     owners = _OWNERS.get()
     if owners is not None:
         holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
-        structure = jax.tree.structure(masks)
+        structure = structure_of(masks)
         owners.append(Owner(topology, inner, structure, holes, packed, compact, key))
+
+
+def structure_of(masks: Any) -> Any:
+    """The structure of masks, the same whether parameters were boxed or not."""
+    return jax.tree.structure(unbox_tree(masks))
 
 
 def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:

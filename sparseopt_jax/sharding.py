@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import Layout
+from sparseopt_jax.boxes import unbox_tree
 from sparseopt_jax.compact import check_sharding, layouts_of
 from sparseopt_jax.owners import find_owners
 
@@ -25,9 +26,10 @@ def state_sharding(
 
     Args:
       tx: any optax transformation.
-      params_or_shapes: the parameters, or ``jax.ShapeDtypeStruct`` in their place.
+      params_or_shapes: the parameters, or ``jax.ShapeDtypeStruct`` in their place;
+        Flax's boxes and NNX variables around them stay.
       param_shardings: a ``NamedSharding`` for each parameter, in the structure of the
-        parameters, or a single one for all.
+        parameters, boxed or not, or a single one for all.
 
     Returns:
       A tree like ``tx.init(params)`` with a ``NamedSharding`` at each leaf.
@@ -57,10 +59,11 @@ def state_sharding(
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params_or_shapes
     )
+    plain_shapes = unbox_tree(shapes)
     if isinstance(param_shardings, NamedSharding):
         sharding = param_shardings
-        param_shardings = jax.tree.map(lambda _: sharding, shapes)
-    by_parts, mesh = _by_parts(shapes, param_shardings)
+        param_shardings = jax.tree.map(lambda _: sharding, plain_shapes)
+    by_parts, mesh = _by_parts(plain_shapes, unbox_tree(param_shardings))
 
     layouts = _layouts(tx, shapes, by_parts)
 

@@ -39,6 +39,23 @@ def sharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, sharding)
 
 
+def typed_like(old: Any, new: Any) -> Any:
+    """A tree with the shardings that another, of its structure, has in its types.
+
+    Flax's ``get_sharding`` leaves what has no names, such as counts, on every device;
+    computed from sharded masks it would have another type at the next step.
+    """
+    return jax.tree.map(
+        lambda own, x: sharded(x, explicit_sharding(own)) if _is_array(x) else x,
+        old,
+        new,
+    )
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array)
+
+
 def placed_like(x: jax.Array, leaf: Any) -> jax.Array:
     """``x`` on the devices and with the sharding of another array of its shape."""
     if isinstance(leaf, Tracer):

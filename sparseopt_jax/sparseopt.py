@@ -6,6 +6,7 @@ import optax
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import at_active, whole_mask
+from sparseopt_jax.evened_boxes import with_evened_boxes
 from sparseopt_jax.masks import map_masked_with_path
 from sparseopt_jax.neurons import (
     Dims,
@@ -157,13 +158,14 @@ def sparseopt(
       >>> updates, state = tx.update(params, state, params)
       >>> params = so.apply_updates(params, updates, state)
     """
-    return make_owner(
+    owner = make_owner(
         scale_by_sparseopt(dims=dims),
         topology,
         key=key,
         host_updates=False,
         zeros=False,
     )
+    return with_evened_boxes(owner)
 
 
 def scale(update: jax.Array, factor: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import optax
 from sparseopt_jax import paths
 from sparseopt_jax.compact import make_compact
 from sparseopt_jax.conditions import if_due
+from sparseopt_jax.evened_boxes import with_evened_boxes
 from sparseopt_jax.inner_state import hold, refresh, update_through
 from sparseopt_jax.masks import SparseState, map_masked, zero_masked
 from sparseopt_jax.owners import check_update, record_owner
@@ -101,10 +102,17 @@ def sparsify(
     check_key(key)
     check_placement(inner)
     if compact:
-        return make_compact(inner, topology, key, host_updates=host_updates)
-    return make_owner(
-        inner, topology, key=key, host_updates=host_updates, packed=packed, zeros=True
-    )
+        owner = make_compact(inner, topology, key, host_updates=host_updates)
+    else:
+        owner = make_owner(
+            inner,
+            topology,
+            key=key,
+            host_updates=host_updates,
+            packed=packed,
+            zeros=True,
+        )
+    return with_evened_boxes(owner)
 
 
 def make_owner(

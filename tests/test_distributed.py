@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize(
     "program",
     [
-        *("checkpoints", "collectives", "pruning"),
+        *("boxes", "checkpoints", "collectives", "pruning"),
         *("sharding_types", "shardings", "train_steps"),
     ],
 )
