@@ -1,6 +1,7 @@
 """Flax linen: a train state that starts sparse and stays so."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +22,9 @@ class TrainState(train_state.TrainState):
     keyword of it reaches ``tx.update``, and the step is an array from the start, so
     that a jitted step compiles once.
 
+    Derive from it to add fields, with defaults or without, in any order; those of a
+    class that adds one without a default are given by keyword, as ``create`` does.
+
     Attributes:
       batch_stats: running statistics of Batch Normalization, or None.
 
@@ -38,6 +42,15 @@ class TrainState(train_state.TrainState):
     """
 
     batch_stats: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # `batch_stats` has a default, after which Python takes no positional field
+        # without one.
+        known = {field.name for field in dataclasses.fields(TrainState)}
+        added = set(inspect.get_annotations(cls)) - known
+        if any(not hasattr(cls, name) for name in added):
+            kwargs.setdefault("kw_only", True)
+        super().__init_subclass__(**kwargs)
 
     @classmethod
     def create(cls, *, apply_fn, params, tx, **kwargs):

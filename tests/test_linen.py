@@ -1,11 +1,16 @@
 """Flax linen's train state, sparse."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import struct
+from flax.jax_utils import replicate, unreplicate
+from flax.serialization import from_state_dict, to_state_dict
 
 import sparseopt_jax as so
 from tests.compilations import compilations
@@ -113,3 +118,77 @@ def test_zeros_stay_with_an_optimizer_behind_the_masks():
         )
         np.testing.assert_array_equal(np.asarray(kernel)[~np.asarray(mask)], 0.0)
     assert (first != mask).any()
+
+
+class WithKey(so.linen.TrainState):
+    dropout_rng: jax.Array
+
+
+class LikeFlaxImagenet(so.linen.TrainState):
+    batch_stats: Any
+    dynamic_scale: Any
+
+
+class AddedInTurn(WithKey):
+    ema: Any = None
+    loss_scale: jax.Array
+    schedule: Any = struct.field(pytree_node=False, default=None)
+
+
+STATES = {
+    WithKey: {"dropout_rng": KEY},
+    LikeFlaxImagenet: {"dynamic_scale": jnp.float32(2.0)},
+    AddedInTurn: {"dropout_rng": KEY, "loss_scale": jnp.float32(2.0)},
+}
+
+
+@pytest.mark.parametrize("cls", STATES)
+def test_a_derived_state_may_have_fields_without_defaults(cls):
+    def flat(state):
+        return jax.tree.map(
+            lambda x: (
+                jax.random.key_data(x)
+                if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+                else x
+            ),
+            state,
+        )
+
+    tx = so.sparse_sgd(0.1, so.rigl(0.5, every=2, stop=9), momentum=0.9)
+    state = make(tx, cls, **STATES[cls])
+    stepped, _ = jax.jit(step)(state, *batch(0))
+    assert type(stepped) is cls and int(stepped.step) == 1
+    assert set(stepped.batch_stats) == {"BatchNorm_0"}
+    # As it is stored and copied to devices.
+    stepped = flat(stepped)
+    loaded = from_state_dict(flat(state), to_state_dict(stepped))
+    jax.tree.map(np.testing.assert_array_equal, loaded, stepped)
+    alone = unreplicate(replicate(stepped, jax.local_devices()[:1]))
+    jax.tree.map(np.testing.assert_array_equal, alone, stepped)
+    for name, value in STATES[cls].items():
+        assert getattr(state.replace(**{name: None}), name) is None
+        assert getattr(state, name) is value
+
+
+def test_states_are_still_made_by_position():
+    class WithAverage(so.linen.TrainState):
+        average: Any = None
+
+    state = WithAverage(0, None, {}, optax.sgd(0.1), (), "statistics", "average")
+    assert (state.batch_stats, state.average) == ("statistics", "average")
+    with pytest.raises(TypeError, match="dropout_rng"):
+        make(optax.sgd(0.1), WithKey)
+
+
+def test_what_a_line_search_asks_for_reaches_it():
+    seen = {}
+
+    def update(updates, state, params=None, *, value, grad, value_fn):
+        seen.update(value=value, grad=grad, value_fn=value_fn)
+        return updates, state
+
+    searching = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    state = make(searching).replace(batch_stats=None)
+    given = {"value": 3.0, "grad": state.params, "value_fn": loss}
+    state = state.apply_gradients(grads=state.params, **given)
+    assert seen == given and int(state.step) == 1
