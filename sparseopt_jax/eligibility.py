@@ -44,6 +44,9 @@ def why_dense(path: str, leaf: Any, axes: Axes | None, where: Where | None) -> s
 
 def is_decayed(path: str, leaf: Any) -> bool:
     """Whether weight decay is customary: no vector, bias or normalisation's scale."""
+    # Where a wrapper such as `optax.masked` has left a leaf out, there is a hole.
+    if paths.is_hole(leaf):
+        return False
     return len(leaf.shape) >= 2 and paths.kind_by_name(path) not in ("bias", "scale")
 
 
