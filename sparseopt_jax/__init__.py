@@ -22,7 +22,7 @@ from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_mas
 from sparseopt_jax.mest import mest
 from sparseopt_jax.methods import rigl, set_, static
 from sparseopt_jax.metrics import metrics
-from sparseopt_jax.neurons import InferredDims, NeuronDims
+from sparseopt_jax.neuron_dims import InferredDims, NeuronDims
 from sparseopt_jax.norm_links import infer_norm_links
 from sparseopt_jax.optimizer_bytes import optimizer_bytes
 from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from sparseopt_jax import paths
 from sparseopt_jax.kernel_names import is_attention_output, is_projection
-from sparseopt_jax.neurons import Axes, Dims, InferredDims, chosen_dims, default_axes
+from sparseopt_jax.neuron_dims import Axes, InferredDims
+from sparseopt_jax.neurons import Dims, chosen_dims, default_axes
 
 # What an attention's features and heads x head_dim differ by at most, and the largest
 # window of a convolution: beyond these it is likely a stack.

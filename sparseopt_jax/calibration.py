@@ -11,7 +11,7 @@ from sparseopt_jax.eligibility import Where
 from sparseopt_jax.input_statistics import Inputs, add_moments
 from sparseopt_jax.kernel_inputs import InputReader
 from sparseopt_jax.kernel_trace import candidates
-from sparseopt_jax.neurons import InferredDims
+from sparseopt_jax.neuron_dims import InferredDims
 
 
 @jax.tree_util.register_pytree_with_keys_class

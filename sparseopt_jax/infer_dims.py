@@ -7,7 +7,7 @@ import jax
 
 from sparseopt_jax.kernel_axes import AxesReader, Known
 from sparseopt_jax.kernel_trace import candidates
-from sparseopt_jax.neurons import InferredDims
+from sparseopt_jax.neuron_dims import InferredDims
 
 
 def infer_dims(

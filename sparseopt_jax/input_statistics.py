@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax.kernel_layout import Use
-from sparseopt_jax.neurons import Axes
+from sparseopt_jax.neuron_dims import Axes
 
 
 class Moments(NamedTuple):

@@ -10,7 +10,7 @@ from jax.extend import core
 from sparseopt_jax.jaxprs import open_jaxpr, shape_of
 from sparseopt_jax.kernel_layout import Factor, Layout, Use, use_of
 from sparseopt_jax.kernel_trace import KernelReader, loop_operands
-from sparseopt_jax.neurons import Axes
+from sparseopt_jax.neuron_dims import Axes
 from sparseopt_jax.operand_rows import Rows
 
 # Equations whose results have the axes of their operands, each entry by itself.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sparseopt_jax.kernel_names import input_axes
-from sparseopt_jax.neurons import Axes
+from sparseopt_jax.neuron_dims import Axes
 
 
 class Factor(NamedTuple):

@@ -1,8 +1,7 @@
 """Which axes of a kernel are a neuron's inputs, and what follows from its fan-in."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,111 +9,7 @@ import jax.numpy as jnp
 from sparseopt_jax import paths
 from sparseopt_jax.counting import count_true
 from sparseopt_jax.kernel_names import input_axes
-
-
-@dataclasses.dataclass(frozen=True)
-class NeuronDims:
-    """Which axes of a kernel a neuron sums over and which tell neurons apart.
-
-    Axes that are named in neither are a batch: a stack of separate layers, as
-    ``nn.scan``, vmapped ensembles and experts hold them.
-
-    Attributes:
-      reduction_axis: axis or axes of a neuron's incoming weights.
-      output_axis: axis or axes along which the neurons lie.
-
-    Raises:
-      ValueError: if an axis is named twice.
-
-    Examples:
-      An attention's query kernel of shape ``(features, heads, head_dim)``, and a dense
-      kernel stacked over layers by ``nn.scan``, ``(layers, fan_in, out)``:
-
-      >>> NeuronDims(reduction_axis=0, output_axis=(1, 2))
-      NeuronDims(reduction_axis=(0,), output_axis=(1, 2))
-      >>> NeuronDims(1, 2)
-      NeuronDims(reduction_axis=(1,), output_axis=(2,))
-    """
-
-    reduction_axis: int | tuple[int, ...] = 0
-    output_axis: int | tuple[int, ...] = 1
-
-    def __post_init__(self) -> None:
-        for name in ("reduction_axis", "output_axis"):
-            axes = getattr(self, name)
-            axes = (axes,) if isinstance(axes, int) else tuple(axes)
-            object.__setattr__(self, name, axes)
-            if not axes or not all(isinstance(a, int) for a in axes):
-                raise ValueError(f"{name} must name at least one axis, got {axes}")
-        both = (*self.reduction_axis, *self.output_axis)  # pyright: ignore
-        if len(set(both)) != len(both):
-            raise ValueError(f"{self} names an axis twice")
-
-
-class Axes(NamedTuple):
-    """The axes of one kernel, non-negative: stack, a neuron's inputs, the neurons."""
-
-    batch: tuple[int, ...]
-    reduction: tuple[int, ...]
-    output: tuple[int, ...]
-
-    @property
-    def layer(self) -> tuple[int, ...]:
-        """All axes of a single layer of the stack."""
-        return tuple(sorted((*self.reduction, *self.output)))
-
-
-class InferredDims(Mapping[str, NeuronDims]):
-    """Kernel path -> its axes, as ``infer_dims`` reads them off a model: for ``dims=``.
-
-    Paths are meant as they are, not as globs. Equal and of equal hash where the axes of
-    all kernels are.
-
-    Attributes:
-      undecided: kernel path -> why its axes could not be read off the model.
-    """
-
-    def __init__(self, kernels: Mapping[str, Axes], undecided: Mapping[str, str]):
-        self._kernels = dict(kernels)
-        self.undecided = dict(undecided)
-
-    def axes(self, path: str) -> Axes | None:
-        """The axes of a kernel; None where the model did not tell.
-
-        Args:
-          path: the kernel's path, which may start with ``"params/"`` in a tree of all
-            variables.
-        """
-        return self._kernels.get(path) or self._kernels.get(
-            path.removeprefix("params/")
-        )
-
-    def __getitem__(self, path: str) -> NeuronDims:
-        _, reduction, output = self._kernels[path]
-        return NeuronDims(reduction, output)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kernels)
-
-    def __len__(self) -> int:
-        return len(self._kernels)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, InferredDims):
-            return NotImplemented
-        return self._kernels == other._kernels
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._kernels.items()))
-
-    def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{path!r}: {axes.reduction} -> {axes.output}"
-            + (f" in stacks along {axes.batch}" if axes.batch else "")
-            for path, axes in self._kernels.items()
-        )
-        return f"InferredDims({{{shown}}}, undecided={self.undecided!r})"
-
+from sparseopt_jax.neuron_dims import Axes, InferredDims, NeuronDims
 
 Dims = NeuronDims | Mapping[str, NeuronDims] | Callable[[str, Any], Any] | None
 
@@ -292,6 +187,39 @@ def same_axes(one: Axes | None, other: Axes | None, shape: tuple[int, ...]) -> b
         return axes and [[a for a in own if shape[a] > 1] for own in axes]
 
     return wide(one) == wide(other)
+
+
+def counted_otherwise(
+    path: str, axes: Axes | None, shape: tuple[int, ...], counts: Any
+) -> str:
+    """What to say where fan-ins in a state belong to other axes; empty if they do not.
+
+    A topology keeps the fan-ins of its neurons with size 1 along their inputs. Whoever
+    reads a state without the topology's ``dims=`` can tell by them.
+
+    Args:
+      path: the kernel's path.
+      axes: the axes that are taken for its neurons.
+      shape: the kernel's shape.
+      counts: the fan-ins, as ``TopologyState`` has them.
+
+    Returns:
+      A sentence with the remedy.
+
+    Examples:
+      >>> counts = jnp.ones((3, 1, 8), jnp.int32)  # of a stack of three layers
+      >>> counted_otherwise("w", Axes((0,), (1,), (2,)), (3, 4, 8), counts)
+      ''
+      >>> print(counted_otherwise("w", Axes((), (0, 1), (2,)), (3, 4, 8), counts))
+      w: neurons are taken to sum over axes (0, 1), but the topology ... over (1,): ...
+    """
+    summed = tuple(a for a, n in enumerate(counts.shape) if n == 1 < shape[a])
+    if axes is None or summed == tuple(a for a in axes.reduction if shape[a] > 1):
+        return ""
+    return (
+        f"{path}: neurons are taken to sum over axes {axes.reduction}, but the "
+        f"topology counts their inputs over {summed}: give the dims that it has"
+    )
 
 
 def check_dims(dims: Dims) -> None:

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparseopt_jax.neuron_dims import Axes, InferredDims, NeuronDims
 from sparseopt_jax.neurons import (
-    Axes,
-    InferredDims,
-    NeuronDims,
     correction_factor,
+    counted_otherwise,
     fan_in,
     resolve_axes,
 )
@@ -116,3 +115,19 @@ def test_inferred_dims_are_a_value_with_exact_paths():
     )
     with pytest.raises(ValueError, match="inferred for 'head/w' with 2 axes, but it"):
         resolve_axes(dims, "head/w", jnp.ones((3, 4, 5)))
+
+
+@pytest.mark.parametrize(
+    ("dims", "fits"),
+    [(NeuronDims(1, 2), True), (NeuronDims(1, (0, 2)), True), (None, False)],
+)
+def test_fan_ins_in_a_state_tell_what_they_were_counted_over(dims, fits):
+    mask = jnp.ones((3, 4, 5), bool)
+    counts = fan_in(mask, axes_of(mask.shape, NeuronDims(1, 2)))
+    said = counted_otherwise("a", axes_of(mask.shape, dims), mask.shape, counts)
+    assert (said == "") is fits
+    assert not counted_otherwise("a", None, mask.shape, counts)
+    # An axis of size 1 says nothing.
+    ones = jnp.ones((3, 1, 5), bool)
+    counts = fan_in(ones, axes_of(ones.shape))
+    assert not counted_otherwise("a", axes_of(ones.shape), ones.shape, counts)
