@@ -1,7 +1,6 @@
 """What a checkpoint says about itself, so that another run's is not taken for it."""
 
 import dataclasses
-import functools
 import json
 import zlib
 from collections.abc import Mapping
@@ -13,42 +12,68 @@ import numpy as np
 
 from sparseopt_jax import paths
 from sparseopt_jax.checksum import checksum
+from sparseopt_jax.described import UNKNOWN, describe, unlike
 from sparseopt_jax.masks import get_masks, is_sparse_state
+from sparseopt_jax.optimizer_record import optimizer_differences
 from sparseopt_jax.schedules import DensitySchedule, StepList, UpdateSchedule
 from sparseopt_jax.topology import Topology
 
+# What this version writes. Format 1, which had no number, knew nothing of the optimizer
+# and the step, and wrote leaves under their paths.
+FORMAT = 2
+
 _SHOWN = 20
+# Keys were once kept as typed ones, whose data has so many words.
+_WORDS = {"fry": 2, "rbg": 4, "urbg": 4}
 
 
-def make(
-    state: Any,
+def begin(
+    step: int,
     leaves: Mapping[str, Any],
-    stored: Mapping[str, Any],
     topology: dict[str, Any] | None,
+    optimizer: dict[str, Any] | None,
     data: Any,
 ) -> dict[str, Any]:
-    """The record of a state, as JSON has it.
+    """The part of a record that is known without a look at any array.
 
     Args:
-      state: any pytree.
-      leaves: its leaves by path.
-      stored: the arrays that are written for them.
+      step: its number.
+      leaves: the leaves of the state by path.
       topology: as ``describe_topology`` gives it, or None.
+      optimizer: as ``describe_optimizer`` gives it, or None.
       data: where the input stands.
 
     Returns:
-      A dictionary that ``checked`` takes again.
+      What ``finish`` takes.
 
     Raises:
       ValueError: if ``data`` is not JSON.
     """
-    record = {
+    return {
+        "format": FORMAT,
+        "step": step,
         "leaves": _kinds(leaves),
-        "checksums": checksums(stored),
-        "active": _active(state),
         "topology": topology,
+        "optimizer": optimizer,
         "data": _as_json(data),
     }
+
+
+def sums(state: Any, stored: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """What a record says of the arrays: with several processes all have to ask for it.
+
+    Args:
+      state: any pytree.
+      stored: the arrays that are written for it.
+
+    Returns:
+      Checksums by path, and numbers of active weights.
+    """
+    return {"checksums": checksums(stored), "active": _active(state)}
+
+
+def finish(record: dict[str, Any]) -> dict[str, Any]:
+    """The whole record, which ``checked`` takes again."""
     return record | {"crc32": _crc32(record)}
 
 
@@ -61,7 +86,17 @@ def checked(record: Any) -> dict[str, Any]:
     record = dict(record)
     if record.pop("crc32", None) != _crc32(record):
         raise ValueError("Its record has been changed.")
-    return record
+    return {"format": 1, "optimizer": None} | record
+
+
+def check_format(record: Mapping[str, Any]) -> None:
+    """Raises ValueError if a later version of the library wrote the record."""
+    if record["format"] > FORMAT:
+        raise ValueError(
+            f"it has format {record['format']}, which a later version of sparseopt_jax "
+            f"wrote; this one reads formats up to {FORMAT}: pip install --upgrade "
+            "sparseopt_jax"
+        )
 
 
 def differences(
@@ -69,6 +104,7 @@ def differences(
     state: Any,
     leaves: Mapping[str, Any],
     topology: Mapping[str, Any] | None,
+    optimizer: Mapping[str, Any] | None,
 ) -> list[str]:
     """What keeps a checkpoint from being loaded in the place of a state.
 
@@ -77,18 +113,23 @@ def differences(
       state: what it is to replace.
       leaves: its leaves by path.
       topology: as ``describe_topology`` gives it, or None to leave it out.
+      optimizer: as ``describe_optimizer`` gives it, or None to leave it out.
 
     Returns:
       One line for each difference, with both values.
     """
-    saved, given = record["leaves"], _kinds(leaves)
-    saved = {path: _as_given(kind, given.get(path)) for path, kind in saved.items()}
+    given = _kinds(leaves)
+    saved = {
+        path: _as_data(kind, given.get(path)) for path, kind in record["leaves"].items()
+    }
     # Where numbers of active weights change by design, they tell no runs apart.
     keeps_counts = all(
-        (own or {}).get("keeps_counts", True) for own in (record["topology"], topology)
+        (described or {}).get("keeps_counts", True)
+        for described in (record["topology"], topology)
     )
     return [
         *_changed(record["topology"] or {}, topology or {}, "topology, {}"),
+        *optimizer_differences(record["optimizer"], optimizer),
         *_changed(
             record["active"] if keeps_counts else {},
             *(_active(state), "active weights of {}"),
@@ -99,6 +140,16 @@ def differences(
     ]
 
 
+def _as_data(kind: str, given: str | None) -> str:
+    """The kind of the data in a typed key, where that is what is asked for."""
+    name, _, shape = kind.partition("[")
+    impl = name.removeprefix("key<").removesuffix(">")
+    if impl == name or impl not in _WORDS or (given or "key").startswith("key"):
+        return kind
+    axes = [*filter(None, shape.removesuffix("]").split(",")), str(_WORDS[impl])]
+    return f"uint32[{','.join(axes)}]"
+
+
 def _kinds(leaves: Mapping[str, Any]) -> dict[str, str]:
     """Type and shape of every leaf, such as ``float32[4,8]``."""
 
@@ -107,19 +158,6 @@ def _kinds(leaves: Mapping[str, Any]) -> dict[str, str]:
         return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
 
     return {path: describe(leaf) for path, leaf in leaves.items()}
-
-
-# Keys as they are named where typed, and their data: states held typed keys once.
-_KEY_DATA = {
-    "key<fry>[]": "uint32[2]",
-    "key<rbg>[]": "uint32[4]",
-    "key<urbg>[]": "uint32[4]",
-}
-
-
-def _as_given(saved: str, given: str | None) -> str | None:
-    """What was saved, as the run has it where that differs in how a key is held."""
-    return given if given is not None and _KEY_DATA.get(saved) == given else saved
 
 
 def checksums(stored: Mapping[str, Any]) -> dict[str, int]:
@@ -153,7 +191,8 @@ def describe_topology(topology: Any) -> dict[str, Any]:
     """What a topology is, as JSON has it.
 
     Given masks are left out, and functions that decide about leaves (``where``, a
-    distribution): what they decide shows in the masks. Others are told by their names.
+    distribution): what they decide shows in the masks. Others are told by their names,
+    by what they hold, and by their code.
 
     Args:
       topology: any topology.
@@ -178,28 +217,24 @@ def _fields(value: Any) -> dict[str, Any]:
     }
     decided = {
         name
-        for name, own in fields.items()
+        for name, setting in fields.items()
         if name in ("masks", "name")
-        or (name in ("where", "distribution", "dims") and callable(own))
+        or (name in ("where", "distribution", "dims") and callable(setting))
     }
-    return {name: _plain(own) for name, own in fields.items() if name not in decided}
+    described = {
+        name: _setting(setting)
+        for name, setting in fields.items()
+        if name not in decided
+    }
+    return {name: x for name, x in described.items() if x is not UNKNOWN}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(own) for key, own in value.items()}
+def _setting(value: Any) -> Any:
     if isinstance(value, _PARTS):
         return _fields(value)
-    if dataclasses.is_dataclass(value):
-        return repr(value)
     if isinstance(value, tuple | list):
-        return [_plain(own) for own in value]
-    if isinstance(value, functools.partial):
-        return [_plain(value.func), *map(_plain, value.args)]
-    if callable(value):
-        # Not its address, which another process has not.
-        return getattr(value, "__qualname__", None)
-    return value.item() if isinstance(value, np.generic) else value
+        return [_setting(x) for x in value]
+    return describe(value)
 
 
 def _as_json(data: Any) -> Any:
@@ -220,9 +255,10 @@ def _changed(
     saved: Mapping[str, Any], given: Mapping[str, Any], label: str = "{}"
 ) -> list[str]:
     return [
-        f"{label.format(name)}: {value} in the checkpoint, {given[name]} in this run"
-        for name, value in saved.items()
-        if name in given and given[name] != value
+        f"{label.format(name)}: {value} in the checkpoint, {other} in this run"
+        for key in saved
+        if key in given
+        for name, value, other in unlike(key, saved[key], given[key])
     ]
 
 

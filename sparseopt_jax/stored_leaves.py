@@ -68,6 +68,13 @@ def to_store(leaves: Mapping[str, Any]) -> dict[str, jax.Array | np.ndarray]:
     return {path: x for path, x in stored.items() if x.size}
 
 
+def check(leaves: Mapping[str, Any]) -> None:
+    """Raises ValueError if a leaf cannot be stored, with its path."""
+    for path, leaf in leaves.items():
+        if not isinstance(leaf, jax.Array):
+            to_store({path: leaf})
+
+
 def targets(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct | np.ndarray]:
     """What tells Orbax how to load what is stored for each leaf."""
 

@@ -135,3 +135,14 @@ def test_the_lines_for_checkpoints_resume(tmp_path):
 
     assert int(run(3, tmp_path / "run").step) == 3
     assert int(run(5, tmp_path / "run").step) == 5
+    with so.checkpoint.Checkpoints(tmp_path / "run", topology=topology) as checkpoints:
+        checkpoints.save(5, run(5, tmp_path / "run"), {"index": 5})
+    read = run_block(
+        SURVIVING,
+        "reading",
+        Checkpoints=so.checkpoint.Checkpoints,
+        directory=tmp_path / "run",
+        topology=topology,
+        state=start(),
+    )
+    assert int(read["state"].step) == 5 and read["position"] == {"index": 5}

@@ -1,0 +1,112 @@
+"""What several processes of one run say to each other before they act together.
+
+With one process nothing is sent. Otherwise all of them must make the same calls; what
+they hand over may differ, and then all of them raise.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+_LONGEST = 4000  # bytes of a message that are sent
+
+
+def together(action: Callable[[], T]) -> T:
+    """Does something in every process; if it fails in one of them, all raise.
+
+    Args:
+      action: may fail in some processes only; does not wait for others.
+
+    Returns:
+      What it returns.
+
+    Raises:
+      Exception: what it raised here.
+      ValueError: if it failed in another process, with what happened there.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as raised:  # it is raised below, when the others know
+        error = raised
+    messages = _gathered("" if error is None else str(error) or repr(error))
+    if error is not None:
+        raise error
+    for process, message in enumerate(messages):
+        if message:
+            raise ValueError(f"process {process} of this run: {message}")
+    return result  # pyright: ignore[reportReturnType]
+
+
+def require_same(values: Mapping[str, Any], advice: str) -> None:
+    """Makes sure that all processes hold the same.
+
+    Args:
+      values: what JSON can hold, by name; mappings in it are compared by their keys.
+      advice: what to do about a difference.
+
+    Raises:
+      ValueError: on every process, with the first value that differs.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(values)
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = np.asarray(multihost_utils.process_allgather(digest))
+    if (digests == digests[0]).all():
+        return
+    first = json.loads(_of_first(text))
+    messages = _gathered(_first_difference(first, json.loads(text)))
+    process = next(i for i, message in enumerate(messages) if message)
+    raise ValueError(
+        "the processes of this run do not hold the same: "
+        f"{messages[process].format(process=f'process {process}')}. {advice}"
+    )
+
+
+def of_first(value: T) -> T:
+    """What process 0 holds: JSON."""
+    if jax.process_count() == 1:
+        return value
+    return json.loads(_of_first(json.dumps(value)))
+
+
+def _of_first(text: str) -> str:
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    padded = np.resize(data, size) if data.size else np.zeros(size, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode()
+
+
+def _gathered(message: str) -> list[str]:
+    """A message of each process, in order."""
+    data = message.encode()[:_LONGEST]
+    own = np.frombuffer(data.ljust(_LONGEST, b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(own))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+
+def _first_difference(first: Any, own: Any, name: str = "") -> str:
+    """Where another process's value differs from process 0's; empty if nowhere."""
+    if isinstance(first, Mapping) and isinstance(own, Mapping):
+        for key in [*first, *(key for key in own if key not in first)]:
+            found = _first_difference(
+                first.get(key), own.get(key), f"{name} {key}" if name else key
+            )
+            if found:
+                return found
+        return ""
+    if first == own:
+        return ""
+    one, other = (str(x).replace("{", "{{").replace("}", "}}") for x in (first, own))
+    name = name.replace("{", "{{").replace("}", "}}")
+    return f"{name} is {one} in process 0, {other} in {{process}}"
