@@ -52,7 +52,8 @@ def scale_by_batch_variance(
       variances lag: after a change of the masks they need about 1 / (1 - momentum)
       steps (100 at Flax's default 0.99) to follow, and they are 1 at initialisation,
       where the factor is 1 until they are warm. Position matters as for
-      ``scale_by_sparseopt``: after ``optax.scale_by_adam``, not before.
+      ``scale_by_sparseopt``: after ``optax.scale_by_adam``, not before. With
+      ``optax.inject_hyperparams`` name ``links`` and ``dims`` in ``static_args``.
 
     Examples:
       >>> import jax.numpy as jnp

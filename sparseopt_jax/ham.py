@@ -86,7 +86,8 @@ def ham(
       As in the published code, two dimensions make a weight, whatever it is called:
       embeddings and the scales of stacked layers take part. ``optax.masked`` or
       ``optax.partition`` limits it to some. Where RigL's change replaces a step, this
-      one is replaced with it.
+      one is replaced with it. With ``optax.inject_hyperparams`` name ``inner`` in
+      ``static_args``.
 
     References:
       Jacobs et al., Hyperbolic aware minimization: implicit bias for sparsity, 2026

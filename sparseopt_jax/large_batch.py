@@ -19,6 +19,7 @@ from sparseopt_jax.neurons import (
 )
 from sparseopt_jax.sparseopt import scale, scale_by_sparseopt
 from sparseopt_jax.sparsify import sparsify
+from sparseopt_jax.static_arguments import check_static
 from sparseopt_jax.straight_through import AnyTopology
 
 
@@ -75,6 +76,9 @@ def scale_by_sparse_trust_ratio(
 
       A weight whose mask is the forward pass's alone, as with ``ste``, is scaled by the
       ratio of those that the forward pass uses.
+
+      With ``optax.inject_hyperparams`` name ``exclude`` and ``dims`` in
+      ``static_args``.
 
     References:
       You et al., Large batch training of convolutional networks, 2017
@@ -186,7 +190,8 @@ def sparse_lars(
     Note:
       As in ``optax.lars``, which it equals where no weight is zero: the denominator is
       the norm of the sum, where the paper has the sum of the two norms. With
-      ``optax.inject_hyperparams`` name ``topology`` in ``static_args``.
+      ``optax.inject_hyperparams`` name ``topology``, ``nesterov`` and ``sparseopt`` in
+      ``static_args``.
 
     References:
       You et al., Large batch training of convolutional networks, 2017
@@ -199,6 +204,7 @@ def sparse_lars(
       ...     8.0, so.rigl(0.9, every=100, stop=7_500), weight_decay=1e-4
       ... )
     """
+    check_static(nesterov=nesterov, sparseopt=sparseopt)
     inner = optax.chain(
         scale_by_sparseopt() if sparseopt else optax.identity(),
         optax.add_decayed_weights(weight_decay, decay_mask),
@@ -255,7 +261,8 @@ def sparse_lamb(
     Note:
       As ``optax.lamb``, which it equals where no weight is zero, except for biases and
       normalisations: those are Adam's, as the ratio of LARS leaves them out. With
-      ``optax.inject_hyperparams`` name ``topology`` in ``static_args``.
+      ``optax.inject_hyperparams`` name ``topology`` and ``sparseopt`` in
+      ``static_args``.
 
     References:
       You et al., Large batch optimization for deep learning: training BERT in 76
@@ -268,6 +275,7 @@ def sparse_lamb(
       ...     0.01, so.rigl(0.9, every=100, stop=7_500), weight_decay=0.01
       ... )
     """
+    check_static(sparseopt=sparseopt)
     inner = optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         scale_by_sparseopt() if sparseopt else optax.identity(),

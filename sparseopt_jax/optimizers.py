@@ -6,6 +6,7 @@ import optax
 from sparseopt_jax.eligibility import decay_mask
 from sparseopt_jax.sparseopt import scale_by_sparseopt
 from sparseopt_jax.sparsify import sparsify
+from sparseopt_jax.static_arguments import check_static
 from sparseopt_jax.straight_through import AnyTopology
 
 
@@ -43,7 +44,8 @@ def sparse_sgd(
       ValueError: as ``sparsify``.
 
     Note:
-      With ``optax.inject_hyperparams`` name ``topology`` in ``static_args``.
+      With ``optax.inject_hyperparams`` name ``topology``, ``nesterov`` and
+      ``sparseopt`` in ``static_args``.
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541), whose SGD this is; where the L2
@@ -59,6 +61,7 @@ def sparse_sgd(
       ...     sparseopt=True,
       ... )
     """
+    check_static(nesterov=nesterov, sparseopt=sparseopt)
     inner = optax.chain(
         scale_by_sparseopt() if sparseopt else optax.identity(),
         optax.add_decayed_weights(weight_decay, decay_mask),
@@ -103,7 +106,8 @@ def sparse_adamw(
     Note:
       The paper names Adam as a base optimizer without a place in it for the scale;
       behind ``scale_by_adam`` is our choice, for the reason above. With
-      ``optax.inject_hyperparams`` name ``topology`` in ``static_args``.
+      ``optax.inject_hyperparams`` name ``topology`` and ``sparseopt`` in
+      ``static_args``.
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541); Loshchilov and Hutter,
@@ -113,6 +117,7 @@ def sparse_adamw(
       >>> import sparseopt_jax as so
       >>> tx = so.sparse_adamw(1e-3, so.set_(0.9, every=100, stop=75_000))
     """
+    check_static(sparseopt=sparseopt)
     inner = optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         scale_by_sparseopt() if sparseopt else optax.identity(),

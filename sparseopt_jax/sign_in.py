@@ -10,6 +10,7 @@ import optax
 
 from sparseopt_jax.eligibility import is_matrix
 from sparseopt_jax.neurons import Dims, NeuronDims, chosen_dims
+from sparseopt_jax.static_arguments import check_static
 from sparseopt_jax.transformations import checked_transformation
 
 
@@ -96,7 +97,8 @@ def sign_in(
       our choice; ``optax.masked`` or ``optax.partition`` limits it to some. So is that
       what ``inner`` keeps, such as momentum, stays as it is when factors are balanced.
       They are balanced from the parameters as they then are: weights that were changed
-      from outside are taken in, and training resumes from theta alone.
+      from outside are taken in, and training resumes from theta alone. With
+      ``optax.inject_hyperparams`` name ``inner`` and ``every`` in ``static_args``.
 
     References:
       Gadhikar et al., Sign-In to the lottery, 2025 (arXiv 2504.12801). The closed form
@@ -118,6 +120,7 @@ def sign_in(
       >>> params = optax.apply_updates(params, updates)
     """
     inner = checked_transformation(inner)
+    check_static(every=every)
     try:
         every = operator.index(every)
     except TypeError:

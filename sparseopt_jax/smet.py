@@ -16,6 +16,7 @@ from sparseopt_jax.eligibility import Where, decay_mask
 from sparseopt_jax.neurons import Dims
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.sparsify import sparsify
+from sparseopt_jax.static_arguments import check_static
 from sparseopt_jax.structures import Block, Structure, Structures, Unstructured
 from sparseopt_jax.topology import Topology
 
@@ -84,7 +85,9 @@ def scale_by_local_adam(
 
     Note:
       That weights active from the start are not warmed up is our choice: the schedule
-      of the learning rate is there for the start of a run.
+      of the learning rate is there for the start of a run. With
+      ``optax.inject_hyperparams`` name ``warmup_steps``, ``shared_axis`` and
+      ``counted`` in ``static_args``.
 
     References:
       Xiao et al., SMET, 2026 (arXiv 2606.00888): local steps and warm-up.
@@ -96,6 +99,7 @@ def scale_by_local_adam(
       >>> tx.init(params).local_count["kernel"].dtype
       dtype('int32')
     """
+    check_static(warmup_steps=warmup_steps, shared_axis=shared_axis)
     warmup_steps = _check_steps(warmup_steps)
     for name, value in (("b1", b1), ("b2", b2)):
         if isinstance(value, int | float) and not 0.0 <= value < 1.0:
@@ -205,7 +209,9 @@ def smet(
     Note:
       Sources disagree about the exponent: the official code names lr / density, a
       summary of the paper lr / sqrt(density). Weight decay, and that the scaled rate
-      holds for dense leaves too, are our choices.
+      holds for dense leaves too, are our choices. With ``optax.inject_hyperparams``
+      name ``topology``, ``density_exponent``, ``warmup_steps``, ``compact`` and
+      ``host_updates`` in ``static_args``.
 
     References:
       Xiao et al., SMET, 2026 (arXiv 2606.00888).
@@ -220,6 +226,12 @@ def smet(
             "topology must be a Topology that keeps the number of active weights, as "
             f"set_smet and set_ make it, got {topology!r}"
         )
+    check_static(
+        density_exponent=density_exponent,
+        warmup_steps=warmup_steps,
+        compact=compact,
+        host_updates=host_updates,
+    )
     if not math.isfinite(density_exponent):
         raise ValueError(
             f"density_exponent must be a finite number, got {density_exponent}"

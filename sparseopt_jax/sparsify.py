@@ -17,6 +17,7 @@ from sparseopt_jax.packing import is_packed
 from sparseopt_jax.phases import Phases
 from sparseopt_jax.placement import check_placement
 from sparseopt_jax.prng_keys import check_key, load_key, store_key, typed_key
+from sparseopt_jax.static_arguments import check_static
 from sparseopt_jax.stored_masks import loaded, stored, unpacked, whole
 from sparseopt_jax.straight_through import (
     AnyTopology,
@@ -87,6 +88,10 @@ def sparsify(
         does not fit the parameters; at ``update``, without ``params`` or with ``masks``
         from outside.
 
+    Note:
+      With ``optax.inject_hyperparams`` name ``inner``, ``topology``, ``host_updates``,
+      ``packed`` and ``compact`` in ``static_args``.
+
     Examples:
       >>> import jax.numpy as jnp, optax
       >>> import sparseopt_jax as so
@@ -99,6 +104,7 @@ def sparsify(
       >>> int((params["kernel"] != 0).sum())
       8
     """
+    check_static(host_updates=host_updates, packed=packed, compact=compact)
     check_key(key)
     check_placement(inner)
     if compact:
