@@ -11,6 +11,7 @@ import optax
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import at_active
 from sparseopt_jax.neurons import Axes, Dims, check_dims, resolve_axes
+from sparseopt_jax.running_statistics import variance_of
 from sparseopt_jax.sparseopt import scale
 
 
@@ -38,8 +39,8 @@ def scale_by_batch_variance(
     Returns:
       A stateless transformation; ``update`` needs ``batch_stats=`` as an extra
       argument, the statistics as Flax holds them (a linen collection, an
-      ``nnx.State``). Kernels without a link pass, and so do the kernels that are dense
-      inside ``sparsify``.
+      ``nnx.State``), or the state of a Haiku or Equinox model. Kernels without a link
+      pass, and so do the kernels that are dense inside ``sparsify``.
 
     Raises:
       ValueError: for links that are empty or name no kernel (at ``init``), name no
@@ -132,14 +133,15 @@ def _check_kernels(links: Mapping[str, str], leaves: dict[str, Any]) -> None:
 
 
 def _variance(statistics: dict[str, jax.Array], kernel: str, norm: str) -> jax.Array:
-    path = f"{norm}/var" if norm else "var"
-    if path not in statistics:
+    variance = variance_of(statistics, norm)
+    if variance is None:
+        path = f"{norm}/var" if norm else "var"
         known = sorted({p.rpartition("/")[0] for p in statistics})
         raise ValueError(
             f"links give {kernel!r} the normalisation {norm!r}, but batch_stats has no "
             f"{path!r}; its normalisations are {', '.join(known) or '(none)'}"
         )
-    return statistics[path]
+    return variance
 
 
 def _factor(
@@ -157,7 +159,8 @@ def _factor(
         raise ValueError(
             f"the normalisation of {kernel!r} has variances of shape "
             f"{tuple(variance.shape)}, but the kernel of shape {tuple(leaf.shape)} "
-            f"has neurons of shape {shape}"
+            f"has neurons of shape {shape}; dims says which axes are inputs and which "
+            "outputs, NeuronDims(1, 2) for a stack of dense layers"
         )
     full = [n if a in kept else 1 for a, n in enumerate(leaf.shape)]
     variance = variance.astype(jnp.float32).reshape(full)

@@ -22,6 +22,7 @@ from jax.extend import core
 
 from sparseopt_jax import paths
 from sparseopt_jax.jaxprs import called_jaxpr, open_jaxpr, ranks, shape_of
+from sparseopt_jax.running_statistics import find_statistics
 
 
 class NormLinks(dict[str, str]):
@@ -54,10 +55,14 @@ def infer_norm_links(
     Args:
       apply_fn: ``apply_fn(variables, *args, **kwargs)`` evaluates the model with its
         running statistics, as ``model.apply`` with ``train=False`` does in linen and
-        ``lambda state, x: nnx.merge(graphdef, state)(x)`` in nnx.
+        ``lambda state, x: nnx.merge(graphdef, state)(x)`` in nnx. For Haiku and
+        Equinox hand the parameters and the state over in one dictionary, as
+        ``lambda v, x: model.apply(v["params"], v["state"], None, x)``.
       variables: all variables, as arrays or ``jax.ShapeDtypeStruct``. A running mean
-        is a leaf ``.../mean`` that has a sibling ``.../var``. If there is a collection
-        ``"params"`` at the top, reported paths leave out the collection's name.
+        is a leaf ``.../mean`` that has a sibling ``.../var``, as in Flax, Haiku's
+        ``.../mean_ema/average`` beside ``.../var_ema/average``, or the first of a pair
+        of vectors in an Equinox ``State``. If there is a collection ``"params"`` at the
+        top, reported paths leave out the collection's name.
       *args: the model's inputs, as arrays or ``jax.ShapeDtypeStruct``. What is not an
         array is passed on as it is.
       **kwargs: treated as ``args`` are.
@@ -90,14 +95,16 @@ def infer_norm_links(
             f"variables must hold the model's arrays, got {variables!r}: pass what "
             "model.init or nnx.state(model) returns"
         )
-    statistics = _running_statistics(leaves)
-    if not statistics:
+    found = find_statistics(variables)
+    if not found:
         raise ValueError(
             "no running mean found: pass the variables of a model with BatchNorm, "
-            "batch_stats included, and evaluate with train=False; the paths are "
-            + ", ".join(leaves)
+            "its statistics (batch_stats, Haiku's or Equinox's state) included, and "
+            "evaluate with train=False; the paths are " + ", ".join(leaves)
         )
     jaxpr = _trace(apply_fn, variables, args, kwargs)
+    norm_of = {own.mean: own.norm for own in found}
+    statistics = {*norm_of, *(own.variance for own in found)}
 
     has_collections = isinstance(variables, Mapping) and "params" in variables
     candidates, norms, inputs = [], {}, []
@@ -106,8 +113,9 @@ def infer_norm_links(
         name = path.partition("/")[2] if has_collections else path
         kernels = frozenset[str]()
         if path in statistics:
-            if path.endswith("mean"):
-                norms[name] = name.rpartition("/")[0]
+            if path in norm_of:
+                norm = norm_of[path]
+                norms[name] = norm.partition("/")[2] if has_collections else norm
         elif (
             len(aval.shape) >= 2
             and jnp.issubdtype(aval.dtype, jnp.inexact)
@@ -138,16 +146,6 @@ def infer_norm_links(
         {name: flow.norm(name) for name, reason in reasons.items() if reason is None},
         {name: reason for name, reason in reasons.items() if reason is not None},
     )
-
-
-def _running_statistics(leaves: Iterable[str]) -> set[str]:
-    """The paths of running means, which have a variance beside them, and of both."""
-    known, statistics = set(leaves), set()
-    for path in known:
-        variance = path.removesuffix("mean") + "var"
-        if path.rpartition("/")[2] == "mean" and variance in known:
-            statistics |= {path, variance}
-    return statistics
 
 
 def _trace(
@@ -289,13 +287,22 @@ class _Flow:
             negated = [dataclasses.replace(f, negated=not f.negated) for f in fixed]
             return signals or negated
         if not signals:
-            return [_Fixed(_size(var), _kernels(fixed)) for var in eqn.outvars]
+            mean = self._mean(name, fixed)
+            kernels = _kernels(fixed)
+            return [_Fixed(_size(var), kernels, mean) for var in eqn.outvars]
         self.uses.update(_kernels(fixed))
         if len(signals) == len(fixed) == 1:
             output = self._meet(eqn, signals[0], fixed[0], values[1] is fixed[0])
         else:
             output = _merge(signals, f"passes through {name}", _JOINS.get(name))
         return [output] * len(eqn.outvars)
+
+    def _mean(self, name: str, fixed: list[_Fixed]) -> str:
+        """The running mean that a scalar corrects or that one layer's is cut from."""
+        large = [own for own in fixed if own.size > 1]
+        is_mean = len(large) == 1 and large[0].leaf in self.norms
+        scaled_or_cut = ("mul", "div", "slice", "dynamic_slice")
+        return large[0].leaf if is_mean and name in scaled_or_cut else ""
 
     def _meet(
         self, eqn: core.JaxprEqn, signal: _Signal, fixed: _Fixed, fixed_is_right: bool

@@ -4,7 +4,9 @@ import copy
 import functools
 import pickle
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
+import sparseopt_jax as so
 from sparseopt_jax.norm_links import NormLinks, infer_norm_links
 
 IMAGE = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
@@ -794,3 +797,122 @@ def test_inputs_that_are_closed_over_are_an_error():
     variables = variables_of(model, x)
     with pytest.raises(ValueError, match="give infer_norm_links its inputs"):
         infer_norm_links(lambda variables: model.apply(variables, x), variables)
+
+
+# Statistics that other libraries keep under other names.
+
+
+def haiku_net(x, is_training):
+    norm = functools.partial(hk.BatchNorm, True, True, 0.9)
+    y = hk.Linear(8)(x)
+    y = jax.nn.relu(norm()(y, is_training))
+    y = hk.Conv2D(4, 3)(y[:, None, :, None])
+    y = norm()(y, is_training)
+    return hk.Linear(2)(y.mean((1, 2)))
+
+
+def haiku_model():
+    model = hk.transform_with_state(haiku_net)
+    params, state = model.init(jax.random.key(0), jnp.ones((3, 4)), True)
+    return model, {"params": params, "state": state}
+
+
+def test_haiku_models_are_linked():
+    model, variables = haiku_model()
+
+    def evaluate(variables, x):
+        params, state = variables["params"], variables["state"]
+        return model.apply(params, state, None, x, False)[0]
+
+    links = infer_norm_links(evaluate, variables, jnp.ones((3, 4)))
+    assert dict(links) == {"conv2_d/w": "batch_norm_1", "linear/w": "batch_norm"}
+    assert links.undecided == {"linear_1/w": "no normalisation follows"}
+
+    tx = so.scale_by_batch_variance(links, eps=0.0)
+    state = variables["state"]
+    variance = jnp.arange(1.0, 9.0)[None]
+    state["batch_norm/~/var_ema"]["average"] = variance
+    grads = jax.tree.map(jnp.ones_like, variables["params"])
+    updates, _ = tx.update(grads, tx.init(grads), grads, batch_stats=state)
+    np.testing.assert_allclose(
+        updates["linear"]["w"][:1], jnp.sqrt(variance / variance.mean()), rtol=1e-6
+    )
+
+
+class EquinoxNet(eqx.Module):
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    last: eqx.nn.Linear
+
+    def __init__(self, mode):
+        first, last = jax.random.split(jax.random.key(0))
+        self.first = eqx.nn.Linear(4, 8, key=first)
+        self.norm = eqx.nn.BatchNorm(8, "batch", mode=mode)
+        self.last = eqx.nn.Linear(8, 2, key=last)
+
+    def __call__(self, x, state):
+        y, state = self.norm(self.first(x), state, inference=True)
+        return self.last(jax.nn.relu(y)), state
+
+
+@pytest.mark.parametrize("mode", ["ema", "batch"])
+def test_equinox_models_are_linked(mode):
+    model, state = eqx.nn.make_with_state(EquinoxNet)(mode)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def evaluate(variables, x):
+        own = eqx.combine(variables["params"], static)
+        return jax.vmap(own, (0, None), (0, None), "batch")(x, variables["state"])[0]
+
+    variables = {"params": params, "state": state}
+    links = infer_norm_links(evaluate, variables, jnp.ones((3, 4)))
+    assert list(links) == ["first/weight"]
+    assert links.undecided == {"last/weight": "no normalisation follows"}
+
+    variance = jnp.arange(1.0, 9.0)
+    # One entry of the state is the pair of statistics, the other counts.
+    state = jax.tree.map(lambda x: variance if x.shape == (8,) else x, state)
+    tx = so.scale_by_batch_variance(links, eps=0.0, dims=so.NeuronDims(1, 0))
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(grads, tx.init(grads), grads, batch_stats=state)
+    np.testing.assert_allclose(
+        updates.first.weight[:, 0], jnp.sqrt(variance / variance.mean()), rtol=1e-6
+    )
+
+
+class StackedNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.blocks = nnx.vmap(lambda rngs: NnxPreActivation(rngs))(rngs.split(3))
+
+
+def test_stacked_nnx_norms_have_one_statistic_a_layer():
+    def scanned(graph, state, x):
+        return jax.lax.scan(lambda x, own: (nnx.merge(graph, own)(x), ()), x, state)[0]
+
+    def side_by_side(graph, state, x):
+        return jax.vmap(lambda own: nnx.merge(graph, own)(x))(state)
+
+    def unrolled(graph, state, x):
+        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(3)]
+        return functools.reduce(lambda x, own: nnx.merge(graph, own)(x), layers, x)
+
+    blocks = StackedNnx(nnx.Rngs(0)).blocks
+    blocks.eval()
+    graph, state = nnx.split(blocks)
+    for forward in (scanned, side_by_side):
+        apply_fn = functools.partial(forward, graph)
+        links = infer_norm_links(apply_fn, state, jnp.ones((2, 4)))
+        assert dict(links) == {"linear1/kernel": "norm2"}
+    apply_fn = functools.partial(unrolled, graph)
+    links = infer_norm_links(apply_fn, state, jnp.ones((2, 4)))
+    assert links.undecided["linear1/kernel"] == "used 3 times"
+
+    # Each layer's own variances scale its kernel.
+    variance = jnp.arange(1.0, 13.0).reshape(3, 4)
+    dims = so.NeuronDims(1, 2)
+    tx = so.scale_by_batch_variance({"linear1/kernel": "norm2"}, eps=0.0, dims=dims)
+    grads = {"linear1": {"kernel": jnp.ones((3, 4, 4))}}
+    stats = {"norm2": {"mean": jnp.zeros((3, 4)), "var": variance}}
+    updates, _ = tx.update(grads, tx.init(grads), grads, batch_stats=stats)
+    expected = jnp.sqrt(variance / variance.mean(1, keepdims=True))
+    np.testing.assert_allclose(updates["linear1"]["kernel"][:, 0], expected, rtol=1e-6)
