@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import json
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from sparseopt_jax import paths
@@ -267,21 +270,95 @@ class Layout:
         return self._has_blocks and fits
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ActiveIndices:
+_VERSION = 1
+
+
+def write_layouts(layouts: tuple[tuple[str, Layout], ...]) -> np.ndarray:
+    """Layouts by path as an array that any tool can save: JSON in UTF-8, uint8."""
+    leaves = {
+        path: layout.units._asdict() | {"per_cell": layout.per_cell}
+        for path, layout in layouts
+    }
+    text = json.dumps({"version": _VERSION, "leaves": leaves}, separators=(",", ":"))
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def read_layouts(text: Any) -> tuple[tuple[str, Layout], ...]:
+    """What ``write_layouts`` has written.
+
+    Args:
+      text: its array, alone or once for each replica.
+
+    Returns:
+      Path and layout of every sparse leaf.
+
+    Raises:
+      ValueError: for text of another version.
+    """
+    text = np.asarray(text)
+    written = json.loads(text.reshape(-1, text.shape[-1])[0].tobytes())
+    if written["version"] != _VERSION:
+        raise ValueError(
+            f"the state's active weights are laid out by version {written['version']} "
+            f"of their description, this package reads version {_VERSION}"
+        )
+    found = []
+    for path, fields in written["leaves"].items():
+        per_cell = fields.pop("per_cell")
+        units = Units(**{name: tuple(axes) for name, axes in fields.items()})
+        found.append((path, Layout(units, per_cell)))
+    return tuple(found)
+
+
+class _Parts(NamedTuple):
+    tree: Any
+    layout_text: Any
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class ActiveIndices(_Parts):
     """Masks as the places of the active weights, 4 bytes for each unit of them.
+
+    A named tuple to Flax's serialization and to whatever else saves those. What a
+    compiled step has to know is beside its parts, as static as a shape; written as
+    ``layout_text`` it is saved with them, and read again where nothing else tells it.
 
     Attributes:
       tree: int32 arrays in the structure of the parameters, ``optax.MaskedNode()`` at
         dense leaves and at full ones.
+      layout_text: uint8 array, the layouts as ``write_layouts`` gives them.
       layouts: path and layout of every sparse leaf.
     """
 
-    tree: Any
-    layouts: tuple[tuple[str, Layout], ...] = dataclasses.field(
-        metadata={"static": True}
-    )
+    layouts: tuple[tuple[str, Layout], ...]
+
+    def __new__(cls, tree: Any, layout_text: Any) -> "ActiveIndices":
+        return cls._of(tree, layout_text, read_layouts(layout_text))
+
+    @classmethod
+    def of(cls, tree: Any, layouts: tuple[tuple[str, Layout], ...]) -> "ActiveIndices":
+        """The indices of leaves that are laid out so."""
+        return cls._of(tree, jnp.asarray(write_layouts(layouts)), layouts)
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> "ActiveIndices":
+        return cls(*iterable)
+
+    @classmethod
+    def _of(cls, tree: Any, text: Any, layouts: Any) -> "ActiveIndices":
+        self = tuple.__new__(cls, (tree, text))
+        self.layouts = layouts
+        return self
+
+    def tree_flatten_with_keys(self):
+        """As JAX asks for it."""
+        names = map(jax.tree_util.GetAttrKey, self._fields)
+        return tuple(zip(names, self, strict=True)), self.layouts
+
+    @classmethod
+    def tree_unflatten(cls, layouts, parts):
+        """As JAX asks for it."""
+        return cls._of(*parts, layouts)
 
     def masks(self) -> Any:
         """The same as bool arrays."""
@@ -317,7 +394,7 @@ class ActiveIndices:
             return layouts[path].moved(index, new[path])
 
         tree = paths.map_with_paths(at_leaf, self.tree)
-        return dataclasses.replace(self, tree=tree)
+        return self._of(tree, self.layout_text, self.layouts)
 
 
 class ActiveWeights:

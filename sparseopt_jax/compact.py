@@ -374,7 +374,7 @@ def _first_indices(layouts: dict[str, Layout], masks: Any) -> ActiveIndices:
         return layouts[path].index(mask)
 
     tree = paths.map_with_paths(at_leaf, masks)
-    return ActiveIndices(tree, tuple(layouts.items()))
+    return ActiveIndices.of(tree, tuple(layouts.items()))
 
 
 def _initial(indices: ActiveIndices, params: Any) -> Any:

@@ -152,7 +152,7 @@ class TestState:
         tx = so.sparsify(optax.adam(0.1), TOPOLOGIES["set"], compact=True)
         state = tx.init(params)
         assert isinstance(state.masks, ActiveIndices)
-        (index,) = jax.tree.leaves(state.masks)
+        (index,) = jax.tree.leaves(state.masks.tree)
         assert index.shape == (256,) and index.dtype == jnp.int32
         moments = state.inner_state[0]
         assert moments.mu["kernel"].shape == moments.nu["kernel"].shape == (1, 256)
