@@ -295,6 +295,11 @@ def read_layouts(text: Any) -> tuple[tuple[str, Layout], ...]:
     Raises:
       ValueError: for text of another version.
     """
+    if isinstance(text, jax.core.Tracer):
+        raise ValueError(
+            "inside of jit the active weights of a compact sparsify are known only in "
+            "the state that tx.init makes: restore the checkpoint into its structure"
+        )
     text = np.asarray(text)
     written = json.loads(text.reshape(-1, text.shape[-1])[0].tobytes())
     if written["version"] != _VERSION:
@@ -363,14 +368,18 @@ class ActiveIndices(_Parts):
     def masks(self) -> Any:
         """The same as bool arrays."""
         layouts = dict(self.layouts)
+        replicas = jnp.shape(self.layout_text)[:-1]
 
         def at_leaf(path, index):
             if path not in layouts:
                 return index
             layout = layouts[path]
             if layout.is_full:
-                return jnp.ones(layout.units.shape, jnp.bool_)
-            return layout.mask(index)
+                return jnp.ones((*replicas, *layout.units.shape), jnp.bool_)
+            mask = layout.mask
+            for _ in replicas:
+                mask = jax.vmap(mask)
+            return mask(jnp.asarray(index))
 
         return paths.map_with_paths(at_leaf, self.tree)
 

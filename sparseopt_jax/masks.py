@@ -5,7 +5,8 @@ each sparse leaf, ``optax.MaskedNode()`` at each dense one.
 """
 
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,6 @@ import optax
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import ActiveIndices
-from sparseopt_jax.arguments import check_single
 from sparseopt_jax.packing import is_packed, unpack
 
 
@@ -142,6 +142,11 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
         masks = get_masks(opt_state_or_masks)
     else:
         masks = opt_state_or_masks
+        if not _is_like_masks(masks, params):
+            raise ValueError(
+                f"{_NO_MASKS}; or pass a tree of masks, bool arrays in the structure "
+                "of the parameters"
+            )
     _check_fit(masks, params)
     return zero_masked(masks, params)
 
@@ -179,14 +184,22 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
     return params if stays_dense(opt_state) else zero_masked(masks, params)
 
 
+_NO_MASKS = (
+    "no masks found: the optimizer state holds no SparseState; build the optimizer "
+    "with sparsify, sparseopt, sparse_sgd or sparse_adamw, and pass what its init or "
+    "update returns"
+)
+
+
 def get_masks(opt_state: Any) -> Any:
     """The masks in an optimizer state, wherever they are.
 
     Args:
       opt_state: any pytree that holds a ``SparseState``: the state of ``chain``,
         ``MultiSteps``, ``partition``, ``inject_hyperparams`` and the like, a train
-        state, an ``nnx.Optimizer``. Several states, as ``partition`` makes them, are
-        merged into one tree.
+        state, an ``nnx.Optimizer``, and the dictionaries and lists that a checkpoint
+        gives when it is restored without a target. Several states, as ``partition``
+        makes them, are merged into one tree.
 
     Returns:
       Bool arrays in the structure of the parameters, ``optax.MaskedNode()`` at dense
@@ -206,19 +219,8 @@ def get_masks(opt_state: Any) -> Any:
     """
     states = find_states(opt_state)
     if not states:
-        raise ValueError(
-            "no masks found: the optimizer state holds no SparseState; build the "
-            "optimizer with sparsify, sparseopt, sparse_sgd or sparse_adamw"
-        )
-    # Of bool arrays side by side the masks are right; the others tell their shapes.
-    check_single(s for s in states if _is_condensed(unbox(s.masks)))
+        raise ValueError(_NO_MASKS)
     return functools.reduce(_merge, (_bools(unbox(state.masks)) for state in states))
-
-
-def _is_condensed(masks: Any) -> bool:
-    """Whether masks are kept as bits or indices."""
-    leaves = jax.tree.leaves(masks, is_leaf=is_packed)
-    return isinstance(masks, ActiveIndices) or any(map(is_packed, leaves))
 
 
 def _bools(masks: Any) -> Any:
@@ -226,10 +228,55 @@ def _bools(masks: Any) -> Any:
 
 
 def find_states(opt_state: Any) -> list[Any]:
-    """Every state with masks in a pytree, or in an object's ``opt_state``."""
+    """Every state with masks in a pytree, or in an object's ``opt_state``.
+
+    Also where a tool has made dictionaries of named tuples, as a checkpoint restored
+    without a target, Flax's state dictionaries and ``nnx.state`` have it.
+    """
     tree = getattr(opt_state, "opt_state", opt_state)
-    leaves = jax.tree.leaves(tree, is_leaf=is_sparse_state)
-    return [leaf for leaf in leaves if is_sparse_state(leaf)]
+    leaves = jax.tree.leaves(
+        tree, is_leaf=lambda x: is_sparse_state(x) or _is_taken_apart(x)
+    )
+    found = [_rebuilt(x) if _is_taken_apart(x) else x for x in leaves]
+    return [x for x in found if is_sparse_state(x)]
+
+
+# What has no leaves is left out by some tools: ``trained_masks``, ``inner_state``.
+_ALWAYS_THERE = {"count", "key", "masks", "topology_state"}
+
+
+def _is_taken_apart(x: Any) -> bool:
+    if not isinstance(x, Mapping):
+        return False
+    return _ALWAYS_THERE <= set(x) <= set(ForwardMaskState._fields)
+
+
+def _rebuilt(parts: Mapping[str, Any]) -> SparseState | ForwardMaskState:
+    """The state that a dictionary has been made of; its inner state stays as it is."""
+    is_forward = "trained_masks" in parts
+    kind = ForwardMaskState if is_forward else SparseState
+    own = {name: parts.get(name, ()) for name in kind._fields}
+    for name in ("masks", "trained_masks") if is_forward else ("masks",):
+        own[name] = _with_holes(unbox(own[name]))
+    masks = own["masks"]
+    if isinstance(masks, Mapping) and set(masks) == set(ActiveIndices._fields):
+        own["masks"] = ActiveIndices(**masks)
+    topology_state = own["topology_state"]
+    if isinstance(topology_state, Mapping):
+        kept = {"explored": (), "turned": (), "memory": ()} | dict(topology_state)
+        own["topology_state"] = types.SimpleNamespace(**kept)
+    return kind(**own)
+
+
+def _with_holes(masks: Any) -> Any:
+    """Holes again where a tool has put None or an empty dictionary in their place."""
+
+    def is_empty(x):
+        return x is None or (isinstance(x, Mapping) and not x)
+
+    return jax.tree.map(
+        lambda x: optax.MaskedNode() if is_empty(x) else x, masks, is_leaf=is_empty
+    )
 
 
 def stays_dense(opt_state: Any) -> bool:
@@ -252,19 +299,29 @@ def check_masks(masks: Any) -> None:
             )
 
 
+def _is_like_masks(tree: Any, params: Any) -> bool:
+    """Whether a tree may be meant as one of masks: by its paths, or by its leaves."""
+    known = {path for path, _ in paths.flatten_with_paths(params)}
+    if any(path in known for path, _ in paths.flatten_with_paths(tree)):
+        return True
+    leaves = jax.tree.leaves(tree)
+    return bool(leaves) and all(getattr(x, "dtype", None) == jnp.bool_ for x in leaves)
+
+
 def _check_fit(masks: Any, params: Any) -> None:
     check_masks(masks)
-    shapes = {path: jnp.shape(x) for path, x in paths.leaves_by_path(params).items()}
+    leaves = paths.leaves_by_path(params)
     for path, mask in paths.leaves_by_path(masks).items():
-        if path not in shapes:
+        if path not in leaves:
             raise ValueError(
-                f"masks hold {path!r}, which is no parameter; the parameters are "
-                f"{', '.join(shapes)}"
+                f"masks hold {path!r}, which is not a parameter; the parameters are "
+                f"{', '.join(leaves)}"
             )
-        if jnp.shape(mask) != shapes[path]:
+        shape = jnp.shape(leaves[path])
+        if jnp.shape(mask) != shape:
             raise ValueError(
                 f"the mask at {path!r} has shape {jnp.shape(mask)}, its parameter "
-                f"{shapes[path]}"
+                f"{shape}"
             )
 
 

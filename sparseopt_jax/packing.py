@@ -1,7 +1,7 @@
 """Masks of one bit a weight, for states and checkpoints of an eighth of the size."""
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ class PackedMask(NamedTuple):
     @property
     def size(self) -> int:
         """Length of the bool array's last axis."""
-        return 8 * (self.bits.shape[-1] - 1) + self.last.shape[0]
+        return 8 * (self.bits.shape[-1] - 1) + self.last.shape[-1]
 
 
 def is_packed(x: Any) -> bool:
@@ -37,8 +37,8 @@ def is_packed(x: Any) -> bool:
 
 
 def _is_taken_apart(x: Any) -> bool:
-    # It takes named tuples apart into mappings of its own.
-    if not isinstance(x, MutableMapping) or set(x) != set(PackedMask._fields):
+    # It takes named tuples apart into mappings of its own, as checkpoints do.
+    if not isinstance(x, Mapping) or set(x) != set(PackedMask._fields):
         return False
     return all(getattr(own, "dtype", None) == jnp.uint8 for own in x.values())
 

@@ -176,7 +176,7 @@ class TestState:
         topology = so.static(0.0)
         tx = so.sparsify(optax.adam(0.1), topology, compact=True)
         state = tx.init(params)
-        assert not jax.tree.leaves(state.masks)
+        assert not jax.tree.leaves(state.masks.tree)
         assert so.get_masks(state)["kernel"].all()
         assert state.inner_state[0].mu["kernel"].shape == (16, 32)
 

@@ -65,7 +65,7 @@ def test_bad_input_is_named():
         so.get_masks(optax.sgd(0.1).init(PARAMS))
     with pytest.raises(ValueError, match="at 'b' stands float32"):
         so.apply_masks(PARAMS, PARAMS)
-    with pytest.raises(ValueError, match=r"'c', which is no parameter.*b, k"):
+    with pytest.raises(ValueError, match=r"'c', which is not a parameter.*b, k"):
         so.apply_masks(PARAMS, {"c": jnp.ones(2, bool)})
     with pytest.raises(
         ValueError, match=r"at 'k' has shape \(2,\), its parameter \(2, 2"
