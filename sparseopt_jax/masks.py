@@ -15,7 +15,7 @@ import optax
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import ActiveIndices
-from sparseopt_jax.packing import is_packed, unpack
+from sparseopt_jax.packing import unpack
 
 
 class SparseState(NamedTuple):

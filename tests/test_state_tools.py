@@ -43,7 +43,9 @@ MAKERS = {
     "rigl": lambda: chained(so.rigl(0.5, every=2, stop=20)),
     "ste": lambda: chained(so.ste(0.5)),
     "packed ste": lambda: chained(so.ste(0.5), packed=True),
-    "top_kast": lambda: chained(so.top_kast(0.5, every=2, stop=20)),
+    "top_kast": lambda: chained(
+        so.top_kast(0.5, trained_sparsity=0.25, every=2, stop=20)
+    ),
     "snfs": lambda: chained(so.snfs(0.5, every=2, stop=20)),
     "phases": lambda: chained(
         so.phases((0, so.static(0.2)), (2, so.rigl(0.5, every=2, start=2, stop=20)))

@@ -305,19 +305,11 @@ def test_runs_side_by_side_are_told(side_by_side, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"packed": True}, {"compact": True}])
-def test_masks_of_runs_side_by_side_are_right_or_refused(options):
+def test_masks_of_runs_side_by_side_are_those_of_each(options):
     params, state = stacked(options)
     expected = jax.vmap(so.apply_masks)(params, state)
-    if not options:
-        found = so.apply_masks(params, state)
-        np.testing.assert_array_equal(found["kernel"], expected["kernel"])
-        return
-    for function in (
-        lambda: so.apply_masks(params, state),
-        lambda: so.get_masks(state),
-    ):
-        with pytest.raises(ValueError, match="opt_state has a leading axis of 3"):
-            function()
+    found = so.apply_masks(params, state)
+    np.testing.assert_array_equal(found["kernel"], expected["kernel"])
 
 
 # Trees that do not belong together, and traced values.
