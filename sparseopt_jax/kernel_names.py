@@ -13,6 +13,9 @@ _SAYS_NOTHING = {
     *("proj", "projection", "dense", "linear", "general", "layer", "to", "in"),
     *("attn", "attention", "self", "cross", "multihead", "mha", "w"),
 }
+# Where the module has no name of its own, the sizes tell: as many features as heads and
+# head_dim have entries.
+_UNNAMED = {"densegeneral", "lineargeneral"}
 # The sizes of a convolution's window that a number of features could be mistaken for.
 _WINDOWS = (1, 3, 5, 7)
 
@@ -23,7 +26,8 @@ def input_axes(path: str, shape: tuple[int, ...]) -> int:
     ``Dense`` and ``Conv`` have their neurons along the last axis. The projections of an
     attention, ``DenseGeneral`` modules called ``query``, ``key``, ``value``, ``qkv`` or
     alike, have them along all but the first: ``(features, heads, head_dim)``, or
-    ``(features, 3, heads, head_dim)`` for all three in one.
+    ``(features, 3, heads, head_dim)`` for all three in one; so have those that are
+    called after their class, if heads and head_dim have as many entries as features.
 
     Args:
       path: the leaf's canonical path.
@@ -54,7 +58,13 @@ def is_projection(path: str, shape: tuple[int, ...]) -> bool:
       these.
     """
     stem = _stem(path)
-    if stem not in _PROJECTIONS or len(shape) not in (3, 4):
+    if len(shape) not in (3, 4):
+        return False
+    if stem in _UNNAMED:
+        heads, head_dim = shape[-2:]
+        is_fused = len(shape) == 3 or shape[1] in (2, 3)
+        return is_fused and shape[0] == heads * head_dim > max(heads, head_dim)
+    if stem not in _PROJECTIONS:
         return False
     if shape[0] in _WINDOWS and shape[0] < math.prod(shape[1:]):
         return False

@@ -82,6 +82,14 @@ class InferredDims(Mapping[str, NeuronDims]):
             path.removeprefix("params/")
         )
 
+    def knows(self, path: str) -> bool:
+        """Whether the model has such a kernel, decided or not."""
+        return bool(
+            self.axes(path)
+            or path in self.undecided
+            or path.removeprefix("params/") in self.undecided
+        )
+
     def __getitem__(self, path: str) -> NeuronDims:
         _, reduction, output = self._kernels[path]
         return NeuronDims(reduction, output)

@@ -140,7 +140,7 @@ def check_patterns_fit(dims: Dims, leaves: Mapping[str, Any]) -> None:
       ValueError: with the pattern and the leaves.
     """
     if isinstance(dims, InferredDims):
-        if len(dims) and leaves and not any(map(dims.axes, leaves)):
+        if leaves and not any(map(dims.knows, leaves)):
             raise ValueError(
                 f"dims were inferred for other parameters: for {', '.join(dims)}; the "
                 f"paths are {', '.join(leaves)}"

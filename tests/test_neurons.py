@@ -68,6 +68,10 @@ QUERY, OUT = Axes((), (0,), (1, 2)), Axes((), (0, 1), (2,))
         ("attn/qkv_proj/kernel", (64, 4, 48), QUERY),
         ("attn/kv/kernel", (64, 2, 4, 16), Axes((), (0,), (1, 2, 3))),
         ("attn/out/kernel", (4, 16, 64), OUT),
+        ("DenseGeneral_0/kernel", (64, 4, 16), QUERY),
+        ("DenseGeneral_1/kernel", (64, 3, 4, 16), Axes((), (0,), (1, 2, 3))),
+        ("DenseGeneral_2/kernel", (4, 16, 64), OUT),
+        ("DenseGeneral_3/kernel", (48, 4, 16), OUT),
         ("attn/attn_out_proj/kernel", (4, 16, 64), OUT),
         # Convolutions of these names, a stack of them, and what only looks alike.
         ("attn/key/kernel", (3, 3, 8, 16), Axes((), (0, 1, 2), (3,))),
