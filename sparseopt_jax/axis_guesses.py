@@ -73,7 +73,7 @@ def _guess(
         return None
     if beside:
         return Guess(beside, is_refuted=True)
-    if name.lower() == "weight":
+    if "weight" in name.lower().split("_"):
         outputs = "(outputs, inputs)" if len(shape) == 2 else "(outputs, inputs, ...)"
         return Guess(f"a weight is {outputs} in Equinox and PyTorch")
     size = _stacked(module, shapes)

@@ -111,9 +111,9 @@ def _order(path: str, plan: LeafPlan, inputs: Inputs) -> tuple[np.ndarray, int]:
     order = np.arange(math.prod(sizes))
     if isinstance(structure, Unstructured | ConstantFanIn):
         return order, 0
-    ndim = len(inputs.shape)
-    axis = getattr(structure, "axis", None)
-    axis = reduction[-1] if axis is None else axis % ndim
+    axis = -1
+    if isinstance(structure, NM):
+        axis = structure.axis_of(inputs.shape, reduction) % len(inputs.shape)
     if not isinstance(structure, NM) or axis not in reduction:
         raise ValueError(
             f"sparsegpt goes along the inputs of neurons: {structure} of {path!r} does "

@@ -102,7 +102,8 @@ class NM(Structure):
       n: active weights in a group.
       m: weights in a group.
       axis: axis of the kernel along which a group lies; None is the last reduction
-        axis, the input channels, along which sparse matrix units want it.
+        axis that is longer than 1, the input channels, along which sparse matrix units
+        want it.
 
     Raises:
       ValueError: unless 1 <= n <= m and m >= 2.
@@ -132,12 +133,18 @@ class NM(Structure):
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
         """As ``Structure.units``."""
-        axis = axes.reduction[-1] if self.axis is None else self.axis
+        axis = self.axis_of(shape, axes.reduction)
         axis = _layer_axis(self, axis, path, shape, axes)
         extents = tuple(self.m if a == axis else 1 for a in range(len(shape)))
         split, cut, places = _cut(self, extents, path, shape)
         layer = tuple(sorted(b for a in axes.layer for b in places[a]))
         return Units(shape, split, cut, (), (places[axis][-1],), layer)
+
+    def axis_of(self, shape: tuple[int, ...], reduction: tuple[int, ...]) -> int:
+        """The axis along which the groups of a kernel lie."""
+        if self.axis is not None:
+            return self.axis
+        return next((a for a in reversed(reduction) if shape[a] > 1), reduction[-1])
 
     def per_cell(self, units: Units, active: int) -> int:
         """The n of every group, whatever the layer was given."""

@@ -119,6 +119,7 @@ def test_the_plan_shows_inputs_outputs_and_stacks():
         ({"query": kernel(12, 64, 64)}, "query/kernel", "what its 3 axes are"),
         ({"out": kernel(4, 16, 64)}, "out/kernel", "what its 3 axes are"),
         ({"a": kernel(8, 4, name="weight")}, "a/weight", "in Equinox and PyTorch"),
+        ({"a": kernel(8, 4, name="weight_ih")}, "a/weight_ih", "Equinox and PyTorch"),
         (
             {
                 "s": {

@@ -370,3 +370,10 @@ def test_two_of_four_lie_along_the_inputs_of_an_attention(heads, is_inferred):
         assert (groups.sum(1) == 2).all()
     out = np.asarray(masks["out"]["kernel"]).reshape(4, 4, 16)
     assert (out.sum(1) == 2).all()
+
+
+def test_two_of_four_pass_over_an_axis_of_size_1():
+    params = {"attn": {"out": {"kernel": jnp.ones((8, 1, 6))}}}
+    masks, _ = so.static(structure=so.NM(2, 4)).init(jax.random.key(0), params)
+    mask = np.asarray(masks["attn"]["out"]["kernel"]).reshape(2, 4, 6)
+    assert (mask.sum(1) == 2).all()
