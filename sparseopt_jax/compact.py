@@ -18,6 +18,7 @@ from sparseopt_jax.inner_state import hold, map_weight_state, update_through
 from sparseopt_jax.leaf_plans import LeafPlan, masks_by_path
 from sparseopt_jax.masks import (
     SparseState,
+    check_order,
     find_states,
     map_masked,
     zero_masked,
@@ -58,6 +59,7 @@ def compact_gradients(grads: Any, opt_state: Any) -> Any:
       ((1, 8), (8,))
       >>> updates, state = tx.update(grads, state, params)
     """
+    check_order("compact_gradients(grads, opt_state)", grads, opt_state)
     found = [
         state.masks
         for state in find_states(opt_state)

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sparseopt_jax import scores
+from sparseopt_jax.arguments import integer, integers
 from sparseopt_jax.distributions import check_sparsity
 from sparseopt_jax.methods import rigl, static
 from sparseopt_jax.schedules import (
@@ -149,6 +150,7 @@ def one_shot(
         raise ValueError(
             f"score must be one of {', '.join(known)}, or a function, got {score!r}"
         )
+    at = integer("at", at, 0)
     return dataclasses.replace(
         static(sparsity, **options),
         name="one_shot",
@@ -201,6 +203,8 @@ def ac_dc(
       >>> [topology.due(step) for step in (100, 150, 200)]
       [True, False, True]
     """
+    compress = integers("compress", compress)
+    decompress = integers("decompress", decompress)
     steps = sorted((*compress, *decompress))
     alternating = [
         own

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparseopt_jax import paths
+from sparseopt_jax.arguments import number
 from sparseopt_jax.neurons import Axes
 
 
@@ -121,13 +122,7 @@ def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
       TypeError: if it is not a number.
       ValueError: if it is outside [0, 1), or NaN.
     """
-    try:
-        value = float(sparsity)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {sparsity!r}") from None
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} must be in [0, 1), got {sparsity}")
-    return value
+    return number(name, sparsity, 0, below=1)
 
 
 def check_distribution(distribution: Any) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax import paths
+from sparseopt_jax.arguments import check_choice, chosen, integer, number
 from sparseopt_jax.calibration import Calibration
 from sparseopt_jax.calibration_fit import kernel_name
 from sparseopt_jax.eligibility import Where
@@ -80,15 +81,14 @@ def dsnot(
         raise TypeError(
             f"calibration must be what so.calibrate returns, got {calibration!r}"
         )
-    if cycles < 1:
-        raise ValueError(f"cycles must be at least 1, got {cycles}")
-    if not threshold >= 0:
-        raise ValueError(f"threshold must not be negative, got {threshold}")
+    check_choice("where", where)
+    cycles = integer("cycles", cycles, 1)
+    number("threshold", threshold, 0)
     params = apply_masks(params, masks)
     dense = dict(paths.flatten_with_paths(dense_params))
     refined = {}
     for path, mask, param in _sparse_leaves(masks, params):
-        if where is not None and not where(path, param):
+        if where is not None and not chosen("where", where, path, param):
             continue
         if getattr(dense.get(path), "shape", None) != param.shape:
             raise ValueError(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparseopt_jax import paths
+from sparseopt_jax.arguments import chosen
 from sparseopt_jax.neurons import Axes
 
 Where = Callable[[str, Any], bool]
@@ -37,7 +38,7 @@ def why_dense(path: str, leaf: Any, axes: Axes | None, where: Where | None) -> s
         return kind
     if 0 in leaf.shape:
         return "empty"
-    if where is not None and not where(path, leaf):
+    if where is not None and not chosen("where", where, path, leaf):
         return "excluded by where"
     return ""
 

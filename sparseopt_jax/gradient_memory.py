@@ -1,12 +1,12 @@
 """What growth remembers of the dense gradients of earlier steps."""
 
 import dataclasses
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sparseopt_jax.arguments import integer, number
 from sparseopt_jax.conditions import if_due
 from sparseopt_jax.masks import map_masked
 from sparseopt_jax.schedules import UpdateSchedule
@@ -62,12 +62,7 @@ class MeanGradient(GradientMemory):
     steps: int
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "steps", operator.index(self.steps))
-        except TypeError:
-            raise TypeError(f"steps must be an integer, got {self.steps!r}") from None
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        object.__setattr__(self, "steps", integer("steps", self.steps, 1))
 
     def check(self, schedule: UpdateSchedule) -> None:
         """As ``GradientMemory.check``."""
@@ -113,8 +108,7 @@ class GradientMomentum(GradientMemory):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"momentum must be in [0, 1), got {self.decay}")
+        number("momentum", self.decay, 0, below=1)
 
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.active_weights import ActiveIndices
+from sparseopt_jax.arguments import described
 from sparseopt_jax.compact import in_types_of, masks_like, refreshed
 from sparseopt_jax.evened_boxes import evened
 from sparseopt_jax.inner_state import refresh
 from sparseopt_jax.masks import (
     ForwardMaskState,
     SparseState,
+    check_order,
     find_states,
     is_sparse_state,
     map_masked,
@@ -61,10 +63,17 @@ def update_topology(
       >>> updates, state = tx.update(params, state, params)
       >>> params = optax.apply_updates(params, updates)
     """
+    call = "update_topology(tx, grads, opt_state, params)"
+    if not callable(getattr(tx, "init", None)):
+        raise TypeError(
+            f"tx must be the transformation, got {described(tx)}: call so.{call}"
+        )
+    check_order(call, params, opt_state)
+    check_order(call, grads, opt_state)
     if not find_states(opt_state):
         raise ValueError(
-            "opt_state holds no SparseState; pass the state of a transformation built "
-            "with sparsify"
+            f"opt_state holds no SparseState, got {described(opt_state)}; pass the "
+            "state of a transformation built with sparsify"
         )
 
     def change(grads, opt_state, params):

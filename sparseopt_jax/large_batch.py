@@ -8,6 +8,7 @@ import optax
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import ActiveWeights
+from sparseopt_jax.arguments import check_choice, check_rate, chosen
 from sparseopt_jax.eligibility import Where, decay_mask, is_decayed
 from sparseopt_jax.neurons import (
     Axes,
@@ -98,14 +99,15 @@ def scale_by_sparse_trust_ratio(
       >>> print(updates["kernel"][mask])  # norms of (3, 4) and (0.6, 0.8): ratio 5
       [ 3.  4. 45.]
     """
-    if exclude is not None and not callable(exclude):
-        raise TypeError(f"exclude must be a function of (path, leaf), got {exclude!r}")
+    check_choice("exclude", exclude)
     check_dims(dims)
 
     def passes(path, leaf):
         if paths.is_hole(leaf):
             return True
-        return not is_decayed(path, leaf) if exclude is None else exclude(path, leaf)
+        if exclude is None:
+            return not is_decayed(path, leaf)
+        return chosen("exclude", exclude, path, leaf)
 
     def init_fn(params):
         for path, leaf in paths.flatten_with_paths(params):
@@ -205,6 +207,8 @@ def sparse_lars(
       ... )
     """
     check_static(nesterov=nesterov, sparseopt=sparseopt)
+    check_rate("learning_rate", learning_rate, "sparse_lars(learning_rate, topology)")
+    check_rate("weight_decay", weight_decay, "sparse_lars(..., weight_decay=1e-4)")
     inner = optax.chain(
         scale_by_sparseopt() if sparseopt else optax.identity(),
         optax.add_decayed_weights(weight_decay, decay_mask),
@@ -276,6 +280,8 @@ def sparse_lamb(
       ... )
     """
     check_static(sparseopt=sparseopt)
+    check_rate("learning_rate", learning_rate, "sparse_lamb(learning_rate, topology)")
+    check_rate("weight_decay", weight_decay, "sparse_lamb(..., weight_decay=1e-4)")
     inner = optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         scale_by_sparseopt() if sparseopt else optax.identity(),

@@ -15,6 +15,7 @@ import optax
 
 from sparseopt_jax import paths
 from sparseopt_jax.active_weights import ActiveIndices
+from sparseopt_jax.arguments import described
 from sparseopt_jax.packing import unpack
 
 
@@ -138,6 +139,7 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
       >>> apply_masks(params, {"kernel": jnp.array([[True, False]])})
       {'kernel': Array([[1., 0.]], dtype=float32)}
     """
+    check_order("apply_masks(params, opt_state)", params, opt_state_or_masks)
     if find_states(opt_state_or_masks):
         masks = get_masks(opt_state_or_masks)
     else:
@@ -179,6 +181,8 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
       >>> int((params["kernel"] != 0).sum())
       8
     """
+    check_order("apply_updates(params, updates, opt_state)", params, opt_state)
+    check_order("apply_updates(params, updates, opt_state)", updates, opt_state)
     masks = get_masks(opt_state)
     params = optax.apply_updates(params, updates)
     return params if stays_dense(opt_state) else zero_masked(masks, params)
@@ -219,7 +223,7 @@ def get_masks(opt_state: Any) -> Any:
     """
     states = find_states(opt_state)
     if not states:
-        raise ValueError(_NO_MASKS)
+        raise ValueError(f"{_NO_MASKS}; got {described(opt_state)}")
     return functools.reduce(_merge, (_bools(unbox(state.masks)) for state in states))
 
 
@@ -277,6 +281,29 @@ def _with_holes(masks: Any) -> Any:
     return jax.tree.map(
         lambda x: optax.MaskedNode() if is_empty(x) else x, masks, is_leaf=is_empty
     )
+
+
+def check_order(call: str, other: Any, opt_state: Any) -> None:
+    """Raises if an optimizer's state was passed in another place than its own.
+
+    Args:
+      call: the call as it is meant, for the message.
+      other: another argument.
+      opt_state: what was passed as the state.
+
+    Raises:
+      TypeError: if the masks are in ``other``, or ``opt_state`` is not a state at all.
+    """
+    if callable(getattr(opt_state, "init", None)):
+        raise TypeError(
+            f"opt_state must be an optimizer's state, tx.init(params), got "
+            f"{described(opt_state)}: call so.{call}"
+        )
+    if find_states(other) and not find_states(opt_state):
+        raise TypeError(
+            f"the arguments are swapped, got {described(opt_state)} in the place of "
+            f"the optimizer's state: call so.{call}"
+        )
 
 
 def stays_dense(opt_state: Any) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sparseopt_jax import scores
+from sparseopt_jax.arguments import number
 from sparseopt_jax.methods import set_
 from sparseopt_jax.topology import Topology
 
@@ -42,8 +43,7 @@ def mest(
       >>> so.mest(0.9, gradient_weight=0.5, every=100, stop=1000).name
       'mest'
     """
-    if not gradient_weight >= 0:
-        raise ValueError(f"gradient_weight must be at least 0, got {gradient_weight}")
+    number("gradient_weight", gradient_weight, 0)
     return dataclasses.replace(
         set_(sparsity, **options),
         name="mest",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax import scores
+from sparseopt_jax.arguments import integer
 from sparseopt_jax.distributions import Distribution
 from sparseopt_jax.eligibility import Where
 from sparseopt_jax.gradient_memory import MeanGradient
@@ -216,6 +217,7 @@ def rigl(
       >>> so.rigl(0.9, every=100, stop=750).replaces_step
       True
     """
+    averaged_steps = integer("averaged_steps", averaged_steps, 1)
     return Topology(
         name="rigl",
         sparsity=sparsity,

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from sparseopt_jax import paths, skew
 from sparseopt_jax.arguments import check_single
-from sparseopt_jax.masks import find_states, get_masks, map_masked_with_path, unbox
+from sparseopt_jax.masks import (
+    check_order,
+    find_states,
+    get_masks,
+    map_masked_with_path,
+    unbox,
+)
 from sparseopt_jax.neurons import Axes, Dims, correction_factor, fan_in, resolve_axes
 from sparseopt_jax.packing import unpack
 
@@ -80,6 +86,7 @@ def metrics(
       >>> 0 < float(numbers["skew_angle"]) < 90
       True
     """
+    check_order("metrics(params, opt_state)", params, opt_state)
     check_single(find_states(opt_state))
     masks = get_masks(opt_state)
     grown = _kept(opt_state, lambda state: state.grown)

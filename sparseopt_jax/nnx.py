@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sparseopt_jax.arguments import described
 from sparseopt_jax.host_updates import update_topology as _update_topology
 from sparseopt_jax.masks import apply_masks, get_masks, stays_dense
 from sparseopt_jax.requirements import needed_by
@@ -21,6 +22,8 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
       optimizer: holds the masks; made with the same ``wrt`` filter.
 
     Raises:
+      TypeError: for a model that is not an ``nnx.Module``, or an optimizer that is not
+        an ``nnx.Optimizer``; also if they are swapped.
       ValueError: if the optimizer holds no masks, or masks of another model.
 
     Examples:
@@ -34,6 +37,7 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
       >>> int((model.kernel[...] != 0).sum())
       8
     """
+    _check(model, optimizer, "mask_model(model, optimizer)")
     if stays_dense(optimizer):
         return
     params = nnx.as_pure(nnx.state(model, optimizer.wrt))
@@ -51,8 +55,10 @@ def update_topology(model: nnx.Module, optimizer: nnx.Optimizer, grads: Any) -> 
       grads: the dense gradients, as ``nnx.grad`` gives them.
 
     Raises:
+      TypeError: as ``mask_model``.
       ValueError: as ``sparseopt_jax.update_topology``.
     """
+    _check(model, optimizer, "update_topology(model, optimizer, grads)")
     opt_state, params = _update_topology(
         optimizer.tx,
         nnx.as_pure(nnx.state(grads, optimizer.wrt)),
@@ -61,3 +67,16 @@ def update_topology(model: nnx.Module, optimizer: nnx.Optimizer, grads: Any) -> 
     )
     nnx.update(model, params)
     nnx.update(optimizer.opt_state, nnx.state(opt_state))
+
+
+def _check(model: Any, optimizer: Any, call: str) -> None:
+    if not isinstance(optimizer, nnx.Optimizer):
+        raise TypeError(
+            f"optimizer must be an nnx.Optimizer, got {described(optimizer)}: call "
+            f"so.nnx.{call}"
+        )
+    if not isinstance(model, nnx.Module) or isinstance(model, nnx.Optimizer):
+        raise TypeError(
+            f"model must be the nnx.Module that the optimizer was made for, got "
+            f"{described(model)}: call so.nnx.{call}"
+        )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparseopt_jax.arguments import described
 from sparseopt_jax.masks import unbox
 
 
@@ -30,6 +31,11 @@ def optimizer_bytes(opt_state: Any) -> int:
       >>> dense, sparse  # 12 bytes for each of 410 weights, fan-ins, counters
       (32772, 5200)
     """
+    if callable(getattr(opt_state, "init", None)):
+        raise TypeError(
+            f"opt_state must be an optimizer's state, tx.init(params), got "
+            f"{described(opt_state)}"
+        )
     tree = unbox(getattr(opt_state, "opt_state", opt_state))
     return sum(map(_bytes, jax.tree.leaves(tree)))
 

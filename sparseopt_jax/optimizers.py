@@ -3,6 +3,7 @@
 import jax
 import optax
 
+from sparseopt_jax.arguments import check_rate
 from sparseopt_jax.eligibility import decay_mask
 from sparseopt_jax.sparseopt import scale_by_sparseopt
 from sparseopt_jax.sparsify import sparsify
@@ -62,6 +63,8 @@ def sparse_sgd(
       ... )
     """
     check_static(nesterov=nesterov, sparseopt=sparseopt)
+    check_rate("learning_rate", learning_rate, "sparse_sgd(learning_rate, topology)")
+    check_rate("weight_decay", weight_decay, "sparse_sgd(..., weight_decay=1e-4)")
     inner = optax.chain(
         scale_by_sparseopt() if sparseopt else optax.identity(),
         optax.add_decayed_weights(weight_decay, decay_mask),
@@ -118,6 +121,8 @@ def sparse_adamw(
       >>> tx = so.sparse_adamw(1e-3, so.set_(0.9, every=100, stop=75_000))
     """
     check_static(sparseopt=sparseopt)
+    check_rate("learning_rate", learning_rate, "sparse_adamw(learning_rate, topology)")
+    check_rate("weight_decay", weight_decay, "sparse_adamw(..., weight_decay=1e-4)")
     inner = optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         scale_by_sparseopt() if sparseopt else optax.identity(),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax import distributions, paths
+from sparseopt_jax.arguments import check_choice, chosen, described
 from sparseopt_jax.calibration import Calibration
 from sparseopt_jax.calibration_fit import (
     check_fit,
@@ -209,9 +210,10 @@ def prune(
 
 def _check_method(method: Any, calibration: Any, grads: Any) -> str:
     name = "sparsegpt" if isinstance(method, SparseGPT) else method
-    if name not in _NEEDS:
+    if not isinstance(name, str) or name not in _NEEDS:
         raise ValueError(
-            f"method must be one of {', '.join(_NEEDS)}, or a SparseGPT, got {method!r}"
+            f"method must be one of {', '.join(_NEEDS)}, or a so.SparseGPT, "
+            f"got {described(method)}: call so.prune(params, method, ...)"
         )
     if calibration is not None and not isinstance(calibration, Calibration):
         raise TypeError(
@@ -242,13 +244,12 @@ def _plans(
     distributions.check_distribution(distribution)
     check_structure(structure)
     check_dims(dims)
-    if where is not None and not callable(where):
-        raise TypeError(f"where must be a function of (path, leaf), got {where!r}")
+    check_choice("where", where)
 
     def is_chosen(path: str, leaf: Any) -> bool:
         if has_collections(params) and not path.startswith("params/"):
             return False
-        return where is None or where(path, leaf)
+        return where is None or chosen("where", where, path, leaf)
 
     rules = Rules(sparsity, distribution, structure, is_chosen, None, dims, 0)
     plans = plan_leaves(rules, params)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax import flops, tables
+from sparseopt_jax.arguments import described
 from sparseopt_jax.axis_guesses import Guess, guesses
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.neurons import Dims, chosen_dims, resolve_axes, same_axes
@@ -153,7 +154,7 @@ def plan(
       given for the time in which the topology changes.
 
     Raises:
-      TypeError: if ``positions`` is no mapping.
+      TypeError: if ``topology`` is not a topology, or ``positions`` not a mapping.
       ValueError: where the topology does not fit the parameters; where ``positions``
         matches no leaf, or is no positive integer.
 
@@ -177,6 +178,14 @@ def plan(
       >>> plan.training_flops
       0.25
     """
+    if not isinstance(topology, AnyTopology):
+        swapped = isinstance(params, AnyTopology)
+        raise TypeError(
+            "params and topology are swapped: call so.plan(params, topology)"
+            if swapped
+            else "topology must be a Topology, as so.static(0.9) makes it, got "
+            f"{described(topology)}: call so.plan(params, topology)"
+        )
     leaves = tuple(topology.leaves(params))
     by_path = {leaf.path: leaf.leaf for leaf in leaves}
     told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}

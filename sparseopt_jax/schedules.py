@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparseopt_jax.arguments import integer, number
+
 DECAYS = ("constant", "cosine", "inverse_power", "linear")
 
 # From a step to a number, such as any schedule of optax.
@@ -59,13 +61,8 @@ class UpdateSchedule:
 
     def __post_init__(self) -> None:
         for name in ("every", "start", "stop"):
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, operator.index(value))
-            except TypeError:
-                raise TypeError(
-                    f"{name} must be an integer number of steps, got {value!r}"
-                ) from None
+            value = integer(name, getattr(self, name), unit="steps")
+            object.__setattr__(self, name, value)
         if self.every < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}")
         if self.start < 0:
@@ -74,11 +71,9 @@ class UpdateSchedule:
             raise ValueError(
                 f"stop must be greater than start = {self.start}, got {self.stop}"
             )
-        if not 0.0 <= self.drop_fraction <= 1.0:
-            raise ValueError(
-                f"drop_fraction must be in [0, 1], got {self.drop_fraction}"
-            )
-        if self.decay not in DECAYS and not callable(self.decay):
+        number("drop_fraction", self.drop_fraction, 0, 1)
+        named = isinstance(self.decay, str) and self.decay in DECAYS
+        if not named and not callable(self.decay):
             raise ValueError(
                 f"decay must be one of {', '.join(DECAYS)}, or a function of the step, "
                 f"got {self.decay!r}"

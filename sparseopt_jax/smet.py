@@ -2,15 +2,16 @@
 
 import functools
 import math
-import operator
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from sparseopt_jax import paths, scores
+from sparseopt_jax.arguments import check_rate, integer, number
 from sparseopt_jax.distributions import Distribution
 from sparseopt_jax.eligibility import Where, decay_mask
 from sparseopt_jax.neurons import Dims
@@ -102,8 +103,8 @@ def scale_by_local_adam(
     check_static(warmup_steps=warmup_steps, shared_axis=shared_axis)
     warmup_steps = _check_steps(warmup_steps)
     for name, value in (("b1", b1), ("b2", b2)):
-        if isinstance(value, int | float) and not 0.0 <= value < 1.0:
-            raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if not isinstance(value, Tracer):
+            number(name, value, 0, below=1)
 
     def init_fn(params):
         def no_steps(path, param):
@@ -221,6 +222,8 @@ def smet(
       >>> topology = so.set_smet(0.5, block=16, stop=20_000)
       >>> tx = so.smet(2e-3, topology)
     """
+    check_rate("learning_rate", learning_rate, "smet(learning_rate, topology)")
+    check_rate("weight_decay", weight_decay, "smet(..., weight_decay=1e-4)")
     if not isinstance(topology, Topology):
         raise TypeError(
             "topology must be a Topology that keeps the number of active weights, as "
@@ -321,10 +324,14 @@ def set_smet(
       >>> round(float(topology.schedule.fraction(20_000)), 6)
       0.005
     """
-    if not 0.0 <= last_fraction <= drop_fraction <= 1.0:
+    number("drop_fraction", drop_fraction, 0, 1)
+    number("last_fraction", last_fraction, 0, 1)
+    stop = integer("stop", stop)
+    block = integer("block", block, 1)
+    if last_fraction > drop_fraction:
         raise ValueError(
-            "the fractions must be 0 <= last_fraction <= drop_fraction <= 1, got "
-            f"{last_fraction} and {drop_fraction}"
+            f"last_fraction must be at most drop_fraction = {drop_fraction}, got "
+            f"{last_fraction}"
         )
     ratio = last_fraction / drop_fraction if drop_fraction else 0.0
     decay = optax.cosine_decay_schedule(drop_fraction, max(stop, 1), alpha=ratio)
@@ -365,12 +372,4 @@ def _scaled(learning_rate: Any, factor: float) -> optax.ScalarOrSchedule:
 
 
 def _check_steps(warmup_steps: Any) -> int:
-    try:
-        steps = operator.index(warmup_steps)
-    except TypeError:
-        raise TypeError(
-            f"warmup_steps must be an integer, got {warmup_steps!r}"
-        ) from None
-    if steps < 0:
-        raise ValueError(f"warmup_steps must be at least 0, got {steps}")
-    return steps
+    return integer("warmup_steps", warmup_steps, 0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax import paths
+from sparseopt_jax.arguments import check_choice, number
 from sparseopt_jax.eligibility import Where, why_dense
 from sparseopt_jax.neurons import Dims, check_dims, resolve_axes
 
@@ -129,7 +130,6 @@ def str_(
       ...     return soft(*both)["kernel"].sum()
       >>> gradient = jax.grad(loss)((weights, thresholds))
     """
-    if where is not None and not callable(where):
-        raise TypeError(f"where must be a function of (path, leaf), got {where!r}")
+    check_choice("where", where)
     check_dims(dims)
-    return SoftThreshold(float(initial), where, dims)
+    return SoftThreshold(number("initial", initial), where, dims)

@@ -1,13 +1,18 @@
 """Initial weights that take the fan-in of every sparse neuron into account."""
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sparseopt_jax.arguments import number
 from sparseopt_jax.leaf_keys import leaf_key
-from sparseopt_jax.masks import find_states, get_masks, map_masked_with_path
+from sparseopt_jax.masks import (
+    check_order,
+    find_states,
+    get_masks,
+    map_masked_with_path,
+)
 from sparseopt_jax.neurons import Dims, fan_in, one_neuron, resolve_axes
 from sparseopt_jax.prng_keys import typed_key
 from sparseopt_jax.sharding_types import explicit_sharding
@@ -64,8 +69,9 @@ def sparse_init(
       >>> float(params["k"][0, 1])
       0.0
     """
-    if not 0.0 < scale < math.inf:
+    if not number("scale", scale, 0):
         raise ValueError(f"scale must be above 0, got {scale}")
+    check_order("sparse_init(params, opt_state, key)", params, masks)
     key = typed_key(key)
     if find_states(masks):
         masks = get_masks(masks)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from sparseopt_jax.arguments import number
 from sparseopt_jax.methods import rigl
 from sparseopt_jax.structures import ConstantFanIn
 from sparseopt_jax.topology import Topology
@@ -46,6 +47,7 @@ def srigl(
       >>> so.srigl(0.9, every=100, stop=1000).structure
       ConstantFanIn()
     """
+    number("gamma_sal", gamma_sal, 0, 1)
     return dataclasses.replace(
         rigl(sparsity, structure=ConstantFanIn(), **options),
         name="srigl",

@@ -12,7 +12,7 @@ from sparseopt_jax import flops, paths, tables
 from sparseopt_jax.active_weights import ActiveIndices
 from sparseopt_jax.arguments import check_concrete, check_fit, check_single
 from sparseopt_jax.counting import count_true
-from sparseopt_jax.masks import ForwardMaskState, find_states, get_masks
+from sparseopt_jax.masks import ForwardMaskState, check_order, find_states, get_masks
 from sparseopt_jax.neurons import Dims, correction_factor, fan_in, resolve_axes
 from sparseopt_jax.optimizer_bytes import optimizer_bytes
 from sparseopt_jax.state_warnings import DEAD_FRACTION, state_warnings
@@ -211,6 +211,7 @@ def summary(
       FLOPs in theory, of the dense network's: 66.67% for inference ...
       Sparsity is simulated on dense arrays: parameters, moments and ...
     """
+    check_order("summary(params, opt_state)", params, opt_state)
     check_single(find_states(opt_state))
     check_concrete((params, opt_state), "summary", "use so.metrics under jit")
     masks = paths.leaves_by_path(get_masks(opt_state))

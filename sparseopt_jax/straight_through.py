@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from sparseopt_jax import paths
+from sparseopt_jax.arguments import number
 from sparseopt_jax.conditions import if_due
 from sparseopt_jax.counting import count_true
 from sparseopt_jax.leaf_plans import LeafPlan
@@ -53,10 +54,7 @@ class StraightThrough:
 
     def __post_init__(self) -> None:
         for name in ("decay", "penalty"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"{name} must be at least 0, got {getattr(self, name)}"
-                )
+            number(name, getattr(self, name), 0)
 
     @property
     def name(self) -> str:

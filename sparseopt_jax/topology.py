@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from sparseopt_jax import changes, distributions, paths, scores
+from sparseopt_jax.arguments import check_choice, integer, number
 from sparseopt_jax.counting import count_true
 from sparseopt_jax.distributions import Distribution
 from sparseopt_jax.eligibility import Where
@@ -147,10 +148,7 @@ class Topology:
             raise ValueError("sparsity must be given unless masks are, got None")
         distributions.check_distribution(self.distribution)
         check_dims(self.dims)
-        if self.where is not None and not callable(self.where):
-            raise TypeError(
-                f"where must be a function of (path, leaf), got {self.where!r}"
-            )
+        check_choice("where", self.where)
         if self.masks is not None and not self.is_handed_on:
             check_masks(self.masks)
         self._check_change()
@@ -162,7 +160,7 @@ class Topology:
                     f"{name} must be a function of (key, param, grad), got "
                     f"{getattr(self, name)!r}"
                 )
-        if self.scope not in ("layer", "global"):
+        if not isinstance(self.scope, str) or self.scope not in ("layer", "global"):
             raise ValueError(f"scope must be 'layer' or 'global', got {self.scope!r}")
         if self.density is not None:
             distributions.check_sparsity(
@@ -170,16 +168,10 @@ class Topology:
             )
             if self.masks is not None:
                 raise ValueError("a density that moves begins with masks of its own")
-        if isinstance(self.min_fan_in, bool) or not isinstance(self.min_fan_in, int):
-            raise TypeError(f"min_fan_in must be an integer, got {self.min_fan_in!r}")
-        if self.min_fan_in < 0:
-            raise ValueError(f"min_fan_in must be at least 0, got {self.min_fan_in}")
+        least = integer("min_fan_in", self.min_fan_in, 0)
+        object.__setattr__(self, "min_fan_in", least)
         if self.ablation is not None:
-            if not 0.0 <= self.ablation <= 1.0:
-                raise ValueError(
-                    f"the fraction of salient weights must be in [0, 1], got "
-                    f"{self.ablation}"
-                )
+            number("gamma_sal", self.ablation, 0, 1)
             if self.structure != ConstantFanIn():
                 raise ValueError(
                     "neurons are ablated under ConstantFanIn() only, got structure "

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sparseopt_jax.arguments import described
 from sparseopt_jax.masks import apply_masks, stays_dense
 
 Step = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
@@ -69,9 +70,15 @@ def make_train_step(
       (1, ['loss'])
     """
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
+        raise TypeError(f"loss_fn must be a function, got {described(loss_fn)}")
 
     def step(state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        if not hasattr(state, "apply_gradients"):
+            raise TypeError(
+                f"state must be a so.linen.TrainState, or have params and "
+                f"apply_gradients, got {described(state)}: call step(state, batch)"
+            )
+
         def loss_and_rest(params):
             if has_batch_stats:
                 result = loss_fn(params, state.batch_stats, batch)

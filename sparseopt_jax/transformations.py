@@ -4,6 +4,8 @@ from typing import Any
 
 import optax
 
+from sparseopt_jax.arguments import described
+
 
 def checked_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
     """``inner`` with support for extra arguments.
@@ -24,8 +26,12 @@ def checked_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
       ...
       TypeError: inner must be a transformation such as optax.sgd(0.1), got <function...
     """
-    if not all(callable(getattr(inner, name, None)) for name in ("init", "update")):
+    is_topology = hasattr(inner, "due") and hasattr(inner, "leaves")
+    has_both = all(callable(getattr(inner, name, None)) for name in ("init", "update"))
+    if is_topology or not has_both:
+        remedy = ": call so.sparsify(inner, topology)" if is_topology else ""
         raise TypeError(
-            f"inner must be a transformation such as optax.sgd(0.1), got {inner!r}"
+            f"inner must be a transformation such as optax.sgd(0.1), got "
+            f"{described(inner)}{remedy}"
         )
     return optax.with_extra_args_support(inner)
