@@ -157,7 +157,9 @@ def number(
     result = float(value)
     in_range = least <= result < below if below is not None else least <= result <= most
     if not in_range or math.isinf(result):
-        raise ValueError(f"{name} must be {_range(least, most, below)}, got {value}")
+        raise ValueError(
+            f"{name} must be {_range(least, most, below, result)}, got {value}"
+        )
     return result
 
 
@@ -308,10 +310,11 @@ def _meant(value: Any) -> str:
     return f": pass {int(meant) if meant == int(meant) else meant}"
 
 
-def _range(least: float, most: float, below: float | None) -> str:
+def _range(least: float, most: float, below: float | None, value: float) -> str:
     if below is not None:
         return f"in [{least:g}, {below:g})"
     if math.isinf(least) or math.isinf(most):
-        bound = "" if math.isinf(least) else f" and at least {least:g}"
-        return f"finite{bound}"
+        bounds = [] if math.isfinite(value) else ["finite"]
+        bounds += [] if math.isinf(least) else [f"at least {least:g}"]
+        return " and ".join(bounds)
     return f"in [{least:g}, {most:g}]"

@@ -11,11 +11,12 @@ from flax import nnx
 
 import sparseopt_jax as so
 
-PARAMS = {"a": {"kernel": jnp.ones((16, 8)), "bias": jnp.zeros(8)}}
+PARAMS: Any = {"a": {"kernel": jnp.ones((16, 8)), "bias": jnp.zeros(8)}}
 TIMES: dict[str, Any] = {"every": 2, "stop": 8}
-TOPOLOGY = so.rigl(0.9, **TIMES)
-TX = so.sparse_sgd(0.1, TOPOLOGY)
-STATE = TX.init(PARAMS)
+RIGL: Any = so.rigl
+TOPOLOGY: Any = so.rigl(0.9, **TIMES)
+TX: Any = so.sparse_sgd(0.1, TOPOLOGY)
+STATE: Any = TX.init(PARAMS)
 READY_MADE: list[Any] = [
     so.sparse_sgd,
     so.sparse_adamw,
@@ -31,7 +32,7 @@ class Model(nnx.Module):
 
 
 @pytest.fixture(scope="module")
-def module():
+def module() -> Any:
     model = Model()
     return model, nnx.Optimizer(model, TX, wrt=nnx.Param)
 
@@ -58,7 +59,7 @@ def test_learning_rate_and_topology_swapped(optimizer):
 
 
 SWAPPED = {
-    "sparsify(inner, topology)": lambda: so.sparsify(TOPOLOGY, optax.sgd(0.1)),
+    "sparsify(inner, topology)": lambda: so.sparsify(TOPOLOGY, TX),
     "apply_masks(params, opt_state)": lambda: so.apply_masks(STATE, PARAMS),
     "apply_updates(params, updates, opt_state)": lambda: so.apply_updates(
         STATE, PARAMS, PARAMS
@@ -90,7 +91,8 @@ def test_swapped_arguments_are_told(call):
 def test_a_model_and_its_optimizer_swapped(module):
     model, optimizer = module
     order = r"call so\.nnx\.mask_model\(model, optimizer\)"
-    for wrong in ((optimizer, model), (model, TX), (nnx.state(model), optimizer)):
+    state: Any = nnx.state(model)
+    for wrong in ((optimizer, model), (model, TX), (state, optimizer)):
         with pytest.raises(TypeError, match=order):
             so.nnx.mask_model(*wrong)
     order = r"call so\.nnx\.update_topology\(model, optimizer, grads\)"
@@ -127,7 +129,8 @@ def test_a_state_without_masks_is_described():
 
 
 def test_a_train_step_wants_a_loss_and_a_state():
-    for bad in (TX, STATE, 0.1):
+    values: list[Any] = [TX, STATE, 0.1]
+    for bad in values:
         with pytest.raises(TypeError, match="loss_fn must be a function, got"):
             so.make_train_step(bad)
     step = so.make_train_step(lambda params, batch: 0.0)
@@ -137,7 +140,7 @@ def test_a_train_step_wants_a_loss_and_a_state():
 
 def test_long_values_are_described_not_printed():
     with pytest.raises(TypeError) as error:
-        so.sparsify(TOPOLOGY, optax.sgd(0.1))
+        so.sparsify(TOPOLOGY, TX)
     assert len(str(error.value)) < 120
 
 
@@ -214,17 +217,17 @@ def test_a_number_that_is_none_is_named(method, arguments, name):
     ("make", "message"),
     [
         (
-            lambda: so.rigl("0.9", **TIMES),
+            lambda: RIGL("0.9", **TIMES),
             "sparsity must be a number, got '0.9': pass",
         ),
         (lambda: so.rigl(True, **TIMES), "sparsity must be a number, got True"),
         (lambda: so.rigl(1.2, **TIMES), r"sparsity must be in \[0, 1\), got 1.2"),
         (
-            lambda: so.rigl(0.9, every=100.0, stop=800),
+            lambda: RIGL(0.9, every=100.0, stop=800),
             "every must be an integer number of steps, got 100.0: pass 100",
         ),
         (
-            lambda: so.rigl(0.9, drop_fraction="x", **TIMES),
+            lambda: RIGL(0.9, drop_fraction="x", **TIMES),
             "drop_fraction must be a number, got 'x'",
         ),
         (
@@ -240,7 +243,7 @@ def test_the_remedy_is_named(make, message):
 
 def test_numbers_of_numpy_and_jax_are_taken():
     for kind in (np.float32, np.float64, jnp.float32):
-        assert so.static(kind(0.5)).sparsity == 0.5
+        assert so.static(kind(0.5)).sparsity == 0.5  # pyright: ignore
     steps: dict[str, Any] = {"every": np.int64(2), "stop": jnp.int32(8)}
     topology = so.rigl(0.5, **steps, min_fan_in=np.int8(1))  # pyright: ignore
     assert topology.leaves(PARAMS)[1].active == 64

@@ -347,8 +347,8 @@ gradual = functools.partial(so.gradual_magnitude, every=1, stop=5)
             "begins with masks of its own",
         ),
         (lambda: gradual(0.5, masks="kept"), ValueError, "with masks of its own"),
-        (lambda: so.one_shot(0.5, at=-1), ValueError, r"later, got \(-1"),
-        (lambda: so.one_shot(0.5, at=1.5), TypeError, "steps must be integers"),
+        (lambda: so.one_shot(0.5, at=-1), ValueError, "at must be at least 0"),
+        (lambda: so.one_shot(0.5, at=1.5), TypeError, "at must be an integer"),
         (
             lambda: so.one_shot(0.5, at=1, score="wanda"),
             ValueError,

@@ -515,7 +515,9 @@ def test_what_it_refuses():
         with pytest.raises(error, match=match):
             so.prune(tree, *args, sparsity=sparsity, **kwargs)
 
-    refuses("method must be one of magnitude, .* or a SparseGPT, got 'wonda'", "wonda")
+    refuses(
+        "method must be one of magnitude, .* or a so.SparseGPT, got 'wonda'", "wonda"
+    )
     refuses(r"wanda needs statistics .* give calibration=so\.calibrate", "wanda")
     refuses("sparsegpt needs statistics", "sparsegpt")
     refuses("saliency needs the gradient", "saliency")
