@@ -314,7 +314,7 @@ def _range(least: float, most: float, below: float | None, value: float) -> str:
     if below is not None:
         return f"in [{least:g}, {below:g})"
     if math.isinf(least) or math.isinf(most):
-        bounds = [] if math.isfinite(value) else ["finite"]
+        bounds = ["finite"] if math.isinf(value) else []
         bounds += [] if math.isinf(least) else [f"at least {least:g}"]
         return " and ".join(bounds)
     return f"in [{least:g}, {most:g}]"

@@ -124,7 +124,7 @@ def test_a_plan_needs_a_topology(bad):
 
 def test_a_state_without_masks_is_described():
     for bad, kind in ((PARAMS, "a dict"), (TX, "an optax transformation")):
-        with pytest.raises(ValueError, match=f"no masks found: opt_state, {kind}, hol"):
+        with pytest.raises(ValueError, match=f"no masks found: .*; got {kind}"):
             so.get_masks(bad)
 
 

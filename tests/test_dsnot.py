@@ -121,7 +121,9 @@ def test_what_it_refuses():
 
     refuses("what so.calibrate returns", *pruned, {}, params, error=TypeError)
     refuses("cycles must be at least 1", *pruned, calibration, params, cycles=0)
-    refuses("threshold must not", *pruned, calibration, params, threshold=-1.0)
+    refuses(
+        "threshold must be at least 0", *pruned, calibration, params, threshold=-1.0
+    )
     refuses("structure of params: at 'kernel'", *pruned, calibration, {})
     mask = {"kernel": jnp.ones((4, 8), bool)}
     refuses("the mask at 'kernel' has shape", params, mask, calibration, params)

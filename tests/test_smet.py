@@ -279,5 +279,5 @@ class TestSetSmet:
     @pytest.mark.parametrize("fractions", [(0.1, 0.2), (1.5, 0.1), (0.1, -0.1)])
     def test_bad_fractions(self, fractions):
         first, last = fractions
-        with pytest.raises(ValueError, match="drop_fraction|last_fraction"):
+        with pytest.raises(ValueError, match=r"drop_fraction|last_fraction"):
             so.set_smet(0.5, stop=1000, drop_fraction=first, last_fraction=last)
