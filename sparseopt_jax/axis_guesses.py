@@ -1,6 +1,7 @@
 """Where the axes of a kernel are a guess, by its name, its rank and its neighbours."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,9 @@ from sparseopt_jax import paths
 from sparseopt_jax.kernel_names import is_attention_output, is_projection
 from sparseopt_jax.neuron_dims import Axes, InferredDims
 from sparseopt_jax.neurons import Dims, chosen_dims, default_axes
+
+REMEDY = "give the topology dims=so.infer_dims(apply_fn, variables, *inputs)"
+_SHOWN = 3
 
 # What an attention's features and heads x head_dim differ by at most, and the largest
 # window of a convolution: beyond these it is likely a stack.
@@ -59,6 +63,26 @@ def guesses(
         if guess:
             found[path] = guess
     return found
+
+
+def by_reason(doubted: Mapping[str, Guess]) -> list[str]:
+    """One line for each reason, with the first few leaves that it holds for.
+
+    Args:
+      doubted: what speaks against the axes, by path.
+
+    Returns:
+      The lines.
+    """
+    leaves = defaultdict(list)
+    for path, guess in doubted.items():
+        leaves[guess.reason].append(path)
+    return [
+        ", ".join(found[:_SHOWN])
+        + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+        + f": {reason}"
+        for reason, found in leaves.items()
+    ]
 
 
 def _guess(

@@ -6,12 +6,28 @@ from typing import Any
 from sparseopt_jax.calibration import Calibration
 from sparseopt_jax.input_statistics import Inputs, check_inputs
 from sparseopt_jax.leaf_plans import LeafPlan
-from sparseopt_jax.neurons import same_axes
+from sparseopt_jax.neurons import Dims, chosen_dims, same_axes
 
 
 def has_collections(tree: Any) -> bool:
     """Whether a tree is all variables of a linen model, ``"params"`` among them."""
     return isinstance(tree, Mapping) and "params" in tree
+
+
+def calibration_dims(calibration: Calibration | None) -> Dims:
+    """The axes that a model sums over, as ``resolve_axes`` takes them.
+
+    Args:
+      calibration: None for the convention. That it belongs to the parameters is for
+        ``check_fit`` to say.
+
+    Returns:
+      A function of path and leaf, or None.
+    """
+    if calibration is None:
+        return None
+    dims = calibration.dims
+    return lambda path, leaf: chosen_dims(dims, path, leaf)[0]
 
 
 def kernel_name(path: str, tree: Any) -> str:

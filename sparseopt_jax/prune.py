@@ -16,6 +16,7 @@ from sparseopt_jax import distributions, paths
 from sparseopt_jax.arguments import check_choice, chosen, described
 from sparseopt_jax.calibration import Calibration
 from sparseopt_jax.calibration_fit import (
+    calibration_dims,
     check_fit,
     has_collections,
     needed_inputs,
@@ -168,7 +169,7 @@ def prune(
         {} if distribution is None or is_global else distribution,
         structure,
         where,
-        calibration.dims if dims is None and calibration is not None else dims,
+        calibration_dims(calibration) if dims is None else dims,
     )
     leaves = {plan.path: plan for plan in plans if plan.layer}
     inputs: dict[str, Inputs] = {}

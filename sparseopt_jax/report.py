@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax import flops, tables
 from sparseopt_jax.arguments import described
-from sparseopt_jax.axis_guesses import Guess, guesses
+from sparseopt_jax.axis_guesses import REMEDY, Guess, by_reason, guesses
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.neurons import Dims, chosen_dims, resolve_axes, same_axes
 from sparseopt_jax.packing import packed_bytes
@@ -230,34 +229,17 @@ def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:
     return f"{stack}{inputs}", f"{outputs}?" if is_guess else outputs
 
 
-_REMEDY = "give the topology dims=so.infer_dims(apply_fn, variables, *inputs)"
-_SHOWN = 3
-
-
 def _notes_on_axes(uncertain: Mapping[str, Guess]) -> list[str]:
     if not uncertain:
         return []
     return [
-        f"? marks axes that are a guess: {_REMEDY}, which reads them off the model.",
-        *(f"? {line}." for line in _by_reason(uncertain)),
+        f"? marks axes that are a guess: {REMEDY}, which reads them off the model.",
+        *(f"? {line}." for line in by_reason(uncertain)),
     ]
 
 
 def _warnings_of_axes(refuted: Mapping[str, Guess]) -> list[str]:
-    return [f"{line}; {_REMEDY}." for line in _by_reason(refuted)]
-
-
-def _by_reason(doubted: Mapping[str, Guess]) -> list[str]:
-    """One line for each reason, with the first few leaves that it holds for."""
-    leaves = defaultdict(list)
-    for path, guess in doubted.items():
-        leaves[guess.reason].append(path)
-    return [
-        ", ".join(found[:_SHOWN])
-        + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
-        + f": {reason}"
-        for reason, found in leaves.items()
-    ]
+    return [f"{line}; {REMEDY}." for line in by_reason(refuted)]
 
 
 def _says(dims: Dims, path: str, leaf: Any) -> bool:

@@ -13,7 +13,13 @@ from sparseopt_jax.active_weights import ActiveIndices
 from sparseopt_jax.arguments import check_concrete, check_fit, check_single
 from sparseopt_jax.counting import count_true
 from sparseopt_jax.masks import ForwardMaskState, check_order, find_states, get_masks
-from sparseopt_jax.neurons import Dims, correction_factor, fan_in, resolve_axes
+from sparseopt_jax.neurons import (
+    Dims,
+    correction_factor,
+    counted_otherwise,
+    fan_in,
+    resolve_axes,
+)
 from sparseopt_jax.optimizer_bytes import optimizer_bytes
 from sparseopt_jax.state_warnings import DEAD_FRACTION, state_warnings
 
@@ -83,6 +89,7 @@ class Summary(tables.Printed):
         example.
       positions: the numbers of output positions that were given, by globs over paths.
       compact: whether the optimizer keeps the active weights' state alone.
+      axes_warnings: what is wrong with the axes that neurons are read by.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -92,6 +99,7 @@ class Summary(tables.Printed):
     forward_flops: tuple[float, float]
     positions: Mapping[str, int]
     compact: bool
+    axes_warnings: tuple[str, ...] = ()
 
     @property
     def active(self) -> int:
@@ -136,8 +144,8 @@ class Summary(tables.Printed):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with the masks or weights, a sentence each, with the remedy."""
-        return state_warnings(self.layers)
+        """What is wrong with masks, weights or axes: sentences with the remedy."""
+        return (*state_warnings(self.layers), *self.axes_warnings)
 
     def page(self) -> tables.Page:
         """The table, and what stands below it."""
@@ -181,8 +189,9 @@ def summary(
       A ``Summary``: print it, with ``rich.print`` for colours. Fan-in is given as
       least, mean, largest; the factor is SparseOpt's, least and largest. It warns of
       layers without any active weight; of those in which a fifth of the neurons or more
-      are dead, without active inputs; and of inactive weights that are not zero, unless
-      the topology keeps the weights dense (``ste``, ``sr_ste``, ``top_kast``).
+      are dead, without active inputs; of inactive weights that are not zero, unless the
+      topology keeps the weights dense (``ste``, ``sr_ste``, ``top_kast``); and of
+      ``dims`` that are not those of the topology.
 
     Raises:
       TypeError: if ``positions`` is no mapping, or under ``jax.jit``, where
@@ -252,7 +261,22 @@ def summary(
         compact=any(
             isinstance(state.masks, ActiveIndices) for state in find_states(opt_state)
         ),
+        axes_warnings=_axes_warnings(dims, masks, opt_state),
     )
+
+
+def _axes_warnings(
+    dims: Dims, masks: Mapping[str, Any], opt_state: Any
+) -> tuple[str, ...]:
+    """Says where the topologies have counted fan-ins over other axes than ``dims``."""
+    states = [state.topology_state for state in find_states(opt_state)]
+    said = [
+        counted_otherwise(path, resolve_axes(dims, path, mask), mask.shape, counts)
+        for state in states
+        for path, counts in paths.leaves_by_path(state.fan_ins).items()
+        if (mask := masks.get(path)) is not None
+    ]
+    return tuple(filter(None, said))
 
 
 def _dense_paths(opt_state: Any) -> frozenset[str]:

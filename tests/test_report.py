@@ -31,7 +31,7 @@ def in_colours(printed):
 
 def of_masks(masks, dims=None):
     params = jax.tree.map(lambda mask: jnp.where(mask, 1.0, 0.0), masks)
-    tx = so.sparsify(optax.sgd(0.1), so.static(masks=masks))
+    tx = so.sparsify(optax.sgd(0.1), so.static(masks=masks, dims=dims))
     return so.summary(params, tx.init(params), dims=dims)
 
 
@@ -345,6 +345,19 @@ def test_warns_of_what_has_collapsed_or_died():
         "4), stack (4 of 6): min_fan_in=2 in the topology keeps every neuron alive"
     )
     assert "\x1b[1;31mwarning: no active weight" in in_colours(summary)
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True}, {"compact": True}])
+def test_the_summary_warns_of_dims_that_are_not_the_topologys(options):
+    params = {"w": jnp.ones((3, 8, 4))}
+    dims = so.NeuronDims(1, 2)
+    tx = so.sparsify(optax.sgd(0.1), so.static(0.5, dims=dims), **options)
+    state = tx.init(params)
+    params = so.apply_masks(params, state)
+    assert not so.summary(params, state, dims=dims).warnings
+    (warning,) = so.summary(params, state).warnings
+    assert warning.startswith("w: neurons are taken to sum over axes (0, 1), but the")
+    assert warning.endswith("over (1,): give the dims that it has")
 
 
 def test_rich_prints_the_same_in_colours(capsys):
