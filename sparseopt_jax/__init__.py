@@ -35,6 +35,7 @@ from sparseopt_jax.smet import scale_by_local_adam, set_smet, smet
 from sparseopt_jax.snfs import snfs
 from sparseopt_jax.soft_threshold import str_
 from sparseopt_jax.sparse_init import sparse_init
+from sparseopt_jax.sparsegpt import SparseGPT
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify
 from sparseopt_jax.srigl import srigl
@@ -56,6 +57,7 @@ __all__ = [
     "ConstantFanIn",
     "InferredDims",
     "NeuronDims",
+    "SparseGPT",
     "SparseState",
     "Topology",
     "Unstructured",
