@@ -219,7 +219,7 @@ def _fields(value: Any) -> dict[str, Any]:
         name
         for name, setting in fields.items()
         if name in ("masks", "name")
-        or (name in ("where", "distribution", "dims") and callable(setting))
+        or (name in ("where", "include", "distribution", "dims") and callable(setting))
     }
     described = {
         name: _setting(setting)

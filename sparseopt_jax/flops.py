@@ -87,13 +87,17 @@ def inference_flops(sparse: float, dense: float) -> float:
     return sparse / dense if dense else float("nan")
 
 
-def is_multiplied(path: str, leaf: Any, axes: Axes | None) -> bool:
+def is_multiplied(
+    path: str, leaf: Any, axes: Axes | None, kind: str | None = None
+) -> bool:
     """Whether a leaf is a kernel, sparse or dense, by its shape, type and name.
 
     Args:
       path: the leaf's canonical path.
       leaf: anything with a ``dtype``.
       axes: its axes; None for a leaf without neurons.
+      kind: what it is by its neighbours, too, as in ``LeafPlan``; None to go by its
+        name alone.
 
     Returns:
       False for vectors, biases, scales, embeddings, and tables of integers.
@@ -107,7 +111,7 @@ def is_multiplied(path: str, leaf: Any, axes: Axes | None) -> bool:
       >>> is_multiplied("Embed_0/embedding", kernel, axes)
       False
     """
-    if axes is None or paths.kind_by_name(path):
+    if axes is None or (paths.kind_by_name(path) if kind is None else kind):
         return False
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from sparseopt_jax import paths
-from sparseopt_jax.eligibility import Where
+from sparseopt_jax.eligibility import Where, array_leaves, kinds_by_path
 from sparseopt_jax.jaxprs import called_jaxpr, held_jaxprs, open_jaxpr, ranks
 from sparseopt_jax.kernel_layout import Layout, Use, use_of
+from sparseopt_jax.leaf_kinds import NOT_MULTIPLIED
 from sparseopt_jax.operand_rows import Rows, convolution_rows, product_rows
 
 # Equations that do nothing but call a jaxpr, as far as values are concerned.
@@ -256,6 +257,8 @@ def candidates(variables: Any, where: Where | None = None) -> list[Layout | None
     """
     has_collections = isinstance(variables, Mapping) and "params" in variables
     found: list[Layout | None] = []
+    array_leaves(variables, "variables", numbers=True)
+    kinds = kinds_by_path(variables)
     for path, leaf in paths.flatten_with_paths(variables):
         if paths.is_hole(leaf):
             continue
@@ -263,8 +266,8 @@ def candidates(variables: Any, where: Where | None = None) -> list[Layout | None
         name = path.partition("/")[2] if has_collections else path
         is_kernel = (
             len(shape) >= 2
-            # Those of stacked layers have two axes or more, but multiply nothing.
-            and paths.kind_by_name(path) not in ("bias", "scale")
+            # Biases of stacked layers have two axes or more, but multiply nothing.
+            and kinds[path] not in NOT_MULTIPLIED
             and jnp.issubdtype(leaf.dtype, jnp.floating)
             and (path.startswith("params/") or not has_collections)
             and (where is None or where(name, leaf))

@@ -9,7 +9,15 @@ from jax.core import Tracer
 
 from sparseopt_jax import distributions, paths
 from sparseopt_jax.distributions import Distribution, Layer
-from sparseopt_jax.eligibility import Where, why_dense
+from sparseopt_jax.eligibility import (
+    Include,
+    Where,
+    array_leaves,
+    included,
+    kinds_by_path,
+    why_dense,
+    why_never,
+)
 from sparseopt_jax.neurons import (
     Axes,
     Dims,
@@ -42,6 +50,8 @@ class LeafPlan(NamedTuple):
         density; None if it stays dense, or if given masks decide.
       active: its active weights, in the end; None if it stays dense, or if a traced or
         remote mask keeps the number to itself.
+      kind: what it is, if that is no kernel, by name and neighbours.
+      note: what else is to be said of it.
     """
 
     path: str
@@ -53,6 +63,8 @@ class LeafPlan(NamedTuple):
     units: Units | None = None
     per_cell: int | None = None
     active: int | None = None
+    kind: str = ""
+    note: str = ""
 
 
 class Rules(NamedTuple):
@@ -70,6 +82,7 @@ class Rules(NamedTuple):
     dims: Dims
     min_fan_in: int
     begins: bool = False
+    include: Include | None = None
 
 
 def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
@@ -86,7 +99,8 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
       ValueError: if no leaf can be sparse, a pattern matches nothing, a layer would
         keep no weight, a structure does not fit a shape, or the given masks do not fit.
     """
-    flat = paths.leaves_by_path(params)
+    flat = array_leaves(params)
+    kinds = kinds_by_path(params)
     if isinstance(rules.structure, Mapping) and flat:
         paths.check_patterns(rules.structure, flat, "structure")
     check_patterns_fit(rules.dims, flat)
@@ -95,10 +109,17 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
         for path, x in flat.items()
     }
     if rules.masks is not None:
-        return _plans_of_masks(rules, params, flat, axes)
+        return _plans_of_masks(rules, params, flat, axes, kinds)
 
+    never = {path: why_never(x, axes[path]) for path, x in flat.items()}
+    chosen = included(rules.include, flat, never)
     reasons = {
-        path: why_dense(path, x, axes[path], rules.where) for path, x in flat.items()
+        path: why_dense(
+            *(path, x, axes[path], rules.where),
+            kind=kinds[path],
+            is_included=path in chosen,
+        )
+        for path, x in flat.items()
     }
     for path in flat:
         if axes[path] is not None and not reasons[path]:
@@ -115,7 +136,7 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
     return [
         _plan(rules, path, x, axes[path], layers[path], counts[path])
         if path in layers
-        else LeafPlan(path, x, reasons[path], axes[path])
+        else LeafPlan(path, x, reasons[path], axes[path], kind=kinds[path])
         for path, x in flat.items()
     ]
 
@@ -184,7 +205,11 @@ def _check_single_weights(structure: Structure, path: str) -> None:
 
 
 def _plans_of_masks(
-    rules: Rules, params: Any, flat: dict[str, Any], axes: dict[str, Axes | None]
+    rules: Rules,
+    params: Any,
+    flat: dict[str, Any],
+    axes: dict[str, Axes | None],
+    kinds: dict[str, str],
 ) -> list[LeafPlan]:
     masks = masks_by_path(rules.masks)
     expected = [path for path, _ in paths.flatten_with_paths(params)]
@@ -204,7 +229,9 @@ def _plans_of_masks(
     for path, x in flat.items():
         mask = masks[path]
         if mask is None:
-            plans.append(LeafPlan(path, x, "dense in masks", axes[path]))
+            plans.append(
+                LeafPlan(path, x, "dense in masks", axes[path], kind=kinds[path])
+            )
             continue
         if tuple(mask.shape) != tuple(x.shape):
             raise ValueError(

@@ -344,6 +344,7 @@ def _check_fit(masks: Any, params: Any) -> None:
                 f"masks hold {path!r}, which is not a parameter; the parameters are "
                 f"{', '.join(leaves)}"
             )
+        # Where there is no mask may stand anything, say a module's functions.
         shape = jnp.shape(leaves[path])
         if jnp.shape(mask) != shape:
             raise ValueError(

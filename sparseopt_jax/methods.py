@@ -10,7 +10,7 @@ from typing import Any
 from sparseopt_jax import scores
 from sparseopt_jax.arguments import integer
 from sparseopt_jax.distributions import Distribution
-from sparseopt_jax.eligibility import Where
+from sparseopt_jax.eligibility import Include, Where
 from sparseopt_jax.gradient_memory import MeanGradient
 from sparseopt_jax.neurons import Dims
 from sparseopt_jax.schedules import Schedule, UpdateSchedule
@@ -26,6 +26,7 @@ def static(
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     structure: Structures = _ANY_WEIGHTS,
     where: Where | None = None,
+    include: Include | None = None,
     masks: Any = None,
     dims: Dims = None,
     min_fan_in: int = 0,
@@ -42,9 +43,10 @@ def static(
       structure: what may be active within a layer: ``Unstructured()``, ``NM(2, 4)``,
         ``Block((4, 4))``, ``Channel()``, ``ConstantFanIn()``, or a mapping from globs
         over paths to them. Counts are rounded to what it can hold.
-      where: ``where(path, leaf) -> bool``; False keeps a kernel dense. Biases,
-        normalisations and embeddings are dense in any case; to choose freely, give
-        ``masks``.
+      where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
+      include: what is made sparse although it is no kernel by name and neighbours, say
+        an embedding that is the head as well: a glob over paths, a sequence of globs,
+        or a function of path and leaf. ``where`` still excludes.
       masks: masks to start from, in the structure of the parameters: bool arrays,
         ``optax.MaskedNode()`` or None at dense leaves; in a later one of ``phases``,
         ``"kept"`` for those that are handed on.
@@ -72,6 +74,7 @@ def static(
         distribution=distribution,
         structure=structure,
         where=where,
+        include=include,
         masks=masks,
         dims=dims,
         min_fan_in=min_fan_in,
@@ -89,6 +92,7 @@ def set_(
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     structure: Structures = _ANY_WEIGHTS,
     where: Where | None = None,
+    include: Include | None = None,
     masks: Any = None,
     dims: Dims = None,
     min_fan_in: int = 0,
@@ -111,6 +115,7 @@ def set_(
       distribution: as in ``static``.
       structure: as in ``static``.
       where: as in ``static``.
+      include: as in ``static``.
       masks: as in ``static``.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
@@ -143,6 +148,7 @@ def set_(
         distribution=distribution,
         structure=structure,
         where=where,
+        include=include,
         masks=masks,
         dims=dims,
         min_fan_in=min_fan_in,
@@ -165,6 +171,7 @@ def rigl(
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     structure: Structures = _ANY_WEIGHTS,
     where: Where | None = None,
+    include: Include | None = None,
     masks: Any = None,
     dims: Dims = None,
     min_fan_in: int = 0,
@@ -191,6 +198,7 @@ def rigl(
       distribution: as in ``static``.
       structure: as in ``static``.
       where: as in ``static``.
+      include: as in ``static``.
       masks: as in ``static``.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
@@ -224,6 +232,7 @@ def rigl(
         distribution=distribution,
         structure=structure,
         where=where,
+        include=include,
         masks=masks,
         dims=dims,
         min_fan_in=min_fan_in,

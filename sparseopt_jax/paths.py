@@ -8,6 +8,7 @@ import jax
 import optax
 
 from sparseopt_jax.boxes import boxed_like, is_box, is_wrapper, unboxed
+from sparseopt_jax.leaf_kinds import kind_by_name as kind_by_name
 
 KeyPath = tuple[Any, ...]
 
@@ -148,6 +149,20 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     return {path: x for path, x in flatten_with_paths(tree) if not is_hole(x)}
 
 
+def modules_by_path(tree: Any) -> dict[str, type]:
+    """The class of the node that holds each leaf, by the leaf's path."""
+
+    def walk(structure: Any, holder: type) -> list[type]:
+        data = structure.node_data()
+        if data is None:
+            return [holder] * structure.num_leaves
+        return [own for child in structure.children() for own in walk(child, data[0])]
+
+    holders = walk(jax.tree.structure(tree, is_leaf=_is_leaf), object)
+    found = zip(flatten_with_paths(tree), holders, strict=True)
+    return {path: holder for (path, _), holder in found}
+
+
 def map_with_key_paths(
     function: Callable[..., Any],
     tree: Any,
@@ -245,25 +260,3 @@ def longest_ending(parts: tuple[str, ...], by_parts: Mapping[tuple, Any]) -> Any
         if parts[start:] in by_parts:
             return by_parts[parts[start:]]
     return None
-
-
-def kind_by_name(path: str) -> str:
-    """What a leaf is by its name, if that is no kernel: bias, scale or embedding.
-
-    >>> kind_by_name("layers/Dense_0/bias"), kind_by_name("layers/Dense_0/kernel")
-    ('bias', '')
-    """
-    # Stacked layers give biases and scales two dimensions, and embeddings always have
-    # them: only the name tells these from kernels.
-    *parents, name = path.lower().split("/")
-    parent = parents[-1] if parents else ""
-    if name == "kernel":
-        return ""
-    if name == "bias" or name.endswith("_bias"):
-        return "bias"
-    if name == "scale" or name.endswith("_scale"):
-        return "scale"
-    embedding = ("embed", "wte", "wpe", "cls_token", "pos_table")
-    if any(word in part for part in (parent, name) for word in embedding):
-        return "embedding"
-    return ""

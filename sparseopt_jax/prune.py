@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax import distributions, paths
-from sparseopt_jax.arguments import check_choice, chosen, described
+from sparseopt_jax.arguments import chosen, described
 from sparseopt_jax.calibration import Calibration
 from sparseopt_jax.calibration_fit import (
     calibration_dims,
@@ -22,7 +22,7 @@ from sparseopt_jax.calibration_fit import (
     needed_inputs,
 )
 from sparseopt_jax.distributions import Distribution
-from sparseopt_jax.eligibility import Where
+from sparseopt_jax.eligibility import Include, Where, check_where
 from sparseopt_jax.input_statistics import Inputs
 from sparseopt_jax.leaf_plans import LeafPlan, Rules, plan_leaves
 from sparseopt_jax.masks import zero_masked
@@ -69,6 +69,7 @@ def prune(
     distribution: str | Mapping[str, float] | Distribution | None = None,
     structure: Structures | None = None,
     where: Where | None = None,
+    include: Include | None = None,
     dims: Dims = None,
     calibration: Calibration | None = None,
     grads: Any = None,
@@ -101,6 +102,7 @@ def prune(
         neuron, ``ConstantFanIn()``, as published. ``"sparsegpt"`` takes
         ``Unstructured()``, ``ConstantFanIn()`` and ``NM`` along a reduction axis.
       where: as in ``static``.
+      include: as in ``static``.
       dims: as in ``static``; kernels of a calibration that None leaves to convention
         have the axes that the model itself sums over.
       calibration: what ``calibrate`` gives for the same model.
@@ -169,6 +171,7 @@ def prune(
         {} if distribution is None or is_global else distribution,
         structure,
         where,
+        include,
         calibration_dims(calibration) if dims is None else dims,
     )
     leaves = {plan.path: plan for plan in plans if plan.layer}
@@ -238,6 +241,7 @@ def _plans(
     distribution: Any,
     structure: Structures,
     where: Where | None,
+    include: Include | None,
     dims: Dims,
 ) -> list[LeafPlan]:
     if sparsity is not None:
@@ -245,14 +249,17 @@ def _plans(
     distributions.check_distribution(distribution)
     check_structure(structure)
     check_dims(dims)
-    check_choice("where", where)
+    check_where(where, include)
 
     def is_chosen(path: str, leaf: Any) -> bool:
         if has_collections(params) and not path.startswith("params/"):
             return False
         return where is None or chosen("where", where, path, leaf)
 
-    rules = Rules(sparsity, distribution, structure, is_chosen, None, dims, 0)
+    rules = Rules(
+        *(sparsity, distribution, structure, is_chosen, None, dims, 0),
+        include=include,
+    )
     plans = plan_leaves(rules, params)
     if not plans:
         raise ValueError(f"params must hold arrays, got {params!r}")

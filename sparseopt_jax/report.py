@@ -68,7 +68,9 @@ class Plan(tables.Printed):
         """
         sparse, dense = 0.0, 0
         for leaf in self.leaves:
-            if leaf.layer or flops.is_multiplied(leaf.path, leaf.leaf, leaf.axes):
+            if leaf.layer or flops.is_multiplied(
+                leaf.path, leaf.leaf, leaf.axes, leaf.kind
+            ):
                 positions = flops.positions_of(leaf.path, self.positions)
                 dense += flops.forward_flops(_size(leaf), positions)
                 active = leaf.active if leaf.layer else _size(leaf)
@@ -212,9 +214,9 @@ def _plan_row(leaf: LeafPlan, is_guess: bool) -> tuple[str, ...]:
     structure = "" if leaf.structure == Unstructured() else repr(leaf.structure)
     named = leaf.path, shape, *_axes(leaf, is_guess), structure
     if leaf.active is None:
-        return *named, "-", "-", ""
+        return *named, "-", "-", leaf.note
     density = tables.percent(leaf.active / _size(leaf))
-    return *named, density, f"{leaf.active:,}", ""
+    return *named, density, f"{leaf.active:,}", leaf.note
 
 
 def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:

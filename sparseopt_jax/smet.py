@@ -13,7 +13,7 @@ from jax.core import Tracer
 from sparseopt_jax import paths, scores
 from sparseopt_jax.arguments import check_rate, integer, number
 from sparseopt_jax.distributions import Distribution
-from sparseopt_jax.eligibility import Where, decay_mask
+from sparseopt_jax.eligibility import Include, Where, decay_mask
 from sparseopt_jax.neurons import Dims
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.sparsify import sparsify
@@ -284,6 +284,7 @@ def set_smet(
     last_fraction: float = 0.005,
     distribution: str | Mapping[str, float] | Distribution | None = None,
     where: Where | None = None,
+    include: Include | None = None,
     dims: Dims = None,
     track_explored: bool = False,
 ) -> Topology:
@@ -301,6 +302,7 @@ def set_smet(
       last_fraction: fraction replaced at ``stop``.
       distribution: as in ``static``; None gives all layers the same sparsity.
       where: as in ``static``; it should leave out the head, which stays dense in SMET.
+      include: as in ``static``.
       dims: as in ``static``.
       track_explored: as in ``set_``.
 
@@ -341,6 +343,7 @@ def set_smet(
         distribution={"*": sparsity} if distribution is None else distribution,
         structure=Block(block) if block != 1 else Unstructured(),
         where=where,
+        include=include,
         dims=dims,
         schedule=UpdateSchedule(every, every, stop, drop_fraction, decay),
         drop=scores.magnitude,

@@ -8,8 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax import paths
-from sparseopt_jax.arguments import check_choice, number
-from sparseopt_jax.eligibility import Where, why_dense
+from sparseopt_jax.arguments import number
+from sparseopt_jax.eligibility import (
+    Include,
+    Where,
+    array_leaves,
+    check_where,
+    included,
+    kinds_by_path,
+    why_dense,
+    why_never,
+)
 from sparseopt_jax.neurons import Dims, check_dims, resolve_axes
 
 
@@ -22,11 +31,14 @@ class SoftThreshold:
         are zero.
       where: ``where(path, leaf) -> bool``; False keeps a kernel as it is.
       dims: the axes of kernels: each layer of a stack has a threshold of its own.
+      include: globs over paths, or a function of path and leaf: leaves that have a
+        threshold although they are no kernels.
     """
 
     initial: float
     where: Where | None
     dims: Dims
+    include: Include | None = None
 
     def init(self, params: Any) -> Any:
         """The thresholds to be trained.
@@ -41,13 +53,23 @@ class SoftThreshold:
         Raises:
           ValueError: if no leaf can have one.
         """
-        reasons = {}
+        flat, kinds, reasons = array_leaves(params), kinds_by_path(params), {}
+        all_axes = {
+            path: resolve_axes(self.dims, path, leaf, is_sparse=False)
+            for path, leaf in flat.items()
+        }
+        never = {path: why_never(leaf, all_axes[path]) for path, leaf in flat.items()}
+        chosen = included(self.include, flat, never)
 
         def at_leaf(path, leaf):
             if paths.is_hole(leaf):
                 return leaf
-            axes = resolve_axes(self.dims, path, leaf, is_sparse=False)
-            reasons[path] = why_dense(path, leaf, axes, self.where)
+            axes = all_axes[path]
+            reasons[path] = why_dense(
+                *(path, leaf, axes, self.where),
+                kind=kinds[path],
+                is_included=path in chosen,
+            )
             if reasons[path] or axes is None:
                 return optax.MaskedNode()
             axes = resolve_axes(self.dims, path, leaf) or axes
@@ -93,7 +115,11 @@ class SoftThreshold:
 
 
 def str_(
-    *, initial: float = -5.0, where: Where | None = None, dims: Dims = None
+    *,
+    initial: float = -5.0,
+    where: Where | None = None,
+    include: Include | None = None,
+    dims: Dims = None,
 ) -> SoftThreshold:
     """STR: soft threshold reparameterisation, which learns how sparse each layer is.
 
@@ -105,6 +131,7 @@ def str_(
       initial: logit that every threshold begins with, below 0: sigmoid(-5) is 0.0067.
         The default is ours; the authors tune it with the weight decay.
       where: ``where(path, leaf) -> bool``; False keeps a kernel as it is.
+      include: as in ``static``.
       dims: the axes of kernels, as in ``static``.
 
     Returns:
@@ -130,6 +157,8 @@ def str_(
       ...     return soft(*both)["kernel"].sum()
       >>> gradient = jax.grad(loss)((weights, thresholds))
     """
-    check_choice("where", where)
+    check_where(where, include)
     check_dims(dims)
-    return SoftThreshold(number("initial", initial), where, dims)
+    if include is not None and not callable(include):
+        include = (include,) if isinstance(include, str) else tuple(include)
+    return SoftThreshold(number("initial", initial), where, dims, include)

@@ -12,6 +12,7 @@ from sparseopt_jax import flops, paths, tables
 from sparseopt_jax.active_weights import ActiveIndices
 from sparseopt_jax.arguments import check_concrete, check_fit, check_single
 from sparseopt_jax.counting import count_true
+from sparseopt_jax.leaf_kinds import leaf_kinds
 from sparseopt_jax.masks import ForwardMaskState, check_order, find_states, get_masks
 from sparseopt_jax.neurons import (
     Dims,
@@ -231,6 +232,7 @@ def summary(
     }
     check_fit(masks, leaves)
     flops.check_positions(positions, leaves)
+    kinds = leaf_kinds(leaves, paths.modules_by_path(params))
     dense = _dense_paths(opt_state)
     layers = {
         path: _summarize(path, mask, leaves[path], dims, path in dense)
@@ -239,7 +241,7 @@ def summary(
     sparse_flops = dense_flops = 0
     for path, leaf in leaves.items():
         if path in layers or flops.is_multiplied(
-            path, leaf, resolve_axes(dims, path, leaf, is_sparse=False)
+            path, leaf, resolve_axes(dims, path, leaf, is_sparse=False), kinds[path]
         ):
             count = flops.positions_of(path, positions)
             active = layers[path].active if path in layers else leaf.size

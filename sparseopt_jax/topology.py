@@ -17,10 +17,10 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from sparseopt_jax import changes, distributions, paths, scores
-from sparseopt_jax.arguments import check_choice, integer, number
+from sparseopt_jax.arguments import integer, number
 from sparseopt_jax.counting import count_true
 from sparseopt_jax.distributions import Distribution
-from sparseopt_jax.eligibility import Where
+from sparseopt_jax.eligibility import Include, Where, check_where
 from sparseopt_jax.gradient_memory import (
     GradientMemory,
     GradientMomentum,
@@ -92,6 +92,8 @@ class Topology:
       distribution: how the budget is shared between layers.
       structure: what may be active within a layer, for all or by globs over paths.
       where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
+      include: globs over paths, or a function of path and leaf: leaves that are made
+        sparse although they are no kernels.
       masks: masks to start from, instead of random ones; ``"kept"`` for a phase that
         keeps the masks, or their numbers of active weights, as they are handed on.
       dims: the axes of kernels, as in ``sparseopt_jax.neurons.resolve_axes``.
@@ -121,6 +123,7 @@ class Topology:
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel"
     structure: Structures = _ANY_WEIGHTS
     where: Where | None = None
+    include: Include | None = None
     masks: Any = None
     dims: Dims = None
     schedule: UpdateSchedule | StepList | None = None
@@ -148,7 +151,11 @@ class Topology:
             raise ValueError("sparsity must be given unless masks are, got None")
         distributions.check_distribution(self.distribution)
         check_dims(self.dims)
-        check_choice("where", self.where)
+        check_where(self.where, self.include)
+        if self.include is not None and not callable(self.include):
+            globs = self.include
+            globs = (globs,) if isinstance(globs, str) else tuple(globs)
+            object.__setattr__(self, "include", globs)
         if self.masks is not None and not self.is_handed_on:
             check_masks(self.masks)
         self._check_change()
@@ -248,6 +255,7 @@ class Topology:
             sparsity,
             *(self.distribution, self.structure, self.where),
             *(self.masks, self.dims, self.min_fan_in),
+            include=self.include,
         )
 
     def _first_leaves(self, params: Any) -> list[LeafPlan]:
