@@ -51,8 +51,8 @@ def gradual_magnitude(
         ``initial_sparsity`` and ``sparsity``.
       scope: ``"layer"`` prunes each layer by itself to the distribution's numbers,
         ``"global"`` all weights of the network by one threshold.
-      **options: ``distribution``, ``structure``, ``where``, ``include``,
-        ``dims`` and ``min_fan_in``, as in ``static``.
+      **options: ``distribution``, ``first``, ``structure``, ``where``,
+        ``include``, ``dims`` and ``min_fan_in``, as in ``static``.
 
     Returns:
       The topology. A change follows the gradient step.

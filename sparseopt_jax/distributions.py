@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sparseopt_jax import paths
 from sparseopt_jax.arguments import number
+from sparseopt_jax.first_layer import Ends, first_layer
 from sparseopt_jax.neurons import Axes
 
 
@@ -45,30 +46,48 @@ class Layer:
         )
 
 
+# Which layer ``uniform`` keeps dense: the one it finds, those that globs name, or none.
+First = bool | str | Collection[str] | None
+
 # From the layers and the sparsity to the active weights of each single layer, by path.
 Distribution = Callable[[Sequence[Layer], float], Mapping[str, int]]
 
 
-def uniform(layers: Sequence[Layer], sparsity: float) -> dict[str, int]:
+def uniform(
+    layers: Sequence[Layer], sparsity: float, *, first: First = True
+) -> dict[str, int]:
     """The same sparsity everywhere, the first layer dense.
-
-    The first layer is the one whose number of input channels is no other layer's
-    number of outputs; where that leaves several or none, the first of these in tree
-    order. A mapping of path patterns decides for itself.
 
     Args:
       layers: the sparse layers.
       sparsity: fraction of zeros in every layer but the first.
+      first: globs over paths, which layers stay dense; None or False for none; True for
+        the network's first, as far as names and shapes tell it (``first_layer``). A
+        single layer is sparse.
 
     Returns:
       Active weights per single layer, by path.
 
+    Raises:
+      ValueError: if the first layer cannot be told.
+
     References:
       Evci et al., RigL, 2020 (arXiv 1911.11134), section 3 (1).
     """
-    first = _first_layer(layers) if len(layers) > 1 else None
+    if first is True:
+        ends = tuple(
+            Ends(
+                *(own.path, (own.inputs,), own.outputs),
+                window=len(own.shape) - 2 if own.outputs == own.shape[-1] else 0,
+            )
+            for own in layers
+        )
+        first = (first_layer(ends),) if len(layers) > 1 else ()
+    globs = (first,) if isinstance(first, str) else first or ()
     return {
-        layer.path: layer.size if layer is first else _rounded(layer.size, sparsity)
+        layer.path: layer.size
+        if any(paths.matches(layer.path, glob) for glob in globs)
+        else _rounded(layer.size, sparsity)
         for layer in layers
     }
 
@@ -148,10 +167,34 @@ def check_distribution(distribution: Any) -> None:
         )
 
 
+def check_first(first: Any, distribution: Any) -> None:
+    """Raises unless ``first`` says which layer a distribution keeps dense.
+
+    Raises:
+      TypeError: for another kind of value.
+      ValueError: for globs beside another distribution than ``"uniform"``.
+    """
+    if first is None or isinstance(first, bool):
+        return
+    is_globs = isinstance(first, Collection) and all(isinstance(x, str) for x in first)
+    if not is_globs:
+        raise TypeError(
+            "first must be a glob over paths, several, True for the layer that names "
+            f"and shapes tell, or None for no dense first layer, got {first!r}"
+        )
+    if distribution != "uniform":
+        raise ValueError(
+            f"first={first!r} is for distribution='uniform', which keeps a layer "
+            f"dense, got {distribution!r}"
+        )
+
+
 def allocate(
     distribution: str | Mapping[str, float] | Distribution,
     layers: Sequence[Layer],
     sparsity: float,
+    *,
+    first: First = True,
 ) -> dict[str, int]:
     """Shares the budget of active weights between layers.
 
@@ -161,6 +204,7 @@ def allocate(
         a function of the layers and the sparsity.
       layers: the sparse layers.
       sparsity: fraction of zeros, in [0, 1).
+      first: what ``uniform`` keeps dense.
 
     Returns:
       Active weights per single layer, by path.
@@ -173,7 +217,9 @@ def allocate(
       >>> allocate({"a": 0.5}, layers, 0.75)
       {'a': 16, 'b': 16}
     """
-    if isinstance(distribution, str):
+    if distribution == "uniform":
+        counts = uniform(layers, sparsity, first=first)
+    elif isinstance(distribution, str):
         counts = DISTRIBUTIONS[distribution](layers, sparsity)
     elif isinstance(distribution, Mapping):
         paths.check_patterns(
@@ -199,12 +245,6 @@ def allocate(
 
 def _rounded(size: int, sparsity: float) -> int:
     return round(size * (1.0 - sparsity))
-
-
-def _first_layer(layers: Sequence[Layer]) -> Layer:
-    outputs = {layer.outputs for layer in layers}
-    entries = [layer for layer in layers if layer.inputs not in outputs]
-    return (entries or layers)[0]
 
 
 def _scaled(

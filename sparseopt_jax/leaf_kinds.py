@@ -78,6 +78,11 @@ def kind_by_name(path: str) -> str:
     return SCALE if _NORM.search(parent) else ""
 
 
+def is_lookup(path: str, leaf: Any) -> bool:
+    """Whether an embedding is of tokens, with which a network begins, not of places."""
+    return "pos" not in path.lower() and np.shape(leaf)[:1] != (1,)
+
+
 def leaf_kinds(
     leaves: Mapping[str, Any], modules: Mapping[str, type] | None = None
 ) -> dict[str, str]:

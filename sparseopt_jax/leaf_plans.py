@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from sparseopt_jax import distributions, paths
-from sparseopt_jax.distributions import Distribution, Layer
+from sparseopt_jax.distributions import Distribution, First, Layer
 from sparseopt_jax.eligibility import (
     Include,
     Where,
@@ -18,6 +18,8 @@ from sparseopt_jax.eligibility import (
     why_dense,
     why_never,
 )
+from sparseopt_jax.first_layer import biases_by_module, ends_of, first_layer
+from sparseopt_jax.leaf_kinds import EMBEDDING, is_lookup
 from sparseopt_jax.neurons import (
     Axes,
     Dims,
@@ -83,6 +85,7 @@ class Rules(NamedTuple):
     min_fan_in: int
     begins: bool = False
     include: Include | None = None
+    first: First = True
 
 
 def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
@@ -132,9 +135,15 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
     if flat and not layers:
         listed = "; ".join(f"{path}: {why}" for path, why in reasons.items())
         raise ValueError(f"no parameter can be made sparse ({listed})")
-    counts = _counts(rules, layers)
+    first = _first(rules, flat, axes, kinds, layers) - chosen
+    counts = _counts(rules, layers, first)
     return [
-        _plan(rules, path, x, axes[path], layers[path], counts[path])
+        _plan(rules, path, x, axes[path], layers[path], counts[path])._replace(
+            kind=kinds[path],
+            note="dense: first layer"
+            if path in first and counts[path] == layers[path].size
+            else "",
+        )
         if path in layers
         else LeafPlan(path, x, reasons[path], axes[path], kind=kinds[path])
         for path, x in flat.items()
@@ -156,7 +165,42 @@ def _plan(
     )
 
 
-def _counts(rules: Rules, layers: dict[str, Layer]) -> dict[str, int]:
+def _first(
+    rules: Rules,
+    leaves: dict[str, Any],
+    axes: dict[str, Axes | None],
+    kinds: dict[str, str],
+    layers: dict[str, Layer],
+) -> frozenset[str]:
+    """The paths that ``uniform`` keeps dense."""
+    if rules.distribution != "uniform" or rules.first in (None, False):
+        return frozenset()
+    if rules.first is not True:
+        globs = (rules.first,) if isinstance(rules.first, str) else rules.first
+        paths.check_patterns(globs, leaves, "first")  # pyright: ignore
+        return frozenset(
+            path
+            for path in layers
+            if any(paths.matches(path, glob) for glob in globs)  # pyright: ignore
+        )
+    if len(layers) < 2:
+        return frozenset()
+    biases = biases_by_module(leaves)
+    # Kernels that the user keeps dense have their places in the network, too.
+    kernels = tuple(
+        ends_of(path, x, own, rules.dims, biases.get(path.rpartition("/")[0]))
+        for path, x in leaves.items()
+        if (own := axes[path]) is not None and not kinds[path] and x.size
+    )
+    embeds = any(
+        is_lookup(path, leaves[path]) for path in leaves if kinds[path] == EMBEDDING
+    )
+    return frozenset({first_layer(kernels, embeds)}) & layers.keys()
+
+
+def _counts(
+    rules: Rules, layers: dict[str, Layer], first: frozenset[str]
+) -> dict[str, int]:
     """What each single layer gets: from its structure, or from the distribution."""
     fixed = {
         path: density
@@ -172,7 +216,9 @@ def _counts(rules: Rules, layers: dict[str, Layer]) -> dict[str, int]:
                 "sparsity must be given: the structure of "
                 f"{', '.join(layer.path for layer in free)} fixes none"
             )
-        return counts | distributions.allocate(rules.distribution, free, rules.sparsity)
+        return counts | distributions.allocate(
+            rules.distribution, free, rules.sparsity, first=first
+        )
     for path, density in fixed.items():
         if rules.sparsity is not None and abs(1 - density - rules.sparsity) > 1e-6:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseopt_jax import scores
 from sparseopt_jax.arguments import integer
-from sparseopt_jax.distributions import Distribution
+from sparseopt_jax.distributions import Distribution, First
 from sparseopt_jax.eligibility import Include, Where
 from sparseopt_jax.gradient_memory import MeanGradient
 from sparseopt_jax.neurons import Dims
@@ -24,6 +24,7 @@ def static(
     sparsity: float | None = None,
     *,
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
     structure: Structures = _ANY_WEIGHTS,
     where: Where | None = None,
     include: Include | None = None,
@@ -40,6 +41,9 @@ def static(
         ``"erdos_renyi_kernel"``, a mapping from globs over paths to sparsities (the
         first match decides, ``sparsity`` holds for the rest), or a function of the
         layers and the sparsity that returns active weights by path.
+      first: what ``"uniform"`` keeps dense: a glob over paths or several; None for no
+        layer at all. True is the network's first layer where numbers in the paths and
+        the widths of the layers tell it; where they do not, that is an error.
       structure: what may be active within a layer: ``Unstructured()``, ``NM(2, 4)``,
         ``Block((4, 4))``, ``Channel()``, ``ConstantFanIn()``, or a mapping from globs
         over paths to them. Counts are rounded to what it can hold.
@@ -72,6 +76,7 @@ def static(
         name="static",
         sparsity=sparsity,
         distribution=distribution,
+        first=first,
         structure=structure,
         where=where,
         include=include,
@@ -90,6 +95,7 @@ def set_(
     drop_fraction: float = 0.3,
     decay: str | Schedule = "cosine",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
     structure: Structures = _ANY_WEIGHTS,
     where: Where | None = None,
     include: Include | None = None,
@@ -113,6 +119,7 @@ def set_(
         ``"inverse_power"``, ``"constant"``; or any schedule of optax, which then gives
         the fraction itself.
       distribution: as in ``static``.
+      first: as in ``static``.
       structure: as in ``static``.
       where: as in ``static``.
       include: as in ``static``.
@@ -146,6 +153,7 @@ def set_(
         name="set",
         sparsity=sparsity,
         distribution=distribution,
+        first=first,
         structure=structure,
         where=where,
         include=include,
@@ -169,6 +177,7 @@ def rigl(
     drop_fraction: float = 0.3,
     decay: str | Schedule = "cosine",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
     structure: Structures = _ANY_WEIGHTS,
     where: Where | None = None,
     include: Include | None = None,
@@ -196,6 +205,7 @@ def rigl(
         ``"inverse_power"``, ``"constant"``; or any schedule of optax, which then gives
         the fraction itself.
       distribution: as in ``static``.
+      first: as in ``static``.
       structure: as in ``static``.
       where: as in ``static``.
       include: as in ``static``.
@@ -230,6 +240,7 @@ def rigl(
         name="rigl",
         sparsity=sparsity,
         distribution=distribution,
+        first=first,
         structure=structure,
         where=where,
         include=include,

@@ -21,7 +21,7 @@ from sparseopt_jax.calibration_fit import (
     has_collections,
     needed_inputs,
 )
-from sparseopt_jax.distributions import Distribution
+from sparseopt_jax.distributions import Distribution, First
 from sparseopt_jax.eligibility import Include, Where, check_where
 from sparseopt_jax.input_statistics import Inputs
 from sparseopt_jax.leaf_plans import LeafPlan, Rules, plan_leaves
@@ -67,6 +67,7 @@ def prune(
     *,
     sparsity: float | None = None,
     distribution: str | Mapping[str, float] | Distribution | None = None,
+    first: First = True,
     structure: Structures | None = None,
     where: Where | None = None,
     include: Include | None = None,
@@ -97,6 +98,7 @@ def prune(
       distribution: None for the same sparsity in every layer, the first one included,
         as is customary where nothing is trained afterwards; ``"global"`` for one
         competition of all weights of all layers; or as in ``static``.
+      first: as in ``static``, for the distribution ``"uniform"``.
       structure: what may be active within a layer, for all or by globs over paths.
         None lets all weights of a layer compete, but for ``"wanda"`` those of each
         neuron, ``ConstantFanIn()``, as published. ``"sparsegpt"`` takes
@@ -169,6 +171,7 @@ def prune(
         params,
         sparsity,
         {} if distribution is None or is_global else distribution,
+        first,
         structure,
         where,
         include,
@@ -239,6 +242,7 @@ def _plans(
     params: Any,
     sparsity: float | None,
     distribution: Any,
+    first: First,
     structure: Structures,
     where: Where | None,
     include: Include | None,
@@ -250,6 +254,7 @@ def _plans(
     check_structure(structure)
     check_dims(dims)
     check_where(where, include)
+    distributions.check_first(first, distribution)
 
     def is_chosen(path: str, leaf: Any) -> bool:
         if has_collections(params) and not path.startswith("params/"):
@@ -259,6 +264,7 @@ def _plans(
     rules = Rules(
         *(sparsity, distribution, structure, is_chosen, None, dims, 0),
         include=include,
+        first=first,
     )
     plans = plan_leaves(rules, params)
     if not plans:

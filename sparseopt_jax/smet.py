@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from sparseopt_jax import paths, scores
 from sparseopt_jax.arguments import check_rate, integer, number
-from sparseopt_jax.distributions import Distribution
+from sparseopt_jax.distributions import Distribution, First
 from sparseopt_jax.eligibility import Include, Where, decay_mask
 from sparseopt_jax.neurons import Dims
 from sparseopt_jax.schedules import UpdateSchedule
@@ -283,6 +283,7 @@ def set_smet(
     drop_fraction: float = 0.2,
     last_fraction: float = 0.005,
     distribution: str | Mapping[str, float] | Distribution | None = None,
+    first: First = True,
     where: Where | None = None,
     include: Include | None = None,
     dims: Dims = None,
@@ -301,6 +302,7 @@ def set_smet(
       drop_fraction: fraction of the active blocks replaced at first.
       last_fraction: fraction replaced at ``stop``.
       distribution: as in ``static``; None gives all layers the same sparsity.
+      first: as in ``static``.
       where: as in ``static``; it should leave out the head, which stays dense in SMET.
       include: as in ``static``.
       dims: as in ``static``.
@@ -341,6 +343,7 @@ def set_smet(
         name="set_smet",
         sparsity=sparsity,
         distribution={"*": sparsity} if distribution is None else distribution,
+        first=first,
         structure=Block(block) if block != 1 else Unstructured(),
         where=where,
         include=include,

@@ -37,8 +37,8 @@ def ste(
       every: steps from one choice of masks to the next; 1 follows every step.
       start: first step after which masks are chosen anew.
       stop: first step after which they are not.
-      **options: ``distribution``, ``structure``, ``where``, ``include``, ``dims``, as
-        in ``static``.
+      **options: ``distribution``, ``first``, ``structure``, ``where``, ``include``,
+        ``dims``, as in ``static``.
 
     Returns:
       What ``sparsify`` takes as a topology.

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from sparseopt_jax import changes, distributions, paths, scores
 from sparseopt_jax.arguments import integer, number
 from sparseopt_jax.counting import count_true
-from sparseopt_jax.distributions import Distribution
+from sparseopt_jax.distributions import Distribution, First
 from sparseopt_jax.eligibility import Include, Where, check_where
 from sparseopt_jax.gradient_memory import (
     GradientMemory,
@@ -90,6 +90,8 @@ class Topology:
         None if ``masks`` are given, or a structure fixes it.
       name: what it is called in tables and checkpoints.
       distribution: how the budget is shared between layers.
+      first: what the distribution ``"uniform"`` keeps dense: globs over paths, True
+        for the first layer that names and shapes tell, None for nothing.
       structure: what may be active within a layer, for all or by globs over paths.
       where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
       include: globs over paths, or a function of path and leaf: leaves that are made
@@ -121,6 +123,7 @@ class Topology:
     sparsity: float | None
     name: str = "custom"
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel"
+    first: First = True
     structure: Structures = _ANY_WEIGHTS
     where: Where | None = None
     include: Include | None = None
@@ -152,6 +155,9 @@ class Topology:
         distributions.check_distribution(self.distribution)
         check_dims(self.dims)
         check_where(self.where, self.include)
+        distributions.check_first(self.first, self.distribution)
+        if not (self.first is None or isinstance(self.first, bool | str)):
+            object.__setattr__(self, "first", tuple(self.first))
         if self.include is not None and not callable(self.include):
             globs = self.include
             globs = (globs,) if isinstance(globs, str) else tuple(globs)
@@ -256,6 +262,7 @@ class Topology:
             *(self.distribution, self.structure, self.where),
             *(self.masks, self.dims, self.min_fan_in),
             include=self.include,
+            first=self.first,
         )
 
     def _first_leaves(self, params: Any) -> list[LeafPlan]:

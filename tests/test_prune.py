@@ -158,12 +158,12 @@ def test_every_layer_has_the_sparsity_unless_a_distribution_says_otherwise():
 
 
 def test_global_compares_all_layers():
-    params = {"a": jnp.array([[1.0, 9.0], [2.0, 8.0]]), "b": jnp.array([[3.0, 0.5]])}
+    params = {"w1": jnp.array([[1.0, 9.0], [2.0, 8.0]]), "w2": jnp.array([[3.0, 0.5]])}
     pruned = so.prune(params, sparsity=0.5, distribution="global")
-    np.testing.assert_array_equal(pruned.masks["a"], bits([[0, 1], [0, 1]]))
-    np.testing.assert_array_equal(pruned.masks["b"], bits([[1, 0]]))
-    params["b"] /= 100
-    with pytest.raises(ValueError, match="leave no weight of b: lower it"):
+    np.testing.assert_array_equal(pruned.masks["w1"], bits([[0, 1], [0, 1]]))
+    np.testing.assert_array_equal(pruned.masks["w2"], bits([[1, 0]]))
+    params["w2"] /= 100
+    with pytest.raises(ValueError, match="leave no weight of w2: lower it"):
         so.prune(params, sparsity=0.5, distribution="global")
 
 
