@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparseopt_jax.eligibility import Where
+from sparseopt_jax.eligibility import Where, array_leaves
 from sparseopt_jax.input_statistics import Inputs, add_moments
 from sparseopt_jax.kernel_inputs import InputReader
 from sparseopt_jax.kernel_trace import candidates
@@ -141,6 +141,7 @@ def calibrate(
       [[50.  8.]
        [ 8.  2.]]
     """
+    array_leaves(variables, "variables", numbers=True)
     if isinstance(batches, jax.Array | np.ndarray):
         raise TypeError(
             "batches must be an iterable of batches, got an array of shape "

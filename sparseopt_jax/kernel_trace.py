@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from sparseopt_jax import paths
-from sparseopt_jax.eligibility import Where, array_leaves, kinds_by_path
+from sparseopt_jax.eligibility import Where, kinds_by_path
 from sparseopt_jax.jaxprs import called_jaxpr, held_jaxprs, open_jaxpr, ranks
 from sparseopt_jax.kernel_layout import Layout, Use, use_of
 from sparseopt_jax.leaf_kinds import NOT_MULTIPLIED
@@ -257,7 +257,6 @@ def candidates(variables: Any, where: Where | None = None) -> list[Layout | None
     """
     has_collections = isinstance(variables, Mapping) and "params" in variables
     found: list[Layout | None] = []
-    array_leaves(variables, "variables", numbers=True)
     kinds = kinds_by_path(variables)
     for path, leaf in paths.flatten_with_paths(variables):
         if paths.is_hole(leaf):

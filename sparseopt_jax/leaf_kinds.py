@@ -143,14 +143,21 @@ def _kind_by_neighbours(
     if biases and kind in ("", EMBEDDING, SCALE, POSITION):
         if any(np.shape(bias) == shape for bias in biases):
             return SCALE
-        if any(len(np.shape(bias)) <= len(shape) for bias in biases):
+        if any(_is_bias_of(np.shape(bias), shape) for bias in biases):
             return ""
     weights = [near[own] for own in _partners(name, "b") if own in near]
-    if not kind and any(len(shape) <= len(np.shape(weight)) for weight in weights):
+    if not kind and any(_is_bias_of(shape, np.shape(own)) for own in weights):
         return BIAS
     if not kind and name == "d" and any(map(_STATE_SPACE.match, near)):
         return STATE_SPACE
     return kind
+
+
+def _is_bias_of(bias: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether the one may be added to what the other gives, or to what it scales."""
+    sizes = [n for n in bias if n > 1]
+    fits = all(sizes.count(n) <= weight.count(n) for n in sizes)
+    return bias == weight or (fits and len(sizes) < len(weight))
 
 
 _NAMES = {"w": ("w", "weight", "kernel"), "b": ("b", "bias")}

@@ -116,7 +116,7 @@ STACK = {
     "attention": {"W_Q": (6, 8, 4), "b_Q": (6, 4)},
     "down": {"down_w": (6, 8, 4), "down_b": (6, 4)},
     "s4": {"A_log": (8, 4), "D": (6, 8), "C": (8, 4)},
-    "factors": {"a": (8, 4), "b": (4, 8)},
+    "factors": {"w": (8, 8), "a": (8, 4), "b": (4, 8)},
 }
 
 
@@ -129,7 +129,7 @@ def test_neighbours_tell_stacked_biases():
     leaves = so.static(0.5, distribution={}).leaves(params)
     assert {leaf.path for leaf in leaves if leaf.layer} == {
         *("mlp/w1", "mlp/w2", "experts/wi", "experts/wo", "attention/W_Q"),
-        *("down/down_w", "s4/C", "factors/a", "factors/b"),
+        *("down/down_w", "s4/C", "factors/w", "factors/a", "factors/b"),
     }
 
 

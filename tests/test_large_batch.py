@@ -585,7 +585,7 @@ def test_bfloat16_weights_follow_the_float32_ones():
 @pytest.mark.parametrize("make", [so.sparse_lars, so.sparse_lamb])
 def test_a_layer_that_starts_at_zero_is_trained(make):
     params = {"a": normal(0), "b": jnp.zeros((6, 4))}
-    tx = make(0.1, so.static(0.5, distribution="uniform"))
+    tx = make(0.1, so.static(0.5, distribution="uniform", first="a"))
     state = tx.init(params)
     params = so.apply_masks(params, state)
     update = jax.jit(tx.update)
