@@ -56,11 +56,11 @@ def ends_of(path: str, leaf: Any, axes: Axes, dims: Dims, bias: Any = None) -> E
       dims: as in ``static``.
       bias: the bias beside it, if there is one.
     """
-    shape = tuple(leaf.shape)
+    shape = list(leaf.shape)
     name = path.rpartition("/")[2].lower()
     if "weight" in name and chosen_dims(dims, path, leaf)[0] is None:
         size = 0 if bias is None else max(np.shape(bias), default=1)
-        stacked = bias is not None and np.shape(bias) == shape[:2] and len(shape) > 2
+        stacked = bias is not None and [*np.shape(bias)] == shape[:2] and len(shape) > 2
         if stacked and 1 not in shape[1:2]:
             shape = shape[1:]
         if stacked or size in (0, shape[0]) or size != shape[-1]:
