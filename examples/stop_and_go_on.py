@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 import sparseopt_jax as so
 
 STEPS, STOP, BATCH = 240, 130, 64
-TOPOLOGY = so.rigl(0.9, every=40, stop=200, track_explored=True)
+TOPOLOGY = so.rigl(0.9, every=40, stop=200, min_fan_in=2, track_explored=True)
 
 
 class Net(nn.Module):

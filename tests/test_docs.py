@@ -284,6 +284,7 @@ def test_the_page_about_places_runs(params):
     left = run_block(PLACES, "adam", params=params, topology=topology)
     state = left["tx"].init(params)
     left["tx"].update(params, state, params)
+    assert run_block(PLACES, "dying")["topology"].min_fan_in == 2
 
 
 LARGE = read("docs/large_batches.md")
