@@ -402,7 +402,10 @@ class ActiveIndices(_Parts):
                 return index
             return layouts[path].moved(index, new[path])
 
-        tree = paths.map_with_paths(at_leaf, self.tree)
+        return self.with_tree(paths.map_with_paths(at_leaf, self.tree))
+
+    def with_tree(self, tree: Any) -> "ActiveIndices":
+        """Other indices of leaves that are laid out as these are."""
         return self._of(tree, self.layout_text, self.layouts)
 
 

@@ -1,6 +1,5 @@
 """The owner of masks whose inner optimizer knows the active weights only."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -333,7 +332,7 @@ def in_types_of(
         return sharded(index, NamedSharding(of_leaf.mesh, spec or PartitionSpec()))
 
     tree = paths.map_with_paths(at_leaf, indices.tree)
-    indices = dataclasses.replace(indices, tree=tree)
+    indices = indices.with_tree(tree)
     return indices, typed_like(inner.init(_taken(indices, params)), inner_state)
 
 
