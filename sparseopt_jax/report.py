@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparseopt_jax import flops, tables
 from sparseopt_jax.arguments import described
 from sparseopt_jax.axis_guesses import REMEDY, Guess, by_reason, guesses
+from sparseopt_jax.leaf_kinds import BIAS, SCALE
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.neurons import Dims, chosen_dims, resolve_axes, same_axes
 from sparseopt_jax.packing import packed_bytes
@@ -119,6 +120,7 @@ class Plan(tables.Printed):
                 f"{tables.memory(self.packed_mask_bytes)}.",
                 flops.note(self.inference_flops, training, self.positions),
                 tables.SIMULATED,
+                *_notes_on_kinds(self.leaves),
                 *_notes_on_axes(uncertain),
             ),
             warnings=(*_warnings_of_axes(refuted), *self.disagreements),
@@ -229,6 +231,19 @@ def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:
     )
     stack = f"{batch} x " if batch else ""
     return f"{stack}{inputs}", f"{outputs}?" if is_guess else outputs
+
+
+def _notes_on_kinds(leaves: Sequence[LeafPlan]) -> list[str]:
+    """How to make sparse what is dense by its kind, but for biases and scales."""
+    found = [
+        leaf.path
+        for leaf in leaves
+        if leaf.kind not in ("", BIAS, SCALE) and leaf.why_dense == leaf.kind
+    ]
+    return [
+        f"include={x!r}, or a glob, makes sparse what is not a kernel."
+        for x in found[:1]
+    ]
 
 
 def _notes_on_axes(uncertain: Mapping[str, Guess]) -> list[str]:

@@ -185,6 +185,13 @@ def test_include_makes_sparse_what_a_name_left_dense(name):
     assert sparse(only) == {"embed/embedding"}
 
 
+def test_the_plan_names_the_remedy():
+    plan = str(so.plan(TIED, so.static(0.5)))
+    assert "include='embed/embedding', or a glob, makes sparse" in plan
+    assert "include" not in str(so.plan(TIED, so.static(0.5, include="embed/*")))
+    assert "include" not in str(so.plan({"w": jnp.ones((4, 4))}, so.static(0.5)))
+
+
 def choosers():
     return [
         lambda include: so.static(0.5, include=include).leaves(TIED),
