@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sparseopt_jax import paths
 from sparseopt_jax.kernel_names import is_attention_output, is_projection
+from sparseopt_jax.leaf_kinds import kind_by_name
 from sparseopt_jax.neuron_dims import Axes, InferredDims
 from sparseopt_jax.neurons import Dims, chosen_dims, default_axes
 
@@ -169,7 +169,7 @@ def _stacked(module: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def _is_vector_by_name(path: str) -> bool:
     name = path.lower().rpartition("/")[2]
-    return paths.kind_by_name(path) in ("bias", "scale") or name in ("b", "offset")
+    return kind_by_name(path) in ("bias", "scale") or name in ("b", "offset")
 
 
 def _is_known(

@@ -8,7 +8,14 @@ import numpy as np
 
 from sparseopt_jax import paths
 from sparseopt_jax.arguments import check_choice, chosen
-from sparseopt_jax.leaf_kinds import BIAS, SCALE, STATE_SPACE, VECTOR, leaf_kinds
+from sparseopt_jax.leaf_kinds import (
+    BIAS,
+    SCALE,
+    STATE_SPACE,
+    VECTOR,
+    kind_by_name,
+    leaf_kinds,
+)
 from sparseopt_jax.neurons import Axes
 
 Where = Callable[[str, Any], bool]
@@ -101,7 +108,7 @@ def why_dense(
     """
     if never := why_never(leaf, axes):
         return never
-    kind = paths.kind_by_name(path) if kind is None else kind
+    kind = kind_by_name(path) if kind is None else kind
     if kind and not is_included:
         return kind
     if 0 in leaf.shape:
@@ -161,7 +168,7 @@ def is_decayed(path: str, leaf: Any, kind: str | None = None) -> bool:
     # Where a wrapper such as `optax.masked` has left a leaf out, there is a hole.
     if paths.is_hole(leaf):
         return False
-    kind = paths.kind_by_name(path) if kind is None else kind
+    kind = kind_by_name(path) if kind is None else kind
     return len(leaf.shape) >= 2 and kind not in (BIAS, SCALE, STATE_SPACE, VECTOR)
 
 

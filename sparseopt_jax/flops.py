@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sparseopt_jax import paths, tables
+from sparseopt_jax.leaf_kinds import kind_by_name
 from sparseopt_jax.neurons import Axes
 
 
@@ -111,7 +112,7 @@ def is_multiplied(
       >>> is_multiplied("Embed_0/embedding", kernel, axes)
       False
     """
-    if axes is None or (paths.kind_by_name(path) if kind is None else kind):
+    if axes is None or (kind_by_name(path) if kind is None else kind):
         return False
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sparseopt_jax import paths
 from sparseopt_jax.counting import count_true
 from sparseopt_jax.kernel_names import input_axes
+from sparseopt_jax.leaf_kinds import kind_by_name
 from sparseopt_jax.neuron_dims import Axes, InferredDims, NeuronDims
 
 Dims = NeuronDims | Mapping[str, NeuronDims] | Callable[[str, Any], Any] | None
@@ -43,7 +44,7 @@ def resolve_axes(
     if not isinstance(chosen, NeuronDims):
         raise TypeError(f"dims must give NeuronDims for {path!r}, got {chosen!r}")
     ndim = len(leaf.shape)
-    by_name = paths.kind_by_name(path)
+    by_name = kind_by_name(path)
     if chosen is dims and (ndim < 2 or by_name in ("bias", "scale")):
         return None  # one description for all kernels: these are not meant
     problem = _misfit(dims, chosen, path, leaf)

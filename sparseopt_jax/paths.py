@@ -8,7 +8,6 @@ import jax
 import optax
 
 from sparseopt_jax.boxes import boxed_like, is_box, is_wrapper, unboxed
-from sparseopt_jax.leaf_kinds import kind_by_name as kind_by_name
 
 KeyPath = tuple[Any, ...]
 
