@@ -116,11 +116,11 @@ class Plan(tables.Printed):
                 f"{self.active:,} of {self.size:,} weights active in sparse leaves "
                 f"({share}); {self.parameters - self.size:,} parameters dense, "
                 f"{self.parameters:,} in all.",
+                *_notes_on_kinds(self.leaves),
                 f"Masks take {tables.memory(self.mask_bytes)}, packed "
                 f"{tables.memory(self.packed_mask_bytes)}.",
                 flops.note(self.inference_flops, training, self.positions),
                 tables.SIMULATED,
-                *_notes_on_kinds(self.leaves),
                 *_notes_on_axes(uncertain),
             ),
             warnings=(*_warnings_of_axes(refuted), *self.disagreements),
