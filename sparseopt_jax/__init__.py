@@ -12,6 +12,7 @@ from sparseopt_jax.dsnot import dsnot
 from sparseopt_jax.ham import ham
 from sparseopt_jax.host_updates import update_topology
 from sparseopt_jax.infer_dims import infer_dims
+from sparseopt_jax.inner_reset import reset_inner
 from sparseopt_jax.itop import rigl_itop, set_itop
 from sparseopt_jax.large_batch import (
     scale_by_sparse_trust_ratio,
@@ -86,6 +87,7 @@ __all__ = [
     "plan",
     "pmap_train_step",
     "prune",
+    "reset_inner",
     "rigl",
     "rigl_itop",
     "scale_by_batch_variance",

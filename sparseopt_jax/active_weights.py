@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from sparseopt_jax import paths
@@ -295,7 +296,7 @@ def read_layouts(text: Any) -> tuple[tuple[str, Layout], ...]:
     Raises:
       ValueError: for text of another version.
     """
-    if isinstance(text, jax.core.Tracer):
+    if isinstance(text, Tracer):
         raise ValueError(
             "inside of jit the active weights of a compact sparsify are known only in "
             "the state that tx.init makes: restore the checkpoint into its structure"

@@ -15,6 +15,7 @@ from sparseopt_jax.compact_inner import check_inner
 from sparseopt_jax.conditions import if_due
 from sparseopt_jax.inner_state import hold, map_weight_state, update_through
 from sparseopt_jax.leaf_plans import LeafPlan, masks_by_path
+from sparseopt_jax.lost_masks import check_not_lost
 from sparseopt_jax.masks import (
     SparseState,
     check_order,
@@ -112,6 +113,7 @@ def make_compact(
     def update_fn(updates, state, params=None, **extra_args):
         check_update(params, extra_args)
         old = state = whole(state)
+        check_not_lost(topology, state, params)
         masks, inner_state = in_types_of(params, inner, state.masks, state.inner_state)
         state = state._replace(masks=masks, inner_state=inner_state)
         count, topology_state = state.count, state.topology_state

@@ -21,6 +21,7 @@ class Owner(NamedTuple):
       packed: whether its masks are stored as bits.
       compact: whether its inner transformation sees active weights alone.
       key: the seed or PRNG key that it was given.
+      is_link: whether the optimizer follows it in a chain, as with ``sparseopt``.
     """
 
     topology: Any
@@ -30,6 +31,7 @@ class Owner(NamedTuple):
     packed: bool
     compact: bool
     key: Any
+    is_link: bool
 
     def seen(self, params: Any) -> Any:
         """The parameters that a wrapper left to it, holes in place of the others."""
@@ -52,13 +54,16 @@ def record_owner(
     packed: bool,
     compact: bool = False,
     key: Any = 0,
+    is_link: bool = False,
 ) -> None:
     """Called by an owner's ``init``."""
     owners = _OWNERS.get()
     if owners is not None:
         holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
         structure = structure_of(masks)
-        owners.append(Owner(topology, inner, structure, holes, packed, compact, key))
+        owners.append(
+            Owner(*(topology, inner, structure, holes, packed, compact, key, is_link))
+        )
 
 
 def structure_of(masks: Any) -> Any:

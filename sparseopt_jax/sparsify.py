@@ -11,6 +11,7 @@ from sparseopt_jax.compact import make_compact
 from sparseopt_jax.conditions import if_due
 from sparseopt_jax.evened_boxes import with_evened_boxes
 from sparseopt_jax.inner_state import hold, refresh, update_through
+from sparseopt_jax.lost_masks import check_not_lost
 from sparseopt_jax.masks import SparseState, map_masked, zero_masked
 from sparseopt_jax.owners import check_update, record_owner
 from sparseopt_jax.packing import is_packed
@@ -189,7 +190,7 @@ def make_owner(
             topology_state = topology_state._replace(turned=unturned)
         inner_state = inner.init(zero_masked(masks, params))
         masks, topology_state = stored(packed, (masks, topology_state))
-        record_owner(topology, inner, params, masks, packed, key=key)
+        record_owner(topology, inner, params, masks, packed, key=key, is_link=not zeros)
         return SparseState(
             count=jnp.zeros([], jnp.int32),
             key=store_key(own_key),
@@ -201,6 +202,7 @@ def make_owner(
     def update_fn(updates, state, params=None, **extra_args):
         check_update(params, extra_args)
         state = whole(state) if packed else state
+        check_not_lost(topology, state, params)
         count, topology_state = state.count, state.topology_state
         # Full layers are dense to everything below: they cost nothing, and a network
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.

@@ -18,6 +18,7 @@ from sparseopt_jax.arguments import number
 from sparseopt_jax.conditions import if_due
 from sparseopt_jax.counting import count_true
 from sparseopt_jax.leaf_plans import LeafPlan
+from sparseopt_jax.lost_masks import check_not_lost
 from sparseopt_jax.masks import ForwardMaskState, map_masked
 from sparseopt_jax.methods import static
 from sparseopt_jax.neurons import Dims
@@ -213,6 +214,7 @@ def make_straight_through(
         if "masks" in extra_args:
             raise ValueError("masks must not be passed to update, sparsify owns them")
         state = whole(state) if packed else state
+        check_not_lost(method, state, params)
         masks = unpacked(state.masks, params)
         trained = unpacked(state.trained_masks, params)
         updates, inner_state = inner.update(
