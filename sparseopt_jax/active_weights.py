@@ -348,7 +348,8 @@ class ActiveIndices(_Parts):
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> "ActiveIndices":
-        return cls(*iterable)
+        tree, layout_text = iterable
+        return cls(tree, layout_text)
 
     @classmethod
     def _of(cls, tree: Any, text: Any, layouts: Any) -> "ActiveIndices":
@@ -364,7 +365,8 @@ class ActiveIndices(_Parts):
     @classmethod
     def tree_unflatten(cls, layouts, parts):
         """As JAX asks for it."""
-        return cls._of(*parts, layouts)
+        tree, layout_text = parts
+        return cls._of(tree, layout_text, layouts)
 
     def masks(self) -> Any:
         """The same as bool arrays."""
