@@ -113,9 +113,14 @@ class CheckpointFolder:
         Raises:
           ValueError: if what is read is not what was saved.
         """
+        saved = record["checksums"]
+        told = {
+            path for path in leaves if records.is_told_by_run(path, record["leaves"])
+        } - set(record["leaves"])
         targets = {
             path: process_arrays.on_every_process(target)
             for path, target in stored_leaves.targets(leaves).items()
+            if path not in told
         }
         named = checkpoint_names.leaf_on_disk if record["format"] > 1 else str
         on_disk = {named(path): target for path, target in targets.items()}
@@ -128,13 +133,14 @@ class CheckpointFolder:
             found = records.checksums(stored)
         except Exception as error:
             raise self._damaged(step, str(error)) from error
-        saved = record["checksums"]
         wrong = [path for path in found if found[path] != saved[path]]
         if wrong:
             what = f"It does not hold what was saved at {records.listed(wrong)}."
             raise self._damaged(step, what)
         return [
-            process_arrays.placed(leaf, stored_leaves.like(leaf, stored.get(path)))
+            leaf
+            if path in told
+            else process_arrays.placed(leaf, stored_leaves.like(leaf, stored.get(path)))
             for path, leaf in leaves.items()
         ]
 
