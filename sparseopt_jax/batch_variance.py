@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax import paths
+from sparseopt_jax import environment, paths
 from sparseopt_jax.active_weights import at_active
 from sparseopt_jax.neurons import Axes, Dims, check_dims, resolve_axes
 from sparseopt_jax.running_statistics import variance_of
@@ -85,17 +85,10 @@ def scale_by_batch_variance(
             _check_kernels(links, dict(leaves))
         return optax.EmptyState()
 
-    def update_fn(
-        updates,
-        state,
-        params=None,
-        *,
-        batch_stats=None,
-        masks=None,
-        neuron_dims=None,
-        **extra_args,
-    ):
-        del params, extra_args
+    def update_fn(updates, state, params=None, **extra_args):
+        del params
+        told = environment.told(extra_args)
+        batch_stats = told.get("batch_stats")
         if batch_stats is None:
             raise ValueError(
                 "scale_by_batch_variance needs the running variances: call "
@@ -105,8 +98,8 @@ def scale_by_batch_variance(
             path: jnp.asarray(leaf)
             for path, leaf in paths.flatten_with_paths(batch_stats)
         }
-        by_path = dict(paths.flatten_with_paths(masks))
-        axes_of = neuron_dims if dims is None else dims
+        by_path = dict(paths.flatten_with_paths(told.get("masks")))
+        axes_of = told.get("neuron_dims") if dims is None else dims
 
         def at_leaf(path, update):
             # Without masks every kernel is its own leaf.

@@ -9,11 +9,13 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sparseopt_jax import paths
+from sparseopt_jax import environment, paths
 from sparseopt_jax.active_weights import ActiveIndices, Layout
 from sparseopt_jax.compact_inner import check_inner
 from sparseopt_jax.conditions import if_due
-from sparseopt_jax.inner_state import hold, map_weight_state, update_through
+from sparseopt_jax.frozen_leaves import warn_of_frozen
+from sparseopt_jax.inner_program import InnerProgram
+from sparseopt_jax.inner_state import hold, initial_state, map_weight_state
 from sparseopt_jax.leaf_plans import LeafPlan, masks_by_path
 from sparseopt_jax.lost_masks import check_not_lost
 from sparseopt_jax.masks import (
@@ -26,8 +28,9 @@ from sparseopt_jax.masks import (
 from sparseopt_jax.owners import check_update, record_owner
 from sparseopt_jax.prng_keys import load_key, store_key, typed_key
 from sparseopt_jax.sharding_types import explicit_sharding, sharded, typed_like
-from sparseopt_jax.stored_masks import loaded, stored, whole
+from sparseopt_jax.stored_masks import filled, loaded, stored, whole, without
 from sparseopt_jax.topology import Topology
+from sparseopt_jax.transformations import checked_inner
 
 
 def compact_gradients(grads: Any, opt_state: Any) -> Any:
@@ -71,7 +74,7 @@ def compact_gradients(grads: Any, opt_state: Any) -> Any:
             "sparsify(..., compact=True)"
         )
     for indices in found:
-        grads = _taken(indices, grads)
+        grads = active_entries(indices, grads)
     return grads
 
 
@@ -84,8 +87,9 @@ def make_compact(
 ) -> optax.GradientTransformationExtraArgs:
     """The owner of active weights: what ``sparsify(compact=True)`` makes of them."""
     topology = _checked_topology(topology)
+    inner = checked_inner(inner)
     check_inner(inner)
-    inner = optax.with_extra_args_support(inner)
+    named = environment.named_by(inner)
     moves = topology.moves and not host_updates
 
     def init_fn(params):
@@ -102,18 +106,28 @@ def make_compact(
         record_owner(
             topology, inner, params, indices, packed=True, compact=True, key=key
         )
+        inner_state = inner.init(active)
+        if isinstance(indices, ActiveIndices):
+            told = {
+                "masks": indices.weights(),
+                "fan_ins": topology_state.fan_ins,
+                "neuron_dims": topology.dims,
+            }
+            warn_of_frozen(inner, topology, told, inner_state, active)
         return SparseState(
             count=jnp.zeros([], jnp.int32),
             key=store_key(own_key),
             masks=indices,
             topology_state=topology_state,
-            inner_state=inner.init(active),
+            inner_state=inner_state,
         )
 
     def update_fn(updates, state, params=None, **extra_args):
-        check_update(params, extra_args)
-        old = state = whole(state)
+        state = whole(state)
+        shapes = {path: layout.shape for path, layout in state.masks.layouts}
+        check_update(updates, params, extra_args, shapes)
         check_not_lost(topology, state, params)
+        old = state
         masks, inner_state = in_types_of(params, inner, state.masks, state.inner_state)
         state = state._replace(masks=masks, inner_state=inner_state)
         count, topology_state = state.count, state.topology_state
@@ -121,33 +135,49 @@ def make_compact(
             _check_gradients(topology, state.masks, updates)
 
         def step(indices, fan_ins, updates, inner_state, params):
-            return inner.update(
-                _taken(indices, updates),
+            told = {
+                "masks": indices.weights(),
+                "fan_ins": fan_ins,
+                "neuron_dims": topology.dims,
+            }
+            args = (
+                active_entries(indices, updates),
                 inner_state,
-                _taken(indices, params),
-                masks=indices.weights(),
-                fan_ins=fan_ins,
-                neuron_dims=topology.dims,
-                **extra_args,
+                active_entries(indices, params),
             )
+            return environment.run(inner, named, told, *args, **extra_args)
+
+        program = InnerProgram.of(
+            step,
+            state.masks,
+            topology_state.fan_ins,
+            updates,
+            state.inner_state,
+            params,
+        )
+        frozen = program.frozen() if moves else frozenset()
 
         def change(kept, params, grads, memory):
             indices, topology_state = kept
             masks = masks_like(indices, params)
             masks, topology_state = loaded(masks, topology_state, params)
-            masks, topology_state = topology.update(
+            moved, topology_state = topology.update(
                 jax.random.fold_in(load_key(state.key, key), count),
-                *(count, masks, topology_state._replace(memory=memory)),
+                *(count, without(frozen, masks)),
+                topology_state._replace(memory=memory),
                 *(params, _spread(indices, grads, params)),
             )
             topology_state = stored(True, topology_state._replace(memory=()))
-            return indices.moved(masks), topology_state
+            return indices.moved(filled(moved, masks)), topology_state
 
         def step_and_change(kept, params, grads, memory, inner_state):
             indices, topology_state = kept
-            stepped, _ = step(
-                indices, topology_state.fan_ins, grads, inner_state, params
-            )
+            if early is None:
+                stepped = program.updates_only(
+                    indices, topology_state.fan_ins, grads, inner_state, params
+                )
+            else:
+                stepped, _ = early
             stepped = _zeroing(indices, indices, stepped, params)
             return change(kept, optax.apply_updates(params, stepped), grads, memory)
 
@@ -157,7 +187,12 @@ def make_compact(
         if moves and topology.replaces_step:
             kept = if_due(topology.due(count), change, kept, params, updates, memory)
         stepping, fan_ins = kept[0], kept[1].fan_ins
+        early = None
         if moves and not topology.replaces_step:
+            if not program.is_repeatable:
+                # What the host was asked for is not to be asked for again.
+                args = (stepping, fan_ins, updates, state.inner_state, params)
+                early = program.run(args)
             kept = if_due(
                 *(topology.due(count), step_and_change, kept),
                 *(params, updates, memory, state.inner_state),
@@ -166,11 +201,18 @@ def make_compact(
 
         replaces = topology.moves and topology.replaces_step
         replaced = replaces and topology_state.updated_at == count
-        stepped, inner_state = update_through(
-            lambda: step(stepping, fan_ins, updates, state.inner_state, params),
-            lambda new: hold(replaced, state.inner_state, new) if replaces else new,
-            lambda new: refreshed(inner, state.masks, indices, new, params),
-        )
+
+        def held(new):
+            return hold(replaced, state.inner_state, new) if replaces else new
+
+        def refreshed_where_taken(new):
+            return refreshed(inner, state.masks, indices, new, params)
+
+        if early is None:
+            args = (stepping, fan_ins, updates, state.inner_state, params)
+            stepped, inner_state = program.run(args, held, refreshed_where_taken)
+        else:
+            stepped, inner_state = early[0], refreshed_where_taken(held(early[1]))
         if replaces:
             stepped = jax.tree.map(
                 lambda u: jnp.where(replaced, jnp.zeros_like(u), u), stepped
@@ -335,7 +377,9 @@ def in_types_of(
 
     tree = paths.map_with_paths(at_leaf, indices.tree)
     indices = indices.with_tree(tree)
-    return indices, typed_like(inner.init(_taken(indices, params)), inner_state)
+    return indices, typed_like(
+        initial_state(inner, active_entries(indices, params)), inner_state
+    )
 
 
 def refreshed(
@@ -350,7 +394,7 @@ def refreshed(
     stays = paths.map_with_paths(
         lambda path, a, b: a if paths.is_hole(a) else a == b, *(old.tree, new.tree)
     )
-    fresh = inner.init(_taken(new, params))
+    fresh = initial_state(inner, active_entries(new, params))
 
     def keep(mask, state, fresh):
         return jnp.where(mask, state, fresh).astype(state.dtype)
@@ -405,7 +449,7 @@ def _at_indices(indices: ActiveIndices, function: Any, tree: Any) -> Any:
     )
 
 
-def _taken(indices: ActiveIndices, tree: Any) -> Any:
+def active_entries(indices: ActiveIndices, tree: Any) -> Any:
     """The active entries of a tree, which may have nothing else already."""
     layouts = dict(indices.layouts)
 

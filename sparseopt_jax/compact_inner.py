@@ -9,14 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sparseopt_jax import environment, transformation_links
 from sparseopt_jax.active_weights import ActiveWeights, Layout
-from sparseopt_jax.inner_state import is_elementwise
+from sparseopt_jax.jaxpr_analysis import is_elementwise
 from sparseopt_jax.neurons import Axes
 from sparseopt_jax.structures import Unstructured
+from sparseopt_jax.transformation_links import Link
 
 # Larger than the axes from which moments are factored by default.
 _SHAPE, _ACTIVE, _STEPS = (130, 132), 5000, 3
 _TOLERANCE = 1e-3
+
+
+# What these do between the transformations inside of them is known to be no trouble.
+_WRAPPERS = frozenset(
+    {
+        *("chain", "named_chain", "masked", "partition", "multi_transform"),
+        *("inject_hyperparams", "apply_if_finite", "with_extra_args_support"),
+    }
+)
+# Elementwise, but not to be tried without the statistics of a network.
+_KNOWN = frozenset({("sparseopt_jax.batch_variance", "scale_by_batch_variance")})
 
 
 class _NeedsParametersError(Exception):
@@ -28,46 +41,83 @@ def check_inner(inner: optax.GradientTransformation) -> None:
 
     What works element by element does, and so do norms, to which zeros add nothing. The
     others are told by trying: a few steps on a kernel most of whose weights are zero,
-    and on the rest of it alone.
+    and on the rest of it alone. What cannot be tried is refused.
 
     Args:
       inner: any transformation.
 
     Raises:
-      ValueError: with the name of the transformation, or of the link of the chain.
+      ValueError: with the name of the transformation, or of the link of the chain, that
+        is to blame, and of no other.
     """
-    if _fits(inner):
+    reason = _trouble(inner)
+    if reason is None:
         return
-    links = [part for part in _parts(inner) if not any(_parts(part))]
-    # A link that works only among others is not told from them.
-    blamed = [own for own in links if not _fits(own)] or links or [inner]
-    names = dict.fromkeys(_name(own.update) for own in blamed)
-    raise ValueError(
-        f"{', '.join(names)} would give a weight another update with compact=True, "
-        "where it sees the active weights alone: use an elementwise optimizer, such as "
-        "adam, lion or sgd, or leave compact out"
-    )
+    blamed = list(_blamed(transformation_links.read(inner)))
+    if not blamed and reason is _DIFFERS:
+        # It works only among others, so that it is not told from them.
+        blamed = [(transformation_links.read(inner).name, reason)]
+    if blamed:
+        listed = "; ".join(f"{name} {why}" for name, why in dict.fromkeys(blamed))
+        raise ValueError(
+            "compact=True lets the optimizer see the active weights alone, and "
+            f"{listed}: use an elementwise optimizer, such as adam, lion or sgd, or "
+            "leave compact out"
+        )
 
 
-def _fits(inner: optax.GradientTransformation) -> bool:
-    trial = _Trial(optax.with_extra_args_support(inner))
+_DIFFERS = "would give a weight another update there"
+_NEEDS_ALL = "evaluates the loss, which needs all of them"
+
+
+def _blamed(link: Link) -> Iterator[tuple[str, str]]:
+    """Names of the links that do not fit, and why."""
+    if (getattr(link.update, "__module__", None), link.name) in _KNOWN:
+        return
+    if link.parts and link.name in _WRAPPERS:
+        for part in link.parts:
+            yield from _blamed(part)
+        return
+    reason = _trouble(optax.GradientTransformationExtraArgs(link.init, link.update))
+    if reason is None:
+        return
+    inside = [found for part in link.parts for found in _blamed(part)]
+    yield from inside or [(link.name, reason)]
+
+
+def _trouble(inner: optax.GradientTransformation) -> str | None:
+    """Why a transformation does not fit; None if it does."""
+    # One for matrices only is tried on a matrix only.
+    reasons = [_trouble_with(inner, ("kernel", "bias"))]
+    if reasons[0] not in (None, _DIFFERS, _NEEDS_ALL):
+        reasons.append(_trouble_with(inner, ("kernel",)))
+    return reasons[-1]
+
+
+def _trouble_with(
+    inner: optax.GradientTransformation, leaves: tuple[str, ...]
+) -> str | None:
     with jax.ensure_compile_time_eval():
         try:
-            if trial.is_elementwise():
-                return True
-            return trial.agrees()
+            trial = _Trial(optax.with_extra_args_support(inner), leaves)
+            fits = trial.is_elementwise() or trial.agrees()
+            return None if fits else _DIFFERS
         except _NeedsParametersError:
-            return False
-        except Exception:
-            # It asks for what only a real step has, and will say so itself.
-            return True
+            return _NEEDS_ALL
+        # Whatever a user's function raises without what a real step would give it.
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return f"could not be tried on a small kernel ({said})"
 
 
 class _Trial:
     """A few steps on one kernel and one bias, whole and without inactive weights."""
 
-    def __init__(self, inner: optax.GradientTransformationExtraArgs):
+    def __init__(
+        self, inner: optax.GradientTransformationExtraArgs, leaves: tuple[str, ...]
+    ):
         self.inner: Any = inner
+        self.named = environment.named_by(inner)
         units = Unstructured().units("kernel", _SHAPE, Axes((), (0,), (1,)))
         self.layout = Layout(units, _ACTIVE)
         rng = np.random.default_rng(0)
@@ -76,28 +126,40 @@ class _Trial:
         self.mask = self.layout.mask(self.index)
         self.trees = [
             {
-                "kernel": jnp.where(self.mask, rng.normal(size=_SHAPE), 0),
-                "bias": jnp.asarray(rng.normal(size=5)),
+                # Far from 0 in the mean, which many a transformation takes off.
+                "kernel": jnp.where(self.mask, rng.normal(1.0, size=_SHAPE), 0),
+                "bias": jnp.asarray(rng.normal(1.0, size=5)),
             }
             for _ in range(_STEPS + 1)
         ]
-        self.trees = jax.tree.map(lambda x: x.astype(jnp.float32), self.trees)
+        self.trees = [
+            {name: x.astype(jnp.float32) for name, x in tree.items() if name in leaves}
+            for tree in self.trees
+        ]
 
     def active(self, tree: Any) -> Any:
         return tree | {"kernel": self.layout.take(tree["kernel"], self.index)}
 
     def update(self, grads: Any, state: Any, params: Any, mask: Any) -> Any:
-        return self.inner.update(
-            *(grads, state, params),
-            masks={"kernel": mask, "bias": optax.MaskedNode()},
-            fan_ins={
+        told = {
+            "masks": {"kernel": mask, "bias": optax.MaskedNode()},
+            "fan_ins": {
                 "kernel": jnp.sum(self.mask, 0, keepdims=True),
                 "bias": optax.MaskedNode(),
             },
-            value=jnp.float32(1.0),
-            grad=grads,
-            value_fn=_value_fn,
-        )
+            "neuron_dims": None,
+        }
+        args = (grads, state, params)
+        run = functools.partial(environment.run, self.inner, self.named, told, *args)
+        try:
+            return run()
+        except TypeError as missing:
+            # What a line search is called with.
+            loss = {"value": jnp.float32(1.0), "grad": grads, "value_fn": _value_fn}
+            try:
+                return run(**loss)
+            except TypeError:
+                raise missing from None
 
     def is_elementwise(self) -> bool:
         params = self.active(self.trees[0])
@@ -132,36 +194,6 @@ class _Trial:
         return found
 
 
-def _value_fn(params: Any, masks: Any = None, fan_ins: Any = None) -> Any:
+def _value_fn(params: Any) -> Any:
     """A loss cannot be evaluated without the inactive weights."""
     raise _NeedsParametersError
-
-
-def _parts(inner: optax.GradientTransformation) -> Iterator[Any]:
-    """The transformations that one is made of, outer ones first."""
-    init, update = _closure(inner.init), _closure(inner.update)
-    held = [*update.values()]
-    if "update_fns" in update and "init_fns" in init:  # as `optax.chain` keeps them
-        pairs = zip(init["init_fns"], update["update_fns"], strict=True)
-        held.extend(optax.GradientTransformationExtraArgs(*pair) for pair in pairs)
-    for value in held:
-        for part in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(part, optax.GradientTransformation):
-                yield part
-                yield from _parts(part)
-
-
-def _closure(function: Any) -> dict[str, Any]:
-    """What a function holds, by name."""
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    cells = getattr(function, "__closure__", None) or ()
-    return {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
-
-
-def _name(update: Any) -> str:
-    """What made this function: for ``update_fn`` of ``scale_by_adam`` that name."""
-    tx = _closure(update).get("tx")
-    if isinstance(tx, optax.GradientTransformation):  # wrapped for extra arguments
-        return _name(tx.update)
-    name = getattr(update, "__qualname__", type(update).__name__)
-    return name.partition(".<locals>")[0]

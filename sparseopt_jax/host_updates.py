@@ -8,8 +8,14 @@ import optax
 
 from sparseopt_jax.active_weights import ActiveIndices
 from sparseopt_jax.arguments import described
-from sparseopt_jax.compact import in_types_of, masks_like, refreshed
+from sparseopt_jax.compact import (
+    active_entries,
+    in_types_of,
+    masks_like,
+    refreshed,
+)
 from sparseopt_jax.evened_boxes import evened
+from sparseopt_jax.frozen_leaves import frozen_leaves
 from sparseopt_jax.inner_state import refresh
 from sparseopt_jax.masks import (
     ForwardMaskState,
@@ -23,7 +29,7 @@ from sparseopt_jax.masks import (
 from sparseopt_jax.owners import Owner, find_owners, structure_of
 from sparseopt_jax.prng_keys import load_key
 from sparseopt_jax.sharding_types import typed_like
-from sparseopt_jax.stored_masks import loaded, stored, whole
+from sparseopt_jax.stored_masks import filled, loaded, stored, whole, without
 
 
 def update_topology(
@@ -130,10 +136,18 @@ def _changed(
         node = node._replace(masks=masks, inner_state=inner_state)
     masks = masks_like(node.masks, params) if is_compact else node.masks
     old, topology_state = loaded(masks, topology_state, params)
+    told = {
+        "masks": node.masks.weights() if is_compact else old,
+        "fan_ins": topology_state.fan_ins,
+        "neuron_dims": topology.dims,
+    }
+    seen = active_entries(node.masks, params) if is_compact else params
+    frozen = frozen_leaves(owner.inner, told, node.inner_state, seen)
     new, topology_state = topology.update(
         *(jax.random.fold_in(load_key(node.key, owner.key), step), step),
-        *(old, topology_state, params, grads),
+        *(without(frozen, old), topology_state, params, grads),
     )
+    new = filled(new, old)
     topology_state = topology_state._replace(memory=node.topology_state.memory)
     masks, topology_state = stored(owner.packed, (new, topology_state))
     kept = map_masked(jnp.logical_and, old, new)
@@ -144,7 +158,7 @@ def _changed(
             zero_masked(kept, params),
         )
     else:
-        inner_state = refresh(owner.inner, new, node.inner_state, params)
+        inner_state = refresh(owner.inner, new, node.inner_state, params, changed=True)
     node = node._replace(
         masks=masks, topology_state=topology_state, inner_state=inner_state
     )

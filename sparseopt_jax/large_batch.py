@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax import paths
+from sparseopt_jax import environment, paths
 from sparseopt_jax.active_weights import ActiveWeights
 from sparseopt_jax.arguments import check_choice, check_rate, chosen
 from sparseopt_jax.eligibility import Where, decay_mask, is_decayed
@@ -117,17 +117,15 @@ def scale_by_sparse_trust_ratio(
                 resolve_axes(dims, path, leaf, is_sparse=is_kernel)
         return optax.EmptyState()
 
-    def update_fn(
-        updates, state, params=None, *, masks=None, neuron_dims=None, **extra_args
-    ):
-        del extra_args
+    def update_fn(updates, state, params=None, **extra_args):
+        told = environment.told(extra_args)
         if params is None:
             raise ValueError(
                 "params are needed for their norms: call "
                 "tx.update(grads, opt_state, params)"
             )
-        axes_of = neuron_dims if dims is None else dims
-        active = paths.leaves_by_path(masks)
+        axes_of = told.get("neuron_dims") if dims is None else dims
+        active = paths.leaves_by_path(told.get("masks"))
 
         def at_leaf(path, update, param):
             if passes(path, param):

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax import masks
+from sparseopt_jax import environment, masks
 from sparseopt_jax.requirements import needed_by
 
 with needed_by("sparseopt_jax.linen", "flax"):
@@ -84,17 +84,21 @@ class TrainState(train_state.TrainState):
         Args:
           grads: gradients, tree like ``params``.
           **kwargs: extra arguments of ``tx.update``. Those that name a field of the
-            state replace it as well; ``batch_stats`` is handed over even where it is
-            not given, as the state holds it.
+            state replace it as well. ``batch_stats`` is told to transformations that
+            read it even where it is not given, as the state holds it.
 
         Returns:
           The next state.
         """
-        extra_args = dict(kwargs)
-        if self.batch_stats is not None:
-            extra_args.setdefault("batch_stats", self.batch_stats)
+        told = {} if self.batch_stats is None else {"batch_stats": self.batch_stats}
         tx = optax.with_extra_args_support(self.tx)
-        updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra_args)
+        updates, opt_state = environment.run(
+            tx,
+            environment.named_by(tx),
+            told,
+            *(grads, self.opt_state, self.params),
+            **kwargs,
+        )
         if masks.find_states(opt_state):
             # Zeros even where something scales the updates behind the masks.
             params = masks.apply_updates(self.params, updates, opt_state)

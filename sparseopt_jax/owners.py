@@ -1,9 +1,12 @@
 """Finding the owners of masks inside any nest of optax wrappers."""
 
 import contextvars
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sparseopt_jax import paths
@@ -25,7 +28,7 @@ class Owner(NamedTuple):
     """
 
     topology: Any
-    inner: optax.GradientTransformation
+    inner: optax.GradientTransformationExtraArgs
     structure: Any
     holes: Any
     packed: bool
@@ -48,7 +51,7 @@ _OWNERS: contextvars.ContextVar[list[Owner] | None] = contextvars.ContextVar(
 
 def record_owner(
     topology: Any,
-    inner: optax.GradientTransformation,
+    inner: optax.GradientTransformationExtraArgs,
     params: Any,
     masks: Any,
     packed: bool,
@@ -71,6 +74,11 @@ def structure_of(masks: Any) -> Any:
     return jax.tree.structure(unbox_tree(masks))
 
 
+def are_recorded() -> bool:
+    """Whether an ``init`` is run to find owners only."""
+    return _OWNERS.get() is not None
+
+
 def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
     """The owners within a transformation, in the order of their ``init``."""
     owners: list[Owner] = []
@@ -83,11 +91,23 @@ def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
     return owners
 
 
-def check_update(params: Any, extra_args: dict[str, Any]) -> None:
+def check_update(
+    updates: Any,
+    params: Any,
+    extra_args: dict[str, Any],
+    other_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> None:
     """Raises unless an owner's ``update`` can work with these arguments.
 
+    Args:
+      updates: the gradients.
+      params: the weights.
+      extra_args: the caller's keywords.
+      other_shapes: shapes that gradients may have instead of the weights', by path.
+
     Raises:
-      ValueError: without parameters, or with masks from outside.
+      ValueError: without parameters, with masks from outside, or with gradients of
+        other shapes than the parameters.
     """
     if params is None:
         raise ValueError(
@@ -99,3 +119,16 @@ def check_update(params: Any, extra_args: dict[str, Any]) -> None:
             "masks must not be passed to update, sparsify owns them; to start from "
             "given masks, pass them to the topology: static(masks=...)"
         )
+    shapes = {path: jnp.shape(x) for path, x in paths.leaves_by_path(params).items()}
+    for path, grad in paths.leaves_by_path(updates).items():
+        shape, found = shapes.get(path), jnp.shape(grad)
+        if shape is None or found in (shape, other_shapes.get(path)):
+            continue
+        message = f"the gradient at {path!r} has shape {found}, its parameter {shape}"
+        if found[1:] == shape:
+            message += (
+                ": gradients of single examples are aggregated before sparsify, as in "
+                "optax.chain(optax.contrib.differentially_private_aggregate(...), "
+                "so.sparsify(...))"
+            )
+        raise ValueError(message)

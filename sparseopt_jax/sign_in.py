@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax import environment
 from sparseopt_jax.eligibility import is_matrix
 from sparseopt_jax.neurons import Dims, NeuronDims, chosen_dims
 from sparseopt_jax.static_arguments import check_static
@@ -130,6 +131,7 @@ def sign_in(
     if every < 1:
         raise ValueError(f"every must be at least 1 step, got {every}")
     period = float(every)
+    named = environment.named_by(inner)
 
     def init_fn(params):
         return SignInState(
@@ -153,6 +155,9 @@ def sign_in(
                 "tx.update(grads, opt_state, params)"
             )
         due = state.steps >= period
+        # Those of the environment are handed on in the form of factors.
+        told = _for_factors(environment.told(extra_args))
+        extra_args = {k: told.get(k, x) for k, x in extra_args.items()}
         m, w = _balanced_if(due, params, state.m, state.w)
 
         def gradient(param, grad, other):
@@ -160,7 +165,10 @@ def sign_in(
             return other * grad.astype(other.dtype)
 
         stepped: Any
-        stepped, inner_state = inner.update(
+        stepped, inner_state = environment.run(
+            inner,
+            named,
+            told,
             Factors(
                 _at_kernels(gradient, params, updates, w),
                 _at_kernels(gradient, params, updates, m),
@@ -168,7 +176,7 @@ def sign_in(
             ),
             state.inner_state,
             Factors(m, w, _rest(params, params)),
-            **_for_factors(extra_args),
+            **extra_args,
         )
 
         def moved(param, factor, step):
@@ -239,15 +247,15 @@ def _rest(params: Any, tree: Any) -> Any:
     )
 
 
-def _for_factors(extra_args: dict[str, Any]) -> dict[str, Any]:
-    """The extra arguments, those of ``sparsify`` by the paths of ``Factors``."""
-    extra_args = dict(extra_args)
+def _for_factors(told: dict[str, Any]) -> dict[str, Any]:
+    """What ``sparsify`` tells, by the paths of ``Factors``."""
+    found = {}
     for name in ("masks", "fan_ins"):
-        if extra_args.get(name) is not None:
-            extra_args[name] = Factors(*[extra_args[name]] * len(Factors._fields))
-    if "neuron_dims" in extra_args:
-        extra_args["neuron_dims"] = _dims_of_factors(extra_args["neuron_dims"])
-    return extra_args
+        if told.get(name) is not None:
+            found[name] = Factors(*[told[name]] * len(Factors._fields))
+    if "neuron_dims" in told:
+        found["neuron_dims"] = _dims_of_factors(told["neuron_dims"])
+    return found
 
 
 def _dims_of_factors(dims: Dims) -> Dims:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from sparseopt_jax import paths, scores
+from sparseopt_jax import environment, paths, scores
 from sparseopt_jax.arguments import check_rate, integer, number
 from sparseopt_jax.distributions import Distribution, First
 from sparseopt_jax.eligibility import Include, Where, decay_mask
@@ -122,8 +122,9 @@ def scale_by_local_adam(
             nu=optax.tree.zeros_like(params),
         )
 
-    def update_fn(updates, state, params=None, *, masks=None, **extra_args):
-        del params, extra_args
+    def update_fn(updates, state, params=None, **extra_args):
+        del params
+        masks = environment.told(extra_args).get("masks")
         count = jnp.asarray(optax.safe_increment(state.count))
         by_path = dict(paths.flatten_with_paths(masks))
 

@@ -1,10 +1,12 @@
 """SparseOpt: undoes what Batch Normalization does to sparse neurons' gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax import paths
+from sparseopt_jax import environment, paths
 from sparseopt_jax.active_weights import at_active, whole_mask
 from sparseopt_jax.evened_boxes import with_evened_boxes
 from sparseopt_jax.masks import map_masked_with_path
@@ -77,25 +79,20 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
                 resolve_axes(dims, path, leaf, is_sparse=is_kernel)
         return optax.EmptyState()
 
-    def update_fn(
-        updates,
-        state,
-        params=None,
-        *,
-        masks=None,
-        fan_ins=None,
-        neuron_dims=None,
-        **extra_args,
-    ):
-        del params, extra_args
+    def update_fn(updates, state, params=None, **extra_args):
+        del params
+        told = environment.told(extra_args)
+        masks = told.get("masks")
         if masks is None:
             raise ValueError(
                 "scale_by_sparseopt found no masks: put it inside "
                 "sparsify(optax.chain(scale_by_sparseopt(), ...), topology), or use "
                 "sparseopt(topology) as the first link of a plain chain"
             )
-        axes_of = neuron_dims if dims is None else dims
-        counted = {} if dims is not None else dict(paths.flatten_with_paths(fan_ins))
+        axes_of = told.get("neuron_dims") if dims is None else dims
+        counted: dict[str, Any] = {}
+        if dims is None:
+            counted = dict(paths.flatten_with_paths(told.get("fan_ins")))
 
         def at_leaf(path, mask, update):
             axes = resolve_axes(axes_of, path, mask)

@@ -6,26 +6,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax import paths
+from sparseopt_jax import environment
 from sparseopt_jax.compact import make_compact
 from sparseopt_jax.conditions import if_due
 from sparseopt_jax.evened_boxes import with_evened_boxes
-from sparseopt_jax.inner_state import hold, refresh, update_through
+from sparseopt_jax.frozen_leaves import warn_of_frozen
+from sparseopt_jax.inner_program import InnerProgram
+from sparseopt_jax.inner_state import hold, refresh
 from sparseopt_jax.lost_masks import check_not_lost
 from sparseopt_jax.masks import SparseState, map_masked, zero_masked
 from sparseopt_jax.owners import check_update, record_owner
-from sparseopt_jax.packing import is_packed
 from sparseopt_jax.phases import Phases
 from sparseopt_jax.placement import check_placement
 from sparseopt_jax.prng_keys import check_key, load_key, store_key, typed_key
 from sparseopt_jax.static_arguments import check_static
-from sparseopt_jax.stored_masks import loaded, stored, unpacked, whole
+from sparseopt_jax.stored_masks import (
+    filled,
+    loaded,
+    stored,
+    unpacked,
+    whole,
+    without,
+)
 from sparseopt_jax.straight_through import (
     AnyTopology,
     StraightThrough,
     make_straight_through,
 )
 from sparseopt_jax.topology import Topology
+from sparseopt_jax.transformations import checked_inner
 
 
 def sparsify(
@@ -39,8 +48,8 @@ def sparsify(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse with any optimizer.
 
-    Each step the masked gradient goes through ``inner``, which receives ``masks=`` as
-    an extra argument, and the resulting update makes inactive weights exactly zero:
+    Each step the masked gradient goes through ``inner``, once, and the resulting update
+    makes inactive weights exactly zero:
 
     .. math::
       u = \begin{cases} \mathrm{inner}(m \odot g) & m = 1 \\ -w & m = 0 \end{cases}
@@ -49,6 +58,14 @@ def sparsify(
     masks change within the step. Whatever ``inner`` keeps for an inactive weight has
     the value that ``inner.init`` gives, so that a newly grown weight starts at zero
     with a fresh state, and a weight that is dropped and regrown at once keeps its own.
+
+    The package's transformations read the masks inside of it. One of your own receives
+    them if its ``update`` names them, ``def update(updates, state, params=None, *,
+    masks, **extra_args)``; all others see only the arguments that you pass.
+
+    Leaves that ``inner`` never moves, as ``optax.partition`` with ``set_to_zero`` has
+    them, keep their masks, and a warning at ``init`` names them where a topology has
+    chosen those masks.
 
     Put it outermost, except for ``optax.MultiSteps``, ``optax.apply_if_finite`` and
     the like around it: nothing may scale or narrow the update afterwards.
@@ -82,12 +99,14 @@ def sparsify(
       and hands further keyword arguments down to ``inner``.
 
     Raises:
-      TypeError: if ``topology`` is no topology.
-      ValueError: with ``compact``, if ``inner`` gives a weight something else when it
+      TypeError: if ``topology`` is no topology, or ``inner`` no transformation.
+      ValueError: if ``inner`` holds ``optax.MultiSteps``, which belongs outside, or
+        ``optax.contrib.sam`` without its opaque mode; for ``packed`` with ``compact``;
+        with ``compact``, if ``inner`` gives a weight something else when it
         sees the active ones alone (Muon, Adafactor), named in the message, or if the
         topology changes numbers of active weights; at ``init``, where the topology
-        does not fit the parameters; at ``update``, without ``params`` or with ``masks``
-        from outside.
+        does not fit the parameters; at ``update``, without ``params``, with ``masks``
+        from outside, or with gradients of other shapes than the parameters.
 
     Note:
       With ``optax.inject_hyperparams`` name ``inner``, ``topology``, ``host_updates``,
@@ -108,6 +127,11 @@ def sparsify(
     check_static(host_updates=host_updates, packed=packed, compact=compact)
     check_key(key)
     check_placement(inner)
+    if compact and packed:
+        raise ValueError(
+            "packed and compact are two ways to keep masks: with compact=True they are "
+            "the places of active weights already; leave one of both out"
+        )
     if compact:
         owner = make_compact(inner, topology, key, host_updates=host_updates)
     else:
@@ -165,7 +189,8 @@ def make_owner(
             f"topology must be a Topology, as static, set_ and rigl make it, got "
             f"{topology!r}"
         )
-    inner = optax.with_extra_args_support(inner)
+    inner = checked_inner(inner)
+    named = environment.named_by(inner)
     if host_updates and topology.replaces_step is None:
         raise ValueError(
             "host_updates needs phases that all replace the gradient step, or all "
@@ -189,6 +214,12 @@ def make_owner(
             unturned = jax.tree.map(jnp.zeros_like, masks)
             topology_state = topology_state._replace(turned=unturned)
         inner_state = inner.init(zero_masked(masks, params))
+        told = {
+            "masks": masks,
+            "fan_ins": topology_state.fan_ins,
+            "neuron_dims": topology.dims,
+        }
+        warn_of_frozen(inner, topology, told, inner_state, params)
         masks, topology_state = stored(packed, (masks, topology_state))
         record_owner(topology, inner, params, masks, packed, key=key, is_link=not zeros)
         return SparseState(
@@ -200,29 +231,34 @@ def make_owner(
         )
 
     def update_fn(updates, state, params=None, **extra_args):
-        check_update(params, extra_args)
+        check_update(updates, params, extra_args)
         state = whole(state) if packed else state
         check_not_lost(topology, state, params)
         count, topology_state = state.count, state.topology_state
         # Full layers are dense to everything below: they cost nothing, and a network
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.
-        state_masks = _without(topology.full_leaves(params), state.masks)
+        state_masks = without(topology.full_leaves(params), state.masks)
 
         def step(masks, fan_ins, updates, inner_state, params):
-            return inner.update(
-                zero_masked(masks, updates),
-                inner_state,
-                params,
-                masks=masks,
-                fan_ins=fan_ins,
-                neuron_dims=topology.dims,
-                **extra_args,
-            )
+            told = {"masks": masks, "fan_ins": fan_ins, "neuron_dims": topology.dims}
+            masked = zero_masked(masks, updates)
+            args = (masked, inner_state, params)
+            return environment.run(inner, named, told, *args, **extra_args)
+
+        program = InnerProgram.of(
+            step,
+            unpacked(state_masks, params),
+            topology_state.fan_ins,
+            updates,
+            state.inner_state,
+            params,
+        )
+        frozen = program.frozen() if topology.moves else frozenset()
 
         def change(kept, params, grads, memory):
             step_key = jax.random.fold_in(load_key(state.key, key), count)
-            state_masks, topology_state = kept
-            masks, topology_state = loaded(state_masks, topology_state, params)
+            moving, topology_state = kept
+            masks, topology_state = loaded(moving, topology_state, params)
             masks, topology_state = topology.update(
                 *(step_key, count, masks, topology_state._replace(memory=memory)),
                 *(params, grads),
@@ -232,59 +268,76 @@ def make_owner(
         def step_and_change(kept, params, grads, memory, inner_state):
             # The step is taken a second time: handed over instead, the stepped weights
             # would have to be written out at every step, due or not.
-            state_masks, topology_state = kept
-            masks, fan_ins = unpacked(state_masks, params), topology_state.fan_ins
-            stepped, _ = step(masks, fan_ins, grads, inner_state, params)
+            moving, topology_state = kept
+            masks = unpacked(filled(moving, state_masks), params)
+            if early is None:
+                stepped = program.updates_only(
+                    masks, topology_state.fan_ins, grads, inner_state, params
+                )
+            else:
+                stepped, _ = early
             stepped = optax.apply_updates(params, _zeroing(masks, stepped, params))
             return change(kept, stepped, grads, memory)
 
         topology_state = topology.observe(count, topology_state, updates)
         memory = topology_state.memory
         topology_state = topology_state._replace(memory=())
+        # What the inner optimizer never moves is left as it is.
+        kept = (without(frozen, state_masks), topology_state)
         if moves_first:
-            state_masks, topology_state = if_due(
-                *(due(count, first=True), change, (state_masks, topology_state)),
-                *(params, updates, memory),
-            )
+            kept = if_due(due(count, first=True), change, kept, params, updates, memory)
+            state_masks = filled(kept[0], state_masks)
         masks = unpacked(state_masks, params)
-        stepping, fan_ins = masks, topology_state.fan_ins
+        stepping, fan_ins = masks, kept[1].fan_ins
+        early = None
         if moves_after:
-            state_masks, topology_state = if_due(
-                *(due(count, first=False), step_and_change),
-                *((state_masks, topology_state), params, updates, memory),
-                state.inner_state,
+            if not program.is_repeatable:
+                # What the host was asked for is not to be asked for again.
+                args = (masks, fan_ins, updates, state.inner_state, params)
+                early = program.run(args)
+            kept = if_due(
+                *(due(count, first=False), step_and_change, kept),
+                *(params, updates, memory, state.inner_state),
             )
+            state_masks = filled(kept[0], state_masks)
             masks = unpacked(state_masks, params)
             # The old masks, told from the new ones: while they themselves were in use,
             # the new ones could not take their place in memory, and every step would
             # copy them.
-            changed = topology_state.updated_at == count
+            changed = kept[1].updated_at == count
             stepping = map_masked(
                 lambda turned, new: new ^ (turned & changed),
-                unpacked(topology_state.turned, params),
+                unpacked(kept[1].turned, params),
                 masks,
             )
+        topology_state = kept[1]
 
-        replaced = replaces and (
-            (topology_state.updated_at == count) & topology.replaces(count)
-        )
-        stepped, inner_state = update_through(
-            lambda: step(stepping, fan_ins, updates, state.inner_state, params),
-            lambda new: hold(replaced, state.inner_state, new) if replaces else new,
-            lambda new: refresh(inner, masks, new, params),
-        )
+        changed = topology.moves and topology_state.updated_at == count
+        replaced = replaces and (changed & topology.replaces(count))
+
+        def held(new):
+            return hold(replaced, state.inner_state, new) if replaces else new
+
+        def refreshed(new):
+            return refresh(inner, masks, new, params, changed)
+
+        if early is None:
+            args = (stepping, fan_ins, updates, state.inner_state, params)
+            stepped, inner_state = program.run(args, held, refreshed)
+        else:
+            stepped, inner_state = early[0], refreshed(held(early[1]))
         if replaces:
             stepped = jax.tree.map(
                 lambda u: jnp.where(replaced, jnp.zeros_like(u), u), stepped
             )
         if zeros:
             # What SET grows starts at zero, whatever the step made of it before.
-            kept = _both(stepping, masks) if moves_after else masks
-            stepped = _zeroing(kept, stepped, params)
+            both = _both(stepping, masks) if moves_after else masks
+            stepped = _zeroing(both, stepped, params)
         return stepped, SparseState(
             count=jnp.asarray(optax.safe_increment(count)),
             key=state.key,
-            masks=map_masked(lambda new, old: new, state_masks, state.masks),
+            masks=filled(state_masks, state.masks),
             topology_state=topology_state._replace(memory=memory),
             inner_state=inner_state,
         )
@@ -300,18 +353,6 @@ def _zeroing(masks: Any, updates: Any, params: Any) -> Any:
         masks,
         updates,
         params,
-    )
-
-
-def _without(left_out: frozenset[str], masks: Any) -> Any:
-    """The masks, packed or not, with holes at the paths that are left out."""
-
-    def at_leaf(key_path, mask):
-        left = paths.path_string(key_path) in left_out
-        return optax.MaskedNode() if left else mask
-
-    return paths.map_with_key_paths(
-        at_leaf, masks, is_leaf=lambda x: paths.is_hole(x) or is_packed(x)
     )
 
 

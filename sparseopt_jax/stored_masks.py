@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import optax
+
+from sparseopt_jax import paths
 from sparseopt_jax.masks import map_masked
-from sparseopt_jax.packing import pack, restored, unpack
+from sparseopt_jax.packing import is_packed, pack, restored, unpack
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
 
 
@@ -34,3 +37,20 @@ def whole(state: Any) -> Any:
     """A state whose packed masks are nodes again, wherever it has been taken apart."""
     own = restored(state._replace(inner_state=()))
     return own._replace(inner_state=state.inner_state)
+
+
+def without(left_out: frozenset[str], masks: Any) -> Any:
+    """The masks, packed or not, with holes at the paths that are left out."""
+
+    def at_leaf(key_path, mask):
+        left = paths.path_string(key_path) in left_out
+        return optax.MaskedNode() if left else mask
+
+    return paths.map_with_key_paths(
+        at_leaf, masks, is_leaf=lambda x: paths.is_hole(x) or is_packed(x)
+    )
+
+
+def filled(masks: Any, others: Any) -> Any:
+    """The masks, and those of the others where they have holes."""
+    return map_masked(lambda new, old: new, masks, others)

@@ -13,21 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparseopt_jax import paths
+from sparseopt_jax import environment, paths
 from sparseopt_jax.arguments import number
 from sparseopt_jax.conditions import if_due
 from sparseopt_jax.counting import count_true
+from sparseopt_jax.inner_state import has_caches, initial_state, without_caches
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.lost_masks import check_not_lost
 from sparseopt_jax.masks import ForwardMaskState, map_masked
 from sparseopt_jax.methods import static
 from sparseopt_jax.neurons import Dims
-from sparseopt_jax.owners import record_owner
+from sparseopt_jax.owners import check_update, record_owner
 from sparseopt_jax.phases import Phases
 from sparseopt_jax.prng_keys import store_key, typed_key
 from sparseopt_jax.schedules import UpdateSchedule
 from sparseopt_jax.stored_masks import stored, unpacked, whole
 from sparseopt_jax.topology import Topology, TopologyState
+from sparseopt_jax.transformations import checked_inner
 
 FOREVER = 2**31 - 1
 
@@ -189,7 +191,8 @@ def make_straight_through(
     packed: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """The owner of masks of the forward pass: what ``sparsify`` makes of them."""
-    inner = optax.with_extra_args_support(inner)
+    inner = checked_inner(inner)
+    named = environment.named_by(inner)
 
     def init_fn(params):
         init_key, own_key = jax.random.split(typed_key(key))
@@ -206,38 +209,36 @@ def make_straight_through(
         )
 
     def update_fn(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(
-                "params are needed to choose masks: call "
-                "tx.update(grads, opt_state, params)"
-            )
-        if "masks" in extra_args:
-            raise ValueError("masks must not be passed to update, sparsify owns them")
+        check_update(updates, params, extra_args)
         state = whole(state) if packed else state
         check_not_lost(method, state, params)
         masks = unpacked(state.masks, params)
         trained = unpacked(state.trained_masks, params)
-        updates, inner_state = inner.update(
-            method.gradient(masks, trained, params, updates),
-            state.inner_state,
-            params,
-            masks=masks,
-            fan_ins=state.topology_state.fan_ins,
-            neuron_dims=method.dims,
-            **extra_args,
-        )
+        told = {
+            "masks": masks,
+            "fan_ins": state.topology_state.fan_ins,
+            "neuron_dims": method.dims,
+        }
+        updates = method.gradient(masks, trained, params, updates)
+        args = (updates, state.inner_state, params)
+        updates, inner_state = environment.run(inner, named, told, *args, **extra_args)
         # Weight decay and momentum would move what is not trained, too.
         updates = method.restricted(trained, updates)
         state = state._replace(inner_state=inner_state)
         if not host_updates:
-            state = _refreshed_if_due(method, state, params, updates, packed)
+            state = _refreshed_if_due(inner, method, state, params, updates, packed)
         return updates, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _refreshed_if_due(
-    method: StraightThrough, state: Any, params: Any, updates: Any, packed: bool
+    inner: optax.GradientTransformation,
+    method: StraightThrough,
+    state: Any,
+    params: Any,
+    updates: Any,
+    packed: bool,
 ) -> ForwardMaskState:
     def refresh(light, params, updates):
         stepped = optax.apply_updates(params, updates)
@@ -248,7 +249,12 @@ def _refreshed_if_due(
         always or method.due(state.count),
         *(refresh, state._replace(inner_state=()), params, updates),
     )
-    return light._replace(inner_state=state.inner_state)
+    inner_state = state.inner_state
+    changed = light.topology_state.updated_at == state.count
+    if has_caches(inner_state):
+        fresh = initial_state(inner, params)
+        inner_state = without_caches(changed, inner_state, fresh)
+    return light._replace(inner_state=inner_state)
 
 
 def forward_topology(

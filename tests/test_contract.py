@@ -262,9 +262,9 @@ def test_regrown_weights_keep_value_and_state(row, run):
 
 
 def spy(seen):
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, *, masks, **extra_args):
         del params
-        seen.append(extra_args)
+        seen.append(extra_args | {"masks": masks})
         return updates, state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from sparseopt_jax.inner_state import map_weight_state, update_through
+from sparseopt_jax.inner_program import InnerProgram
+from sparseopt_jax.inner_state import map_weight_state
+
+
+def update_through(step, hold, refresh):
+    return InnerProgram.of(step).run((), hold, refresh)
+
 
 PARAMS = {
     "kernel": jnp.ones((2, 3)),

@@ -1,0 +1,132 @@
+"""Optimizers that evaluate the loss themselves, inside sparsify."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparseopt_jax as so
+
+X = jax.random.normal(jax.random.key(0), (32, 8))
+PARAMS = {"kernel": jax.random.normal(jax.random.key(3), (8, 4))}
+MOVES = {"every": 3, "start": 1, "stop": 60, "drop_fraction": 0.5}
+
+
+def loss(params):
+    return jnp.mean((X @ params["kernel"] - X[:, :4]) ** 2)
+
+
+INNER = {
+    "lbfgs": optax.lbfgs,
+    "backtracking": lambda: optax.chain(
+        optax.sgd(0.5), optax.scale_by_backtracking_linesearch(10, store_grad=True)
+    ),
+    "zoom": lambda: optax.chain(optax.sgd(0.5), optax.scale_by_zoom_linesearch(10)),
+    "corrected": lambda: optax.chain(so.scale_by_sparseopt(), optax.lbfgs()),
+}
+TOPOLOGIES = {
+    "static": so.static(0.5),
+    "set": so.set_(0.5, **MOVES),
+    "rigl": so.rigl(0.5, **MOVES),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("inner", INNER)
+def test_they_work_as_optax_documents_them(inner, topology, packed):
+    tx = so.sparsify(INNER[inner](), TOPOLOGIES[topology], packed=packed)
+    state = tx.init(PARAMS)
+    params = so.apply_masks(PARAMS, state)
+    first = loss(params)
+
+    @jax.jit
+    def step(params, state):
+        value, grad = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(
+            grad, state, params, value=value, grad=grad, value_fn=loss
+        )
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(14):
+        params, state = step(params, state)
+    assert loss(params) < 0.4 * first
+    assert int((params["kernel"] != 0).sum()) <= 16
+    inactive = ~so.get_masks(state)["kernel"]
+    assert not params["kernel"][inactive].any()
+
+
+def test_through_a_train_state_that_has_statistics():
+    state = so.linen.TrainState.create(
+        apply_fn=None,
+        params=PARAMS,
+        tx=so.sparsify(optax.lbfgs(), TOPOLOGIES["rigl"]),
+        batch_stats={"norm": {"var": jnp.ones(4)}},
+    )
+    first = loss(state.params)
+    for _ in range(10):
+        value, grads = jax.value_and_grad(loss)(state.params)
+        state = state.apply_gradients(
+            grads=grads, value=value, grad=grads, value_fn=loss
+        )
+    assert loss(state.params) < 0.5 * first
+
+
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("topology", ["set", "rigl"])
+def test_cached_gradients_are_dense_and_void_after_an_update_of_the_masks(
+    topology, host
+):
+    topology = TOPOLOGIES[topology]
+    tx = so.sparsify(INNER["backtracking"](), topology, host_updates=host)
+
+    def run(cached):
+        state = tx.init(PARAMS)
+        params, turned = so.apply_masks(PARAMS, state), 0
+        for step in range(30):
+            if cached:
+                of_state = optax.value_and_grad_from_state(loss)
+                value, grad = of_state(params, state=state)
+                fresh, fresh_grad = jax.value_and_grad(loss)(params)
+                np.testing.assert_allclose(value, fresh, rtol=1e-5)
+                jax.tree.map(
+                    functools.partial(np.testing.assert_allclose, atol=1e-5),
+                    *(grad, fresh_grad),
+                )
+            else:
+                value, grad = jax.value_and_grad(loss)(params)
+            before = so.get_masks(state)["kernel"]
+            due = host and topology.due(step)
+            if due and topology.replaces_step:
+                state, params = so.update_topology(tx, grad, state, params)
+                value = loss(params)
+            updates, state = tx.update(
+                grad, state, params, value=value, grad=grad, value_fn=loss
+            )
+            params = optax.apply_updates(params, updates)
+            if due and not topology.replaces_step:
+                state, params = so.update_topology(tx, grad, state, params)
+            turned += int((before != so.get_masks(state)["kernel"]).sum())
+        return turned, float(loss(params))
+
+    assert run(True)[0] > 0
+    assert run(True)[1] < 2 * run(False)[1] + 0.01
+
+
+def test_sam_in_its_opaque_mode():
+    sam = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True)
+    tx = so.sparsify(sam, TOPOLOGIES["rigl"])
+    state = tx.init(PARAMS)
+    params = so.apply_masks(PARAMS, state)
+    first = loss(params)
+    for _ in range(10):
+        grads = jax.grad(loss)(params)
+        updates, state = tx.update(
+            grads, state, params, grad_fn=lambda p, _: jax.grad(loss)(p)
+        )
+        params = optax.apply_updates(params, updates)
+    assert loss(params) < first
+    assert not params["kernel"][~so.get_masks(state)["kernel"]].any()
