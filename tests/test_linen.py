@@ -88,8 +88,8 @@ def test_extra_arguments_reach_the_optimizer_and_fields_are_replaced():
 
     seen = {}
 
-    def update(updates, state, params=None, **extra_args):
-        seen.update(extra_args)
+    def update(updates, state, params=None, *, batch_stats, **extra_args):
+        seen.update(extra_args, batch_stats=batch_stats)
         return updates, state
 
     spy = optax.GradientTransformationExtraArgs(lambda params: (), update)
