@@ -353,7 +353,7 @@ class ActiveIndices(_Parts):
 
     @classmethod
     def _of(cls, tree: Any, text: Any, layouts: Any) -> "ActiveIndices":
-        self = tuple.__new__(cls, (tree, text))
+        self = tuple.__new__(cls, (tree, text))  # pyright: ignore
         self.layouts = layouts
         return self
 

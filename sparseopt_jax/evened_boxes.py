@@ -1,5 +1,6 @@
 """Updates of which only the gradients, the state or the parameters are boxed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
       takes it, and the new state those of the old one.
     """
 
+    @functools.wraps(update)
     def evened_update(grads, state, params=None, **extra_args):
         if params is None or _agree(grads, state, params):
             return update(grads, state, params, **extra_args)
