@@ -146,7 +146,7 @@ def _phases(sparsity, structure, when):
     """Dense, pruned gradually, moved by RigL, frozen: a quarter of the time each."""
     every, stop, half = when.every, when.stop, 2 * when.quarter
     pruned = so.gradual_magnitude(
-        sparsity, every=every, start=when.quarter, stop=half, structure=structure
+        sparsity, every=every, start=when.quarter, stop=half + 1, structure=structure
     )
     moved = so.rigl(masks="kept", every=every, start=half + every, stop=stop)
     return so.phases(

@@ -9,6 +9,7 @@ from sparseopt_jax.calibration import calibrate
 from sparseopt_jax.compact import compact_gradients
 from sparseopt_jax.dense_to_sparse import ac_dc, gradual_magnitude, granet, one_shot
 from sparseopt_jax.dsnot import dsnot
+from sparseopt_jax.given_masks import masks_of
 from sparseopt_jax.ham import ham
 from sparseopt_jax.host_updates import update_topology
 from sparseopt_jax.infer_dims import infer_dims
@@ -78,6 +79,7 @@ __all__ = [
     "infer_norm_links",
     "linen",
     "make_train_step",
+    "masks_of",
     "mest",
     "metrics",
     "nnx",

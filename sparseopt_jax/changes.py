@@ -85,6 +85,7 @@ def change(
     targets: dict[str, Any] | None,
     *,
     adapts: Any,
+    rises: Any,
     scope: str,
     ablation: float | None,
     redistributes: bool,
@@ -98,6 +99,8 @@ def change(
       targets: active units of each cell after the change, by path; where there is none,
         and without any, they stay as many as they are.
       adapts: whether the targets hold, a bool or bool scalar: False is without any.
+      rises: whether what has fewer active units than its target is filled up to it, a
+        bool or bool scalar; else the target is what it has.
       scope: ``"global"`` prunes all leaves together to the sum of their targets.
       ablation: as in ``Topology``.
       redistributes: as in ``Topology``.
@@ -108,13 +111,17 @@ def change(
     """
     targets = targets or {}
     if scope == "global" and targets:
-        leaves, targets = _shared_globally(leaves, targets)
+        leaves, targets = _shared_globally(leaves, targets, rises)
 
     kept, sizes = {}, {}
     for path, leaf in leaves.items():
         present = leaf.units.count(leaf.active)
         target = targets.get(path)
-        sizes[path] = present if target is None else jnp.where(adapts, target, present)
+        if target is None:
+            sizes[path] = present
+        else:
+            target = jnp.where(rises, target, jnp.minimum(target, present))
+            sizes[path] = jnp.where(adapts, target, present)
         kept[path] = _kept(leaf, sizes[path], fraction, adapts=target is not None)
         if ablation is not None:
             kept[path], sizes[path] = _ablated(leaf, kept[path], sizes[path], ablation)
@@ -142,13 +149,13 @@ def _kept(
         total = jnp.sum(most, units.layer, keepdims=True)
     else:
         total = units.count(active, "layer")
-    dropped = jnp.floor(fraction * total).astype(jnp.int32)
+    dropped = jnp.floor(fraction * total.astype(jnp.float32)).astype(jnp.int32)
     left = jnp.maximum(total - dropped, units.count(leaf.held, "layer"))
     return units.select(leaf.drop, left, where=active, within="layer")
 
 
 def _shared_globally(
-    leaves: dict[str, Leaf], targets: dict[str, Any]
+    leaves: dict[str, Leaf], targets: dict[str, Any], rises: Any
 ) -> tuple[dict[str, Leaf], dict[str, Any]]:
     """The leaves pruned to the sum of the targets, and what each has to grow to.
 
@@ -173,6 +180,7 @@ def _shared_globally(
         forced += units.size * jnp.sum(own, dtype=jnp.int32)
         present += units.size * jnp.sum(has)
         budget += units.size * jnp.sum(target)
+    budget = jnp.where(rises, budget, jnp.minimum(budget, present))
     k = jnp.maximum(jnp.minimum(budget, present), forced)
     kept = top_k_masks(scores, k, where=candidates, sizes=weights)
 
@@ -220,7 +228,9 @@ def _ablated(
     salient = kept | units.select(leaf.grow, missing, where=candidates, within="layer")
     # Not what fan-ins are: a phase may begin with more of all.
     usual = jnp.max(target, units.layer, keepdims=True)
-    stays = (units.count(salient) >= ablation * usual) | (units.count(leaf.held) > 0)
+    needed = ablation * usual.astype(jnp.float32)
+    stays = units.count(salient).astype(jnp.float32) >= needed
+    stays |= units.count(leaf.held) > 0
     stays &= fan_in > 0
     neurons = jnp.sum(stays, units.layer, keepdims=True, dtype=jnp.int32)
     share = jnp.minimum(budget // jnp.maximum(neurons, 1), units.per_cell)
@@ -239,7 +249,7 @@ def _redistributed(
         assert leaf.memory is not None, "redistribution needs a memory"
         counts = units.count(kept[path])
         size = jnp.sum(jnp.where(leaf.active, jnp.abs(leaf.memory), 0), units.layer)
-        present = jnp.ravel(units.count(leaf.active))
+        present = jnp.ravel(units.count(leaf.active)).astype(jnp.float32)
         activity.append(jnp.ravel(size) / jnp.maximum(present, 1))
         lost.append(jnp.sum(sizes[path] - counts))
         room.append(jnp.ravel(units.per_layer - counts))

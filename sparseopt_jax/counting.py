@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Up to this number a float32 sum of ones is exact.
 _EXACT = 2**24
@@ -41,7 +42,7 @@ def count_true(
       keepdims: whether they are kept with size 1.
 
     Returns:
-      int32 array.
+      int32 array; right for up to 2**31 - 1 of them, whatever the size.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -58,7 +59,9 @@ def count_true(
         # cost. That both make up the whole is what the compiler does not know, so that
         # it must have both.
         hits, misses = sums([mask.astype(jnp.int32), (~mask).astype(jnp.int32)], axes)
-        count = hits + (hits + misses - size)
+        # Wraps around as int32 does, where there are more entries than it counts.
+        wrapped = np.uint32(size % 2**32).astype(np.int32)
+        count = hits + (hits + misses - wrapped)
     elif size <= _EXACT:
         # Neurons side by side: bytes add up in a sixth of the time of int32.
         count = jnp.sum(mask.view(jnp.uint8), axes, dtype=jnp.float32)

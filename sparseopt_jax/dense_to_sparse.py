@@ -5,20 +5,21 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from sparseopt_jax import scores
 from sparseopt_jax.arguments import integer, integers
 from sparseopt_jax.distributions import check_sparsity
+from sparseopt_jax.method_options import check_options
 from sparseopt_jax.methods import rigl, static
 from sparseopt_jax.schedules import (
+    Alternating,
+    Cubic,
     DensitySchedule,
+    Followed,
     Schedule,
     StepList,
     UpdateSchedule,
-    cubic,
 )
-from sparseopt_jax.topology import Topology
+from sparseopt_jax.topology import BY_WEIGHTS, Topology
 
 
 def gradual_magnitude(
@@ -32,34 +33,44 @@ def gradual_magnitude(
     scope: str = "layer",
     **options: Any,
 ) -> Topology:
-    """Gradual magnitude pruning: fewer weights at each change, the largest ones.
+    """Gradual magnitude pruning: fewer weights at each update, the largest ones.
 
-    The sparsity goes from ``initial_sparsity`` at ``start`` to ``sparsity`` at
-    ``stop``, by default along the published cubic
-    s_f + (s_i - s_f) (1 - (t - start) / (stop - start))^3, in changes every ``every``
-    steps and one at ``stop``.
+    The masks are updated every ``every`` steps from ``start`` on, before ``stop``. The
+    sparsity goes from ``initial_sparsity`` at ``start`` to ``sparsity`` at the last
+    update T, by default along the published cubic
+    s_f + (s_i - s_f) (1 - (t - start) / (T - start))^3. What is pruned is not grown
+    again unless the sparsity falls by its schedule: masks that are sparser already, as
+    ``masks`` or a phase before gives them, wait for it.
 
     Args:
       sparsity: fraction of zeros in the end, as in ``static``; left out where a
         schedule or a structure gives it.
-      every: steps between changes, at least 1.
-      stop: step of the last change.
-      start: step of the first change.
-      initial_sparsity: fraction of zeros until ``start``.
+      every: steps between updates, at least 1.
+      stop: first step without an update. The one before it reaches ``sparsity``.
+      start: step of the first update.
+      initial_sparsity: fraction of zeros until ``start``. The largest weights of those
+        that ``init`` is given are kept; random ones where it is given shapes alone.
       schedule: the sparsity as a function of the step, any schedule of optax; it may
         rise and fall. What it gives at ``start`` and ``stop`` takes the place of
         ``initial_sparsity`` and ``sparsity``.
       scope: ``"layer"`` prunes each layer by itself to the distribution's numbers,
         ``"global"`` all weights of the network by one threshold.
-      **options: ``distribution``, ``first``, ``structure``, ``where``,
-        ``include``, ``dims`` and ``min_fan_in``, as in ``static``.
+      **options: ``distribution``, ``first``, ``structure``, ``where``, ``include``,
+        ``masks``, ``dims``,
+        ``min_fan_in`` and ``track_explored``, as in ``static``. ``masks`` say which
+        weights there are to begin with, ``so.masks_of(params)`` for those of a sparse
+        checkpoint; ``sparsity`` is given with them.
 
     Returns:
-      The topology. A change follows the gradient step.
+      The topology. An update follows the gradient step.
 
     Raises:
       ValueError: as ``static``, and for steps as ``set_`` has them.
       TypeError: as ``static``.
+
+    Note:
+      The published formula ends at an update, t_0 + n delta t: here the last one before
+      ``stop``. With a ``schedule`` that one takes the value at ``stop``.
 
     References:
       Zhu and Gupta, To prune, or not to prune, 2017 (arXiv 1710.01878).
@@ -67,29 +78,35 @@ def gradual_magnitude(
     Examples:
       >>> import optax
       >>> import sparseopt_jax as so
-      >>> topology = so.gradual_magnitude(0.9, every=100, start=500, stop=2500)
+      >>> topology = so.gradual_magnitude(0.9, every=100, start=500, stop=2501)
+      >>> topology.schedule.steps[-1]
+      2500
       >>> linear = optax.linear_schedule(0.0, 0.8, 1000)
-      >>> so.gradual_magnitude(schedule=linear, every=50, stop=1000).sparsity
+      >>> so.gradual_magnitude(schedule=linear, every=50, stop=1001).sparsity
       0.8
     """
-    times = UpdateSchedule(every, start, stop, 0.0, "constant", at_stop=True)
+    check_options("gradual_magnitude", static, options)
+    times = UpdateSchedule(every, start, stop, 0.0, "constant")
+    start, last = times.steps[0], times.steps[-1]
     if schedule is None:
-        progress = cubic(start, stop)
+        progress = Cubic(start, last)
     else:
         if sparsity is not None:
             raise ValueError("give sparsity or schedule, not both")
-        initial_sparsity, sparsity, progress = _ends(schedule, start, stop)
+        initial_sparsity, sparsity = _ends(schedule, start, times.stop)
+        progress = Followed(schedule, initial_sparsity, sparsity, start, last)
     return dataclasses.replace(
         static(sparsity, **options),
         name="gradual_magnitude",
         schedule=times,
         density=DensitySchedule(initial_sparsity, progress),
         scope=scope,
+        starts_from=BY_WEIGHTS,
     )
 
 
-def _ends(schedule: Schedule, start: int, stop: int) -> tuple[float, float, Schedule]:
-    """First and last sparsity of a schedule, and its progress between them."""
+def _ends(schedule: Schedule, start: int, stop: int) -> tuple[float, float]:
+    """First and last sparsity of a schedule."""
     first, last = (
         # What float32 makes of 0.9 is meant to be 0.9.
         round(check_sparsity(schedule(step), f"schedule({step})"), 6)
@@ -99,16 +116,7 @@ def _ends(schedule: Schedule, start: int, stop: int) -> tuple[float, float, Sche
         raise ValueError(
             f"schedule must have other values at start and stop, got {first} at both"
         )
-
-    def progress(count):
-        now = jnp.asarray(schedule(count), jnp.float32)
-        # Exact at both ends, so that the last numbers are the planned ones.
-        return jnp.where(count == stop, 0.0, jnp.where(count == start, 1.0, _part(now)))
-
-    def _part(now):
-        return (now - last) / (first - last)
-
-    return first, last, progress
+    return first, last
 
 
 def one_shot(
@@ -119,7 +127,7 @@ def one_shot(
     scope: str = "layer",
     **options: Any,
 ) -> Topology:
-    """Prunes a dense network once, at one step, and keeps it so.
+    """Prunes a network once, at one step, and keeps it so.
 
     Args:
       sparsity: as in ``static``.
@@ -141,6 +149,7 @@ def one_shot(
       >>> so.one_shot(0.9, at=1000, score="saliency").due(1000)
       True
     """
+    check_options("one_shot", static, options)
     known = {
         "magnitude": scores.magnitude,
         "random": scores.random,
@@ -155,7 +164,7 @@ def one_shot(
         static(sparsity, **options),
         name="one_shot",
         schedule=StepList((at,)),
-        density=DensitySchedule(0.0, lambda count: jnp.where(count < at, 1.0, 0.0)),
+        density=DensitySchedule(0.0, Alternating((at,), "one_shot.<locals>.<lambda>")),
         drop=known[score] if isinstance(score, str) else score,
         scope=scope,
     )
@@ -172,7 +181,7 @@ def ac_dc(
 
     After each step of ``compress`` the largest weights of every layer stay; after each
     step of ``decompress`` all are active, those that come back with a value of zero
-    and a fresh optimizer state.
+    and a fresh optimizer state; with ``masks``, those that they leave out as well.
 
     Args:
       sparsity: fraction of zeros in the sparse phases, as in ``static``.
@@ -203,6 +212,7 @@ def ac_dc(
       >>> [topology.due(step) for step in (100, 150, 200)]
       [True, False, True]
     """
+    check_options("ac_dc", static, options)
     compress = integers("compress", compress)
     decompress = integers("decompress", decompress)
     steps = sorted((*compress, *decompress))
@@ -219,16 +229,14 @@ def ac_dc(
         )
     times = StepList(tuple(steps))
 
-    def progress(count):
-        # Dense before the first, sparse after the first, and so on.
-        past = sum(jnp.asarray(count >= step, jnp.int32) for step in times.steps)
-        return jnp.where(past % 2 == 0, 1.0, 0.0)
-
     return dataclasses.replace(
         static(sparsity, **options),
         name="ac_dc",
         schedule=times,
-        density=DensitySchedule(0.0, progress),
+        # Dense before the first, sparse after the first, and so on.
+        density=DensitySchedule(
+            0.0, Alternating(times.steps, "ac_dc.<locals>.progress")
+        ),
     )
 
 
@@ -242,7 +250,7 @@ def granet(
     drop_fraction: float = 0.5,
     **options: Any,
 ) -> Topology:
-    """GraNet: gradual pruning, and at each change RigL besides.
+    """GraNet: gradual pruning, and at each update RigL besides.
 
     The network is pruned to a sparsity that follows the cubic, by one threshold on the
     magnitude of all weights; then every layer drops a fraction of its smallest weights
@@ -250,23 +258,27 @@ def granet(
 
     Args:
       sparsity: fraction of zeros in the end, as in ``static``.
-      every: steps between changes.
-      stop: step of the last change, at which the sparsity is reached.
-      start: step of the first change.
+      every: steps between updates.
+      stop: first step without an update. The one before it reaches ``sparsity``.
+      start: step of the first update.
       initial_sparsity: fraction of zeros at first, in random masks; 0 starts dense.
+        To begin with given weights instead, pass ``masks``, say
+        ``so.masks_of(params)``.
       drop_fraction: fraction of the active weights replaced at first, cosine until
         ``stop``.
       **options: as in ``rigl``.
 
     Returns:
-      The topology. A change replaces the gradient step, as in RigL.
+      The topology. An update replaces the gradient step, as in RigL.
 
     Raises:
       ValueError: as ``rigl``.
       TypeError: as ``rigl``.
 
     Note:
-      The defaults of the initial sparsity and of the fraction are the authors'. The
+      The defaults of the initial sparsity and of the fraction are the authors', and so
+      are random first masks: above 0 their run is sparse from scratch. The cubic ends
+      at the last update before ``stop``, as in ``gradual_magnitude``. The
       budget over all layers is the distribution's total; its share between layers is
       what the threshold makes of it.
 
@@ -279,6 +291,12 @@ def granet(
       >>> so.granet(0.9, every=100, stop=1000).scope
       'global'
     """
+    check_options(
+        "granet",
+        rigl,
+        options,
+        given=("every", "start", "stop", "drop_fraction"),
+    )
     topology = rigl(
         sparsity,
         every=every,
@@ -287,10 +305,10 @@ def granet(
         drop_fraction=drop_fraction,
         **options,
     )
+    steps = topology.schedule.steps  # pyright: ignore
     return dataclasses.replace(
         topology,
         name="granet",
-        schedule=dataclasses.replace(topology.schedule, at_stop=True),  # pyright: ignore
-        density=DensitySchedule(initial_sparsity, cubic(start, stop)),
+        density=DensitySchedule(initial_sparsity, Cubic(steps[0], steps[-1])),
         scope="global",
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from sparseopt_jax import paths, tables
 from sparseopt_jax.leaf_kinds import kind_by_name
@@ -139,7 +140,8 @@ def check_positions(positions: Mapping[str, int] | None, known: Iterable[str]) -
         )
     paths.check_patterns(positions, known, "positions")
     for pattern, value in positions.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_integer or value < 1:
             raise ValueError(
                 f"positions must be integers of at least 1, got {value!r} for "
                 f"{pattern!r}"

@@ -71,12 +71,6 @@ class MeanGradient(GradientMemory):
                 f"gradients of {self.steps} steps cannot be averaged where the "
                 f"topology changes every {schedule.every}"
             )
-        length = schedule.stop - schedule.start
-        if self.steps > 1 and schedule.at_stop and length % schedule.every:
-            raise ValueError(
-                f"gradients cannot be averaged for a last change at stop, {length} "
-                f"steps after start: that is no multiple of {schedule.every}"
-            )
 
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any

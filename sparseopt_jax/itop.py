@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from sparseopt_jax.method_options import check_options
 from sparseopt_jax.methods import rigl, set_
 from sparseopt_jax.topology import Topology
 
@@ -42,6 +43,7 @@ def set_itop(
       1500
     """
     itop = {"every": every, "drop_fraction": drop_fraction, "track_explored": True}
+    check_options("set_itop", set_, options, given=("stop", "every", "drop_fraction"))
     topology = set_(sparsity, stop=stop, **(itop | options))
     return dataclasses.replace(topology, name="set_itop")
 
@@ -79,5 +81,6 @@ def rigl_itop(
       True
     """
     itop = {"every": every, "drop_fraction": drop_fraction, "track_explored": True}
+    check_options("rigl_itop", rigl, options, given=("stop", "every", "drop_fraction"))
     topology = rigl(sparsity, stop=stop, **(itop | options))
     return dataclasses.replace(topology, name="rigl_itop")

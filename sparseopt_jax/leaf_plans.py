@@ -73,7 +73,8 @@ class Rules(NamedTuple):
     """The part of a topology that decides about leaves: as in ``Topology``.
 
     ``begins`` is for masks that a moving density begins with: no structure fixes their
-    numbers.
+    numbers. ``moves`` is for a density that moves: given masks are where it begins, and
+    the distribution says where it ends.
     """
 
     sparsity: float | None
@@ -86,6 +87,7 @@ class Rules(NamedTuple):
     begins: bool = False
     include: Include | None = None
     first: First = True
+    moves: bool = False
 
 
 def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
@@ -112,7 +114,8 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
         for path, x in flat.items()
     }
     if rules.masks is not None:
-        return _plans_of_masks(rules, params, flat, axes, kinds)
+        plans = _plans_of_masks(rules, params, flat, axes, kinds)
+        return _with_counts(rules, plans) if rules.moves else plans
 
     never = {path: why_never(x, axes[path]) for path, x in flat.items()}
     chosen = included(rules.include, flat, never)
@@ -250,6 +253,28 @@ def _check_single_weights(structure: Structure, path: str) -> None:
         )
 
 
+def _with_counts(rules: Rules, plans: list[LeafPlan]) -> list[LeafPlan]:
+    """Plans of given masks with the numbers that a moving density brings them to."""
+    sparse = {plan.path: plan for plan in plans if plan.layer is not None}
+    layers: Any = {path: plan.layer for path, plan in sparse.items()}
+    counts = _counts(rules, layers)
+    counted = {
+        path: _plan(rules, path, plan.leaf, plan.axes, layers[path], counts[path])
+        for path, plan in sparse.items()
+    }
+    return [
+        plan
+        if plan.path not in counted
+        # Masks that are sparser stay so.
+        else counted[plan.path]._replace(
+            active=None
+            if plan.active is None
+            else min(plan.active, counted[plan.path].active or 0)
+        )
+        for plan in plans
+    ]
+
+
 def _plans_of_masks(
     rules: Rules,
     params: Any,
@@ -297,7 +322,8 @@ def _plans_of_masks(
             _check_single_weights(structure, path)
         known = _known(mask)
         if known is not None:
-            _check_legal(path, known, structure, units)
+            _check_legal(path, known, structure, units, moves=rules.moves)
+            _check_active(path, known)
         active = None if known is None else int(np.count_nonzero(known))
         plans.append(LeafPlan(path, x, "", own, layer, structure, units, active=active))
     if flat and not any(plan.layer for plan in plans):
@@ -324,8 +350,18 @@ def _known(mask: Any) -> np.ndarray | None:
     return np.asarray(mask)
 
 
+def _check_active(path: str, mask: np.ndarray) -> None:
+    if not mask.any():
+        raise ValueError(
+            f"the mask at {path!r} has no active weight, which would keep it at zero "
+            "for good: give optax.MaskedNode() or None to leave the leaf dense; "
+            "so.masks_of(params) gives the masks of a sparse checkpoint, of its "
+            "kernels alone"
+        )
+
+
 def _check_legal(
-    path: str, mask: np.ndarray, structure: Structure, units: Units
+    path: str, mask: np.ndarray, structure: Structure, units: Units, *, moves: bool
 ) -> None:
     if isinstance(structure, Unstructured):
         return
@@ -336,7 +372,7 @@ def _check_legal(
             f"the mask at {path!r} is not legal for {structure}: a unit of "
             f"{units.size} weights is active in part"
         )
-    if units.is_layer_wide:
+    if units.is_layer_wide or moves:
         return
     counts = whole.sum(units.cell)
     if structure.density is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sparseopt_jax import scores
 from sparseopt_jax.arguments import number
+from sparseopt_jax.method_options import check_options
 from sparseopt_jax.methods import set_
 from sparseopt_jax.topology import Topology
 
@@ -44,6 +45,7 @@ def mest(
       'mest'
     """
     number("gradient_weight", gradient_weight, 0)
+    check_options("mest", set_, options)
     return dataclasses.replace(
         set_(sparsity, **options),
         name="mest",

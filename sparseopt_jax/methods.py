@@ -31,6 +31,7 @@ def static(
     masks: Any = None,
     dims: Dims = None,
     min_fan_in: int = 0,
+    track_explored: bool = False,
 ) -> Topology:
     """A random topology that never changes.
 
@@ -52,19 +53,21 @@ def static(
         an embedding that is the head as well: a glob over paths, a sequence of globs,
         or a function of path and leaf. ``where`` still excludes.
       masks: masks to start from, in the structure of the parameters: bool arrays,
-        ``optax.MaskedNode()`` or None at dense leaves; in a later one of ``phases``,
-        ``"kept"`` for those that are handed on.
+        ``optax.MaskedNode()`` or None at dense leaves, as ``so.masks_of(params)``
+        takes them from a sparse checkpoint; in a later one of ``phases``, ``"kept"``
+        for those that are handed on.
       dims: the axes of kernels that do not follow the Flax convention, above all
         stacked ones: what ``infer_dims`` reads off the model, a ``NeuronDims``, a
         mapping from globs over paths to them, or a function of path and leaf.
       min_fan_in: active weights that every neuron keeps at least.
+      track_explored: as in ``set_``, for a phase before one that has it.
 
     Returns:
       The topology.
 
     Raises:
       ValueError: for a sparsity outside [0, 1), an unknown distribution, masks that
-        are not bool, a ``min_fan_in`` below 0.
+        are not bool or have no active weight in a leaf, a ``min_fan_in`` below 0.
       TypeError: for an argument of another kind.
 
     Examples:
@@ -83,6 +86,7 @@ def static(
         masks=masks,
         dims=dims,
         min_fan_in=min_fan_in,
+        track_explored=track_explored,
     )
 
 

@@ -109,7 +109,7 @@ def metrics(
         collapsed.append(jnp.sum(~alive, dtype=jnp.int32))
         layer = {
             "density": jnp.mean(mask, dtype=jnp.float32),
-            "churn": _ratio(grown[path], active[-1]),
+            "churn": _ratio(grown[path].astype(jnp.float32), active[-1]),
         }
         if path in explored:
             layer["explored"] = jnp.mean(explored[path], dtype=jnp.float32)

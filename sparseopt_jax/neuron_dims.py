@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from sparseopt_jax.arguments import integer
+
 
 @dataclasses.dataclass(frozen=True)
 class NeuronDims:
@@ -35,10 +37,11 @@ class NeuronDims:
     def __post_init__(self) -> None:
         for name in ("reduction_axis", "output_axis"):
             axes = getattr(self, name)
-            axes = (axes,) if isinstance(axes, int) else tuple(axes)
-            object.__setattr__(self, name, axes)
-            if not axes or not all(isinstance(a, int) for a in axes):
+            axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)
+            if not axes:
                 raise ValueError(f"{name} must name at least one axis, got {axes}")
+            axes = tuple(integer(name, axis) for axis in axes)
+            object.__setattr__(self, name, axes)
         both = (*self.reduction_axis, *self.output_axis)  # pyright: ignore
         if len(set(both)) != len(both):
             raise ValueError(f"{self} names an axis twice")

@@ -276,4 +276,5 @@ def correction_factor(fan_in: jax.Array, axes: Axes) -> jax.Array:
         (largest - fan_in).astype(jnp.float32), axis=axes.output, keepdims=True
     )
     mean = largest.astype(jnp.float32) - deviation
-    return jnp.where(mean > 0, jnp.sqrt(fan_in / jnp.where(mean > 0, mean, 1.0)), 0.0)
+    ratio = fan_in.astype(jnp.float32) / jnp.where(mean > 0, mean, 1.0)
+    return jnp.where(mean > 0, jnp.sqrt(ratio), 0.0)

@@ -1,17 +1,19 @@
 """One topology after another: late starts, dense to sparse to moving to frozen."""
 
+import bisect
 import dataclasses
 import itertools
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from sparseopt_jax.arguments import integer
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.neurons import Dims
+from sparseopt_jax.schedules import FOREVER, told_updates
 from sparseopt_jax.topology import Topology, TopologyState
 
 
@@ -81,8 +83,22 @@ class Phases:
         return _any(parts)
 
     def _spans(self) -> list[tuple[int, int]]:
-        # The last step that an int32 counts.
-        return list(itertools.pairwise((*self.starts, 2**31 - 1)))
+        return list(itertools.pairwise((*self.starts, FOREVER)))
+
+    @property
+    def updates(self) -> str:
+        """How often the masks are updated: as ``Topology.updates``."""
+        numbers = []
+        for number, own in enumerate(self.topologies):
+            span = self._spans()[number]
+            steps = _steps_within(own, *span)
+            begins = number > 0 and (own.moves or not own.is_handed_on)
+            numbers.append(len(steps) + (begins and span[0] not in steps))
+        if getattr(self.topologies[-1].schedule, "stop", 0) == FOREVER:
+            return (
+                f"{told_updates(self.topologies[-1].schedule)[:-1]}, in the last phase."
+            )
+        return f"Masks are updated {sum(numbers):,} times, in {len(numbers)} phases."
 
     @property
     def dense_gradients(self) -> float:
@@ -207,7 +223,8 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
 
     Raises:
       ValueError: if the steps do not ascend from 0, the first topology has masks to be
-        handed on, a later one has masks of its own, or the phases name different axes.
+        handed on, a later one has masks of its own, the phases name different axes, or
+        a phase ends before its topology has reached its density, or without an update.
       TypeError: if a part is no such pair.
 
     Examples:
@@ -217,7 +234,7 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
       >>> topology = so.phases(
       ...     (0, so.static(0.0)),
       ...     (1000, so.gradual_magnitude(0.9, every=100, start=1000, stop=4000)),
-      ...     (4001, so.rigl(masks="kept", every=100, start=4100, stop=8000)),
+      ...     (4000, so.rigl(masks="kept", every=100, start=4100, stop=8000)),
       ...     (8000, so.static(masks="kept")),
       ... )
       >>> topology.due(1000), topology.due(1050)
@@ -233,7 +250,7 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
                 f"each phase must be a pair of its first step and a topology, got "
                 f"{part!r}"
             )
-    starts = tuple(operator.index(start) for start, _ in parts)
+    starts = tuple(integer("a phase's first step", start) for start, _ in parts)
     topologies = tuple(topology for _, topology in parts)
     if starts[0] != 0 or any(a >= b for a, b in itertools.pairwise(starts)):
         raise ValueError(f"phases must begin at 0 and ascend, got steps {starts}")
@@ -251,7 +268,42 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
         raise ValueError("all phases must have the same dims")
     if any(own.track_explored != topologies[0].track_explored for own in topologies):
         raise ValueError("all phases must have the same track_explored")
-    return Phases(starts, topologies)
+    result = Phases(starts, topologies)
+    for number, (own, span) in enumerate(
+        zip(topologies, result._spans(), strict=True), 1
+    ):
+        _check_updates(number, own, *span)
+    return result
+
+
+def _check_updates(number: int, topology: Topology, begin: int, end: int) -> None:
+    """Raises where the end of a phase cuts off what its topology is there for."""
+    schedule = topology.schedule
+    if schedule is None:
+        return
+    steps = schedule.steps
+    if topology.density is not None:
+        if steps[-1] >= end:
+            raise ValueError(
+                f"phase {number} ({topology.name}) reaches its sparsity with the "
+                f"update at step {steps[-1]}, but the next phase begins at {end}: let "
+                f"that begin at {steps[-1] + 1} or later, or lower stop"
+            )
+    elif not _steps_within(topology, begin, end):
+        raise ValueError(
+            f"phase {number} ({topology.name}), from step {begin} to {end}, never "
+            f"updates its masks: its updates are at steps {steps[0]} to {steps[-1]} "
+            f"({schedule}); move start and stop into the phase, which count from the "
+            "beginning of training"
+        )
+
+
+def _steps_within(topology: Topology, begin: int, end: int) -> Sequence[int]:
+    """The steps of a phase at which its topology is due."""
+    if topology.schedule is None:
+        return ()
+    steps = topology.schedule.steps
+    return steps[bisect.bisect_left(steps, begin) : bisect.bisect_left(steps, end)]
 
 
 def _any(flags: Any) -> Any:

@@ -34,18 +34,19 @@ def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
         free = given < room
         own = jnp.where(free, weights, 0.0)
         # At most 1 each, so that the sum is finite.
-        own = jnp.where(jnp.any(own > 0), own / jnp.max(own), free)
-        ideal = left * (own / jnp.sum(own))
+        own = jnp.where(jnp.any(own > 0), own / jnp.max(own), free.astype(jnp.float32))
+        ideal = left.astype(jnp.float32) * (own / jnp.sum(own))
         whole = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room - given)
         # Beyond 2**24 a float32 is not exact, and all together may exceed what is left.
         before = jnp.cumsum(whole) - whole
         whole = jnp.clip(left - before, 0, whole)
         # Remainders decide who gets one more; nobody beyond the room or the total.
-        rest = jnp.where(given + whole < room, ideal - whole, -1.0)
+        rest = ideal - whole.astype(jnp.float32)
+        rest = jnp.where(given + whole < room, rest, -1.0)
         order = jnp.argsort(-rest, stable=True)
         more = jnp.maximum(left - jnp.sum(whole), 0)
         place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
         extra = (place < more) & (given + whole < room)
-        return given + whole + extra
+        return given + whole + extra.astype(jnp.int32)
 
     return jax.lax.while_loop(unsettled, divide, jnp.zeros_like(room))

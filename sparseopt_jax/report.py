@@ -27,6 +27,7 @@ class Plan(tables.Printed):
         the topology changes.
       guesses: sparse leaves whose neuron axes are a guess, and what speaks against it.
       disagreements: what to say of leaves whose axes differ from the model's.
+      updates: how often the masks are updated, as a sentence; empty if never.
     """
 
     leaves: tuple[LeafPlan, ...]
@@ -34,6 +35,7 @@ class Plan(tables.Printed):
     dense_gradients: float
     guesses: Mapping[str, Guess] = dataclasses.field(default_factory=dict)
     disagreements: tuple[str, ...] = ()
+    updates: str = ""
 
     @property
     def active(self) -> int:
@@ -119,6 +121,7 @@ class Plan(tables.Printed):
                 *_notes_on_kinds(self.leaves),
                 f"Masks take {tables.memory(self.mask_bytes)}, packed "
                 f"{tables.memory(self.packed_mask_bytes)}.",
+                *filter(None, [self.updates]),
                 flops.note(self.inference_flops, training, self.positions),
                 tables.SIMULATED,
                 *_notes_on_axes(uncertain),
@@ -202,6 +205,7 @@ def plan(
             topology.dims, [own.path for own in sparse if own.path not in told], by_path
         ),
         disagreements=() if dims is None else _disagreements(dims, sparse),
+        updates=topology.updates,
     )
 
 

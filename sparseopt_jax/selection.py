@@ -288,7 +288,8 @@ def ranked_mask(
     ranks = jnp.zeros_like(keys)
     for i in range(keys.shape[axis]):
         other = jax.lax.slice_in_dim(keys, i, i + 1, axis=axis)
-        ranks += (other > keys) | ((other == keys) & (i < index))
+        before = (other > keys) | ((other == keys) & (i < index))
+        ranks += before.astype(jnp.int32)
     return ranks < k
 
 

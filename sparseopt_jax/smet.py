@@ -1,5 +1,6 @@
 """SMET: Adam for topologies that move, with steps counted for each weight."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Collection, Mapping
@@ -15,7 +16,7 @@ from sparseopt_jax.arguments import check_rate, integer, number
 from sparseopt_jax.distributions import Distribution, First
 from sparseopt_jax.eligibility import Include, Where, decay_mask
 from sparseopt_jax.neurons import Dims
-from sparseopt_jax.schedules import UpdateSchedule
+from sparseopt_jax.schedules import Schedule, UpdateSchedule
 from sparseopt_jax.sparsify import sparsify
 from sparseopt_jax.static_arguments import check_static
 from sparseopt_jax.structures import Block, Structure, Structures, Unstructured
@@ -148,8 +149,8 @@ def scale_by_local_adam(
                 return m
             steps = count[0] if paths.is_hole(steps) else steps
             own = jnp.maximum(steps, 1)
-            m = m / (1 - b1**own).astype(m.dtype)
-            v = v / (1 - b2**own).astype(v.dtype)
+            m = m / (1 - _power(b1, own)).astype(m.dtype)
+            v = v / (1 - _power(b2, own)).astype(v.dtype)
             update = m / (jnp.sqrt(v) + eps)
             if not warmup_steps:
                 return update
@@ -276,49 +277,60 @@ def smet(
 
 
 def set_smet(
-    sparsity: float,
+    sparsity: float | None = None,
     *,
     stop: int,
     block: int = 1,
     every: int = 100,
+    start: int | None = None,
     drop_fraction: float = 0.2,
-    last_fraction: float = 0.005,
+    last_fraction: float | None = None,
+    decay: str | Schedule | None = None,
     distribution: str | Mapping[str, float] | Distribution | None = None,
     first: First = True,
+    structure: Structures | None = None,
     where: Where | None = None,
     include: Include | None = None,
+    masks: Any = None,
     dims: Dims = None,
+    min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Topology:
     """SET as SMET has it: blocks dropped by magnitude, others grown at random.
 
-    The fraction falls along a cosine and stays above zero to the end; what a change
+    The fraction falls along a cosine and stays above zero to the end; what an update
     drops it does not grow again.
 
     Args:
       sparsity: as in ``static``.
-      stop: the run's number of steps: the first step without changes.
+      stop: the run's number of steps: the first step without an update.
       block: neighbours along the last axis that are switched as one.
-      every: steps between changes.
+      every: steps between updates.
+      start: first step with an update; None for ``every``, when there is something to
+        drop by.
       drop_fraction: fraction of the active blocks replaced at first.
-      last_fraction: fraction replaced at ``stop``.
+      last_fraction: fraction replaced at ``stop``; None for 0.005.
+      decay: as in ``set_``, in place of the cosine that ends at ``last_fraction``.
       distribution: as in ``static``; None gives all layers the same sparsity.
       first: as in ``static``.
+      structure: as in ``static``, in place of ``block``.
       where: as in ``static``; it should leave out the head, which stays dense in SMET.
       include: as in ``static``.
+      masks: as in ``static``.
       dims: as in ``static``.
+      min_fan_in: as in ``static``.
       track_explored: as in ``set_``.
 
     Returns:
       The topology.
 
     Raises:
-      ValueError: as ``set_``.
+      ValueError: as ``set_``; if the first update would not be before ``stop``; if both
+        ``block`` and ``structure`` are given, or both ``decay`` and ``last_fraction``.
       TypeError: as ``set_``.
 
     Note:
-      The defaults are those of the official code, a block of 1 included. The first
-      change is at step ``every``, when there is something to drop by.
+      The defaults are those of the official code, a block of 1 included.
 
     References:
       Xiao et al., SMET, 2026 (arXiv 2606.00888).
@@ -330,32 +342,85 @@ def set_smet(
       0.005
     """
     number("drop_fraction", drop_fraction, 0, 1)
+    stop, block = integer("stop", stop), integer("block", block, 1)
+    every = integer("every", every)
+    if start is None and every >= 1 and stop <= every:
+        raise ValueError(
+            f"set_smet would never update its masks: its first update is at every = "
+            f"{every}, and stop = {stop} is the first step without one; give a smaller "
+            "every, or start"
+        )
+    if structure is not None and block != 1:
+        raise ValueError(
+            f"give block or structure, not both, got {block} and {structure}"
+        )
+    if structure is None:
+        structure = Block(block) if block != 1 else Unstructured()
+    if decay is not None and last_fraction is not None:
+        raise ValueError(
+            "give decay or last_fraction, which ends the cosine, not both, got "
+            f"{decay!r} and {last_fraction}"
+        )
+    last_fraction = (
+        min(0.005, drop_fraction) if last_fraction is None else last_fraction
+    )
     number("last_fraction", last_fraction, 0, 1)
-    stop = integer("stop", stop)
-    block = integer("block", block, 1)
     if last_fraction > drop_fraction:
         raise ValueError(
             f"last_fraction must be at most drop_fraction = {drop_fraction}, got "
             f"{last_fraction}"
         )
-    ratio = last_fraction / drop_fraction if drop_fraction else 0.0
-    decay = optax.cosine_decay_schedule(drop_fraction, max(stop, 1), alpha=ratio)
+    if decay is None:
+        decay = _CosineTo(last_fraction, drop_fraction, stop)
+    if distribution is None:
+        # Where masks or a structure give the numbers, nothing has to be shared out.
+        distribution = {} if sparsity is None else {"*": sparsity}
     return Topology(
         name="set_smet",
         sparsity=sparsity,
-        distribution={"*": sparsity} if distribution is None else distribution,
+        distribution=distribution,
         first=first,
-        structure=Block(block) if block != 1 else Unstructured(),
+        structure=structure,
         where=where,
         include=include,
+        masks=masks,
         dims=dims,
-        schedule=UpdateSchedule(every, every, stop, drop_fraction, decay),
+        min_fan_in=min_fan_in,
+        schedule=UpdateSchedule(
+            every, every if start is None else start, stop, drop_fraction, decay
+        ),
         drop=scores.magnitude,
         grow=scores.random,
         replaces_step=False,
         regrows=False,
         track_explored=track_explored,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _CosineTo:
+    """A fraction that falls along a cosine, to ``last`` at ``stop``."""
+
+    last: float
+    first: float
+    stop: int
+
+    def __call__(self, count: Any) -> jax.Array:
+        ratio = self.last / self.first if self.first else 0.0
+        steps = max(self.stop, 1)
+        falling = optax.cosine_decay_schedule(self.first, steps, alpha=ratio)
+        return falling(jnp.asarray(count, jnp.float32))
+
+    @property
+    def record(self) -> str:
+        """What stands for it in a checkpoint's record."""
+        return "cosine_decay_schedule.<locals>.schedule"
+
+
+def _power(decay: Any, steps: jax.Array) -> jax.Array:
+    """``decay ** steps``, of types that need no promotion."""
+    wide = jnp.result_type(float)
+    return jnp.asarray(decay, wide) ** steps.astype(wide)
 
 
 def _density(topology: Topology, exponent: float) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sparseopt_jax import scores
 from sparseopt_jax.gradient_memory import GradientMomentum
+from sparseopt_jax.method_options import check_options
 from sparseopt_jax.methods import set_
 from sparseopt_jax.topology import Topology
 
@@ -46,6 +47,7 @@ def snfs(
       >>> so.snfs(0.9, every=100, stop=1000).keeps_counts
       False
     """
+    check_options("snfs", set_, options)
     return dataclasses.replace(
         set_(sparsity, **options),
         name="snfs",

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sparseopt_jax.arguments import number
+from sparseopt_jax.method_options import check_options
 from sparseopt_jax.methods import rigl
 from sparseopt_jax.structures import ConstantFanIn
 from sparseopt_jax.topology import Topology
@@ -48,6 +49,8 @@ def srigl(
       ConstantFanIn()
     """
     number("gamma_sal", gamma_sal, 0, 1)
+    unfit = {"structure": "it keeps a constant fan-in"}
+    check_options("srigl", rigl, options, unfit=unfit)
     return dataclasses.replace(
         rigl(sparsity, structure=ConstantFanIn(), **options),
         name="srigl",

@@ -2,12 +2,8 @@
 
 from typing import Any
 
-from sparseopt_jax.schedules import UpdateSchedule
-from sparseopt_jax.straight_through import (
-    FOREVER,
-    StraightThrough,
-    forward_topology,
-)
+from sparseopt_jax.schedules import FOREVER, UpdateSchedule
+from sparseopt_jax.straight_through import StraightThrough, forward_topology
 from sparseopt_jax.structures import NM
 
 

@@ -21,17 +21,16 @@ from sparseopt_jax.inner_state import has_caches, initial_state, without_caches
 from sparseopt_jax.leaf_plans import LeafPlan
 from sparseopt_jax.lost_masks import check_not_lost
 from sparseopt_jax.masks import ForwardMaskState, map_masked
+from sparseopt_jax.method_options import check_options
 from sparseopt_jax.methods import static
 from sparseopt_jax.neurons import Dims
 from sparseopt_jax.owners import check_update, record_owner
 from sparseopt_jax.phases import Phases
 from sparseopt_jax.prng_keys import store_key, typed_key
-from sparseopt_jax.schedules import UpdateSchedule
+from sparseopt_jax.schedules import FOREVER, UpdateSchedule, told_updates
 from sparseopt_jax.stored_masks import stored, unpacked, whole
 from sparseopt_jax.topology import Topology, TopologyState
 from sparseopt_jax.transformations import checked_inner
-
-FOREVER = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,11 @@ class StraightThrough:
     def moves(self) -> bool:
         """True: masks follow the weights."""
         return True
+
+    @property
+    def updates(self) -> str:
+        """How often masks are chosen anew: as ``Topology.updates``."""
+        return told_updates(self.schedule)
 
     @property
     def replaces_step(self) -> bool:
@@ -273,7 +277,11 @@ def forward_topology(
     Raises:
       TypeError: for an argument that magnitudes leave no room for.
     """
-    for unfit in ("masks", "min_fan_in"):
-        if unfit in options:
-            raise TypeError(f"{name} chooses masks by magnitude and takes no {unfit}")
+    by_magnitude = "its masks are those of the largest weights"
+    check_options(
+        name,
+        static,
+        options,
+        unfit=dict.fromkeys(("masks", "min_fan_in", "track_explored"), by_magnitude),
+    )
     return dataclasses.replace(static(sparsity, **options), name=name)

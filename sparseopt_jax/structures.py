@@ -8,11 +8,11 @@ structure.
 """
 
 import dataclasses
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax import paths
+from sparseopt_jax.arguments import integer
 from sparseopt_jax.neurons import Axes
 from sparseopt_jax.units import Units
 
@@ -174,9 +174,10 @@ class Block(Structure):
     def __post_init__(self) -> None:
         shape = self.shape
         shape = shape if isinstance(shape, tuple | list) else (shape,)
-        if not shape or any(_integer("shape", extent) < 1 for extent in shape):
+        extents = tuple(integer("shape", extent) for extent in shape)
+        if not extents or min(extents) < 1:
             raise ValueError(f"Block needs extents of at least 1, got {self.shape!r}")
-        object.__setattr__(self, "shape", tuple(map(operator.index, shape)))
+        object.__setattr__(self, "shape", extents)
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
         """As ``Structure.units``."""
@@ -305,12 +306,5 @@ def _layer_axis(
     return axis % ndim
 
 
-def _integer(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-
-
 def _set_integer(structure: Any, name: str) -> None:
-    object.__setattr__(structure, name, _integer(name, getattr(structure, name)))
+    object.__setattr__(structure, name, integer(name, getattr(structure, name)))

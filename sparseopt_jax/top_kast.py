@@ -4,12 +4,8 @@ from typing import Any
 
 from sparseopt_jax.distributions import check_sparsity
 from sparseopt_jax.methods import static
-from sparseopt_jax.schedules import UpdateSchedule
-from sparseopt_jax.straight_through import (
-    FOREVER,
-    StraightThrough,
-    forward_topology,
-)
+from sparseopt_jax.schedules import FOREVER, UpdateSchedule
+from sparseopt_jax.straight_through import StraightThrough, forward_topology
 
 
 def top_kast(

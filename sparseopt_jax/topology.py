@@ -7,11 +7,13 @@ the literature.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding
@@ -38,7 +40,13 @@ from sparseopt_jax.neurons import (
     one_neuron,
     resolve_axes,
 )
-from sparseopt_jax.schedules import DensitySchedule, StepList, UpdateSchedule
+from sparseopt_jax.rounding import scaled
+from sparseopt_jax.schedules import (
+    DensitySchedule,
+    StepList,
+    UpdateSchedule,
+    told_updates,
+)
 from sparseopt_jax.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.structures import (
     ConstantFanIn,
@@ -48,8 +56,11 @@ from sparseopt_jax.structures import (
     resolve_structure,
 )
 from sparseopt_jax.units import random_units_mask
+from sparseopt_jax.values import hash_of, hash_of_tree, same, same_tree
 
 KEPT = "kept"
+AT_RANDOM = "random"
+BY_WEIGHTS = "weights"
 _ANY_WEIGHTS = Unstructured()
 
 
@@ -80,10 +91,13 @@ class TopologyState(NamedTuple):
     memory: Any
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Topology:
     """Pure functions that make and change masks. Build one with a function of
     ``sparseopt_jax.methods``, or from the parts.
+
+    Topologies are values: those with the same settings are equal, given masks compared
+    entry by entry, and functions by their identity.
 
     Attributes:
       sparsity: fraction of zeros, in [0, 1), in the end where ``density`` moves it;
@@ -104,7 +118,10 @@ class Topology:
       grow: score by which inactive weights are activated, the highest.
       replaces_step: whether a change replaces the gradient step (RigL) or follows it
         (SET).
-      density: how the number of active weights moves; None if it does not.
+      density: how the number of active weights moves; None if it does not. With
+        ``masks`` it moves from what those have.
+      starts_from: what the first masks of a moving density hold: ``"random"`` weights,
+        or the largest of the ``"weights"`` given to ``init``, by the drop score.
       scope: what a density that falls compares: the weights of each ``"layer"``, or
         ``"global"``, of the whole network.
       memory: what growth remembers of earlier gradients; None for the present one only.
@@ -134,6 +151,7 @@ class Topology:
     grow: scores.Score = scores.random
     replaces_step: bool = False
     density: DensitySchedule | None = None
+    starts_from: str = AT_RANDOM
     scope: str = "layer"
     memory: GradientMemory | None = None
     corrected_growth: bool = False
@@ -147,11 +165,17 @@ class Topology:
         if self.sparsity is not None:
             distributions.check_sparsity(self.sparsity)
         check_structure(self.structure)
-        of_its_own = (
+        fixes_density = (
             isinstance(self.structure, Mapping) or self.structure.density is not None
         )
-        if self.sparsity is None and self.masks is None and not of_its_own:
-            raise ValueError("sparsity must be given unless masks are, got None")
+        if self.sparsity is None and not fixes_density:
+            if self.masks is None:
+                raise ValueError("sparsity must be given unless masks are, got None")
+            if self.density is not None and not self.is_handed_on:
+                raise ValueError(
+                    "sparsity must be given: masks are where the density starts, not "
+                    "where it ends"
+                )
         distributions.check_distribution(self.distribution)
         check_dims(self.dims)
         check_where(self.where, self.include)
@@ -164,7 +188,32 @@ class Topology:
             object.__setattr__(self, "include", globs)
         if self.masks is not None and not self.is_handed_on:
             check_masks(self.masks)
+        for name in ("distribution", "structure", "dims"):
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                # A copy, which nobody else can change.
+                object.__setattr__(self, name, dict(value))
         self._check_change()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Topology):
+            return NotImplemented
+        return self is other or all(
+            (same_tree if field.name == "masks" else same)(
+                getattr(self, field.name), getattr(other, field.name)
+            )
+            for field in dataclasses.fields(self)
+        )
+
+    def __hash__(self) -> int:
+        return hash(
+            tuple(
+                (hash_of_tree if field.name == "masks" else hash_of)(
+                    getattr(self, field.name)
+                )
+                for field in dataclasses.fields(self)
+            )
+        )
 
     def _check_change(self) -> None:
         for name in ("drop", "grow"):
@@ -179,8 +228,17 @@ class Topology:
             distributions.check_sparsity(
                 self.density.initial_sparsity, "initial_sparsity"
             )
-            if self.masks is not None:
-                raise ValueError("a density that moves begins with masks of its own")
+            if self.is_handed_on:
+                raise ValueError(
+                    'masks="kept" keeps the number of active weights, which a density '
+                    "moves: leave masks out; in phases it starts from the masks that "
+                    "are handed on"
+                )
+        if self.starts_from not in (AT_RANDOM, BY_WEIGHTS):
+            raise ValueError(
+                f"starts_from must be {AT_RANDOM!r} or {BY_WEIGHTS!r}, got "
+                f"{self.starts_from!r}"
+            )
         least = integer("min_fan_in", self.min_fan_in, 0)
         object.__setattr__(self, "min_fan_in", least)
         if self.ablation is not None:
@@ -216,12 +274,12 @@ class Topology:
     def dense_gradients(self) -> float:
         """The fraction of the steps that need the dense gradient, while masks change.
 
-        RigL takes one more step for it after each ``every`` others. Scores of others
-        are taken to need it, but for random ones and magnitudes.
+        RigL takes one more step for it after each ``every`` others. Whether growth
+        needs it is its score's to say.
         """
         if isinstance(self.memory, GradientMomentum):
             return 1.0
-        if self.grow in (scores.random, scores.magnitude):
+        if not scores.needs_gradient(self.grow):
             return 0.0
         if not isinstance(self.schedule, UpdateSchedule):
             return 0.0
@@ -247,6 +305,7 @@ class Topology:
                 'masks="kept" takes masks over from a phase before; use it in phases'
             )
         leaves = plan_leaves(self._rules(self.sparsity), params)
+        self._check_countable(leaves)
         if self.scope == "global":
             for plan in leaves:
                 if plan.units is not None and not plan.units.is_layer_wide:
@@ -256,6 +315,28 @@ class Topology:
                     )
         return leaves
 
+    def _check_countable(self, leaves: list[LeafPlan]) -> None:
+        """Raises where an int32 could not count what is counted together."""
+        total = 0
+        for plan in leaves:
+            if plan.units is None:
+                continue
+            units = plan.units.per_layer
+            total += math.prod(plan.units.shape)
+            if units >= 2**31:
+                raise ValueError(
+                    f"{plan.path!r} has {units} units of {plan.structure} in one "
+                    "layer, and an int32 counts 2**31 - 1: make them fewer by a "
+                    "mapping to Block((...)), split the kernel, name its stacked axes "
+                    "by dims, or exclude it by where"
+                )
+        if total >= 2**31 and (self.scope == "global" or self.redistributes):
+            raise ValueError(
+                f"{self.name} compares all layers, whose {total} weights an int32 does "
+                "not count: exclude some by where, or take a method that keeps to each "
+                "layer"
+            )
+
     def _rules(self, sparsity: float | None) -> Rules:
         return Rules(
             sparsity,
@@ -263,6 +344,7 @@ class Topology:
             *(self.masks, self.dims, self.min_fan_in),
             include=self.include,
             first=self.first,
+            moves=self.density is not None,
         )
 
     def _first_leaves(self, params: Any) -> list[LeafPlan]:
@@ -294,6 +376,11 @@ class Topology:
         """Whether the masks ever change."""
         return self.schedule is not None
 
+    @property
+    def updates(self) -> str:
+        """How often the masks are updated, as a sentence; empty if never."""
+        return told_updates(self.schedule)
+
     def due(self, count: Any) -> Any:
         """Whether the masks change at step ``count``: a bool for an int, else an array.
 
@@ -307,12 +394,16 @@ class Topology:
         return self.replaces_step
 
     def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
-        """The first masks: exactly as many random active weights as each layer gets.
+        """The first masks: exactly as many active weights as each layer gets.
+
+        They are random, or given; a density that ``starts_from`` weights keeps the
+        largest.
 
         Args:
           key: typed PRNG key.
-          params: any pytree of arrays or ``jax.ShapeDtypeStruct``; only shapes, dtypes
-            and sharding types are used.
+          params: any pytree of arrays or ``jax.ShapeDtypeStruct``. Only shapes, dtypes
+            and sharding types are used, unless masks start from weights: then the
+            values of arrays, traced ones as well; with shapes alone they are random.
 
         Returns:
           Masks in the structure of ``params``, and what the topology keeps.
@@ -322,14 +413,16 @@ class Topology:
         """
         plans = {plan.path: plan for plan in self._first_leaves(params)}
         given = {} if self.masks is None else masks_by_path(self.masks)
+        chosen = self._chosen(key, params, plans, given)
 
         def at_leaf(path, leaf):
             plan = plans.get(path)
             if plan is None or plan.layer is None:
                 return optax.MaskedNode()
             sharding = _sharding(leaf)
-            if path in given:
-                return sharded(jnp.asarray(given[path]), sharding)
+            if path in chosen or path in given:
+                mask = chosen[path] if path in chosen else given[path]
+                return sharded(jnp.asarray(mask), sharding)
             return random_units_mask(
                 leaf_key(key, path),
                 plan.per_cell,
@@ -352,6 +445,64 @@ class Topology:
             fan_ins=self.fan_ins(masks),
             grown=paths.map_with_paths(_no_growth, masks),
             memory=self.no_memory(masks),
+        )
+
+    def _chosen(
+        self,
+        key: jax.Array,
+        params: Any,
+        plans: dict[str, LeafPlan],
+        given: dict[str, Any],
+    ) -> dict[str, jax.Array]:
+        """First masks of a moving density, chosen among given ones or by the weights.
+
+        Empty where it begins dense, with the given masks as they are, or at random.
+        """
+        plans = {path: plan for path, plan in plans.items() if plan.layer is not None}
+        begins_full = all(
+            plan.per_cell == plan.units.per_cell  # pyright: ignore
+            for plan in plans.values()
+        )
+        leaves = paths.leaves_by_path(params)
+        has_weights = self.starts_from == BY_WEIGHTS and all(
+            isinstance(leaves[path], jax.Array | np.ndarray) for path in plans
+        )
+        if self.density is None or begins_full or not (given or has_weights):
+            return {}
+        score = scores.random
+        if has_weights:
+            score = scores.magnitude if scores.needs_gradient(self.drop) else self.drop
+        found = {}
+        for path, plan in plans.items():
+            leaf = leaves[path]
+            if path in given:
+                mask = sharded(jnp.asarray(given[path]), _sharding(leaf))
+            else:
+                mask = (leaf == leaf) | True  # wherever the leaf lies
+            weights = jnp.asarray(leaf if has_weights else mask, jnp.float32)
+            units: Any = plan.units
+            drop = scores.of_units(score, units, leaf_key(key, path), weights, weights)
+            found[path] = changes.Leaf.of(
+                mask,
+                units,
+                finite=jnp.isfinite(weights),
+                drop=drop,
+                grow=drop,
+                min_fan_in=self.min_fan_in,
+                neuron=plan.axes.reduction,  # pyright: ignore
+                memory=None,
+                budget=None,
+            )
+        return changes.change(
+            found,
+            jnp.float32(0.0),
+            {path: plan.per_cell for path, plan in plans.items()},
+            adapts=True,
+            rises=False,
+            scope=self.scope,
+            ablation=None,
+            redistributes=False,
+            regrows=True,
         )
 
     def no_memory(self, masks: Any) -> Any:
@@ -413,7 +564,8 @@ class Topology:
           grads: tree like the masks, the dense gradient.
           fraction: what to drop, instead of what the schedule gives.
           adapts: whether masks of other numbers than this topology's, as a phase hands
-            them on, are brought to its own: a bool or bool scalar.
+            them on, are brought to its own: a bool or bool scalar. A density that moves
+            grows none that are sparser, unless its schedule rises.
 
         Returns:
           The new masks and the new state. Unless the density moves, neurons are ablated
@@ -429,6 +581,7 @@ class Topology:
             fraction,
             targets,
             adapts=adapts,
+            rises=self._rises(count, params),
             scope=self.scope,
             ablation=self.ablation,
             redistributes=self.redistributes,
@@ -478,12 +631,31 @@ class Topology:
         }
         # A schedule may go beyond its ends, a layer not.
         return {
-            path: jnp.clip(
-                n + jnp.round((first[path] - n) * progress).astype(jnp.int32),
-                *(1, plans[path].units.per_cell),  # pyright: ignore
+            path: n
+            + jnp.clip(
+                scaled(first[path] - n, progress),
+                *(1 - n, plans[path].units.per_cell - n),  # pyright: ignore
             )
             for path, n in last.items()
         }
+
+    def _rises(self, count: Any, params: Any) -> Any:
+        """Whether an update at ``count`` may grow layers: a bool or bool scalar.
+
+        A density that moves grows what is sparser than it says only where it has risen
+        since the update before: what is pruned stays pruned.
+        """
+        if self.density is None or self.schedule is None:
+            return True
+        now, before = (
+            jnp.asarray(self.density.progress(step), jnp.float32)
+            for step in (count, self.schedule.previous(count))
+        )
+        first, last = (
+            sum(plan.per_cell * plan.units.cells for plan in leaves if plan.per_cell)
+            for leaves in (self._first_leaves(params), self.leaves(params))
+        )
+        return now > before if first > last else now < before
 
     def _collect(
         self, key: jax.Array, masks: Any, params: Any, grads: Any, memory: Any

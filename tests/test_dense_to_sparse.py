@@ -59,15 +59,15 @@ def planned(topology):
 
 
 def test_every_layer_follows_the_cubic():
-    # Changes at 2, 5, 8, and at 9, the stop.
+    # Updates at 2, 5 and 8, the last before the stop.
     topology = so.gradual_magnitude(0.8, every=3, start=2, stop=9)
     last = planned(topology)
     masks = still(topology, 11)
-    assert [step for step in range(11) if topology.due(step)] == [2, 5, 8, 9]
+    assert [step for step in range(11) if topology.due(step)] == [2, 5, 8]
     for step, now in enumerate(masks[1:]):
         # What the last change before has left.
-        changed_at = max([t for t in (2, 5, 8, 9) if t <= step], default=2)
-        left = (1 - (changed_at - 2) / 7) ** 3
+        changed_at = max([t for t in (2, 5, 8) if t <= step], default=2)
+        left = (1 - (changed_at - 2) / 6) ** 3
         for name, size in SIZES.items():
             expected = last[name] + round((size - last[name]) * left)
             np.testing.assert_array_equal(
@@ -75,14 +75,16 @@ def test_every_layer_follows_the_cubic():
             )
     assert counts(masks[-1]) == last
     sparsity = [1 - sum(counts(now).values()) / 108 for now in masks]
-    cubic = 0.8 + (0 - 0.8) * (1 - (5 - 2) / 7) ** 3
+    cubic = 0.8 + (0 - 0.8) * (1 - (5 - 2) / 6) ** 3
     np.testing.assert_allclose(sparsity[6], cubic, atol=0.01)
 
 
-def test_it_begins_with_random_masks_of_the_initial_sparsity():
+def test_it_begins_with_the_largest_weights_of_the_initial_sparsity():
     topology = so.gradual_magnitude(0.8, initial_sparsity=0.5, every=2, stop=4)
     first, *_, last = still(topology, 5)
     assert sum(counts(first).values()) == 54
+    for name, mask in first.items():
+        np.testing.assert_array_equal(mask, largest(np.abs(PARAMS[name]), mask.sum()))
     assert counts(last) == planned(topology)
     assert all((first[name] | ~last[name]).all() for name in SIZES)
 
@@ -103,9 +105,9 @@ def test_a_schedule_of_optax_gives_the_sparsity():
     # Falls from 0.25 to 0, and rises to 0.75.
     schedule = optax.piecewise_interpolate_schedule("linear", 1.0, {2: 0.0})
     topology = so.gradual_magnitude(
-        schedule=lambda step: 0.25 * schedule(step) + 0.25 * jnp.maximum(step - 2, 0),
+        schedule=lambda step: 0.25 * schedule(step) + 0.25 * jnp.clip(step - 2, 0, 3),
         every=1,
-        stop=5,
+        stop=6,
         distribution={"*": 0.75},
     )
     assert topology.sparsity == 0.75
@@ -123,7 +125,7 @@ def test_a_schedule_beyond_its_ends_leaves_every_layer_a_weight():
     topology = so.gradual_magnitude(
         schedule=lambda step: jnp.where(step == 0, 0.0, turning(step)),
         every=1,
-        stop=4,
+        stop=5,
         distribution=lambda layers, sparsity: {
             "a": round(48 * (1 - sparsity)),
             "b": max(round(60 * (1 - 1.9 * sparsity)), 1),
@@ -153,7 +155,7 @@ def test_groups_fall_together_to_n_of_m():
 
 
 def test_a_global_threshold_is_that_of_all_weights():
-    topology = so.gradual_magnitude(0.8, every=2, stop=6, scope="global")
+    topology = so.gradual_magnitude(0.8, every=2, stop=7, scope="global")
     masks = still(topology, 8)
     joined = np.concatenate([np.ravel(np.abs(PARAMS[name])) for name in SIZES])
     last = planned(topology)
@@ -187,7 +189,7 @@ def test_units_of_several_sizes_are_compared_by_their_mean_weight():
 
 
 def test_a_global_density_rises_where_gradients_are():
-    topology = so.granet(0.5, initial_sparsity=0.75, every=1, stop=2, drop_fraction=0.0)
+    topology = so.granet(0.5, initial_sparsity=0.75, every=1, stop=3, drop_fraction=0.0)
     grads = jax.tree.map(lambda p: jnp.sin(7 * p), PARAMS)
     first, *_, last = still(topology, 3, grads=grads)
     assert [sum(counts(now).values()) for now in (first, last)] == [27, 54]
@@ -269,7 +271,7 @@ def test_phases_that_do_not_alternate_are_refused(compress, decompress):
 
 
 def test_granet_prunes_all_weights_together_and_regrows_each_layer():
-    topology = so.granet(0.8, every=2, stop=6, drop_fraction=0.5)
+    topology = so.granet(0.8, every=2, stop=7, drop_fraction=0.5)
     grads = jax.tree.map(lambda p: jnp.sin(7 * p), PARAMS)
     masks = still(topology, 8, grads=grads)
     assert sum(counts(masks[0]).values()) == 54
@@ -290,7 +292,7 @@ def test_granet_prunes_all_weights_together_and_regrows_each_layer():
             [np.where(old[n], weights[n], -1).ravel() for n in SIZES]
         )
         pruned = np.split(largest(scores, total), [48])
-        fraction = 0.25 * (1 + np.cos(np.pi * step / 6))
+        fraction = 0.25 * (1 + np.cos(np.pi * step / 7))
         for name, kept in zip(SIZES, pruned, strict=True):
             kept = kept.reshape(old[name].shape)
             dropped = int(fraction * kept.sum())
@@ -344,11 +346,12 @@ gradual = functools.partial(so.gradual_magnitude, every=1, stop=5)
         (
             lambda: gradual(masks={"a": jnp.ones((8, 6), bool)}),
             ValueError,
-            "begins with masks of its own",
+            "sparsity must be given: masks are where the density starts",
         ),
-        (lambda: gradual(0.5, masks="kept"), ValueError, "with masks of its own"),
+        (lambda: gradual(0.5, masks="kept"), ValueError, "in phases it starts from"),
         (lambda: so.one_shot(0.5, at=-1), ValueError, "at must be at least 0"),
         (lambda: so.one_shot(0.5, at=1.5), TypeError, "at must be an integer"),
+        (lambda: so.one_shot(0.5, at=True), TypeError, "at must be an .*, got True"),
         (
             lambda: so.one_shot(0.5, at=1, score="wanda"),
             ValueError,

@@ -366,13 +366,6 @@ def test_windows_that_do_not_fit_are_refused(options, error, message):
         so.rigl(0.5, every=5, stop=10, **options)
 
 
-def test_a_last_change_out_of_step_has_no_window():
-    granet = functools.partial(so.granet, 0.9, every=5, averaged_steps=2)
-    assert granet(stop=10).memory.steps == 2
-    with pytest.raises(ValueError, match=r"12 steps after start: .* of 5"):
-        granet(stop=12)
-
-
 # What else RigL offers.
 
 

@@ -57,12 +57,12 @@ def moved(params, other):
     return not np.array_equal(params["b"], other["b"])
 
 
-# Dense, pruned gradually, moved by RigL, frozen: changes at 2, 4, 6, at 7 and 9, and at
+# Dense, pruned gradually, moved by RigL, frozen: updates at 2, 4, 6, at 7 and 9, and at
 # the beginning of the last phase, at 11. The first follow the step, RigL replaces it.
 HALF = {"drop_fraction": 0.5, "decay": "constant"}
 FOUR = so.phases(
     (0, so.static(0.0)),
-    (2, so.gradual_magnitude(0.75, every=2, start=2, stop=6)),
+    (2, so.gradual_magnitude(0.75, every=2, start=2, stop=7)),
     (7, so.rigl(masks="kept", every=2, start=7, stop=11, **HALF)),
     (11, so.static(masks="kept")),
 )
@@ -260,7 +260,7 @@ def test_layers_that_are_full_before_may_lose_weights():
 def test_changes_from_the_host_are_those_within_the_step():
     topology = so.phases(
         (0, so.static(0.0)),
-        (2, so.gradual_magnitude(0.75, every=2, start=2, stop=6)),
+        (2, so.gradual_magnitude(0.75, every=2, start=2, stop=7)),
         (7, so.set_(masks="kept", every=2, start=7, stop=11, **HALF)),
     )
     assert topology.replaces_step is False

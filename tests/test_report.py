@@ -31,8 +31,10 @@ def in_colours(printed):
 
 def of_masks(masks, dims=None):
     params = jax.tree.map(lambda mask: jnp.where(mask, 1.0, 0.0), masks)
-    tx = so.sparsify(optax.sgd(0.1), so.static(masks=masks, dims=dims))
-    return so.summary(params, tx.init(params), dims=dims)
+    # Leaves without active weights cannot be given: they are what has become of masks.
+    full = jax.tree.map(jnp.ones_like, masks)
+    tx = so.sparsify(optax.sgd(0.1), so.static(masks=full, dims=dims))
+    return so.summary(params, tx.init(params)._replace(masks=masks), dims=dims)
 
 
 def test_the_plan_says_what_how_much_and_why_not():
