@@ -115,7 +115,10 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
     }
     if rules.masks is not None:
         plans = _plans_of_masks(rules, params, flat, axes, kinds)
-        return _with_counts(rules, plans) if rules.moves else plans
+        if not rules.moves:
+            return plans
+        layers = {plan.path: plan.layer for plan in plans if plan.layer is not None}
+        return _with_counts(rules, plans, _first(rules, flat, axes, kinds, layers))
 
     never = {path: why_never(x, axes[path]) for path, x in flat.items()}
     chosen = included(rules.include, flat, never)
@@ -253,26 +256,24 @@ def _check_single_weights(structure: Structure, path: str) -> None:
         )
 
 
-def _with_counts(rules: Rules, plans: list[LeafPlan]) -> list[LeafPlan]:
+def _with_counts(
+    rules: Rules, plans: list[LeafPlan], first: frozenset[str]
+) -> list[LeafPlan]:
     """Plans of given masks with the numbers that a moving density brings them to."""
-    sparse = {plan.path: plan for plan in plans if plan.layer is not None}
-    layers: Any = {path: plan.layer for path, plan in sparse.items()}
-    counts = _counts(rules, layers)
-    counted = {
-        path: _plan(rules, path, plan.leaf, plan.axes, layers[path], counts[path])
-        for path, plan in sparse.items()
-    }
-    return [
-        plan
-        if plan.path not in counted
-        # Masks that are sparser stay so.
-        else counted[plan.path]._replace(
-            active=None
-            if plan.active is None
-            else min(plan.active, counted[plan.path].active or 0)
+    layers = {plan.path: plan.layer for plan in plans if plan.layer is not None}
+    counts = _counts(rules, layers, first)
+
+    def counted(plan):
+        if plan.layer is None:
+            return plan
+        moved = _plan(
+            *(rules, plan.path, plan.leaf, plan.axes, plan.layer, counts[plan.path])
         )
-        for plan in plans
-    ]
+        # Masks that are sparser stay so.
+        active = None if plan.active is None else min(plan.active, moved.active or 0)
+        return plan._replace(per_cell=moved.per_cell, active=active)
+
+    return list(map(counted, plans))
 
 
 def _plans_of_masks(

@@ -64,7 +64,7 @@ def _flags(state: Any) -> dict[str, Any]:
 
 @jax.jit
 def _any_of_each(leaves: tuple[jax.Array, ...]) -> jax.Array:
-    return jnp.stack([jnp.any(x != 0) for x in leaves])
+    return jnp.stack([jnp.any(x.astype(bool)) for x in leaves])
 
 
 def _falls_by_layer(topology: Any) -> bool:
