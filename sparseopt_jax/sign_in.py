@@ -1,6 +1,5 @@
 """Sign-In: every weight a product of two factors that are trained in its place."""
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax import environment
+from sparseopt_jax.arguments import integer
 from sparseopt_jax.eligibility import is_matrix
 from sparseopt_jax.neurons import Dims, NeuronDims, chosen_dims
 from sparseopt_jax.static_arguments import check_static
@@ -122,12 +122,7 @@ def sign_in(
     """
     inner = checked_transformation(inner)
     check_static(every=every)
-    try:
-        every = operator.index(every)
-    except TypeError:
-        raise TypeError(
-            f"every must be an integer number of steps, got {every!r}"
-        ) from None
+    every = integer("every", every, unit="steps")
     if every < 1:
         raise ValueError(f"every must be at least 1 step, got {every}")
     period = float(every)

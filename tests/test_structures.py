@@ -41,7 +41,11 @@ STACK = so.NeuronDims(1, 2)
         (lambda: so.Block((2, -1)), ValueError, r"at least 1, got \(2, -1\)"),
         (lambda: so.Block(2.5), TypeError, "shape must be an integer, got 2.5"),
         (lambda: so.Channel(None), TypeError, "axis must be an integer, got None"),
-        (lambda: so.Channel((0, 1)), TypeError, r"axis must be an integer, got \(0, 1"),
+        (
+            lambda: so.Channel((0, 1)),
+            TypeError,
+            r"axis must be an integer, got a tuple",
+        ),
     ],
 )
 def test_bad_structures_are_named(make, error, message):
