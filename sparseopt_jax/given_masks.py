@@ -12,7 +12,7 @@ from sparseopt_jax.method_options import check_options
 from sparseopt_jax.methods import static
 
 _READ_OFF = "the masks are read off the zeros"
-_UNFIT = dict.fromkeys(
+_UNFIT: dict[str, str] = dict.fromkeys(
     ("distribution", "first", "structure", "masks", "min_fan_in", "track_explored"),
     _READ_OFF,
 )

@@ -409,7 +409,7 @@ class _CosineTo:
         ratio = self.last / self.first if self.first else 0.0
         steps = max(self.stop, 1)
         falling = optax.cosine_decay_schedule(self.first, steps, alpha=ratio)
-        return falling(jnp.asarray(count, jnp.float32))
+        return jnp.asarray(falling(jnp.asarray(count, jnp.float32)))
 
     @property
     def record(self) -> str:

@@ -652,7 +652,11 @@ class Topology:
             for step in (count, self.schedule.previous(count))
         )
         first, last = (
-            sum(plan.per_cell * plan.units.cells for plan in leaves if plan.per_cell)
+            sum(
+                plan.per_cell * plan.units.cells
+                for plan in leaves
+                if plan.per_cell and plan.units
+            )
             for leaves in (self._first_leaves(params), self.leaves(params))
         )
         return now > before if first > last else now < before
