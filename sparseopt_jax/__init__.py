@@ -41,6 +41,7 @@ from sparseopt_jax.sparsegpt import SparseGPT
 from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
 from sparseopt_jax.sparsify import sparsify
 from sparseopt_jax.srigl import srigl
+from sparseopt_jax.state_conversion import convert_state
 from sparseopt_jax.state_report import summary
 from sparseopt_jax.ste import sr_ste, ste
 from sparseopt_jax.structures import NM, Block, Channel, ConstantFanIn, Unstructured
@@ -70,6 +71,7 @@ __all__ = [
     "calibrate",
     "checkpoint",
     "compact_gradients",
+    "convert_state",
     "dsnot",
     "get_masks",
     "gradual_magnitude",

@@ -100,7 +100,7 @@ def make_compact(
             # The tree of placeholders by which optax finds what belongs to parameters.
             indices, active = jnp.zeros([]), params
         else:
-            indices = _first_indices(layouts, masks)
+            indices = first_indices(layouts, masks)
             active = _initial(indices, zero_masked(masks, params))
         topology_state = stored(True, topology_state)
         record_owner(
@@ -414,7 +414,9 @@ def refreshed(
     return inner_state
 
 
-def _first_indices(layouts: dict[str, Layout], masks: Any) -> ActiveIndices:
+def first_indices(layouts: dict[str, Layout], masks: Any) -> ActiveIndices:
+    """The places of the active weights of masks, in ascending order."""
+
     def at_leaf(path, mask):
         if paths.is_hole(mask) or layouts[path].is_full:
             return optax.MaskedNode()
