@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from sparseopt_jax import environment, transformation_links
 from sparseopt_jax.active_weights import ActiveWeights, Layout
@@ -28,8 +29,8 @@ _WRAPPERS = frozenset(
         *("inject_hyperparams", "apply_if_finite", "with_extra_args_support"),
     }
 )
-# Elementwise, but not to be tried without the statistics of a network.
-_KNOWN = frozenset({("sparseopt_jax.batch_variance", "scale_by_batch_variance")})
+# The package's own are made for active weights alone.
+_OURS = __name__.partition(".")[0]
 
 
 class _NeedsParametersError(Exception):
@@ -50,6 +51,9 @@ def check_inner(inner: optax.GradientTransformation) -> None:
       ValueError: with the name of the transformation, or of the link of the chain, that
         is to blame, and of no other.
     """
+    if _holds_tracers(transformation_links.read(inner)):
+        # `inject_hyperparams` makes it anew at every trace: it was tried with numbers.
+        return
     reason = _trouble(inner)
     if reason is None:
         return
@@ -70,11 +74,17 @@ _DIFFERS = "would give a weight another update there"
 _NEEDS_ALL = "evaluates the loss, which needs all of them"
 
 
+def _holds_tracers(link: Link) -> bool:
+    held = jax.tree.leaves(list(link.variables.values()))
+    return any(isinstance(x, Tracer) for x in held) or any(
+        map(_holds_tracers, link.parts)
+    )
+
+
 def _blamed(link: Link) -> Iterator[tuple[str, str]]:
     """Names of the links that do not fit, and why."""
-    if (getattr(link.update, "__module__", None), link.name) in _KNOWN:
-        return
-    if link.parts and link.name in _WRAPPERS:
+    is_ours = str(getattr(link.update, "__module__", "")).partition(".")[0] == _OURS
+    if is_ours or (link.parts and link.name in _WRAPPERS):
         for part in link.parts:
             yield from _blamed(part)
         return

@@ -28,8 +28,8 @@ def optimizer_bytes(opt_state: Any) -> int:
       >>> dense = so.optimizer_bytes(optax.adam(1e-3).init(params))
       >>> tx = so.sparsify(optax.adam(1e-3), so.static(0.9), compact=True)
       >>> sparse = so.optimizer_bytes(tx.init(params))
-      >>> dense, sparse  # 12 bytes for each of 410 weights, fan-ins, counters
-      (32772, 5200)
+      >>> dense, sparse  # 12 bytes for each of 410 weights, fan-ins, the layout
+      (32772, 5329)
     """
     if callable(getattr(opt_state, "init", None)):
         raise TypeError(

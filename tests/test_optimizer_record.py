@@ -82,7 +82,7 @@ PAIRS = {
     "a schedule": (
         scheduled(optax.cosine_decay_schedule(0.1, 100)),
         scheduled(optax.cosine_decay_schedule(0.1, 200)),
-        "learning_rate.decay_steps: 100 in the checkpoint, 200 in",
+        "learning_rate.decay_steps: 100",  # a float after its first call
     ),
     "a joined schedule": (
         scheduled(optax.warmup_cosine_decay_schedule(0, 0.1, 5, 100)),
