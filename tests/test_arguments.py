@@ -192,7 +192,11 @@ BAD = {
     "half a step": 100.5,
 }
 # Where these are meant.
-ALLOWED = {("sparsity", "None"), ("initial", "half a step")}
+ALLOWED = {
+    ("sparsity", "None"),
+    ("last_fraction", "None"),
+    ("initial", "half a step"),
+}
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,10 @@ def check(numbers, expected):
 def of_masks(masks, dims=None, **kwargs):
     """The metrics of given masks, and all weights 1."""
     params = jax.tree.map(lambda mask: jnp.ones(mask.shape), masks)
-    state = so.sparsify(optax.sgd(0.1), so.static(masks=masks)).init(params)
-    return so.metrics(params, state, dims=dims, **kwargs)
+    # Leaves without active weights cannot be given: they are what has become of masks.
+    full = jax.tree.map(jnp.ones_like, masks)
+    state = so.sparsify(optax.sgd(0.1), so.static(masks=full)).init(params)
+    return so.metrics(params, state._replace(masks=masks), dims=dims, **kwargs)
 
 
 @pytest.mark.parametrize("packed", [False, True])
