@@ -32,7 +32,9 @@ def test_on_eight_devices(program):
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
+            # Eight devices that share few cores may reach a collective late.
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8 "
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         },
         capture_output=True,
         text=True,
