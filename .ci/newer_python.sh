@@ -8,7 +8,7 @@ set -euo pipefail
 # The versions that pyenv has, such as 3.13.0; not the environments made of them.
 behind_shims() {
   local root version
-  root=$(pyenv root 2> /dev/null) || root=${PYENV_ROOT:-$HOME/.pyenv}
+  root=$(pyenv root 2> /dev/null) || root=${PYENV_ROOT:-${HOME:-~}/.pyenv}
   { pyenv versions --bare 2> /dev/null || ls "$root/versions" 2> /dev/null || true; } |
     { grep -E "^${1//./\\.}\.[0-9]+$" || true; } | sort -rV |
     while read -r version; do echo "$root/versions/$version/bin/python$1"; done
