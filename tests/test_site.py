@@ -180,7 +180,7 @@ def test_models_of_ones_own_say_what_their_axes_are(capsys):
 
 def test_axes_of_kernels_that_have_their_outputs_first():
     ((dense, conv),) = re.findall(
-        r"dense ones have `([^`]+)`, convolutions\s+`([^`]+)`", QUESTIONS
+        r"dense ones have `([^`]+)`,\s+convolutions\s+`([^`]+)`", QUESTIONS
     )
     fan_in = so.ConstantFanIn()
     for dims, shape in ((dense, (8, 20)), (conv, (8, 4, 3, 3))):
