@@ -63,7 +63,7 @@ def _local(address: str) -> str:
 
 
 def _check_parents(path: str) -> None:
-    """Raises if the path leads through what is no folder."""
+    """Raises if the path leads through a file in place of a folder."""
     above = path
     while not os.path.lexists(above):
         above = os.path.dirname(above)

@@ -108,11 +108,9 @@ def make_compact(
         )
         inner_state = inner.init(active)
         if isinstance(indices, ActiveIndices):
-            told = {
-                "masks": indices.weights(),
-                "fan_ins": topology_state.fan_ins,
-                "neuron_dims": topology.dims,
-            }
+            told = environment.of_masks(
+                indices.weights(), topology_state.fan_ins, topology.dims
+            )
             warn_of_frozen(inner, topology, told, inner_state, active)
         return SparseState(
             count=jnp.zeros([], jnp.int32),
@@ -135,11 +133,7 @@ def make_compact(
             _check_gradients(topology, state.masks, updates)
 
         def step(indices, fan_ins, updates, inner_state, params):
-            told = {
-                "masks": indices.weights(),
-                "fan_ins": fan_ins,
-                "neuron_dims": topology.dims,
-            }
+            told = environment.of_masks(indices.weights(), fan_ins, topology.dims)
             args = (
                 active_entries(indices, updates),
                 inner_state,

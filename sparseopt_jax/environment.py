@@ -39,6 +39,11 @@ def telling(environment: Mapping[str, Any]) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+def of_masks(masks: Any, fan_ins: Any, neuron_dims: Any) -> dict[str, Any]:
+    """What an owner tells: its masks, what it has counted of them, and their axes."""
+    return {"masks": masks, "fan_ins": fan_ins, "neuron_dims": neuron_dims}
+
+
 def told(extra_args: Mapping[str, Any]) -> dict[str, Any]:
     """What an ``update`` is told, and what it is given as keywords, which comes first.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax import environment
 from sparseopt_jax.active_weights import ActiveIndices
 from sparseopt_jax.arguments import described
 from sparseopt_jax.compact import (
@@ -136,11 +137,11 @@ def _changed(
         node = node._replace(masks=masks, inner_state=inner_state)
     masks = masks_like(node.masks, params) if is_compact else node.masks
     old, topology_state = loaded(masks, topology_state, params)
-    told = {
-        "masks": node.masks.weights() if is_compact else old,
-        "fan_ins": topology_state.fan_ins,
-        "neuron_dims": topology.dims,
-    }
+    told = environment.of_masks(
+        node.masks.weights() if is_compact else old,
+        topology_state.fan_ins,
+        topology.dims,
+    )
     seen = active_entries(node.masks, params) if is_compact else params
     frozen = frozen_leaves(owner.inner, told, node.inner_state, seen)
     new, topology_state = topology.update(

@@ -214,11 +214,7 @@ def make_owner(
             unturned = jax.tree.map(jnp.zeros_like, masks)
             topology_state = topology_state._replace(turned=unturned)
         inner_state = inner.init(zero_masked(masks, params))
-        told = {
-            "masks": masks,
-            "fan_ins": topology_state.fan_ins,
-            "neuron_dims": topology.dims,
-        }
+        told = environment.of_masks(masks, topology_state.fan_ins, topology.dims)
         warn_of_frozen(inner, topology, told, inner_state, params)
         masks, topology_state = stored(packed, (masks, topology_state))
         record_owner(topology, inner, params, masks, packed, key=key, is_link=not zeros)
@@ -240,7 +236,7 @@ def make_owner(
         state_masks = without(topology.full_leaves(params), state.masks)
 
         def step(masks, fan_ins, updates, inner_state, params):
-            told = {"masks": masks, "fan_ins": fan_ins, "neuron_dims": topology.dims}
+            told = environment.of_masks(masks, fan_ins, topology.dims)
             masked = zero_masked(masks, updates)
             args = (masked, inner_state, params)
             return environment.run(inner, named, told, *args, **extra_args)

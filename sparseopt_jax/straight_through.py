@@ -218,11 +218,7 @@ def make_straight_through(
         check_not_lost(method, state, params)
         masks = unpacked(state.masks, params)
         trained = unpacked(state.trained_masks, params)
-        told = {
-            "masks": masks,
-            "fan_ins": state.topology_state.fan_ins,
-            "neuron_dims": method.dims,
-        }
+        told = environment.of_masks(masks, state.topology_state.fan_ins, method.dims)
         updates = method.gradient(masks, trained, params, updates)
         args = (updates, state.inner_state, params)
         updates, inner_state = environment.run(inner, named, told, *args, **extra_args)
