@@ -14,7 +14,7 @@ DOCS_STAMP := $(DOCS)/installed-$(SUM)
 # Most of the tests' time is compiling. `make test QUICK_CODE=` takes the time to make
 # the code that users run.
 QUICK_CODE = $$($(1)/python .ci/quick_code.py)
-PYTEST = XLA_FLAGS="$(XLA_FLAGS) $(QUICK_CODE)" $(1)/python -m pytest
+PYTEST = XLA_FLAGS="$(strip $(XLA_FLAGS) $(QUICK_CODE))" $(1)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
