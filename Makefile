@@ -10,6 +10,7 @@ LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/installed-$(SUM)
 DOCS := .venv-docs
 DOCS_STAMP := $(DOCS)/installed-$(SUM)
+WHEEL := .venv-wheel
 
 # Most of the tests' time is compiling. `make test QUICK_CODE=` takes the time to make
 # the code that users run.
@@ -18,7 +19,7 @@ PYTEST = XLA_FLAGS="$(strip $(XLA_FLAGS) $(QUICK_CODE))" $(1)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-lowest lint format docs benchmark paper paper-accuracy clean
+.PHONY: help demo test test-slow test-lowest lint format docs wheel benchmark paper paper-accuracy clean
 
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
@@ -28,6 +29,7 @@ help:
 	@echo 'make lint       check format, lint and types'
 	@echo 'make format     format the code'
 	@echo 'make docs       build the pages about it into site/'
+	@echo 'make wheel      build the distributions into dist/ and try the wheel'
 	@echo 'make benchmark  run the benchmarks and store their results'
 	@echo 'make paper      measure what figures of the SparseOpt paper show'
 	@echo 'make paper-accuracy  and its accuracies against epochs, which takes an hour or two'
@@ -61,6 +63,19 @@ docs: $(DOCS_STAMP)
 	$(DOCS)/bin/python -m doctest docs/site_hooks.py
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
 
+# The quickstart runs isolated (-I), so that only the wheel can be what it imports.
+wheel:
+	rm -rf dist
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(WHEEL)/bin/python -m pip install --quiet --group release
+	$(WHEEL)/bin/python -m build --outdir dist
+	$(WHEEL)/bin/python .ci/distributions.py dist
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl scikit-learn
+	$(WHEEL)/bin/python -m pip check
+	$(WHEEL)/bin/python -I examples/quickstart_linen.py
+
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/step_overhead.py
@@ -90,7 +105,7 @@ paper-accuracy: $(STAMP)
 	$(BIN)/python benchmarks/tables.py
 
 clean:
-	rm -rf $(VENV) .venv-newest $(LOWEST) $(DOCS) site .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-newest $(LOWEST) $(DOCS) $(WHEEL) dist site .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment serves every target; a changed pyproject.toml installs anew.

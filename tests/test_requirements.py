@@ -21,6 +21,7 @@ MODULES = {
     "orbax-checkpoint": "orbax",
     "pillow": "PIL",
     "pytest-xdist": "xdist",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
     "importlib-resources": "importlib_resources",
