@@ -21,7 +21,7 @@ import optax
 from optax import GradientTransformationExtraArgs as Transformation
 
 import sparseopt_jax as so
-from sparseopt_jax import paths
+from sparseopt_jax.trees import paths
 
 EPS = 1e-5
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 import sparseopt_jax as so
-from sparseopt_jax import paths
+from sparseopt_jax.trees import paths
 
 # Standard deviation of the logarithm of a fan-in.
 SPREAD = 1.0

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import sparseopt_jax as so
-from sparseopt_jax.phases import Phases
-from sparseopt_jax.soft_threshold import SoftThreshold
-from sparseopt_jax.straight_through import StraightThrough
-from sparseopt_jax.structures import Structure, Structures
+from sparseopt_jax.engine.straight_through import StraightThrough
+from sparseopt_jax.layers.structures import Structure, Structures
+from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
+from sparseopt_jax.topologies.phases import Phases
 
 Method = so.Topology | Phases | StraightThrough | SoftThreshold | None
 

@@ -15,12 +15,12 @@ import optax
 from method_arms import Method
 
 import sparseopt_jax as so
-from sparseopt_jax import scores
-from sparseopt_jax.leaf_keys import leaf_key
-from sparseopt_jax.phases import Phases
-from sparseopt_jax.redistribution import share
-from sparseopt_jax.soft_threshold import SoftThreshold
-from sparseopt_jax.straight_through import StraightThrough
+from sparseopt_jax.engine.straight_through import StraightThrough
+from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
+from sparseopt_jax.topologies.phases import Phases
+from sparseopt_jax.topologies.redistribution import share
+from sparseopt_jax.trees.leaf_keys import leaf_key
 
 Arrays = dict[str, jax.Array]
 

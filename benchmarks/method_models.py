@@ -20,8 +20,8 @@ from method_arms import Arm, When
 from method_changes import begin, change
 
 import sparseopt_jax as so
-from sparseopt_jax.masks import is_sparse_state
-from sparseopt_jax.soft_threshold import SoftThreshold
+from sparseopt_jax.masks.state import is_sparse_state
+from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
 
 BATCH = 64
 IMAGE = jnp.zeros((1, 8, 8, 1))

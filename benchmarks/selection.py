@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from sparseopt_jax.selection import top_k_mask
+from sparseopt_jax.arrays.selection import top_k_mask
 
 DENSITY = 0.1
 TIES = "top_k_mask, ties"

@@ -3,55 +3,69 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from sparseopt_jax import topologies
 from sparseopt_jax._version import __version__
-from sparseopt_jax.batch_variance import scale_by_batch_variance
-from sparseopt_jax.calibration import calibrate
-from sparseopt_jax.compact import compact_gradients
-from sparseopt_jax.dense_to_sparse import ac_dc, gradual_magnitude, granet, one_shot
-from sparseopt_jax.dsnot import dsnot
-from sparseopt_jax.given_masks import masks_of
-from sparseopt_jax.ham import ham
-from sparseopt_jax.host_updates import update_topology
-from sparseopt_jax.infer_dims import infer_dims
-from sparseopt_jax.inner_reset import reset_inner
-from sparseopt_jax.itop import rigl_itop, set_itop
-from sparseopt_jax.large_batch import (
+from sparseopt_jax.corrections.batch_variance import scale_by_batch_variance
+from sparseopt_jax.corrections.norm_links import infer_norm_links
+from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt, sparseopt
+from sparseopt_jax.engine.compact import compact_gradients
+from sparseopt_jax.engine.host_updates import update_topology
+from sparseopt_jax.engine.inner_reset import reset_inner
+from sparseopt_jax.engine.sparsify import sparsify
+from sparseopt_jax.engine.state_conversion import convert_state
+from sparseopt_jax.engine.state_sharding import state_sharding
+from sparseopt_jax.layers import structures
+from sparseopt_jax.layers.neuron_dims import InferredDims, NeuronDims
+from sparseopt_jax.layers.structures import (
+    NM,
+    Block,
+    Channel,
+    ConstantFanIn,
+    Unstructured,
+)
+from sparseopt_jax.masks.state import SparseState, apply_masks, apply_updates, get_masks
+from sparseopt_jax.optimizers.ham import ham
+from sparseopt_jax.optimizers.large_batch import (
     scale_by_sparse_trust_ratio,
     sparse_lamb,
     sparse_lars,
 )
-from sparseopt_jax.masks import SparseState, apply_masks, apply_updates, get_masks
-from sparseopt_jax.mest import mest
-from sparseopt_jax.methods import rigl, set_, static
-from sparseopt_jax.metrics import metrics
-from sparseopt_jax.neuron_dims import InferredDims, NeuronDims
-from sparseopt_jax.norm_links import infer_norm_links
-from sparseopt_jax.optimizer_bytes import optimizer_bytes
-from sparseopt_jax.optimizers import sparse_adamw, sparse_sgd
-from sparseopt_jax.phases import phases
-from sparseopt_jax.prune import prune
-from sparseopt_jax.report import plan
-from sparseopt_jax.sharding import state_sharding
-from sparseopt_jax.sign_in import sign_in
-from sparseopt_jax.smet import scale_by_local_adam, set_smet, smet
-from sparseopt_jax.snfs import snfs
-from sparseopt_jax.soft_threshold import str_
-from sparseopt_jax.sparse_init import sparse_init
-from sparseopt_jax.sparsegpt import SparseGPT
-from sparseopt_jax.sparseopt import scale_by_sparseopt, sparseopt
-from sparseopt_jax.sparsify import sparsify
-from sparseopt_jax.srigl import srigl
-from sparseopt_jax.state_conversion import convert_state
-from sparseopt_jax.state_report import summary
-from sparseopt_jax.ste import sr_ste, ste
-from sparseopt_jax.structures import NM, Block, Channel, ConstantFanIn, Unstructured
-from sparseopt_jax.top_kast import top_kast
-from sparseopt_jax.topology import Topology
-from sparseopt_jax.train_step import make_train_step, pmap_train_step
+from sparseopt_jax.optimizers.sgd import sparse_adamw, sparse_sgd
+from sparseopt_jax.optimizers.sign_in import sign_in
+from sparseopt_jax.optimizers.smet import scale_by_local_adam, set_smet, smet
+from sparseopt_jax.pruning.calibration import calibrate
+from sparseopt_jax.pruning.dsnot import dsnot
+from sparseopt_jax.pruning.prune import prune
+from sparseopt_jax.pruning.sparsegpt import SparseGPT
+from sparseopt_jax.reports.metrics import metrics
+from sparseopt_jax.reports.optimizer_bytes import optimizer_bytes
+from sparseopt_jax.reports.plan import plan
+from sparseopt_jax.reports.summary import summary
+from sparseopt_jax.topologies import schedules, scores
+from sparseopt_jax.topologies.given_masks import masks_of
+from sparseopt_jax.topologies.methods.dense_to_sparse import (
+    ac_dc,
+    gradual_magnitude,
+    granet,
+    one_shot,
+)
+from sparseopt_jax.topologies.methods.itop import rigl_itop, set_itop
+from sparseopt_jax.topologies.methods.mest import mest
+from sparseopt_jax.topologies.methods.snfs import snfs
+from sparseopt_jax.topologies.methods.soft_threshold import str_
+from sparseopt_jax.topologies.methods.srigl import srigl
+from sparseopt_jax.topologies.methods.static import rigl, set_, static
+from sparseopt_jax.topologies.methods.ste import sr_ste, ste
+from sparseopt_jax.topologies.methods.top_kast import top_kast
+from sparseopt_jax.topologies.phases import phases
+from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.tracing.infer_dims import infer_dims
+from sparseopt_jax.training.sparse_init import sparse_init
+from sparseopt_jax.training.train_step import make_train_step, pmap_train_step
 
 if TYPE_CHECKING:
     from sparseopt_jax import checkpoint, linen, nnx
-    from sparseopt_jax import plot as plot
+    from sparseopt_jax.reports import figures as plot  # noqa: F401
 
 __all__ = [
     "NM",
@@ -98,6 +112,8 @@ __all__ = [
     "scale_by_local_adam",
     "scale_by_sparse_trust_ratio",
     "scale_by_sparseopt",
+    "schedules",
+    "scores",
     "set_",
     "set_itop",
     "set_smet",
@@ -117,15 +133,29 @@ __all__ = [
     "static",
     "ste",
     "str_",
+    "structures",
     "summary",
     "top_kast",
+    "topologies",
     "update_topology",
 ]
 
 
+# Flax and Orbax take longer to import than all the rest: only who uses them waits.
+# `plot` needs an extra, so it is not in `__all__`, which `import *` would import.
+_LATE = {
+    "checkpoint": f"{__name__}.checkpoint",
+    "linen": f"{__name__}.linen",
+    "nnx": f"{__name__}.nnx",
+    "plot": f"{__name__}.reports.figures",
+}
+
+
 def __getattr__(name: str):
-    # Flax and Orbax take longer to import than all the rest: only who uses them waits.
-    # `plot` needs an extra, so it is not in `__all__`, which `import *` would import.
-    if name in ("checkpoint", "linen", "nnx", "plot"):
-        return _import_module(f"{__name__}.{name}")
+    if name in _LATE:
+        return _import_module(_LATE[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "plot"])

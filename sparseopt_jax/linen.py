@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax import environment, masks
-from sparseopt_jax.requirements import needed_by
+from sparseopt_jax.arguments.requirements import needed_by
+from sparseopt_jax.masks import environment
+from sparseopt_jax.masks import state as masks
 
 with needed_by("sparseopt_jax.linen", "flax"):
     from flax.training import train_state

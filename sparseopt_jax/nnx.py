@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sparseopt_jax.arguments import described
-from sparseopt_jax.host_updates import update_topology as _update_topology
-from sparseopt_jax.masks import apply_masks, get_masks, stays_dense
-from sparseopt_jax.requirements import needed_by
+from sparseopt_jax.arguments.checks import described
+from sparseopt_jax.arguments.requirements import needed_by
+from sparseopt_jax.engine.host_updates import update_topology as _update_topology
+from sparseopt_jax.masks.state import apply_masks, get_masks, stays_dense
 
 with needed_by("sparseopt_jax.nnx", "flax"):
     from flax import nnx

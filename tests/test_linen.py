@@ -13,7 +13,7 @@ from flax.jax_utils import replicate, unreplicate
 from flax.serialization import from_state_dict, to_state_dict
 
 import sparseopt_jax as so
-from tests.compilations import compilations
+from tests.helpers.compilations import compilations
 
 KEY = jax.random.key(0)
 

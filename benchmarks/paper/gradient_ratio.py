@@ -42,8 +42,8 @@ from flax import traverse_util
 from ratio_networks import MLPS, Batch, Network, networks
 
 import sparseopt_jax as so
-from sparseopt_jax.leaf_keys import leaf_key
-from sparseopt_jax.selection import random_mask
+from sparseopt_jax.arrays.selection import random_mask
+from sparseopt_jax.trees.leaf_keys import leaf_key
 
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Read off the authors' figure, for sparsities 0 to 0.9.

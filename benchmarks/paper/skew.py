@@ -31,7 +31,7 @@ from figures import COLORS, Report, harness, legend, panels
 from flax import traverse_util
 
 import sparseopt_jax as so
-from sparseopt_jax.neurons import correction_factor, fan_in, resolve_axes
+from sparseopt_jax.layers.neurons import correction_factor, fan_in, resolve_axes
 
 SPARSITY, SEEDS = 0.95, 3
 ARMS = {"RigL": False, "RigL + SparseOpt": True}

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 import sparseopt_jax as so
-from sparseopt_jax.neurons import correction_factor, fan_in, resolve_axes
-from sparseopt_jax.selection import random_mask
+from sparseopt_jax.arrays.selection import random_mask
+from sparseopt_jax.layers.neurons import correction_factor, fan_in, resolve_axes
 
 SAMPLES = 200
 EPS = 1e-5  # of the normalisation: Flax's

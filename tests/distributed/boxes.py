@@ -1,6 +1,6 @@
 """Parameters that Flax has boxed, sharded by the names on their boxes.
 
-Needs eight devices: ``tests/test_distributed.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
 """
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 import sparseopt_jax as so
+from sparseopt_jax.masks.state import ForwardMaskState
 
 SCHEDULE = {"every": 2, "stop": 9}
 TOPOLOGIES = {
@@ -91,7 +92,7 @@ def host_steps(tx, topology, due):
 
 
 def trained(tx, topology, params, state, due, like=lambda grads: grads, steps=STEPS):
-    dense = isinstance(state, so.masks.ForwardMaskState)
+    dense = isinstance(state, ForwardMaskState)
     params = params if dense else so.apply_masks(params, state)
     run = host_steps(tx, topology, due and topology.moves)
     for step in range(steps):

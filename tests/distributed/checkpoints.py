@@ -1,6 +1,6 @@
 """Checkpoints of runs on several devices, and on others than they were saved from.
 
-Needs eight devices: ``tests/test_distributed.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
 """
 
 import functools
@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 import sparseopt_jax as so
+from sparseopt_jax.arrays.checksum import checksum
 from sparseopt_jax.checkpoint import Checkpoints
-from sparseopt_jax.checksum import checksum
-from tests.checkpoint_program import (
+from tests.helpers.checkpoint_program import (
     batch,
     gradients,
     leaves,

@@ -2,7 +2,7 @@
 
     python checkpoints_of_two.py RESULT PROCESSES PROCESS COORDINATOR DIRECTORY
 
-``tests/test_checkpoint_processes.py`` starts both and reads what came out.
+``tests/checkpoint/test_processes.py`` starts both and reads what came out.
 """
 
 import functools
@@ -20,7 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 import sparseopt_jax as so
 from sparseopt_jax.checkpoint import Checkpoints
-from tests.checkpoint_program import batch, gradients, leaves, new_state, topology
+from tests.helpers.checkpoint_program import (
+    batch,
+    gradients,
+    leaves,
+    new_state,
+    topology,
+)
 
 
 def replicated(x, first, second=None):
@@ -149,7 +155,7 @@ def restored_otherwise(directory, process):
 
 def second_run(directory):
     """What all processes hear where another run writes: process 0 plays it."""
-    from sparseopt_jax.checkpoint_lock import WriterLock
+    from sparseopt_jax.checkpoint.lock import WriterLock
 
     folder = directory / "busy"
     folder.mkdir(exist_ok=True)

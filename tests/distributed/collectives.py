@@ -1,6 +1,6 @@
 """What an update sends between devices, read from the compiled program.
 
-Needs eight devices: ``tests/test_distributed.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """Calibration and pruning of sharded networks: what one device gives, and as sharded.
 
-Needs eight devices: ``tests/test_distributed.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
 """
 
 import jax

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparseopt_jax as so
-from sparseopt_jax.selection import top_k_mask
-from tests.optimizers import (
+from sparseopt_jax.arrays.selection import top_k_mask
+from tests.helpers.optimizers import (
     KERNELS,
     METHODS,
     PACKAGE,

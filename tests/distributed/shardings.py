@@ -1,6 +1,6 @@
 """Shardings of the state, derived from those of the parameters.
 
-Needs eight devices: ``tests/test_distributed.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparseopt_jax as so
-from tests.optimizers import ROWS, random_tree, tree_of_shapes
+from tests.helpers.optimizers import ROWS, random_tree, tree_of_shapes
 
 LAYOUTS = {
     "data_parallel": ((8,), ("data",), P(), P()),

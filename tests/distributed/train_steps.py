@@ -1,6 +1,6 @@
 """One train step for a single device, a mesh, ``pmap`` and ``shard_map``: one result.
 
-Needs eight devices: ``tests/test_distributed.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
 """
 
 import functools

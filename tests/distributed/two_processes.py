@@ -3,7 +3,7 @@
     python two_processes.py OUTPUT PROCESSES PROCESS COORDINATOR
 
 Each process has its own part of the 8 devices, of every kernel and of every batch.
-``tests/test_processes.py`` starts it.
+``tests/distributed/test_processes.py`` starts it.
 """
 
 import hashlib

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 import sparseopt_jax as so
-from tests.compilations import compilations
 from tests.examples.test_imagenet import EXAMPLES, events, module, rows_of
+from tests.helpers.compilations import compilations
 
 cifar = module("cifar")
 configs = module("cifar_config")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.pages import ROOT, read
+from tests.helpers.pages import ROOT, read
 
 # Programs, that find each other in the folder they are started from.
 sys.path.append(str(ROOT / "examples"))

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from jax.sharding import AxisType
 from tensorboardX.proto import event_pb2
 
-from tests.test_processes import Together, environment, free_port
+from tests.distributed.test_processes import Together, environment, free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MOCKED = 33  # images; not a multiple of any batch here

@@ -1,0 +1,1 @@
+"""What callers pass: checks, equality of settings, missing extras."""

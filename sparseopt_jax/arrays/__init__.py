@@ -1,0 +1,1 @@
+"""Single arrays: selection, counting, units, sharding types; no pytrees, no optax."""

@@ -1,0 +1,356 @@
+"""Checkpoints: a run that is killed goes on where its last complete one was taken.
+
+Orbax writes them, in the background and under a temporary name that it changes last, so
+that a save cut off is no checkpoint. Beside the arrays lies a record of what they are:
+shapes, types, active weights, the topology, and a checksum of every array. It is
+compared before anything is read, and what is read is compared with it.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from sparseopt_jax.arguments.requirements import needed_by
+from sparseopt_jax.arrays import process_arrays
+from sparseopt_jax.checkpoint import agreement, stored_leaves
+from sparseopt_jax.checkpoint import names as checkpoint_names
+from sparseopt_jax.checkpoint import record as records
+from sparseopt_jax.checkpoint.files import DELETED, CheckpointFolder
+from sparseopt_jax.checkpoint.lock import WriterLock
+from sparseopt_jax.checkpoint.optimizer_record import describe_optimizer
+from sparseopt_jax.engine.straight_through import AnyTopology
+
+with needed_by("sparseopt_jax.checkpoint", "orbax-checkpoint"):
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+_SAME_CALLS = (
+    "All processes of a run must save the same step of the same state with the same "
+    "data: build model, optimizer and topology from one configuration, and count the "
+    "input for the whole run"
+)
+_SAME_COPIES = (
+    "Copies of one array differ between processes: start from one seed or one restored "
+    "checkpoint on all of them, average gradients over all devices, and save what is "
+    "replicated; nothing was saved"
+)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a directory of their own.
+
+    Saves are asynchronous: ``save`` returns when the arrays are off the device, and the
+    state may be donated at once. Leaving the ``with`` block waits for the last one.
+    With several processes every one of them makes the same calls, on one file system.
+
+    A checkpoint is complete or it is none: what a killed process leaves behind has a
+    temporary name, is never taken for the latest step, and is removed by the next
+    ``save``. What happens to the files later, a power failure included, is noticed by
+    ``restore``, which then loads nothing.
+
+    Until its first ``save`` an object only reads: it makes, changes and removes
+    nothing, so that an evaluation may follow a run that goes on. From then on it holds
+    the directory, and another writer is refused, until it is closed or its process
+    ends.
+
+    Args:
+      directory: where the steps lie, made by the first ``save`` if needed; may hold
+        nothing else.
+      topology: the topology of the run, kept with every step and compared by
+        ``restore``; None compares only the masks. One whose numbers of active weights
+        change by design has to be given.
+      optimizer: the transformation of the run, kept and compared likewise as far as its
+        functions can be read. That of a ``TrainState`` is known without it.
+      max_to_keep: how many of the latest steps are kept; None keeps all.
+
+    Raises:
+      TypeError: if an argument is of another type.
+      ValueError: if the directory holds something else or no directory can be there,
+        its name is one that Orbax takes for a pattern, or ``max_to_keep`` is below
+        1.
+
+    Examples:
+      >>> import jax.numpy as jnp, tempfile
+      >>> import sparseopt_jax as so
+      >>> from sparseopt_jax.checkpoint import Checkpoints
+      >>> topology = so.rigl(0.75, every=100, stop=1000)
+      >>> state = so.linen.TrainState.create(
+      ...     apply_fn=None,
+      ...     params={"kernel": jnp.ones((4, 8))},
+      ...     tx=so.sparse_sgd(0.1, topology),
+      ... )
+      >>> directory = tempfile.mkdtemp()
+      >>> with Checkpoints(directory, topology=topology) as checkpoints:
+      ...     checkpoints.restore(state)  # nothing there yet
+      ...     new = state.apply_gradients(grads=state.params)
+      ...     checkpoints.save(1, new, data={"epoch": 0, "index": 32})
+      True
+      >>> with Checkpoints(directory, topology=topology) as checkpoints:
+      ...     state, data = checkpoints.restore(state)
+      >>> int(state.step), data
+      (1, {'epoch': 0, 'index': 32})
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        topology: AnyTopology | None = None,
+        optimizer: optax.GradientTransformation | None = None,
+        max_to_keep: int | None = 3,
+    ):
+        if topology is not None and not isinstance(topology, AnyTopology):
+            raise TypeError(
+                "topology must be a Topology, as so.rigl makes it, or None, got "
+                f"{topology!r}"
+            )
+        if optimizer is not None and not isinstance(
+            optimizer, optax.GradientTransformation
+        ):
+            raise TypeError(
+                f"optimizer must be an optax transformation, or None, got {optimizer!r}"
+            )
+        self._directory = epath.Path(checkpoint_names.directory_of(directory))
+        self._folder = CheckpointFolder(self._directory)
+        self._max_to_keep = _checked_max_to_keep(max_to_keep)
+        self._optimizer = optimizer
+        self._topology = (
+            None if topology is None else records.describe_topology(topology)
+        )
+        self._manager: ocp.CheckpointManager | None = None
+        self._lock: WriterLock | None = None
+        self._closed = False
+        self._folder.check()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are there now, ascending; those of other writers, too."""
+        self._check_open()
+        if self._manager is not None:
+            return sorted(self._manager.all_steps())
+        return self._folder.steps()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step that ``restore`` takes; None if there is none."""
+        return max(self.steps, default=None)
+
+    def save(self, step: int, state: Any, data: Any = None) -> bool:
+        """Starts to save a step, after the one before has been written.
+
+        Args:
+          step: how many steps the run has taken.
+          state: any pytree of arrays, typed PRNG keys and numbers: a ``TrainState``,
+            params and optimizer state, an ``nnx.State``. Under ``pmap`` one replica
+            of it, so that it fits any number of devices. With several processes arrays
+            may be global, or local to each process and the same in all.
+          data: where the input stands, as JSON has it: epoch, index, seed. The same on
+            every process.
+
+        Returns:
+          False if the step is there already, and nothing was done.
+
+        Raises:
+          TypeError: if ``step`` is not an integer.
+          ValueError: if ``step`` is negative or later steps are there, ``data`` is not
+            JSON, a leaf of the state is no array, another process writes to the
+            directory, or the processes of this run do not hold the same, with the
+            first difference. All processes raise together.
+        """
+        self._check_open()
+        record, leaves = agreement.together(lambda: self._begun(step, state, data))
+        agreement.require_same(record, _SAME_CALLS)
+        manager = self._writer()
+        latest = self.latest_step
+        if latest is not None and record["step"] == latest:
+            return False
+        if latest is not None and record["step"] < latest:
+            raise ValueError(
+                f"step {step} is before step {latest}, which {self._directory} holds "
+                "already; delete the later steps, or save to another directory"
+            )
+        stored = stored_leaves.to_store(leaves)
+        sums = records.sums(state, stored)
+        agreement.require_same(sums, _SAME_COPIES)
+        agreement.together(self.wait)
+        on_disk = {
+            checkpoint_names.leaf_on_disk(path): process_arrays.written_once(x)
+            for path, x in stored.items()
+        }
+        return manager.save(
+            record["step"],
+            args=ocp.args.Composite(
+                record=ocp.args.JsonSave(records.finish(record | sums)),
+                state=ocp.args.StandardSave(stored_leaves.nest(on_disk)),
+            ),
+            force=True,
+        )
+
+    def restore(
+        self,
+        state: Any,
+        *,
+        step: int | None = None,
+        check_topology: bool = True,
+        check_optimizer: bool = True,
+    ) -> tuple[Any, Any] | None:
+        """Loads a step, the latest unless told otherwise.
+
+        Args:
+          state: what a new run would start from. Its structure, shapes, types and
+            shardings are those of the result, so that another number of devices or
+            another mesh is told by it alone. Leaves may be ``jax.ShapeDtypeStruct``;
+            the active weights of masks are then not compared. What is no array, such
+            as ``tx`` and ``apply_fn``, is taken from it.
+          step: one of ``steps``.
+          check_topology: False allows another topology than that of the checkpoint,
+            say a later ``stop``; the masks must fit in any case.
+          check_optimizer: False allows an optimizer of other parts or with other
+            hyper-parameters, say another learning rate; its state must fit in any case.
+
+        Returns:
+          The state and the data position, or None if there is no step yet.
+
+        Raises:
+          TypeError: if ``step`` is not an integer.
+          ValueError: if the checkpoint was made by another configuration, with every
+            difference; if it is damaged, of another step than its folder says, or none
+            of ours. Nothing is loaded then.
+        """
+        agreement.together(self.wait)
+        if step is None:
+            step = agreement.of_first(self.latest_step)
+            if step is None:
+                return None
+        number = agreement.together(lambda: self._existing(step))
+        leaves = stored_leaves.flatten(state)
+        record = agreement.together(lambda: self._folder.record(number))
+        differences = agreement.together(
+            lambda: records.differences(
+                record,
+                state,
+                leaves,
+                self._topology if check_topology else None,
+                describe_optimizer(state, self._optimizer) if check_optimizer else None,
+            )
+        )
+        agreement.together(lambda: self._check_fits(number, differences))
+        loaded = agreement.together(lambda: self._folder.leaves(number, leaves, record))
+        structure = jax.tree.structure(state)
+        return structure.unflatten(loaded), record["data"]
+
+    def wait(self) -> None:
+        """Waits until the save under way is complete.
+
+        Raises:
+          Exception: whatever kept it from being written.
+        """
+        self._check_open()
+        if self._manager is None:
+            return
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            deleted = self._directory / DELETED
+            if deleted.exists():
+                deleted.rmtree()
+
+    def close(self) -> None:
+        """Waits, and frees what the checkpoints hold. ``with`` does it by itself."""
+        if self._closed:
+            return
+        try:
+            self.wait()
+        finally:
+            self._closed = True
+            if self._manager is not None:
+                self._manager.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(
+                f"the checkpoints in {self._directory} are closed; make a new "
+                "Checkpoints, or call this inside the `with` block"
+            )
+
+    def _begun(self, step: Any, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+        """The record as far as it is known without the arrays, and the leaves."""
+        number = checkpoint_names.step_of(step)
+        leaves = stored_leaves.flatten(state)
+        stored_leaves.nest(leaves)
+        stored_leaves.check(leaves)
+        optimizer = describe_optimizer(state, self._optimizer)
+        return records.begin(number, leaves, self._topology, optimizer, data), leaves
+
+    def _writer(self) -> ocp.CheckpointManager:
+        """What writes, and removes what others have left: made when it is needed."""
+        if self._manager is None:
+            agreement.together(self._take)
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=self._max_to_keep,
+                    todelete_subdir=DELETED,
+                    cleanup_tmp_directories=True,
+                ),
+            )
+        return self._manager
+
+    def _take(self) -> None:
+        """Locks the directory: process 0 for all of its run."""
+        if jax.process_index() == 0 and "://" not in str(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock = WriterLock(self._directory)
+
+    def _existing(self, step: Any) -> int:
+        number = checkpoint_names.step_of(step)
+        if number not in self.steps:
+            raise ValueError(
+                f"{self._directory} holds no step {number}; there are {self.steps}"
+            )
+        return number
+
+    def _check_fits(self, step: int, differences: list[str]) -> None:
+        if not differences:
+            return
+        advice = [
+            f"restore(..., check_{what}=False) allows another {what} where {fits}."
+            for what, fits in (
+                ("topology", "the masks fit"),
+                ("optimizer", "its state fits"),
+            )
+            if any(line.startswith(what) for line in differences)
+        ]
+        raise ValueError(
+            f"the checkpoint {self._directory / str(step)} is of another run:\n"
+            f"{records.listed(differences, separator=chr(10))}\n"
+            + " ".join(
+                [
+                    "Start with its configuration, or give this run a directory of its "
+                    "own.",
+                    *advice,
+                ]
+            )
+        )
+
+
+def _checked_max_to_keep(number: Any) -> int | None:
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int | np.integer):
+        raise TypeError(f"max_to_keep must be an integer or None, got {number!r}")
+    if number < 1:
+        raise ValueError(
+            f"max_to_keep must be at least 1, got {number}; None keeps all steps"
+        )
+    return int(number)

@@ -1,0 +1,146 @@
+"""What a checkpoint says about the optimizer, as far as it can be read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from sparseopt_jax.checkpoint.described import UNKNOWN, describe, unlike
+from sparseopt_jax.engine.straight_through import AnyTopology
+from sparseopt_jax.tracing.transformation_links import Link, read, variables_of
+
+# An owner of masks is told by its topology and goes by what users call. Of its
+# settings only the one counts that no array shows; the topology is recorded by itself.
+_OWNER = "sparsify"
+# Two seeds are no two optimizers: a restored state has the key of its own.
+_SEEDS = ("key", "seed", "rng", "rng_key")
+
+
+def describe_optimizer(state: Any, optimizer: Any = None) -> dict[str, Any] | None:
+    """Describes the optimizers of a state.
+
+    Args:
+      state: any pytree; nodes in it that have a ``tx``, as a ``TrainState`` has, say
+        what their optimizers are.
+      optimizer: the transformation, where the state does not hold it.
+
+    Returns:
+      What they are made of, and the hyper-parameters of all parts by name; None if
+      there is none.
+    """
+    found = [optimizer] if optimizer is not None else []
+    found += [node.tx for node in jax.tree.leaves(state, is_leaf=_has_tx) if _tx(node)]
+    if not found:
+        return None
+    links = [read(tx) for tx in found]
+    names, settings = [], {}
+    for link in links:
+        names.append(_names(link))
+        for name, described in _settings(link):
+            number = 2
+            numbered = name
+            while numbered in settings:
+                numbered, number = f"{name} ({number})", number + 1
+            settings[numbered] = described
+    return {"made_of": "; ".join(names), "settings": settings}
+
+
+def optimizer_differences(saved: Any, given: Any) -> list[str]:
+    """What differs between two optimizers, each as ``describe_optimizer`` gives it.
+
+    Args:
+      saved: the checkpoint's; None if it says nothing.
+      given: this run's; None if it is not known.
+
+    Returns:
+      One line for each difference, with both values.
+    """
+    if saved is None or given is None:
+        return []
+    lines = []
+    if saved["made_of"] != given["made_of"]:
+        lines.append(_line("optimizer", saved["made_of"], given["made_of"]))
+    for name, value in saved["settings"].items():
+        if name in given["settings"]:
+            pairs = unlike(f"optimizer, {name}", value, given["settings"][name])
+            lines.extend(_line(*pair) for pair in pairs)
+    return lines
+
+
+def _line(name: str, saved: Any, given: Any) -> str:
+    return f"{name}: {saved} in the checkpoint, {given} in this run"
+
+
+def _has_tx(node: Any) -> bool:
+    return _tx(node) is not None
+
+
+def _tx(node: Any) -> Any:
+    tx = getattr(node, "tx", None)
+    return tx if isinstance(tx, optax.GradientTransformation) else None
+
+
+def _names(link: Link) -> str:
+    """The transformations in order: ``sparsify(trace > scale)``."""
+    if link.in_turn:
+        return " > ".join(filter(None, map(_names, link.parts))) or "identity"
+    parts = ", ".join(map(_names, link.parts))
+    name = link.name if _topology(link) is None else _OWNER
+    return f"{name}({parts})" if parts else name
+
+
+def _settings(link: Link) -> Iterator[tuple[str, Any]]:
+    """The hyper-parameters of a transformation and of its parts, by name."""
+    if _topology(link) is not None:
+        yield f"{_OWNER}.host_updates", _leaves_changes_to_the_host(link)
+    elif not link.in_turn:
+        for name, value in sorted(_held(link).items()):
+            if _is_told_elsewhere(name, value):
+                continue
+            described = describe(value, _is_told_elsewhere)
+            if described is not UNKNOWN and not _is_helper(described):
+                yield f"{link.name}.{name}", described
+    for part in link.parts:
+        yield from _settings(part)
+
+
+def _held(link: Link) -> Mapping[str, Any]:
+    owner = getattr(link.update, "__self__", None)
+    return {**getattr(owner, "__dict__", {}), **link.variables}
+
+
+def _topology(link: Link) -> AnyTopology | None:
+    """The topology of what owns masks; None for any other transformation."""
+    values = link.variables.values()
+    return next((own for own in values if isinstance(own, AnyTopology)), None)
+
+
+def _leaves_changes_to_the_host(link: Link) -> bool:
+    variables = dict(link.variables)
+    for value in link.variables.values():
+        if callable(value):  # a function that another one wraps
+            variables = {**variables_of(value), **variables}
+    if "host_updates" in variables:
+        return variables["host_updates"]
+    within = (variables.get(name) for name in ("moves", "moves_first", "moves_after"))
+    topology = _topology(link)
+    return topology is not None and topology.moves and not any(within)
+
+
+def _is_told_elsewhere(name: str, value: Any) -> bool:
+    """Whether a value is, or holds, what is told as a part or by itself; or a seed."""
+    if name in _SEEDS:
+        return True
+    if isinstance(value, optax.GradientTransformation | optax.MultiSteps | AnyTopology):
+        return True
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return isinstance(value, tuple | list) and any(
+        _is_told_elsewhere("", own) for own in value
+    )
+
+
+def _is_helper(described: Any) -> bool:
+    """Whether it is a function that a transformation makes for itself, and no more."""
+    return isinstance(described, str) and ".<locals>." in described

@@ -1,0 +1,127 @@
+"""From a state to the arrays that are written for it, and back.
+
+Leaves go by their paths, so that it does not matter which classes hold them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparseopt_jax.trees import paths
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths, in tree order."""
+    flat: dict[str, Any] = {}
+    for key_path, leaf in paths.leaves_with_path(tree):
+        path = paths.path_string(key_path)
+        if path in flat:
+            raise ValueError(f"two leaves of the state have the path {path!r}")
+        flat[path] = leaf
+    if not flat:
+        raise ValueError("the state holds no array")
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dictionaries in dictionaries, as other programs that read the files expect."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"a leaf of the state stands above {path!r}")
+        if name in node:
+            raise ValueError(f"leaves of the state stand below {path!r}")
+        node[name] = leaf
+    return tree
+
+
+def to_store(leaves: Mapping[str, Any]) -> dict[str, jax.Array | np.ndarray]:
+    """What is written for each leaf: numbers as arrays, keys as the data in them.
+
+    Numbers have the types that JAX gives them. Leaves without entries are left out:
+    there is nothing to write.
+
+    Raises:
+      ValueError: for a leaf that is none of these, with its path.
+    """
+
+    def storable(path, leaf):
+        if isinstance(leaf, bool | int | float | complex):
+            return np.asarray(leaf, jnp.result_type(leaf))
+        if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != object:
+            return np.asarray(leaf)
+        if isinstance(leaf, jax.Array):
+            return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        raise ValueError(
+            f"the state holds {type(leaf).__name__} at {path!r}; only arrays, PRNG "
+            "keys and numbers can be saved"
+        )
+
+    stored = {path: storable(path, leaf) for path, leaf in leaves.items()}
+    return {path: x for path, x in stored.items() if x.size}
+
+
+def check(leaves: Mapping[str, Any]) -> None:
+    """Raises ValueError if a leaf cannot be stored, with its path."""
+    for path, leaf in leaves.items():
+        if not isinstance(leaf, jax.Array):
+            to_store({path: leaf})
+
+
+def targets(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct | np.ndarray]:
+    """What tells Orbax how to load what is stored for each leaf."""
+
+    def target(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if not getattr(leaf, "committed", True):
+            sharding = None
+        if _is_key(leaf):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        shape = np.shape(leaf)
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        if sharding is None:
+            return np.broadcast_to(np.zeros((), dtype), shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    found = {path: target(leaf) for path, leaf in leaves.items()}
+    return {path: x for path, x in found.items() if x.size}
+
+
+def like(leaf: Any, stored: Any) -> Any:
+    """What is stored for a leaf as the leaf itself is: a key, a number, an array.
+
+    Args:
+      leaf: of the state to restore.
+      stored: the array that was loaded for it; None if it has no entries.
+
+    Returns:
+      What takes the leaf's place.
+    """
+    if stored is None:
+        stored = np.zeros(np.shape(leaf), jnp.result_type(leaf))
+    if isinstance(leaf, bool | int | float | complex):
+        return type(leaf)(stored.item())
+    if isinstance(leaf, np.ndarray | np.generic):
+        return stored if isinstance(leaf, np.ndarray) else stored[()]
+    if isinstance(stored, np.ndarray):
+        # Not bound to a device, as the leaf is not.
+        stored = jnp.array(stored)
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(
+            stored, impl=jax.random.key_impl(jnp.zeros((), leaf.dtype))
+        )
+    if isinstance(leaf, jax.Array) and leaf.weak_type:
+        weak = leaf.at[...].set(stored)
+        return jax.device_put(weak, leaf.sharding) if leaf.committed else weak
+    return stored
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

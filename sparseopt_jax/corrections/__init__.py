@@ -1,0 +1,1 @@
+"""SparseOpt and other corrections of sparse neurons' gradients."""

@@ -1,0 +1,172 @@
+"""SparseOpt: undoes what Batch Normalization does to sparse neurons' gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax.engine.sparsify import make_owner
+from sparseopt_jax.layers.neurons import (
+    Dims,
+    NeuronDims,
+    check_dims,
+    correction_factor,
+    fan_in,
+    resolve_axes,
+)
+from sparseopt_jax.masks import environment
+from sparseopt_jax.masks.active_weights import at_active, whole_mask
+from sparseopt_jax.masks.state import map_masked_with_path
+from sparseopt_jax.topologies.phases import Phases
+from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.evened_boxes import with_evened_boxes
+
+
+def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtraArgs:
+    r"""Scales each neuron's gradient by its fan-in, inside ``sparsify``.
+
+    Batch Normalization divides by the standard deviation of a neuron's
+    pre-activations, which shrinks with its fan-in, so the gradient of a sparse neuron
+    grows by :math:`(1 - s_i)^{-1/2}`. The rule takes that back and keeps the layer's
+    expected gradient norm:
+
+    .. math::
+      u_i = \frac{\sqrt{1 - s_i}}{\sqrt{1 - s_\mathrm{avg}}}\, g_i, \qquad
+      s_i = 1 - \frac{\mathrm{fan\text{-}in}_i}{\mathrm{fan\text{-}in}_\mathrm{dense}}
+
+    Position matters: before Adam it has no effect, since Adam divides a constant scale
+    out again; put it after ``optax.scale_by_adam``. ``sparse_sgd``,
+    ``sparse_adamw``, ``sparse_lars`` and ``sparse_lamb`` put it there with
+    ``sparseopt=True``.
+
+    Args:
+      dims: the axes of kernels that do not follow the Flax convention, as in
+        ``static``; None takes the topology's.
+
+    Returns:
+      A stateless transformation. ``update`` takes a tree of updates, of any floating
+      type, which is kept; the factor is computed in float32. Dense leaves pass.
+
+    Raises:
+      ValueError: at ``update`` outside of ``sparsify``; at ``init`` or ``update`` if
+        ``dims`` do not fit the parameters.
+
+    Note:
+      The paper does not say whether layers without a following normalisation are
+      corrected; here every sparse kernel is. ``optax.masked`` limits it to some.
+
+    References:
+      Adnan et al., SparseOpt, 2026 (arXiv 2605.27541): equation 11 and the rule.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> mask = jnp.array([[True, True], [True, False], [True, False], [True, False]])
+      >>> tx = so.sparsify(so.scale_by_sparseopt(), so.static(masks={"kernel": mask}))
+      >>> params = {"kernel": jnp.where(mask, 1.0, 0.0)}
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> print(updates["kernel"][0])  # fan-ins 4 and 1: sqrt(4 / 2.5), sqrt(1 / 2.5)
+      [1.264911  0.6324555]
+    """
+    check_dims(dims)
+
+    def init_fn(params):
+        for path, leaf in paths.flatten_with_paths(params):
+            if not paths.is_hole(leaf):
+                # A glob may match leaves that will be dense: `update` knows which.
+                is_kernel = isinstance(dims, NeuronDims)
+                resolve_axes(dims, path, leaf, is_sparse=is_kernel)
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params
+        told = environment.told(extra_args)
+        masks = told.get("masks")
+        if masks is None:
+            raise ValueError(
+                "scale_by_sparseopt found no masks: put it inside "
+                "sparsify(optax.chain(scale_by_sparseopt(), ...), topology), or use "
+                "sparseopt(topology) as the first link of a plain chain"
+            )
+        axes_of = told.get("neuron_dims") if dims is None else dims
+        counted: dict[str, Any] = {}
+        if dims is None:
+            counted = dict(paths.flatten_with_paths(told.get("fan_ins")))
+
+        def at_leaf(path, mask, update):
+            axes = resolve_axes(axes_of, path, mask)
+            if axes is None:
+                return update
+            counts = counted.get(path)
+            if counts is None:
+                counts = fan_in(whole_mask(mask), axes)
+            return scale(update, at_active(mask, correction_factor(counts, axes)))
+
+        return map_masked_with_path(at_leaf, masks, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def sparseopt(
+    topology: Topology | Phases, *, key: jax.typing.ArrayLike = 0, dims: Dims = None
+) -> optax.GradientTransformationExtraArgs:
+    """Masks and SparseOpt as the first link of a plain ``optax.chain``.
+
+    It changes the topology when due, masks the gradient and scales it per neuron. The
+    optimizer that follows does not know the masks, hence three differences from
+    ``sparsify``, which is to be preferred where the choice is free:
+
+    - inactive weights are made zero by ``apply_updates(params, updates, opt_state)``
+      of this package, in place of optax's;
+    - a grown weight finds what its momentum has decayed to, and where RigL replaces
+      the gradient step, the optimizer sees zero gradients: momentum still moves;
+    - SET changes the masks before the step, since the weights after it are not known
+      here.
+
+    With Adam use ``sparse_adamw`` instead: in front of Adam the scale has no effect.
+
+    Args:
+      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
+        other method.
+      key: as in ``sparsify``.
+      dims: as in ``scale_by_sparseopt``.
+
+    Returns:
+      The transformation; its state is a ``SparseState``, and ``update`` needs
+      ``params``.
+
+    Raises:
+      ValueError: as ``sparsify``.
+
+    References:
+      Adnan et al., SparseOpt, 2026 (arXiv 2605.27541).
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> tx = optax.chain(
+      ...     so.sparseopt(so.rigl(0.75, every=100, stop=1000)),
+      ...     optax.sgd(0.1, momentum=0.9),
+      ... )
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> state = tx.init(params)
+      >>> params = so.apply_masks(params, state)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = so.apply_updates(params, updates, state)
+    """
+    owner = make_owner(
+        scale_by_sparseopt(dims=dims),
+        topology,
+        key=key,
+        host_updates=False,
+        zeros=False,
+    )
+    return with_evened_boxes(owner)
+
+
+def scale(update: jax.Array, factor: jax.Array) -> jax.Array:
+    """``factor * update`` in at least float32, in the type of ``update``."""
+    wide = jnp.promote_types(update.dtype, jnp.float32)
+    return (update.astype(wide) * factor).astype(update.dtype)

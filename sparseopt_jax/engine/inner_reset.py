@@ -1,0 +1,108 @@
+"""Starting the inner optimizer anew in the middle of a run, under the same masks."""
+
+from typing import Any
+
+import jax
+import optax
+
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
+from sparseopt_jax.masks.packing import unpack
+from sparseopt_jax.masks.state import (
+    ForwardMaskState,
+    find_states,
+    get_masks,
+    is_sparse_state,
+    map_masked,
+    stays_dense,
+    zero_masked,
+)
+from sparseopt_jax.masks.stored_masks import whole
+
+
+def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
+    """Restarts the inner optimizer: its moments and counters, not the masks.
+
+    ``optax.tree.map_params(tx, jnp.zeros_like, opt_state)``, which restarts the moments
+    of a dense optimizer, takes the masks for parameters and makes them all False.
+
+    Args:
+      tx: the transformation, or anything in optax around it.
+      params: the weights.
+      opt_state: the state of ``tx``.
+
+    Returns:
+      The optimizer state in which every ``sparsify`` has the inner state that
+      ``inner.init`` gives for these weights. Masks, what the topology keeps, its steps
+      and its key are those of ``opt_state``, and so is what is around ``sparsify``: the
+      hyper-parameters of ``inject_hyperparams``, the gradients of ``MultiSteps``. Where
+      masks come from ``sparseopt``, which has no optimizer inside, everything else in
+      the state is as ``tx.init`` gives it.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no masks, or they were made by another ``tx``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> tx = so.sparsify(optax.adam(1e-3), so.rigl(0.75, every=100, stop=1000))
+      >>> state = tx.init(params)
+      >>> params = so.apply_masks(params, state)
+      >>> updates, state = tx.update(params, state, params)
+      >>> state = so.reset_inner(tx, params, state)
+      >>> int(state.count), int(state.inner_state[0].count)
+      (1, 0)
+      >>> int(so.get_masks(state)["kernel"].sum())
+      8
+    """
+    if not find_states(opt_state):
+        get_masks(opt_state)  # raises, and says how to build a state with masks
+    pure = jax.tree.map(_content, opt_state, is_leaf=_is_variable)
+    params = jax.tree.map(_content, params, is_leaf=_is_variable)
+    owners = find_owners(tx, params)
+    by_structure = {owner.structure: owner for owner in owners}
+
+    def fresh(node):
+        if not is_sparse_state(node):
+            return node
+        own = whole(node)
+        owner = by_structure.get(structure_of(own.masks))
+        if owner is None:
+            raise ValueError("opt_state was not made by this tx: other masks")
+        inner_state = _initial(owner, own, owner.seen(params))
+        return node._replace(inner_state=inner_state)
+
+    if any(owner.is_link for owner in owners):
+        masks = get_masks(pure)
+        seen = params if stays_dense(pure) else zero_masked(masks, params)
+        pure = jax.tree.map(
+            lambda new, old: old if is_sparse_state(old) else new,
+            *(tx.init(seen), pure),
+            is_leaf=is_sparse_state,
+        )
+    pure = jax.tree.map(fresh, pure, is_leaf=is_sparse_state)
+    return jax.tree.map(
+        lambda old, new: old.replace(new) if _is_variable(old) else new,
+        *(opt_state, pure),
+        is_leaf=_is_variable,
+    )
+
+
+def _initial(owner: Owner, state: Any, params: Any) -> Any:
+    """What the inner optimizer keeps before its first step from these weights."""
+    if isinstance(state, ForwardMaskState):
+        return owner.inner.init(params)
+    if isinstance(state.masks, ActiveIndices):
+        weights = state.masks.weights()
+        return owner.inner.init(map_masked(lambda m, x: m.take(x), weights, params))
+    return owner.inner.init(zero_masked(unpack(state.masks), params))
+
+
+def _is_variable(x: Any) -> bool:
+    # What ``nnx.Optimizer`` puts around every leaf.
+    return hasattr(x, "get_value")
+
+
+def _content(x: Any) -> Any:
+    return x.get_value() if _is_variable(x) else x

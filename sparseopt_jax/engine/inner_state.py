@@ -1,0 +1,157 @@
+"""What an inner optimizer keeps, seen from outside: found and amended generically."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax.engine.inner_program import InnerProgram
+from sparseopt_jax.masks.state import zero_masked
+from sparseopt_jax.trees import paths
+
+Parts = tuple[str, ...]
+
+
+def map_weight_state(
+    function: Callable[[jax.Array, Any, Any], Any], masks: Any, state: Any, other: Any
+) -> Any:
+    """Maps ``function(mask, leaf, other)`` over what a state keeps per sparse weight.
+
+    A leaf belongs to a parameter if its path ends in the parameter's path and it has
+    the mask's shape: momentum, second moments, copies of the weights, accumulated
+    gradients. It holds for every optax optimizer and wrapper, since all of them keep
+    such things in trees like the parameters. What they cache of the network as a whole,
+    as line searches do, is left out.
+
+    Args:
+      function: called at those leaves only.
+      masks: tree of masks.
+      state: an optimizer state.
+      other: a tree of the structure of ``state``.
+
+    Returns:
+      A tree like ``state``.
+    """
+    by_parts = {
+        paths.path_parts(key_path): mask
+        for key_path, mask in paths.leaves_with_path(masks, is_leaf=paths.is_hole)
+    }
+    caches = _caches(state)
+
+    def at_leaf(key_path, leaf, other_leaf):
+        parts = paths.path_parts(key_path)
+        mask = paths.longest_ending(parts, by_parts)
+        if mask is None or paths.is_hole(mask) or jnp.shape(leaf) != mask.shape:
+            return leaf
+        if any(parts[: len(cache)] == cache for cache in caches):
+            return leaf
+        return function(mask, leaf, other_leaf)
+
+    return paths.map_with_key_paths(at_leaf, state, other)
+
+
+def refresh(
+    inner: optax.GradientTransformation,
+    masks: Any,
+    inner_state: Any,
+    params: Any,
+    changed: Any = False,
+) -> Any:
+    """The inner state, with what ``inner.init`` gives for inactive weights.
+
+    Kept so at every step, it is there when a weight is grown, and costs nothing: the
+    mask is at hand, and initial states are constants to the compiler.
+
+    Args:
+      inner: the transformation.
+      masks: tree of masks.
+      inner_state: its state.
+      params: the weights.
+      changed: whether the masks were updated, a bool or bool scalar: values and
+        gradients that are cached are then of another network, and void.
+
+    Returns:
+      A tree like ``inner_state``.
+    """
+    fresh = initial_state(inner, zero_masked(masks, params))
+    inner_state = map_weight_state(
+        lambda m, new, fresh: jnp.where(m, new, fresh).astype(new.dtype),
+        masks,
+        inner_state,
+        fresh,
+    )
+    return without_caches(changed, inner_state, fresh)
+
+
+def initial_state(inner: optax.GradientTransformation, params: Any) -> Any:
+    """``inner.init(params)`` once more, without its side effects."""
+    program = InnerProgram.of(lambda params: (inner.init(params), ()), params)
+    return program.updates_only(params)
+
+
+def without_caches(changed: Any, state: Any, fresh: Any) -> Any:
+    """The state with the value of every cache as it is at first, where ``changed``.
+
+    Line searches keep the value and the gradient that they saw last, for
+    ``optax.value_and_grad_from_state``, which takes them unless the value is infinite,
+    as it is at first.
+
+    Args:
+      changed: a bool or bool scalar.
+      state: an optimizer state.
+      fresh: the state at first.
+
+    Returns:
+      A tree like ``state``.
+    """
+    values = {(*cache[:-1], "value") for cache in _caches(state)}
+    if not values or changed is False:
+        return state
+
+    def at_leaf(key_path, leaf, first):
+        if paths.path_parts(key_path) not in values:
+            return leaf
+        return jnp.where(changed, first, leaf).astype(jnp.result_type(leaf))
+
+    return paths.map_with_key_paths(at_leaf, state, fresh)
+
+
+def has_caches(state: Any) -> bool:
+    """Whether an optimizer caches values and gradients of the network as a whole."""
+    return bool(_caches(state))
+
+
+def _caches(state: Any) -> set[Parts]:
+    """Where gradients are cached: ``.../grad``, beside the scalar ``.../value``."""
+    leaves = [
+        (paths.path_parts(key_path), leaf)
+        for key_path, leaf in paths.leaves_with_path(state)
+    ]
+    beside = {
+        parts[:-1]
+        for parts, x in leaves
+        if parts[-1:] == ("value",) and not jnp.ndim(x)
+    }
+    found = set()
+    for parts, _ in leaves:
+        places = (i for i, part in enumerate(parts) if part == "grad")
+        found.update(parts[: i + 1] for i in places if parts[:i] in beside)
+    return found
+
+
+def hold(condition: Any, old: Any, new: Any) -> Any:
+    """The old state where the condition holds, but for counters of the run's steps.
+
+    What is counted for each weight is held as its moments are.
+    """
+
+    def at_leaf(old, new):
+        # Some optimizers keep a plain bool where others keep an array.
+        dtype = jnp.result_type(new)
+        if not jnp.issubdtype(dtype, jnp.inexact) and not jnp.ndim(new):
+            return new
+        return jnp.where(condition, old, new).astype(dtype)
+
+    return jax.tree.map(at_leaf, old, new)

@@ -1,0 +1,1 @@
+"""One leaf from its shape: neuron axes, eligibility, budgets, structures, plans."""

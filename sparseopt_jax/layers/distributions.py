@@ -1,0 +1,298 @@
+"""How a budget of active weights is shared between layers: static integers."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from sparseopt_jax.arguments.checks import number
+from sparseopt_jax.layers.first_layer import Ends, first_layer
+from sparseopt_jax.layers.neurons import Axes
+from sparseopt_jax.trees import paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One sparse leaf as a distribution sees it.
+
+    Attributes:
+      path: the leaf's canonical path.
+      shape: shape of a single layer of the stack, the stack's axes left out.
+      copies: how many layers the leaf stacks (1 without stack axes).
+      inputs: size of the input channel axis (the last reduction axis).
+      outputs: number of neurons.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    copies: int
+    inputs: int
+    outputs: int
+
+    @property
+    def size(self) -> int:
+        """Weights in a single layer of the stack."""
+        return math.prod(self.shape)
+
+    @classmethod
+    def of(cls, path: str, leaf: Any, axes: Axes) -> "Layer":
+        """The layer that a kernel with these axes is."""
+        return cls(
+            path=path,
+            shape=tuple(leaf.shape[a] for a in axes.layer),
+            copies=math.prod(leaf.shape[a] for a in axes.batch),
+            inputs=leaf.shape[axes.reduction[-1]],
+            outputs=math.prod(leaf.shape[a] for a in axes.output),
+        )
+
+
+# Which layer ``uniform`` keeps dense: the one it finds, those that globs name, or none.
+First = bool | str | Collection[str] | None
+
+# From the layers and the sparsity to the active weights of each single layer, by path.
+Distribution = Callable[[Sequence[Layer], float], Mapping[str, int]]
+
+
+def uniform(
+    layers: Sequence[Layer], sparsity: float, *, first: First = True
+) -> dict[str, int]:
+    """The same sparsity everywhere, the first layer dense.
+
+    Args:
+      layers: the sparse layers.
+      sparsity: fraction of zeros in every layer but the first.
+      first: globs over paths, which layers stay dense; None or False for none; True for
+        the network's first, as far as names and shapes tell it (``first_layer``). A
+        single layer is sparse.
+
+    Returns:
+      Active weights per single layer, by path.
+
+    Raises:
+      ValueError: if the first layer cannot be told.
+
+    References:
+      Evci et al., RigL, 2020 (arXiv 1911.11134), section 3 (1).
+    """
+    if first is True:
+        ends = tuple(
+            Ends(
+                *(own.path, (own.inputs,), own.outputs),
+                window=len(own.shape) - 2 if own.outputs == own.shape[-1] else 0,
+            )
+            for own in layers
+        )
+        first = (first_layer(ends),) if len(layers) > 1 else ()
+    globs = (first,) if isinstance(first, str) else first or ()
+    return {
+        layer.path: layer.size
+        if any(paths.matches(layer.path, glob) for glob in globs)
+        else _rounded(layer.size, sparsity)
+        for layer in layers
+    }
+
+
+def erdos_renyi(layers: Sequence[Layer], sparsity: float) -> dict[str, int]:
+    """Density proportional to (inputs + outputs) / (inputs * outputs) of a layer.
+
+    Args:
+      layers: the sparse layers.
+      sparsity: fraction of zeros over all of them.
+
+    Returns:
+      Active weights per single layer, by path; their total is the budget exactly.
+
+    References:
+      Mocanu et al., SET, 2018; Evci et al., RigL, 2020 (arXiv 1911.11134), section 3.
+    """
+    return _scaled(layers, sparsity, lambda layer: (layer.inputs, layer.outputs))
+
+
+def erdos_renyi_kernel(layers: Sequence[Layer], sparsity: float) -> dict[str, int]:
+    """Density proportional to the sum over the product of all dimensions of a kernel.
+
+    A layer whose density would exceed 1 stays dense, its weights leave the budget, and
+    the rest is solved again.
+
+    Args:
+      layers: the sparse layers.
+      sparsity: fraction of zeros over all of them.
+
+    Returns:
+      Active weights per single layer, by path; their total is the budget exactly.
+
+    References:
+      Evci et al., RigL, 2020 (arXiv 1911.11134), section 3 and its published code.
+    """
+    return _scaled(layers, sparsity, lambda layer: layer.shape)
+
+
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "erdos_renyi": erdos_renyi,
+    "erdos_renyi_kernel": erdos_renyi_kernel,
+    "uniform": uniform,
+}
+
+
+def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
+    """Returns the sparsity as a float.
+
+    Raises:
+      TypeError: if it is not a number.
+      ValueError: if it is outside [0, 1), or NaN.
+    """
+    return number(name, sparsity, 0, below=1)
+
+
+def check_distribution(distribution: Any) -> None:
+    """Raises unless ``allocate`` can take this distribution.
+
+    Raises:
+      ValueError: for an unknown name, with the known ones.
+      TypeError: for anything that is no name, mapping or function.
+    """
+    if isinstance(distribution, str):
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(
+                f"distribution must be one of {', '.join(DISTRIBUTIONS)}, "
+                f"got {distribution!r}"
+            )
+    elif isinstance(distribution, Mapping):
+        for pattern, value in distribution.items():
+            check_sparsity(value, f"distribution[{pattern!r}]")
+    elif not callable(distribution):
+        raise TypeError(
+            "distribution must be a name, a mapping from path patterns to sparsities, "
+            f"or a function, got {distribution!r}"
+        )
+
+
+def check_first(first: Any, distribution: Any) -> None:
+    """Raises unless ``first`` says which layer a distribution keeps dense.
+
+    Raises:
+      TypeError: for another kind of value.
+      ValueError: for globs beside another distribution than ``"uniform"``.
+    """
+    if first is None or isinstance(first, bool):
+        return
+    is_globs = isinstance(first, Collection) and all(isinstance(x, str) for x in first)
+    if not is_globs:
+        raise TypeError(
+            "first must be a glob over paths, several, True for the layer that names "
+            f"and shapes tell, or None for no dense first layer, got {first!r}"
+        )
+    if distribution != "uniform":
+        raise ValueError(
+            f"first={first!r} is for distribution='uniform', which keeps a layer "
+            f"dense, got {distribution!r}"
+        )
+
+
+def allocate(
+    distribution: str | Mapping[str, float] | Distribution,
+    layers: Sequence[Layer],
+    sparsity: float,
+    *,
+    first: First = True,
+) -> dict[str, int]:
+    """Shares the budget of active weights between layers.
+
+    Args:
+      distribution: a name in ``DISTRIBUTIONS``; a mapping from globs over paths to
+        sparsities, the first match deciding and ``sparsity`` holding for the rest; or
+        a function of the layers and the sparsity.
+      layers: the sparse layers.
+      sparsity: fraction of zeros, in [0, 1).
+      first: what ``uniform`` keeps dense.
+
+    Returns:
+      Active weights per single layer, by path.
+
+    Raises:
+      ValueError: if a pattern matches nothing, or a layer would keep no weight.
+
+    Examples:
+      >>> layers = [Layer("a", (4, 8), 1, 4, 8), Layer("b", (8, 8), 1, 8, 8)]
+      >>> allocate({"a": 0.5}, layers, 0.75)
+      {'a': 16, 'b': 16}
+    """
+    if distribution == "uniform":
+        counts = uniform(layers, sparsity, first=first)
+    elif isinstance(distribution, str):
+        counts = DISTRIBUTIONS[distribution](layers, sparsity)
+    elif isinstance(distribution, Mapping):
+        paths.check_patterns(
+            distribution, [layer.path for layer in layers], "distribution"
+        )
+        counts = {}
+        for layer in layers:
+            own = paths.first_match(layer.path, distribution)
+            counts[layer.path] = _rounded(layer.size, sparsity if own is None else own)
+    else:
+        counts = distribution(layers, sparsity)
+    for layer in layers:
+        active = counts[layer.path]
+        if not 1 <= active <= layer.size:
+            raise ValueError(
+                f"sparsity {sparsity} would leave {layer.path!r} {active} of "
+                f"{layer.size} weights; a sparse layer keeps at least one: lower the "
+                "sparsity, give this layer its own in a distribution mapping, or "
+                "exclude it by where"
+            )
+    return dict(counts)
+
+
+def _rounded(size: int, sparsity: float) -> int:
+    return round(size * (1.0 - sparsity))
+
+
+def _scaled(
+    layers: Sequence[Layer],
+    sparsity: float,
+    dims: Callable[[Layer], tuple[int, ...]],
+) -> dict[str, int]:
+    """Densities eps * sum(dims) / prod(dims), at most 1, that meet the budget."""
+    raw = {layer.path: sum(dims(layer)) / math.prod(dims(layer)) for layer in layers}
+    total = sum(layer.size * layer.copies for layer in layers)
+    budget = _rounded(total, sparsity)
+    full: set[str] = set()
+    while True:
+        free = [layer for layer in layers if layer.path not in full]
+        left = budget - sum(
+            layer.size * layer.copies for layer in layers if layer.path in full
+        )
+        weight = sum(raw[layer.path] * layer.size * layer.copies for layer in free)
+        eps = left / weight if free else 0.0
+        # The tolerance takes a layer that is dense but for rounding as dense.
+        over = {layer.path for layer in free if eps * raw[layer.path] > 1 - 1e-9}
+        if not over:
+            break
+        full |= over
+    shares = {
+        layer.path: float(layer.size)
+        if layer.path in full
+        else eps * raw[layer.path] * layer.size
+        for layer in layers
+    }
+    return _whole(layers, shares, budget)
+
+
+def _whole(
+    layers: Sequence[Layer], shares: Mapping[str, float], budget: int
+) -> dict[str, int]:
+    """Rounds shares to integers that sum to the budget, by largest remainder.
+
+    A stacked layer takes one weight for each of its copies, so with stacks the total
+    may miss the budget by less than the largest number of copies.
+    """
+    counts = {path: math.floor(share + 1e-9) for path, share in shares.items()}
+    left = budget - sum(counts[layer.path] * layer.copies for layer in layers)
+    by_remainder = sorted(
+        layers, key=lambda layer: counts[layer.path] - shares[layer.path]
+    )
+    for layer in by_remainder:
+        if layer.copies <= left and counts[layer.path] < layer.size:
+            counts[layer.path] += 1
+            left -= layer.copies
+    return counts

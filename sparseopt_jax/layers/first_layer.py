@@ -1,0 +1,222 @@
+"""Which layer of a network is its first, as far as names and shapes tell.
+
+Trees do not keep the order of a network: dictionaries are sorted by their keys. Two
+things tell it. Numbers in paths: ``Dense_1`` is not first where there is a ``Dense_0``,
+nor Haiku's ``linear_1`` beside ``linear``, nor the second item of a list. And widths:
+the inputs of a layer that is not first are what others give, as it is, flattened,
+concatenated, split or in groups; a layer whose inputs none of these explains is the
+first. A two-dimensional convolution of at most four channels is one of an image's: the
+outputs of a head, four actions or three colours, do not explain it.
+
+Where that leaves several layers, or none, the first cannot be told: that is an error,
+not a guess.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparseopt_jax.layers.neurons import Axes, Dims, chosen_dims
+
+_MOST_CHANNELS = 4  # of an image: grey, RGB, with alpha, or four frames
+_SHOWN = 8
+
+
+class Ends(NamedTuple):
+    """What a kernel's first and last axes say about its place in a network.
+
+    Attributes:
+      path: the leaf's canonical path.
+      inputs: numbers of features that it may take: one, or two where axes of heads
+        look like a convolution's.
+      outputs: the number of its neurons.
+      window: how many axes of a window, or alike, its neurons sum over besides.
+    """
+
+    path: str
+    inputs: tuple[int, ...]
+    outputs: int
+    window: int
+
+
+def ends_of(path: str, leaf: Any, axes: Axes, dims: Dims, bias: Any = None) -> Ends:
+    """The ends of a kernel.
+
+    A ``weight`` of which ``dims`` say nothing has its outputs first, as in PyTorch and
+    Equinox, unless its bias has the size of the last axis alone.
+
+    Args:
+      path: the leaf's canonical path.
+      leaf: anything with a ``shape``.
+      axes: its axes.
+      dims: as in ``static``.
+      bias: the bias beside it, if there is one.
+    """
+    shape = list(leaf.shape)
+    name = path.rpartition("/")[2].lower()
+    if "weight" in name and chosen_dims(dims, path, leaf)[0] is None:
+        size = 0 if bias is None else max(np.shape(bias), default=1)
+        stacked = bias is not None and [*np.shape(bias)] == shape[:2] and len(shape) > 2
+        if stacked and 1 not in shape[1:2]:
+            shape = shape[1:]
+        if stacked or size in (0, shape[0]) or size != shape[-1]:
+            return Ends(path, (shape[1],), shape[0], len(shape) - 2)
+    reduction = [shape[a] for a in axes.reduction]
+    outputs = math.prod(shape[a] for a in axes.output)
+    inputs = {reduction[-1]}
+    if len(reduction) == 2:
+        inputs.add(math.prod(reduction))  # heads and their features
+    return Ends(path, tuple(sorted(inputs)), outputs, len(reduction) - 1)
+
+
+@functools.lru_cache(maxsize=64)
+def first_layer(layers: tuple[Ends, ...], embeds: bool = False) -> str:
+    """The path of the network's first layer.
+
+    Args:
+      layers: all kernels of the network, sparse or not.
+      embeds: whether the network looks up embeddings, which come before its kernels.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: if it cannot be told, with the layers that may be it and the remedy.
+
+    Examples:
+      The 7744 inputs are 11 x 11 positions of 64 channels, and the head's 4 outputs
+      are not the image's 4 channels:
+
+      >>> first_layer((
+      ...     Ends("conv1", (4,), 32, 2), Ends("conv2", (32,), 64, 2),
+      ...     Ends("hidden", (7744,), 512, 0), Ends("logits", (512,), 4, 0),
+      ... ))
+      'conv1'
+    """
+    by_number = [
+        own for own in layers if not any(_is_earlier(other, own) for other in layers)
+    ]
+    narrow = [own for own in layers if _has_image_channels(own)]
+    narrow = [  # but for what follows a stem of few features
+        own
+        for own in narrow
+        if not any(other.outputs in own.inputs for other in narrow if other is not own)
+    ]
+    stems = [own for own in narrow if _is_stem(own, layers)]
+    open_ends = [
+        own for own in layers if own in stems or not _is_explained(own, layers)
+    ]
+    found = [own for own in by_number if own in open_ends]
+    if len(by_number) == 1:
+        found = [] if open_ends and not found else by_number
+    elif not found:
+        found = [own for own in by_number if own in narrow]
+    elif len(found) == 1 and embeds and found[0] not in stems:
+        found = []  # it may be one that takes more than what is embedded
+    if len(found) == 1:
+        # Towers side by side have a first layer each.
+        beside = [
+            own
+            for own in open_ends
+            if own is not found[0]
+            and found[0] in open_ends
+            and own.inputs == found[0].inputs
+        ]
+        found += beside
+    if len(found) != 1:
+        paths = [own.path for own in found or open_ends or by_number]
+        more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        raise ValueError(
+            "distribution 'uniform' keeps the first layer dense, and names and shapes "
+            "do not tell which that is; it may be "
+            f"{', '.join(paths[:_SHOWN])}{more}: name it by first= (a path or glob), "
+            "or give first=None to make all layers sparse"
+        )
+    return found[0].path
+
+
+def _has_image_channels(layer: Ends) -> bool:
+    return layer.window > 1 and min(layer.inputs) <= _MOST_CHANNELS
+
+
+def _is_stem(layer: Ends, layers: Sequence[Ends]) -> bool:
+    """Whether it is an image's convolution, and none in groups of few channels."""
+    others = [own for own in layers if own is not layer and own.outputs > 1]
+    # Groups of three channels are unheard of.
+    return layer.inputs == (3,) or all(own.outputs != layer.outputs for own in others)
+
+
+def _is_explained(layer: Ends, layers: Sequence[Ends]) -> bool:
+    """Whether its inputs may be what other layers give."""
+    others = [own for own in layers if own is not layer]
+    outputs = [own.outputs for own in others]
+    if any(n in outputs for n in layer.inputs):
+        return True
+    if any(_may_feed(own, layer, n) for n in layer.inputs for own in others):
+        return True
+    return _is_sum(layer.inputs, outputs)
+
+
+def _may_feed(own: Ends, layer: Ends, inputs: int) -> bool:
+    """Whether a layer may take what another gives in another form."""
+    is_flattened = own.window > 0 and layer.window < 2 and own.outputs > 1
+    if is_flattened and inputs % own.outputs == 0:
+        return True
+    # A vector made an image, as generators do.
+    if layer.window and not own.window and own.outputs % inputs == 0:
+        return True
+    # A gated unit: half of the features gate the others, within a residual block.
+    is_gated = layer.outputs in own.inputs and own.outputs not in own.inputs
+    if is_gated and own.outputs == 2 * inputs:
+        return True
+    is_grouped = layer.window and own.window and own.outputs == layer.outputs
+    return bool(is_grouped) and layer.outputs % inputs == 0
+
+
+def _is_sum(wanted: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether one of the numbers is a sum of some of the sizes: a concatenation."""
+    limit = (1 << (max(wanted) + 1)) - 1
+    sums = 1
+    for size in sizes:
+        sums |= (sums << size) & limit
+    return any(sums >> n & 1 for n in wanted)
+
+
+_TOKENS = re.compile(r"\d+(?:x\d+)+|\d+|\D+")
+
+
+def _is_earlier(one: Ends, other: Ends) -> bool:
+    """Whether numbers in the paths say that the one comes before the other."""
+    for a, b in zip(one.path.split("/"), other.path.split("/"), strict=False):
+        if a == b:
+            continue
+        if re.fullmatch(rf"{re.escape(a)}_\d+", b):
+            return True  # Haiku: linear, linear_1
+        for x, y in zip(_tokens(a), _tokens(b), strict=False):
+            if x == y:
+                continue
+            if not (x.isdigit() and y.isdigit()):
+                return False
+            is_width = (int(x), int(y)) == (one.outputs, other.outputs)
+            return int(x) < int(y) and not is_width
+        return False
+    return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _tokens(part: str) -> tuple[str, ...]:
+    return tuple(_TOKENS.findall(part))
+
+
+def biases_by_module(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaf called ``bias`` or ``b`` of each module, by the module's path."""
+    found = {}
+    for path, leaf in leaves.items():
+        module, _, name = path.rpartition("/")
+        if name.lower() in ("bias", "b"):
+            found[module] = leaf
+    return found

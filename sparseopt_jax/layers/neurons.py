@@ -1,0 +1,280 @@
+"""Which axes of a kernel are a neuron's inputs, and what follows from its fan-in."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.arrays.counting import count_true
+from sparseopt_jax.layers.kernel_names import input_axes
+from sparseopt_jax.layers.leaf_kinds import kind_by_name
+from sparseopt_jax.layers.neuron_dims import Axes, InferredDims, NeuronDims
+from sparseopt_jax.trees import paths
+
+Dims = NeuronDims | Mapping[str, NeuronDims] | Callable[[str, Any], Any] | None
+
+
+def resolve_axes(
+    dims: Dims, path: str, leaf: Any, *, is_sparse: bool = True
+) -> Axes | None:
+    """The axes of the kernel at ``path``.
+
+    Args:
+      dims: None for Flax's convention (``default_axes``), a ``NeuronDims`` for every
+        kernel, a mapping from globs over paths to ``NeuronDims``, what ``infer_dims``
+        has read off the model, or a function of path and leaf that returns a
+        ``NeuronDims``. What a mapping or function leaves out (None) follows the
+        convention.
+      path: the leaf's canonical path.
+      leaf: anything with a ``shape``.
+      is_sparse: whether the leaf is known to be sparse. What ``dims`` say of many
+        leaves is not meant for others that it does not fit; they follow the convention.
+
+    Returns:
+      The axes, or None for a leaf of fewer than two dimensions that ``dims`` does not
+      mention.
+
+    Raises:
+      ValueError: if the axes exceed the leaf's rank or overlap.
+    """
+    chosen, is_named = chosen_dims(dims, path, leaf)
+    if chosen is None:
+        return default_axes(path, leaf)
+    if not isinstance(chosen, NeuronDims):
+        raise TypeError(f"dims must give NeuronDims for {path!r}, got {chosen!r}")
+    ndim = len(leaf.shape)
+    by_name = kind_by_name(path)
+    if chosen is dims and (ndim < 2 or by_name in ("bias", "scale")):
+        return None  # one description for all kernels: these are not meant
+    problem = _misfit(dims, chosen, path, leaf)
+    if problem and not is_named and (not is_sparse or ndim < 2 or by_name):
+        return default_axes(path, leaf)
+    if problem:
+        raise ValueError(problem)
+    reduction = tuple(sorted(a % ndim for a in chosen.reduction_axis))  # pyright: ignore
+    output = tuple(sorted(a % ndim for a in chosen.output_axis))  # pyright: ignore
+    batch = tuple(a for a in range(ndim) if a not in (*reduction, *output))
+    return Axes(batch, reduction, output)
+
+
+def default_axes(path: str, leaf: Any) -> Axes | None:
+    """The axes of a kernel by Flax's convention, which names and ranks tell.
+
+    Neurons lie along the last axis (``Dense``, ``Conv``, grouped too, and what closes
+    an attention), in the query, key and value projections of an attention along all but
+    the first.
+
+    Args:
+      path: the leaf's canonical path.
+      leaf: anything with a ``shape``.
+
+    Returns:
+      The axes; None for a leaf of fewer than two dimensions.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> kernel = jax.ShapeDtypeStruct((64, 4, 16), jnp.float32)
+      >>> default_axes("attention/query/kernel", kernel)
+      Axes(batch=(), reduction=(0,), output=(1, 2))
+    """
+    ndim = len(leaf.shape)
+    if ndim < 2:
+        return None
+    first = input_axes(path, tuple(leaf.shape))
+    return Axes((), tuple(range(first)), tuple(range(first, ndim)))
+
+
+def chosen_dims(dims: Dims, path: str, leaf: Any) -> tuple[Any, bool]:
+    """What ``dims`` say of one leaf, and whether they name just this one.
+
+    Args:
+      dims: as ``resolve_axes`` takes them.
+      path: the leaf's canonical path.
+      leaf: anything with a ``shape``, for a function.
+
+    Returns:
+      A ``NeuronDims``, or None for the convention; and whether the leaf's own path is
+      what they stand under, not a glob.
+    """
+    if isinstance(dims, InferredDims):
+        axes = dims.axes(path)
+        return axes and NeuronDims(axes.reduction, axes.output), True
+    if isinstance(dims, Mapping):
+        for pattern, chosen in dims.items():
+            if paths.matches(path, pattern):
+                return chosen, pattern == path
+        return None, False
+    return (dims(path, leaf) if callable(dims) else dims), False
+
+
+def _misfit(dims: Dims, chosen: NeuronDims, path: str, leaf: Any) -> str:
+    """Why a leaf cannot have these axes; empty if it can."""
+    shape = tuple(leaf.shape)
+    ndim = len(shape)
+    if isinstance(dims, InferredDims):
+        ranks = [len(own) for own in dims.axes(path) or ()]
+        if sum(ranks) != ndim:
+            return (
+                f"dims were inferred for {path!r} with {sum(ranks)} axes, but it has "
+                f"shape {shape}: infer them from the model that is trained"
+            )
+    named = (*chosen.reduction_axis, *chosen.output_axis)  # pyright: ignore
+    if any(not -ndim <= a < ndim for a in named):
+        return (
+            f"{chosen} exceeds the rank of {path!r} with shape {shape}: give this leaf "
+            "dims of its own, before what else matches it"
+        )
+    if len({a % ndim for a in named}) != len(named):
+        return f"{chosen} names an axis of {path!r} with shape {shape} twice"
+    return ""
+
+
+def check_patterns_fit(dims: Dims, leaves: Mapping[str, Any]) -> None:
+    """Raises if what a glob of ``dims`` says fits none of the leaves that it matches.
+
+    Args:
+      dims: as ``resolve_axes`` takes them.
+      leaves: the leaves by their canonical paths.
+
+    Raises:
+      ValueError: with the pattern and the leaves.
+    """
+    if isinstance(dims, InferredDims):
+        if leaves and not any(map(dims.knows, leaves)):
+            raise ValueError(
+                f"dims were inferred for other parameters: for {', '.join(dims)}; the "
+                f"paths are {', '.join(leaves)}"
+            )
+        return
+    if not isinstance(dims, Mapping) or not leaves:
+        return
+    paths.check_patterns(dims, leaves, "dims")
+    for pattern, chosen in dims.items():
+        matched = [path for path in leaves if paths.matches(path, pattern)]
+        if isinstance(chosen, NeuronDims) and all(
+            _misfit(dims, chosen, path, leaves[path]) for path in matched
+        ):
+            shapes = [f"{path!r} {tuple(leaves[path].shape)}" for path in matched]
+            raise ValueError(
+                f"dims: the pattern {pattern!r} fits no leaf: {chosen} exceeds the "
+                f"rank of {', '.join(shapes)}"
+            )
+
+
+def one_neuron(leaf: Any) -> Axes:
+    """The axes of a leaf without neurons of its own: the inputs of a single one."""
+    return Axes((), tuple(range(len(leaf.shape))), ())
+
+
+def same_axes(one: Axes | None, other: Axes | None, shape: tuple[int, ...]) -> bool:
+    """Whether axes of a kernel are the same; what axes of size 1 are decides nothing.
+
+    Args:
+      one: axes, None for a leaf without.
+      other: those to compare with.
+      shape: the kernel's shape.
+
+    Returns:
+      Whether they are.
+
+    Examples:
+      >>> query = Axes((), (0,), (1, 2)), Axes((), (0, 1), (2,))
+      >>> same_axes(*query, (64, 1, 64)), same_axes(*query, (64, 4, 16))
+      (True, False)
+    """
+
+    def wide(axes: Axes | None) -> list[list[int]] | None:
+        return axes and [[a for a in own if shape[a] > 1] for own in axes]
+
+    return wide(one) == wide(other)
+
+
+def counted_otherwise(
+    path: str, axes: Axes | None, shape: tuple[int, ...], counts: Any
+) -> str:
+    """What to say where fan-ins in a state belong to other axes; empty if they do not.
+
+    A topology keeps the fan-ins of its neurons with size 1 along their inputs. Whoever
+    reads a state without the topology's ``dims=`` can tell by them.
+
+    Args:
+      path: the kernel's path.
+      axes: the axes that are taken for its neurons.
+      shape: the kernel's shape.
+      counts: the fan-ins, as ``TopologyState`` has them.
+
+    Returns:
+      A sentence with the remedy.
+
+    Examples:
+      >>> counts = jnp.ones((3, 1, 8), jnp.int32)  # of a stack of three layers
+      >>> counted_otherwise("w", Axes((0,), (1,), (2,)), (3, 4, 8), counts)
+      ''
+      >>> print(counted_otherwise("w", Axes((), (0, 1), (2,)), (3, 4, 8), counts))
+      w: neurons are taken to sum over axes (0, 1), but the topology ... over (1,): ...
+    """
+    summed = tuple(a for a, n in enumerate(counts.shape) if n == 1 < shape[a])
+    if axes is None or summed == tuple(a for a in axes.reduction if shape[a] > 1):
+        return ""
+    return (
+        f"{path}: neurons are taken to sum over axes {axes.reduction}, but the "
+        f"topology counts their inputs over {summed}: give the dims that it has"
+    )
+
+
+def check_dims(dims: Dims) -> None:
+    """Raises unless ``dims`` is one of the forms that ``resolve_axes`` takes.
+
+    Raises:
+      TypeError: with the value, and the forms there are.
+    """
+    values = dims.values() if isinstance(dims, Mapping) else [dims]
+    for value in values:
+        if not (value is None or isinstance(value, NeuronDims) or callable(value)):
+            raise TypeError(
+                "dims must be None, a NeuronDims, a mapping from path patterns to "
+                "NeuronDims (what so.infer_dims returns is one), or a function of "
+                f"(path, leaf), got {value!r}"
+            )
+
+
+def fan_in(mask: jax.Array, axes: Axes) -> jax.Array:
+    """The number of active incoming weights of each neuron.
+
+    Args:
+      mask: bool array, True = active.
+      axes: the kernel's axes.
+
+    Returns:
+      int32, the reduction axes kept with size 1.
+    """
+    return count_true(mask, axes.reduction, keepdims=True)
+
+
+def correction_factor(fan_in: jax.Array, axes: Axes) -> jax.Array:
+    """SparseOpt's factor per neuron, sqrt(1 - s_i) / sqrt(1 - s_avg).
+
+    With s_i = 1 - fan_in_i / fan_in_dense and s_avg their mean over the layer, the
+    dense fan-in cancels and sqrt(fan_in_i / mean(fan_in)) remains.
+
+    Args:
+      fan_in: int32, as ``fan_in`` gives it.
+      axes: the kernel's axes; the mean is over the output axes, so that each layer of
+        a stack is corrected by itself.
+
+    Returns:
+      float32 of the same shape. Exactly 1 where all neurons of a layer have the same
+      fan-in; 0 for a neuron without inputs, and throughout a layer without weights.
+
+    References:
+      Adnan et al., SparseOpt, 2026 (arXiv 2605.27541): the update rule.
+    """
+    # The mean as a deviation from the largest: equal fan-ins give it without rounding.
+    largest = jnp.max(fan_in, axis=axes.output, keepdims=True)
+    deviation = jnp.mean(
+        (largest - fan_in).astype(jnp.float32), axis=axes.output, keepdims=True
+    )
+    mean = largest.astype(jnp.float32) - deviation
+    ratio = fan_in.astype(jnp.float32) / jnp.where(mean > 0, mean, 1.0)
+    return jnp.where(mean > 0, jnp.sqrt(ratio), 0.0)

@@ -1,0 +1,310 @@
+"""What may be active within a leaf: single weights, N of M, blocks, channels, fan-ins.
+
+A structure says two things of a leaf. Its *units* are what is switched as one: a
+weight, a block, a channel. Its *cells* are what keeps a number of active units by
+itself: the whole layer, a neuron, a group of M. Weights are dropped by the whole layer,
+and grown to fill every cell to its number again, so that topologies move within any
+structure.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sparseopt_jax.arguments.checks import integer
+from sparseopt_jax.arrays.units import Units
+from sparseopt_jax.layers.neurons import Axes
+from sparseopt_jax.trees import paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What all structures have in common; use one of those below."""
+
+    def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
+        """How a leaf of this shape is switched.
+
+        Args:
+          path: the leaf's path, for errors.
+          shape: its shape.
+          axes: its axes.
+
+        Returns:
+          The units of the leaf.
+
+        Raises:
+          ValueError: if the shape does not fit the structure.
+        """
+        raise NotImplementedError
+
+    @property
+    def density(self) -> float | None:
+        """The fraction of active weights that the structure itself fixes, or None."""
+        return None
+
+    def per_cell(self, units: Units, active: int) -> int:
+        """Active units in every cell, for so many active weights in a layer.
+
+        Args:
+          units: the leaf's units.
+          active: what the distribution gives the layer.
+
+        Returns:
+          The number that the structure fixes, or else the nearest that it can hold.
+        """
+        return self.nearest(units, active)
+
+    def nearest(self, units: Units, active: int) -> int:
+        """Active units in every cell that come nearest to a number, at least 1."""
+        return min(max(round(active / (units.size * units.cells)), 1), units.per_cell)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstructured(Structure):
+    """Any weight of a layer may be active.
+
+    Examples:
+      >>> Unstructured()
+      Unstructured()
+    """
+
+    def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
+        """As ``Structure.units``."""
+        del path
+        return Units(shape, shape, (), (), axes.layer, axes.layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantFanIn(Structure):
+    """Every neuron of a layer has the same number of active incoming weights.
+
+    References:
+      Lasby et al., Dynamic sparse training with structured sparsity, ICLR 2024.
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> topology = so.static(0.9, structure=so.ConstantFanIn())
+    """
+
+    def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
+        """As ``Structure.units``."""
+        del path
+        return Units(shape, shape, (), (), axes.reduction, axes.layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class NM(Structure):
+    """Exactly n of every m neighbours along one axis are active.
+
+    The density is n / m in every layer, whatever the distribution.
+
+    Attributes:
+      n: active weights in a group.
+      m: weights in a group.
+      axis: axis of the kernel along which a group lies; None is the last reduction
+        axis that is longer than 1, the input channels, along which sparse matrix units
+        want it.
+
+    Raises:
+      ValueError: unless 1 <= n <= m and m >= 2.
+      TypeError: if one of them is no integer.
+
+    Examples:
+      >>> NM(2, 4)
+      NM(n=2, m=4, axis=None)
+    """
+
+    n: int
+    m: int
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n", "m") if self.axis is None else ("n", "m", "axis"):
+            _set_integer(self, name)
+        if not 1 <= self.n <= self.m or self.m < 2:
+            raise ValueError(
+                f"NM needs 1 <= n <= m and m >= 2, got n = {self.n}, m = {self.m}"
+            )
+
+    @property
+    def density(self) -> float:
+        """The fraction n / m."""
+        return self.n / self.m
+
+    def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
+        """As ``Structure.units``."""
+        axis = self.axis_of(shape, axes.reduction)
+        axis = _layer_axis(self, axis, path, shape, axes)
+        extents = tuple(self.m if a == axis else 1 for a in range(len(shape)))
+        split, cut, places = _cut(self, extents, path, shape)
+        layer = tuple(sorted(b for a in axes.layer for b in places[a]))
+        return Units(shape, split, cut, (), (places[axis][-1],), layer)
+
+    def axis_of(self, shape: tuple[int, ...], reduction: tuple[int, ...]) -> int:
+        """The axis along which the groups of a kernel lie."""
+        if self.axis is not None:
+            return self.axis
+        return next((a for a in reversed(reduction) if shape[a] > 1), reduction[-1])
+
+    def per_cell(self, units: Units, active: int) -> int:
+        """The n of every group, whatever the layer was given."""
+        del units, active
+        return self.n
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Structure):
+    """Blocks of weights are active or not as one; scores are summed over a block.
+
+    Attributes:
+      shape: the block's extent along the last axes of a kernel, 1 along all others; an
+        int is that many neighbours along the last axis.
+
+    Raises:
+      ValueError: if the shape is empty or an extent is below 1.
+      TypeError: if an extent is no integer.
+
+    Examples:
+      >>> Block(16), Block((4, 4))
+      (Block(shape=(16,)), Block(shape=(4, 4)))
+    """
+
+    shape: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        shape = shape if isinstance(shape, tuple | list) else (shape,)
+        extents = tuple(integer("shape", extent) for extent in shape)
+        if not extents or min(extents) < 1:
+            raise ValueError(f"Block needs extents of at least 1, got {self.shape!r}")
+        object.__setattr__(self, "shape", extents)
+
+    def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
+        """As ``Structure.units``."""
+        own: tuple[int, ...] = self.shape  # pyright: ignore
+        if len(own) > len(shape):
+            raise ValueError(
+                f"{self} has more axes than {path!r} with shape {shape}; give this "
+                "leaf another structure by a mapping, or exclude it by where"
+            )
+        extents = (1,) * (len(shape) - len(own)) + own
+        stacked = [a for a in axes.batch if extents[a] > 1]
+        if stacked:
+            raise ValueError(
+                f"{self} reaches over axis {stacked[0]} of {path!r} with shape "
+                f"{shape}, which stacks separate layers"
+            )
+        return _units_of_blocks(self, extents, path, shape, axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel(Structure):
+    """Whole channels are active or not; scores are summed over a channel.
+
+    Attributes:
+      axis: axis of the kernel along which the channels lie: -1 removes neurons, the
+        last reduction axis (-2 in Flax) removes inputs.
+
+    Raises:
+      TypeError: if the axis is no integer.
+
+    Examples:
+      >>> Channel()
+      Channel(axis=-1)
+    """
+
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        _set_integer(self, "axis")
+
+    def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
+        """As ``Structure.units``."""
+        axis = _layer_axis(self, self.axis, path, shape, axes)
+        extents = tuple(
+            1 if a == axis or a in axes.batch else n for a, n in enumerate(shape)
+        )
+        return _units_of_blocks(self, extents, path, shape, axes)
+
+
+Structures = Structure | Mapping[str, Structure]
+
+
+def check_structure(structure: Any) -> None:
+    """Raises unless ``resolve_structure`` can take this.
+
+    Raises:
+      TypeError: with the value, and the structures there are.
+    """
+    values = structure.values() if isinstance(structure, Mapping) else [structure]
+    for value in values:
+        if not isinstance(value, Structure):
+            raise TypeError(
+                "structure must be Unstructured(), NM(n, m), Block(shape), Channel(), "
+                "ConstantFanIn(), or a mapping from path patterns to them, got "
+                f"{value!r}"
+            )
+
+
+def resolve_structure(structure: Structures, path: str) -> Structure:
+    """The structure of the leaf at ``path``; unstructured where a mapping is silent."""
+    if isinstance(structure, Mapping):
+        return paths.first_match(path, structure) or Unstructured()
+    return structure
+
+
+def _units_of_blocks(
+    structure: Structure,
+    extents: tuple[int, ...],
+    path: str,
+    shape: tuple[int, ...],
+    axes: Axes,
+) -> Units:
+    split, cut, places = _cut(structure, extents, path, shape)
+    inner = tuple(places[a][-1] for a, extent in enumerate(extents) if extent > 1)
+    layer = tuple(sorted(b for a in axes.layer for b in places[a]))
+    return Units(shape, split, cut, inner, layer, layer)
+
+
+def _cut(
+    structure: Structure,
+    extents: tuple[int, ...],
+    path: str,
+    shape: tuple[int, ...],
+) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int, ...]]]:
+    """The split shape, the axes that are cut, and where each axis went."""
+    split: list[int] = []
+    cut, places = [], []
+    for axis, (n, extent) in enumerate(zip(shape, extents, strict=True)):
+        if n % extent:
+            fitting = [d for d in range(1, n + 1) if n % d == 0]
+            raise ValueError(
+                f"{structure} needs axis {axis} of {path!r} with shape {shape} to be a "
+                f"multiple of {extent}; {n} is one of {', '.join(map(str, fitting))}. "
+                "Give this leaf another structure by a mapping, or exclude it by where"
+            )
+        if extent in (1, n):
+            places.append((len(split),))
+            split.append(n)
+        else:
+            cut.append(axis)
+            places.append((len(split), len(split) + 1))
+            split.extend((n // extent, extent))
+    return tuple(split), tuple(cut), places
+
+
+def _layer_axis(
+    structure: Structure, axis: int, path: str, shape: tuple[int, ...], axes: Axes
+) -> int:
+    ndim = len(shape)
+    if not -ndim <= axis < ndim or axis % ndim not in axes.layer:
+        what = "stacks separate layers" if -ndim <= axis < ndim else "it has not"
+        raise ValueError(
+            f"{structure} names axis {axis} of {path!r} with shape {shape}, which "
+            f"{what}"
+        )
+    return axis % ndim
+
+
+def _set_integer(structure: Any, name: str) -> None:
+    object.__setattr__(structure, name, integer(name, getattr(structure, name)))

@@ -1,0 +1,134 @@
+"""Finding the owners of masks inside any nest of optax wrappers."""
+
+import contextvars
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.boxes import unbox_tree
+
+
+class Owner(NamedTuple):
+    """What a state with masks was made by and for.
+
+    Attributes:
+      topology: its topology.
+      inner: its inner transformation.
+      structure: the structure of its masks.
+      holes: True where a wrapper kept parameters from it, a leaf or a subtree.
+      packed: whether its masks are stored as bits.
+      compact: whether its inner transformation sees active weights alone.
+      key: the seed or PRNG key that it was given.
+      is_link: whether the optimizer follows it in a chain, as with ``sparseopt``.
+    """
+
+    topology: Any
+    inner: optax.GradientTransformationExtraArgs
+    structure: Any
+    holes: Any
+    packed: bool
+    compact: bool
+    key: Any
+    is_link: bool
+
+    def seen(self, params: Any) -> Any:
+        """The parameters that a wrapper left to it, holes in place of the others."""
+        return jax.tree.map(
+            lambda hole, p: optax.MaskedNode() if hole else p, self.holes, params
+        )
+
+
+# While a list is set, every `init` of an owner adds itself to it.
+_OWNERS: contextvars.ContextVar[list[Owner] | None] = contextvars.ContextVar(
+    "sparseopt_jax_owners", default=None
+)
+
+
+def record_owner(
+    topology: Any,
+    inner: optax.GradientTransformationExtraArgs,
+    params: Any,
+    masks: Any,
+    packed: bool,
+    compact: bool = False,
+    key: Any = 0,
+    is_link: bool = False,
+) -> None:
+    """Called by an owner's ``init``."""
+    owners = _OWNERS.get()
+    if owners is not None:
+        holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
+        structure = structure_of(masks)
+        owners.append(
+            Owner(*(topology, inner, structure, holes, packed, compact, key, is_link))
+        )
+
+
+def structure_of(masks: Any) -> Any:
+    """The structure of masks, the same whether parameters were boxed or not."""
+    return jax.tree.structure(unbox_tree(masks))
+
+
+def are_recorded() -> bool:
+    """Whether an ``init`` is run to find owners only."""
+    return _OWNERS.get() is not None
+
+
+def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
+    """The owners within a transformation, in the order of their ``init``."""
+    owners: list[Owner] = []
+    token = _OWNERS.set(owners)
+    try:
+        # A fresh function each time: a remembered trace would not run `init` again.
+        jax.eval_shape(lambda p: tx.init(p), params)
+    finally:
+        _OWNERS.reset(token)
+    return owners
+
+
+def check_update(
+    updates: Any,
+    params: Any,
+    extra_args: dict[str, Any],
+    other_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> None:
+    """Raises unless an owner's ``update`` can work with these arguments.
+
+    Args:
+      updates: the gradients.
+      params: the weights.
+      extra_args: the caller's keywords.
+      other_shapes: shapes that gradients may have instead of the weights', by path.
+
+    Raises:
+      ValueError: without parameters, with masks from outside, or with gradients of
+        other shapes than the parameters.
+    """
+    if params is None:
+        raise ValueError(
+            "params are needed to keep inactive weights at zero: call "
+            "tx.update(grads, opt_state, params)"
+        )
+    if "masks" in extra_args:
+        raise ValueError(
+            "masks must not be passed to update, sparsify owns them; to start from "
+            "given masks, pass them to the topology: static(masks=...)"
+        )
+    shapes = {path: jnp.shape(x) for path, x in paths.leaves_by_path(params).items()}
+    for path, grad in paths.leaves_by_path(updates).items():
+        shape, found = shapes.get(path), jnp.shape(grad)
+        if shape is None or found in (shape, other_shapes.get(path)):
+            continue
+        message = f"the gradient at {path!r} has shape {found}, its parameter {shape}"
+        if found[1:] == shape:
+            message += (
+                ": gradients of single examples are aggregated before sparsify, as in "
+                "optax.chain(optax.contrib.differentially_private_aggregate(...), "
+                "so.sparsify(...))"
+            )
+        raise ValueError(message)

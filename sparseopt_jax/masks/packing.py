@@ -1,0 +1,93 @@
+"""Masks of one bit a weight, for states and checkpoints of an eighth of the size."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sparseopt_jax.arrays.sharding_types import explicit_sharding
+from sparseopt_jax.trees.paths import map_with_paths
+
+
+class PackedMask(NamedTuple):
+    """A bool array, eight entries of its last axis in a byte.
+
+    Attributes:
+      bits: uint8 array, ``ceil(size / 8)`` long in its last axis; the first entry of
+        each eight is the lowest bit, what is beyond the last entry is 0.
+      last: uint8 array of as many ones as the last byte holds entries. Its shape tells
+        the size: what is no array gets lost where states are taken apart.
+    """
+
+    bits: Any
+    last: Any
+
+    @property
+    def size(self) -> int:
+        """Length of the bool array's last axis."""
+        return 8 * (self.bits.shape[-1] - 1) + self.last.shape[-1]
+
+
+def is_packed(x: Any) -> bool:
+    """Whether ``x`` is a ``PackedMask``, or what ``nnx.Optimizer`` makes of one."""
+    return isinstance(x, PackedMask) or _is_taken_apart(x)
+
+
+def _is_taken_apart(x: Any) -> bool:
+    # It takes named tuples apart into mappings of its own, as checkpoints do.
+    if not isinstance(x, Mapping) or set(x) != set(PackedMask._fields):
+        return False
+    return all(getattr(own, "dtype", None) == jnp.uint8 for own in x.values())
+
+
+def restored(masks: Any) -> Any:
+    """A tree of masks with a ``PackedMask`` where one has been taken apart."""
+
+    def at_leaf(mask):
+        return PackedMask(**mask) if _is_taken_apart(mask) else mask
+
+    return jax.tree.map(at_leaf, masks, is_leaf=is_packed)
+
+
+def pack(masks: Any) -> Any:
+    """A tree of masks with a ``PackedMask`` for every bool array."""
+
+    def at_leaf(path, mask):
+        del path
+        if getattr(mask, "dtype", None) != jnp.bool_:
+            return mask
+        bits = jnp.packbits(_whole_in_last_axis(mask), axis=-1, bitorder="little")
+        return PackedMask(bits, jnp.ones((mask.shape[-1] - 1) % 8 + 1, jnp.uint8))
+
+    return map_with_paths(at_leaf, masks)
+
+
+def packed_bytes(shape: tuple[int, ...]) -> int:
+    """Memory of the ``PackedMask`` of a mask of this shape."""
+    return math.prod(shape[:-1]) * -(-shape[-1] // 8) + (shape[-1] - 1) % 8 + 1
+
+
+def _whole_in_last_axis(mask: jax.Array) -> jax.Array:
+    """Under explicit sharding a split axis cannot be cut into eights."""
+    sharding = explicit_sharding(mask)
+    if sharding is None or not sharding.spec:
+        return mask
+    spec = PartitionSpec(*sharding.spec[:-1], None)
+    return jax.sharding.reshard(mask, NamedSharding(sharding.mesh, spec))
+
+
+def unpack(masks: Any) -> Any:
+    """A tree of masks with a bool array for every ``PackedMask``, itself if none is."""
+
+    def at_leaf(mask):
+        if not is_packed(mask):
+            return mask
+        flags = jnp.unpackbits(mask.bits, axis=-1, count=mask.size, bitorder="little")
+        return flags.astype(jnp.bool_)
+
+    if not any(map(is_packed, jax.tree.leaves(masks, is_leaf=is_packed))):
+        return masks
+    return jax.tree.map(at_leaf, restored(masks), is_leaf=is_packed)

@@ -1,0 +1,376 @@
+"""Masks as pytrees: applying them, and finding them in any optimizer's state.
+
+A tree of masks has the structure of the parameters: a bool array (True = active) at
+each sparse leaf, ``optax.MaskedNode()`` at each dense one.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax.arguments.checks import described
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.packing import unpack
+from sparseopt_jax.trees import paths
+
+
+class SparseState(NamedTuple):
+    """State of ``sparsify``, the only place where masks are kept.
+
+    Attributes:
+      count: int32 scalar, steps taken.
+      key: uint32 data of a PRNG key, the same on every replica and at every step.
+      masks: bool arrays, or packed ones, ``optax.MaskedNode()`` at dense leaves; or
+        the ``ActiveIndices`` of a compact ``sparsify``.
+      topology_state: what the topology keeps.
+      inner_state: state of the inner transformation.
+    """
+
+    count: jax.Array
+    key: jax.Array
+    masks: Any
+    topology_state: Any
+    inner_state: Any
+
+
+class ForwardMaskState(NamedTuple):
+    """State of ``sparsify`` where masks are the forward pass's alone.
+
+    The weights behind them stay dense, as straight-through estimators want them.
+
+    Attributes:
+      count: int32 scalar, steps taken.
+      key: uint32 data of a PRNG key, the same on every replica and at every step.
+      masks: as in ``SparseState``: weights that the forward pass uses.
+      trained_masks: masks of the weights that are trained; ``()`` where all are.
+      topology_state: what the topology keeps.
+      inner_state: state of the inner transformation.
+    """
+
+    count: jax.Array
+    key: jax.Array
+    masks: Any
+    trained_masks: Any
+    topology_state: Any
+    inner_state: Any
+
+
+def is_sparse_state(x: Any) -> bool:
+    """Whether ``x`` is a state that holds masks."""
+    return isinstance(x, SparseState | ForwardMaskState)
+
+
+def map_masked_with_path(
+    function: Callable[..., Any], masks: Any, tree: Any, *rest: Any
+) -> Any:
+    """Maps ``function(path, mask, leaf, *others)`` over the sparse leaves of ``tree``.
+
+    Masks are found by path, so ``tree`` may be boxed or have holes where the masks
+    have none.
+
+    Args:
+      function: called at sparse leaves only.
+      masks: tree of masks.
+      tree: the tree that decides the structure; its dense leaves are kept.
+      *rest: further trees of that structure.
+
+    Returns:
+      A tree like ``tree``.
+    """
+    by_path = dict(paths.flatten_with_paths(masks))
+
+    def at_leaf(path, leaf, *others):
+        mask = by_path.get(path)
+        if mask is None or paths.is_hole(mask) or paths.is_hole(leaf):
+            return leaf
+        return function(path, mask, leaf, *others)
+
+    return paths.map_with_paths(at_leaf, tree, *rest)
+
+
+def map_masked(function: Callable[..., Any], masks: Any, tree: Any, *rest: Any) -> Any:
+    """``map_masked_with_path`` for a ``function(mask, leaf, *others)``."""
+    return map_masked_with_path(
+        lambda path, *leaves: function(*leaves), masks, tree, *rest
+    )
+
+
+def zero_masked(masks: Any, tree: Any) -> Any:
+    """``tree`` with exact zeros where a mask is False, NaN and infinity included.
+
+    What stands for a shape only, ``jax.ShapeDtypeStruct``, is kept.
+    """
+
+    def at_leaf(mask, x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x
+        return jnp.where(mask, x, 0)
+
+    return map_masked(at_leaf, masks, tree)
+
+
+def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
+    """Sets every inactive weight to exactly zero.
+
+    Call it once after ``tx.init`` to start sparse; afterwards the updates keep it so.
+    For topologies whose weights stay dense (``ste``, ``sr_ste``, ``top_kast``) it gives
+    what the forward pass sees: call it at every step, outside of what is
+    differentiated, and keep the dense weights.
+
+    Args:
+      params: any pytree of arrays.
+      opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
+        a tree of masks.
+
+    Returns:
+      A tree like ``params``.
+
+    Raises:
+      ValueError: if no masks are found, or a mask fits no parameter.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
+      >>> apply_masks(params, {"kernel": jnp.array([[True, False]])})
+      {'kernel': Array([[1., 0.]], dtype=float32)}
+    """
+    check_order("apply_masks(params, opt_state)", params, opt_state_or_masks)
+    if find_states(opt_state_or_masks):
+        masks = get_masks(opt_state_or_masks)
+    else:
+        masks = opt_state_or_masks
+        if not _is_like_masks(masks, params):
+            raise ValueError(
+                f"{_NO_MASKS}; or pass a tree of masks, bool arrays in the structure "
+                "of the parameters"
+            )
+    _check_fit(masks, params)
+    return zero_masked(masks, params)
+
+
+def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
+    """``optax.apply_updates``, then exact zeros where the new masks are False.
+
+    For chains in which something follows the masks, as ``sparseopt`` has it; what
+    ``sparsify`` returns needs only ``optax.apply_updates``.
+
+    Args:
+      params: any pytree of arrays.
+      updates: tree like ``params``.
+      opt_state: the state that came with ``updates``.
+
+    Returns:
+      A tree like ``params``.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no masks.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> tx = optax.chain(so.sparseopt(so.static(0.75)), optax.sgd(0.1))
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = so.apply_updates(params, updates, state)
+      >>> int((params["kernel"] != 0).sum())
+      8
+    """
+    check_order("apply_updates(params, updates, opt_state)", params, opt_state)
+    check_order("apply_updates(params, updates, opt_state)", updates, opt_state)
+    masks = get_masks(opt_state)
+    params = optax.apply_updates(params, updates)
+    return params if stays_dense(opt_state) else zero_masked(masks, params)
+
+
+_NO_MASKS = (
+    "no masks found: the optimizer state holds no SparseState; build the optimizer "
+    "with sparsify, sparseopt, sparse_sgd or sparse_adamw, and pass what its init or "
+    "update returns"
+)
+
+
+def get_masks(opt_state: Any) -> Any:
+    """The masks in an optimizer state, wherever they are.
+
+    Args:
+      opt_state: any pytree that holds a ``SparseState``: the state of ``chain``,
+        ``MultiSteps``, ``partition``, ``inject_hyperparams`` and the like, a train
+        state, an ``nnx.Optimizer``, and the dictionaries and lists that a checkpoint
+        gives when it is restored without a target. Several states, as ``partition``
+        makes them, are merged into one tree.
+
+    Returns:
+      Bool arrays in the structure of the parameters, ``optax.MaskedNode()`` at dense
+      leaves.
+
+    Raises:
+      ValueError: if there are none.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> tx = so.sparsify(optax.adam(1e-3), so.static(0.75))
+      >>> masks = so.get_masks(tx.init(params))
+      >>> masks["bias"], int(masks["kernel"].sum())
+      (MaskedNode(), 8)
+    """
+    states = find_states(opt_state)
+    if not states:
+        raise ValueError(f"{_NO_MASKS}; got {described(opt_state)}")
+    return functools.reduce(_merge, (_bools(unbox(state.masks)) for state in states))
+
+
+def _bools(masks: Any) -> Any:
+    return masks.masks() if isinstance(masks, ActiveIndices) else unpack(masks)
+
+
+def find_states(opt_state: Any) -> list[Any]:
+    """Every state with masks in a pytree, or in an object's ``opt_state``.
+
+    Also where a tool has made dictionaries of named tuples, as a checkpoint restored
+    without a target, Flax's state dictionaries and ``nnx.state`` have it.
+    """
+    tree = getattr(opt_state, "opt_state", opt_state)
+    leaves = jax.tree.leaves(
+        tree, is_leaf=lambda x: is_sparse_state(x) or _is_taken_apart(x)
+    )
+    found = [_rebuilt(x) if _is_taken_apart(x) else x for x in leaves]
+    return [x for x in found if is_sparse_state(x)]
+
+
+# What has no leaves is left out by some tools: ``trained_masks``, ``inner_state``.
+_ALWAYS_THERE = {"count", "key", "masks", "topology_state"}
+
+
+def _is_taken_apart(x: Any) -> bool:
+    if not isinstance(x, Mapping):
+        return False
+    return _ALWAYS_THERE <= set(x) <= set(ForwardMaskState._fields)
+
+
+def _rebuilt(parts: Mapping[str, Any]) -> SparseState | ForwardMaskState:
+    """The state that a dictionary has been made of; its inner state stays as it is."""
+    is_forward = "trained_masks" in parts
+    kind = ForwardMaskState if is_forward else SparseState
+    own = {name: parts.get(name, ()) for name in kind._fields}
+    for name in ("masks", "trained_masks") if is_forward else ("masks",):
+        own[name] = _with_holes(unbox(own[name]))
+    masks = own["masks"]
+    if isinstance(masks, Mapping) and set(masks) == set(ActiveIndices._fields):
+        own["masks"] = ActiveIndices(**masks)
+    topology_state = own["topology_state"]
+    if isinstance(topology_state, Mapping):
+        kept = {"explored": (), "turned": (), "memory": ()} | dict(topology_state)
+        own["topology_state"] = types.SimpleNamespace(**kept)
+    return kind(**own)
+
+
+def _with_holes(masks: Any) -> Any:
+    """Holes again where a tool has put None or an empty dictionary in their place."""
+
+    def is_empty(x):
+        return x is None or (isinstance(x, Mapping) and not x)
+
+    return jax.tree.map(
+        lambda x: optax.MaskedNode() if is_empty(x) else x, masks, is_leaf=is_empty
+    )
+
+
+def check_order(call: str, other: Any, opt_state: Any) -> None:
+    """Raises if an optimizer's state was passed in another place than its own.
+
+    Args:
+      call: the call as it is meant, for the message.
+      other: another argument.
+      opt_state: what was passed as the state.
+
+    Raises:
+      TypeError: if the masks are in ``other``, or ``opt_state`` is not a state at all.
+    """
+    if callable(getattr(opt_state, "init", None)):
+        raise TypeError(
+            f"opt_state must be an optimizer's state, tx.init(params), got "
+            f"{described(opt_state)}: call so.{call}"
+        )
+    if find_states(other) and not find_states(opt_state):
+        raise TypeError(
+            f"the arguments are swapped, got {described(opt_state)} in the place of "
+            f"the optimizer's state: call so.{call}"
+        )
+
+
+def stays_dense(opt_state: Any) -> bool:
+    """Whether masks are the forward pass's alone, and the weights are to stay dense."""
+    states = find_states(opt_state)
+    return any(isinstance(state, ForwardMaskState) for state in states)
+
+
+def check_masks(masks: Any) -> None:
+    """Raises unless every leaf is a bool array (or hole).
+
+    Raises:
+      ValueError: with the path and what stands there.
+    """
+    for path, mask in paths.flatten_with_paths(masks):
+        if not paths.is_hole(mask) and getattr(mask, "dtype", None) != jnp.bool_:
+            what = getattr(mask, "dtype", type(mask).__name__)
+            raise ValueError(
+                f"masks must be bool arrays, True = active; at {path!r} stands {what}"
+            )
+
+
+def _is_like_masks(tree: Any, params: Any) -> bool:
+    """Whether a tree may be meant as one of masks: by its paths, or by its leaves."""
+    known = {path for path, _ in paths.flatten_with_paths(params)}
+    if any(path in known for path, _ in paths.flatten_with_paths(tree)):
+        return True
+    leaves = jax.tree.leaves(tree)
+    return bool(leaves) and all(getattr(x, "dtype", None) == jnp.bool_ for x in leaves)
+
+
+def _check_fit(masks: Any, params: Any) -> None:
+    check_masks(masks)
+    leaves = paths.leaves_by_path(params)
+    for path, mask in paths.leaves_by_path(masks).items():
+        if path not in leaves:
+            raise ValueError(
+                f"masks hold {path!r}, which is not a parameter; the parameters are "
+                f"{', '.join(leaves)}"
+            )
+        # Where there is no mask may stand anything, say a module's functions.
+        shape = jnp.shape(leaves[path])
+        if jnp.shape(mask) != shape:
+            raise ValueError(
+                f"the mask at {path!r} has shape {jnp.shape(mask)}, its parameter "
+                f"{shape}"
+            )
+
+
+def _merge(masks: Any, others: Any) -> Any:
+    """Fills the holes of one tree from another; a hole may stand for a subtree."""
+    if paths.is_hole(masks):
+        return others
+    if paths.is_hole(others):
+        return masks
+    children, structure = jax.tree.flatten(masks, is_leaf=lambda x: x is not masks)
+    if jax.tree_util.treedef_is_leaf(structure):
+        return masks
+    return structure.unflatten(map(_merge, children, structure.flatten_up_to(others)))
+
+
+def unbox(masks: Any) -> Any:
+    """Takes the variables off that ``nnx.Optimizer`` wraps around every leaf."""
+
+    def is_variable(x):
+        return hasattr(x, "get_value")
+
+    return jax.tree.map(
+        lambda x: x.get_value() if is_variable(x) else x, masks, is_leaf=is_variable
+    )

@@ -1,0 +1,1 @@
+"""Optimizers that know about sparsity, and ready-made sparse ones."""

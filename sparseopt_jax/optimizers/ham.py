@@ -1,0 +1,159 @@
+"""HAM: after each step of an optimizer, a multiplicative one."""
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from sparseopt_jax.engine.transformations import checked_transformation
+from sparseopt_jax.layers.eligibility import is_matrix
+from sparseopt_jax.optimizers.learning_rates import check_learning_rate
+
+# A step multiplies a weight by e^5 at most.
+_LARGEST = 5.0
+
+
+class HamState(NamedTuple):
+    """State of ``ham``.
+
+    Attributes:
+      count: int32 scalar, steps taken.
+      inner_state: state of the inner transformation.
+    """
+
+    count: jax.Array
+    inner_state: Any
+
+
+def ham(
+    inner: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    alpha: jax.typing.ArrayLike = 200.0,
+    beta: jax.typing.ArrayLike = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    r"""HAM: hyperbolic aware minimization around any optimizer.
+
+    The inner transformation makes its step u, and a multiplicative one follows it:
+
+    .. math::
+      \theta_{1/2} &= \theta + u \\
+      \theta' &= \theta_{1/2} \exp\big(-\eta\,
+        (\alpha\,\mathrm{sign}(\theta_{1/2})\, g + \beta)\big)
+
+    with the exponent clipped to [-5, 5]. Around gradient descent in small steps that is
+    :math:`\dot\theta = -(1 + \alpha |\theta|)\, g - \beta \theta`: the larger a weight,
+    the faster it moves, and near zero it moves as before and may change its sign. The
+    multiplicative step alone never changes one.
+
+    Behind a normalisation, gradient flow keeps :math:`a^2 - \gamma^2 - \beta^2` of a
+    neuron :math:`a\, \mathrm{relu}(\gamma \hat x + \beta)`, whatever is masked or
+    rescaled in front of it, so that from a balanced start the sign of :math:`a` cannot
+    change. With HAM on :math:`a` it can.
+
+    g is the gradient that arrives here, whatever the inner optimizer makes of it, so a
+    correction goes in front: ``chain(scale_by_sparseopt(), ham(sgd(lr), lr))``. Adam
+    divides that out again for its own part: inside ``ham`` it takes another
+    ``scale_by_sparseopt()`` behind ``scale_by_adam``. All of it goes into ``sparsify``.
+
+    Args:
+      inner: any transformation, ready with its learning rate.
+      learning_rate: eta, the same as that of ``inner``: a number, or a schedule, called
+        with the number of steps taken.
+      alpha: strength of the multiplicative step.
+      beta: decay: without a gradient a weight shrinks by ``exp(-eta * beta)``.
+
+    Returns:
+      The transformation; its state is a ``HamState``. ``update`` needs ``params`` and
+      hands further keyword arguments down to ``inner``. Vectors and scalars, and what
+      is no real floating-point array, take the inner step only; weights that are zero
+      after it stay zero. Computed in at least float32; updates have the wider type of
+      the inner updates and the parameters.
+
+    Raises:
+      TypeError: if ``inner`` is no transformation, ``learning_rate`` neither a number
+        nor a function, or ``alpha`` or ``beta`` no number.
+      ValueError: for a number that is negative, infinite or NaN; if ``inner`` is found
+        to step by another learning rate, as it can be in chains of optax; at
+        ``update``, without ``params``.
+
+    Note:
+      As in the published code, two dimensions make a weight, whatever it is called:
+      embeddings and the scales of stacked layers take part. ``optax.masked`` or
+      ``optax.partition`` limits it to some. Where RigL's change replaces a step, this
+      one is replaced with it. With ``optax.inject_hyperparams`` name ``inner`` in
+      ``static_args``.
+
+    References:
+      Jacobs et al., Hyperbolic aware minimization: implicit bias for sparsity, 2026
+      (arXiv 2506.02630). The balance of a neuron: Adnan et al., SparseOpt, 2026 (arXiv
+      2605.27541), appendix A.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> tx = so.sparsify(
+      ...     optax.chain(so.scale_by_sparseopt(), so.ham(optax.sgd(0.1), 0.1)),
+      ...     so.rigl(0.75, every=100, stop=1000),
+      ... )
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> state = tx.init(params)
+      >>> params = so.apply_masks(params, state)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+    """
+    inner = checked_transformation(inner)
+    if not callable(learning_rate):
+        _check_number("learning_rate", learning_rate, " or a schedule")
+    _check_number("alpha", alpha)
+    _check_number("beta", beta)
+    check_learning_rate(learning_rate, inner)
+
+    def init_fn(params):
+        return HamState(jnp.zeros([], jnp.int32), inner.init(params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError(
+                "ham multiplies the weights, so it needs them: call "
+                "tx.update(grads, opt_state, params)"
+            )
+        eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
+
+        def at_leaf(grad, step, param):
+            if not is_matrix(param):
+                return step
+            dtype = jnp.result_type(step, param)
+            wide = jnp.promote_types(dtype, jnp.float32)
+            grad, step, param = (x.astype(wide) for x in (grad, step, param))
+            half = param + step
+            rate, strength, decay = (jnp.asarray(x, wide) for x in (eta, alpha, beta))
+            exponent = rate * (strength * jnp.sign(half) * grad + decay)
+            exponent = jnp.clip(exponent, -_LARGEST, _LARGEST)
+            # The difference itself: small ones would drown in the weight's rounding.
+            grown = jnp.where(half == 0, 0, half * jnp.expm1(-exponent))
+            return (step + grown).astype(dtype)
+
+        steps, inner_state = inner.update(
+            updates, state.inner_state, params, **extra_args
+        )
+        updates = jax.tree.map(at_leaf, updates, steps, params)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return updates, HamState(count, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_number(name: str, value: Any, or_what: str = "") -> None:
+    if isinstance(value, Tracer):
+        return
+    array = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
+    if isinstance(value, bool) or not (array or isinstance(value, numbers.Real)):
+        raise TypeError(f"{name} must be a number{or_what}, got {value!r}")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")

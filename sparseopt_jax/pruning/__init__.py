@@ -1,0 +1,1 @@
+"""After training: pruning in one shot, from magnitudes or calibration."""

@@ -1,0 +1,200 @@
+"""Statistics of what each kernel of a trained model multiplies."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparseopt_jax.layers.eligibility import Where, array_leaves
+from sparseopt_jax.layers.neuron_dims import InferredDims
+from sparseopt_jax.pruning.input_statistics import Inputs, add_moments
+from sparseopt_jax.pruning.kernel_inputs import InputReader
+from sparseopt_jax.tracing.kernel_trace import candidates
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Calibration(Mapping[str, Inputs]):
+    """Kernel path -> statistics of its inputs. A pytree, so it may be saved or moved.
+
+    Attributes:
+      undecided: kernel path -> why it has no statistics.
+      dims: the axes of the kernels, which ``dims=`` takes everywhere.
+    """
+
+    def __init__(self, kernels: Mapping[str, Inputs], undecided: Mapping[str, str]):
+        self._kernels = dict(kernels)
+        self.undecided = dict(undecided)
+
+    def __getitem__(self, path: str) -> Inputs:
+        if path not in self._kernels:
+            raise KeyError(self._why_missing(path))
+        return self._kernels[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._kernels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def __repr__(self) -> str:
+        counts = {path: int(own.count) for path, own in self._kernels.items()}
+        return f"Calibration(samples={counts!r}, undecided={self.undecided!r})"
+
+    @property
+    def dims(self) -> InferredDims:
+        """The axes of the kernels, which ``dims=`` takes everywhere."""
+        axes = {path: inputs.axes for path, inputs in self._kernels.items()}
+        return InferredDims(axes, self.undecided)
+
+    def need(self, path: str, method: str) -> Inputs:
+        """The statistics that a method cannot do without.
+
+        Raises:
+          ValueError: if there are none, with the reason and the remedy.
+        """
+        if path not in self._kernels:
+            raise ValueError(
+                f"{method} needs statistics of the inputs of {path!r}: "
+                f"{self._why_missing(path)}. Give what calibrate could not follow "
+                "another method, or exclude it by where"
+            )
+        return self._kernels[path]
+
+    def _why_missing(self, path: str) -> str:
+        known = ", ".join(self._kernels) or "(none)"
+        reason = self.undecided.get(path, "calibrate saw no such kernel")
+        return f"{reason}; there are statistics of {known}"
+
+    def tree_flatten_with_keys(self) -> Any:
+        """For JAX: the statistics are the children."""
+        keys = [jax.tree_util.DictKey(path) for path in self._kernels]
+        aux = tuple(self._kernels), tuple(self.undecided.items())
+        return list(zip(keys, self._kernels.values(), strict=True)), aux
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Iterable[Any]) -> "Calibration":
+        """For JAX: the inverse."""
+        kernels, undecided = aux
+        return cls(dict(zip(kernels, children, strict=True)), dict(undecided))
+
+
+def calibrate(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    gram: bool = True,
+    where: Where | None = None,
+    **kwargs: Any,
+) -> Calibration:
+    """Collects statistics of the inputs of every kernel over batches of data.
+
+    The model is evaluated, and wherever a kernel, but for layout and dtype, is an
+    operand of a matrix product or a convolution, the other operand is its inputs: all
+    positions of a sequence, all patches of an image. So it holds for linen, nnx and any
+    module library, for attention, stacked layers (``vmap``, ``nn.scan``), grouped
+    convolutions, recurrent cells and kernels that are used several times, whose
+    statistics add up. What cannot be followed is reported in ``undecided``.
+
+    Args:
+      apply_fn: ``apply_fn(variables, *batch, **kwargs)`` evaluates the model, as
+        ``model.apply`` does in linen and ``lambda state, x: nnx.merge(graphdef,
+        state)(x)`` in nnx.
+      variables: all variables. If there is a collection ``"params"`` at the top, the
+        paths leave out its name, and other collections hold no kernels.
+      batches: the inputs of one call after the other: a tuple of positional arguments,
+        or anything else for a single one. Batches of equal shapes compile once.
+      gram: whether to keep the Gram matrix of the inputs of each kernel, fan_in^2
+        numbers, which SparseGPT needs. Wanda and DSnoT do without.
+      where: ``where(path, leaf) -> bool``; False leaves a kernel out.
+      **kwargs: passed to ``apply_fn`` as they are.
+
+    Returns:
+      For each kernel path the ``count`` of samples and float32 statistics of each
+      input: ``mean``, ``variance``, ``norm``, and ``gram`` or None.
+
+    Raises:
+      ValueError: if ``variables`` hold no arrays, there are no batches, no kernel
+        multiplies anything, or batches use different kernels.
+      TypeError: if ``batches`` is a single array.
+
+    Note:
+      The patches of a convolution are held at once, which takes the memory of one
+      batch of its inputs times the size of its window: make batches small.
+
+    Examples:
+      >>> import flax.linen as nn
+      >>> import jax, jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+      >>> x = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> calibration = so.calibrate(model.apply, variables, [x, x])
+      >>> calibration
+      Calibration(samples={'layers_0/kernel': 4, 'layers_2/kernel': 4}, undecided={})
+      >>> print(calibration["layers_0/kernel"].gram)
+      [[50.  8.]
+       [ 8.  2.]]
+    """
+    array_leaves(variables, "variables", numbers=True)
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise TypeError(
+            "batches must be an iterable of batches, got an array of shape "
+            f"{batches.shape}: give [array] for a single batch"
+        )
+    leaves = candidates(variables, where)
+    # What a trace finds beside numbers: the same for batches of any shape.
+    reasons: dict[str, str] = {}
+
+    def collect(variables: Any, args: tuple[Any, ...]) -> dict[str, Inputs]:
+        def evaluate(variables: Any, args: tuple[Any, ...]) -> Any:
+            return apply_fn(variables, *args, **kwargs)
+
+        jaxpr = jax.make_jaxpr(evaluate)(variables, args)
+        values = jax.tree.leaves((variables, args))
+        layouts = [*leaves, *[None] * (len(values) - len(leaves))]
+        reader = InputReader(gram)
+        found = reader.read(jaxpr, values, layouts)
+        for layout in filter(None, layouts):
+            if layout.path not in found:
+                unused = "not used by apply_fn"
+                reasons[layout.path] = reader.trouble.get(layout.path, unused)
+        return found
+
+    @jax.jit
+    def add(total: Any, variables: Any, args: tuple[Any, ...]) -> Any:
+        found = collect(variables, args)
+        if found.keys() != total.keys():
+            raise ValueError(
+                "every batch must use the same kernels, got "
+                f"{', '.join(found)} after {', '.join(total)}"
+            )
+        return {path: _add(inputs, found[path]) for path, inputs in total.items()}
+
+    total: Any = None
+    for batch in batches:
+        args = batch if isinstance(batch, tuple) else (batch,)
+        if total is None:
+            shapes = jax.eval_shape(collect, variables, args)
+            total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            if not total:
+                listed = "; ".join(f"{path}: {why}" for path, why in reasons.items())
+                raise ValueError(f"no kernel multiplies any inputs ({listed})")
+        total = add(total, variables, args)
+    if total is None:
+        raise ValueError("batches must hold at least one batch, got none")
+    order = [layout.path for layout in leaves if layout]
+    return Calibration(
+        {path: total[path] for path in order if path in total},
+        {path: reasons[path] for path in order if path not in total},
+    )
+
+
+def _add(a: Inputs, b: Inputs) -> Inputs:
+    moments = add_moments(a.moments, b.moments)
+    return Inputs(moments=moments, shape=b.shape, axes=b.axes, groups=b.groups)

@@ -1,0 +1,201 @@
+"""DSnoT: exchanges weights of a pruned network for better ones, without training."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.arguments.checks import check_choice, chosen, integer, number
+from sparseopt_jax.arrays.sharding_types import placed_like, replicated
+from sparseopt_jax.layers.eligibility import Where
+from sparseopt_jax.masks.state import apply_masks, map_masked_with_path, zero_masked
+from sparseopt_jax.pruning.calibration import Calibration
+from sparseopt_jax.pruning.calibration_fit import kernel_name
+from sparseopt_jax.pruning.input_statistics import Inputs, check_inputs
+from sparseopt_jax.pruning.prune import Pruned
+from sparseopt_jax.trees import paths
+
+
+def dsnot(
+    params: Any,
+    masks: Any,
+    calibration: Calibration,
+    dense_params: Any,
+    *,
+    cycles: int = 50,
+    threshold: float = 0.0,
+    where: Where | None = None,
+) -> Pruned:
+    """Refines the masks of a pruned network by the mean error that pruning makes.
+
+    Pruning shifts the mean output of neuron r by e_r = E[sum_k (w_k - w'_k) x_k], w the
+    dense and w' the pruned weights. Again and again each neuron takes back the weight
+    whose contribution w_k E[x_k] has the sign of e_r and is largest for its variance,
+    w_k E[x_k] / Var[x_k], and gives up, of those whose absence takes e_r towards zero
+    too, the one with the smallest |w_k| ||x_k||. The number of active weights of every
+    neuron stays; what is taken back has its dense value.
+
+    Args:
+      params: the pruned parameters, as ``prune`` returns them.
+      masks: their masks.
+      calibration: what ``calibrate`` gives for the dense model.
+      dense_params: the parameters before pruning, a tree like ``params``.
+      cycles: exchanges that a neuron may make at most.
+      threshold: a neuron with ``|e_r|`` at or below this makes no more exchanges.
+      where: ``where(path, leaf) -> bool``; False leaves a kernel and its mask as they
+        are, which then need no statistics.
+
+    Returns:
+      The refined parameters, in the container they came in, and masks.
+
+    Raises:
+      ValueError: if masks, dense parameters or statistics of a kernel are missing or
+        have another shape, for fewer than one cycle or a negative threshold.
+      TypeError: if ``calibration`` is none.
+
+    Note:
+      The published code exchanges on until ``cycles`` are over, or ``|e_r|`` is below
+      0.1, or e_r changes its sign. Here a neuron also stops at the first exchange that
+      would not bring ``|e_r|`` down, so that it never grows. Its E[x] is a sum over the
+      positions of a sequence, here it is a mean over all samples, hence the threshold.
+      A weight is exchanged once at most, as there. Within a neuron any weight may be
+      exchanged for any other: patterns such as N:M are not kept.
+
+    References:
+      Zhang et al., Dynamic sparse no training: training-free fine-tuning for sparse
+      LLMs, ICLR 2024 (arXiv 2310.08915), section 3.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.array([[3.0], [-2.0], [1.0]])}
+      >>> x = jnp.array([[1.0, 1.0, 9.0], [1.0, 0.9, 11.0]])
+      >>> calibration = so.calibrate(lambda p, x: x @ p["kernel"], params, [x])
+      >>> pruned = so.prune(params, sparsity=0.3)
+      >>> refined = so.dsnot(*pruned, calibration, params)
+      >>> print(pruned.masks["kernel"][:, 0], refined.masks["kernel"][:, 0])
+      [ True  True False] [ True False  True]
+    """
+    if not isinstance(calibration, Calibration):
+        raise TypeError(
+            f"calibration must be what so.calibrate returns, got {calibration!r}"
+        )
+    check_choice("where", where)
+    cycles = integer("cycles", cycles, 1)
+    number("threshold", threshold, 0)
+    params = apply_masks(params, masks)
+    dense = dict(paths.flatten_with_paths(dense_params))
+    refined = {}
+    for path, mask, param in _sparse_leaves(masks, params):
+        if where is not None and not chosen("where", where, path, param):
+            continue
+        if getattr(dense.get(path), "shape", None) != param.shape:
+            raise ValueError(
+                f"dense_params must have the structure of params: at {path!r} with "
+                f"shape {tuple(param.shape)} they hold {dense.get(path)!r}"
+            )
+        inputs = calibration.need(kernel_name(path, params), "dsnot")
+        check_inputs(path, param, inputs)
+        results = replicated(
+            functools.partial(_refine_leaf, cycles=cycles, threshold=threshold),
+            *(inputs, param, mask, dense[path].astype(param.dtype)),
+        )
+        refined[path] = [placed_like(x, param) for x in results]
+    masks = paths.map_with_paths(
+        lambda path, mask: refined[path][1] if path in refined else mask, masks
+    )
+    params = paths.map_with_paths(
+        lambda path, param: refined[path][0] if path in refined else param, params
+    )
+    return Pruned(zero_masked(masks, params), masks)
+
+
+def _sparse_leaves(masks: Any, params: Any) -> list[tuple[str, Any, Any]]:
+    leaves = []
+    map_masked_with_path(lambda *leaf: leaves.append(leaf), masks, params)
+    return leaves
+
+
+@jax.jit
+def _refine_leaf(
+    inputs: Inputs,
+    param: jax.Array,
+    mask: jax.Array,
+    dense: jax.Array,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Exchanges weights of one kernel, each set of inputs by itself."""
+    matrices = tuple(map(inputs.matrices, (param, mask, dense)))
+    vectors = tuple(map(inputs.flat, (inputs.mean, inputs.variance, inputs.norm)))
+    refine = functools.partial(_refine, **options)
+    results = jax.lax.map(lambda own: refine(*own), (*matrices, *vectors))
+    new_param, new_mask = map(inputs.from_matrices, results)
+    return new_param, new_mask
+
+
+def _refine(
+    params: jax.Array,
+    mask: jax.Array,
+    dense: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    norm: jax.Array,
+    *,
+    cycles: Any,
+    threshold: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Exchanges weights of one matrix.
+
+    Args:
+      params: (fan_in, neurons), the pruned weights.
+      mask: bool, like them.
+      dense: like them, the dense weights.
+      mean: (fan_in,) float32, of each input, as are ``variance`` and ``norm``.
+      variance: see above.
+      norm: see above.
+      cycles: as in ``dsnot``.
+      threshold: as in ``dsnot``.
+
+    Returns:
+      New weights and mask.
+    """
+    pruned = params.astype(jnp.float32)
+    # What a weight adds to the mean output, if taken back and as it is now.
+    gain = dense.astype(jnp.float32) * mean[:, None]
+    loss = pruned * mean[:, None]
+    least = jnp.finfo(jnp.float32).tiny
+    gain_by_variance = gain / jnp.maximum(variance, least)[:, None]
+    cost = jnp.abs(pruned) * norm[:, None]
+    neurons = jnp.arange(mask.shape[1])
+
+    def unfinished(state):
+        cycle, _, _, _, is_open = state
+        return (cycle < cycles) & jnp.any(is_open)
+
+    def exchange(state):
+        cycle, now, moved, error, is_open = state
+        sign = jnp.sign(error)
+        may_grow = ~now & ~moved & (sign * gain > 0)
+        may_drop = now & ~moved & (sign * loss < 0)
+        grown = jnp.argmax(jnp.where(may_grow, sign * gain_by_variance, -jnp.inf), 0)
+        dropped = jnp.argmin(jnp.where(may_drop, cost, jnp.inf), 0)
+        after = error - gain[grown, neurons] + loss[dropped, neurons]
+        is_open &= jnp.any(may_grow, 0) & jnp.any(may_drop, 0)
+        is_open &= (jnp.abs(error) > threshold) & (jnp.abs(after) < jnp.abs(error))
+        for place, active in ((grown, True), (dropped, False)):
+            was = now[place, neurons]
+            now = now.at[place, neurons].set(jnp.where(is_open, active, was))
+            was = moved[place, neurons]
+            moved = moved.at[place, neurons].set(was | is_open)
+        return cycle + 1, now, moved, jnp.where(is_open, after, error), is_open
+
+    start = (
+        jnp.int32(0),
+        mask,
+        jnp.zeros_like(mask),
+        jnp.sum(gain - loss, 0),
+        jnp.ones(mask.shape[1], bool),
+    )
+    _, new, _, _, _ = jax.lax.while_loop(unfinished, exchange, start)
+    return jnp.where(new, jnp.where(mask, params, dense), 0), new

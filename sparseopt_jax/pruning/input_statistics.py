@@ -1,0 +1,235 @@
+"""Statistics of the inputs that a kernel multiplies, and kernels as plain matrices."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.layers.neuron_dims import Axes
+from sparseopt_jax.tracing.kernel_layout import Use
+
+
+class Moments(NamedTuple):
+    """Sums over samples of vectors of ``fan_in`` numbers, all float32.
+
+    Leading axes, where there are any, are separate sets of samples.
+
+    Attributes:
+      count: scalar, the number of samples.
+      mean: (..., fan_in).
+      deviation: (..., fan_in), sum of the squared distances from the mean, which keeps
+        the digits that a difference of sums would lose.
+      gram: (..., fan_in, fan_in), sum of x x^T; None if it was not asked for.
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    deviation: jax.Array
+    gram: jax.Array | None
+
+
+def moments_of(rows: jax.Array, with_gram: bool) -> Moments:
+    """The moments of samples.
+
+    Args:
+      rows: (..., samples, fan_in).
+      with_gram: whether to form the Gram matrix.
+
+    Returns:
+      Their moments, in float32 whatever the type of the samples.
+    """
+    rows = rows.astype(jnp.float32)
+    mean = jnp.mean(rows, -2)
+    return Moments(
+        count=jnp.float32(rows.shape[-2]),
+        mean=mean,
+        deviation=jnp.sum(jnp.square(rows - mean[..., None, :]), -2),
+        gram=jnp.einsum(
+            "...ni,...nj->...ij", rows, rows, precision=jax.lax.Precision.HIGHEST
+        )
+        if with_gram
+        else None,
+    )
+
+
+def add_moments(a: Moments, b: Moments) -> Moments:
+    """The moments of two sets of samples together; one of them may be empty."""
+    count = a.count + b.count
+    share = b.count / jnp.maximum(count, 1.0)
+    step = b.mean - a.mean
+    return Moments(
+        count=count,
+        mean=a.mean + step * share,
+        deviation=a.deviation + b.deviation + jnp.square(step) * (a.count * share),
+        gram=None if a.gram is None or b.gram is None else a.gram + b.gram,
+    )
+
+
+def join_moments(stacked: Moments) -> Moments:
+    """The moments of equally many samples along a new first axis, all together."""
+    mean = jnp.mean(stacked.mean, 0)
+    spread = jnp.sum(jnp.square(stacked.mean - mean), 0)
+    return Moments(
+        count=jnp.sum(stacked.count),
+        mean=mean,
+        deviation=jnp.sum(stacked.deviation, 0) + stacked.count[0] * spread,
+        gram=None if stacked.gram is None else jnp.sum(stacked.gram, 0),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Statistics of the inputs of one kernel.
+
+    ``fan_in`` counts the entries of the reduction axes, flattened in their order.
+    Statistics have the stack axes of the kernel in front, and behind these one axis for
+    the groups of a grouped convolution.
+
+    Attributes:
+      moments: the sums.
+      shape: the kernel's shape.
+      axes: the axes that the model itself sums over, and the others.
+      groups: parts of the neurons that have inputs of their own; 1 if all share them.
+    """
+
+    moments: Moments
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    axes: Axes = dataclasses.field(metadata={"static": True})
+    groups: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def count(self) -> jax.Array:
+        """Number of samples; float32, so that it cannot overflow."""
+        return self.moments.count
+
+    @property
+    def mean(self) -> jax.Array:
+        """Mean of each input: (..., fan_in)."""
+        return self.moments.mean
+
+    @property
+    def variance(self) -> jax.Array:
+        """Variance of each input, the divisor being the count: (..., fan_in)."""
+        return self.moments.deviation / self.count
+
+    @property
+    def norm(self) -> jax.Array:
+        """Euclidean norm of each input over all samples: (..., fan_in)."""
+        mean, count = self.moments.mean, self.count
+        return jnp.sqrt(self.moments.deviation + count * jnp.square(mean))
+
+    @property
+    def gram(self) -> jax.Array | None:
+        """Sum of x x^T over all samples: (..., fan_in, fan_in)."""
+        return self.moments.gram
+
+    def matrices(self, kernel: jax.Array) -> jax.Array:
+        """The kernel as one matrix for each set of inputs.
+
+        Args:
+          kernel: an array of ``shape``; its output axes may have size 1.
+
+        Returns:
+          (sets, fan_in, neurons).
+        """
+        batch, reduction, output = self.axes
+        x = jnp.transpose(kernel, (*batch, *output, *reduction))
+        fan_in = math.prod(kernel.shape[a] for a in reduction)
+        neurons = math.prod(kernel.shape[a] for a in output)
+        return jnp.swapaxes(
+            jnp.reshape(x, (-1, neurons // self.groups, fan_in)), -1, -2
+        )
+
+    def from_matrices(self, matrices: jax.Array) -> jax.Array:
+        """The inverse of ``matrices``."""
+        order = (*self.axes.batch, *self.axes.output, *self.axes.reduction)
+        x = jnp.swapaxes(matrices, -1, -2)
+        x = jnp.reshape(x, [self.shape[a] for a in order])
+        return jnp.transpose(x, [order.index(a) for a in range(len(order))])
+
+    def flat(self, statistic: jax.Array, trailing: int = 1) -> jax.Array:
+        """A statistic with all sets of inputs along one first axis.
+
+        Args:
+          statistic: one of those above.
+          trailing: how many axes a single set has: 1, for a Gram matrix 2.
+
+        Returns:
+          (sets, fan_in) or (sets, fan_in, fan_in).
+        """
+        return jnp.reshape(statistic, (-1, *statistic.shape[-trailing:]))
+
+    def per_weight(self, statistic: jax.Array) -> jax.Array:
+        """A statistic of each input, at every weight that multiplies it.
+
+        Args:
+          statistic: (..., fan_in).
+
+        Returns:
+          Array that broadcasts against the kernel.
+        """
+        sizes = [1 if a in self.axes.output else n for a, n in enumerate(self.shape)]
+        if self.groups > 1:
+            flat = self.flat(statistic)[..., None]
+            neurons = math.prod(self.shape[a] for a in self.axes.output)
+            shape = (*flat.shape[:2], neurons // self.groups)
+            return self.from_matrices(jnp.broadcast_to(flat, shape))
+        order = (*self.axes.batch, *self.axes.output, *self.axes.reduction)
+        x = jnp.reshape(statistic, [sizes[a] for a in order])
+        return jnp.transpose(x, [order.index(a) for a in range(len(order))])
+
+
+def inputs_of(moments: Moments, use: Use, shape: tuple[int, ...]) -> Inputs:
+    """Statistics from moments, their leading axes in the order of the kernel's own.
+
+    Args:
+      moments: their leading axes stand for the factors in ``use.lead``, several of
+        which may share one.
+      use: what the model does with the kernel's axes.
+      shape: the kernel's shape.
+
+    Returns:
+      The statistics.
+    """
+    order = use.lead_order
+    sizes = [use.lead[i].size for i in order]
+    stack = [shape[axis] for axis in use.axes.batch]
+    groups = [use.groups] if use.groups > 1 else []
+    assert math.prod(sizes) == math.prod((*stack, *groups))
+
+    def arrange(trailing: int, x: jax.Array) -> jax.Array:
+        last = x.shape[x.ndim - trailing :]
+        x = jnp.reshape(x, (*(f.size for f in use.lead), *last))
+        x = jnp.transpose(x, (*order, *range(len(order), x.ndim)))
+        return jnp.reshape(x, (*stack, *groups, *last))
+
+    vector, matrix = functools.partial(arrange, 1), functools.partial(arrange, 2)
+    return Inputs(
+        moments=Moments(
+            count=moments.count,
+            mean=vector(moments.mean),
+            deviation=vector(moments.deviation),
+            gram=None if moments.gram is None else matrix(moments.gram),
+        ),
+        shape=shape,
+        axes=use.axes,
+        groups=use.groups,
+    )
+
+
+def check_inputs(path: str, kernel: Any, inputs: Inputs) -> None:
+    """Raises unless the statistics belong to a kernel of this shape.
+
+    Raises:
+      ValueError: with the path and both shapes.
+    """
+    if tuple(kernel.shape) != inputs.shape:
+        raise ValueError(
+            f"the calibration of {path!r} was made with shape {inputs.shape}, but the "
+            f"parameter has shape {tuple(kernel.shape)}: calibrate the model that is "
+            "pruned"
+        )

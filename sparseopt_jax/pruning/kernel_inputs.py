@@ -1,0 +1,126 @@
+"""Evaluates a model and collects what its kernels multiply.
+
+The evaluation is the model's own: every equation of its jaxpr is computed as it stands.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from sparseopt_jax.arrays.sharding_types import replicated
+from sparseopt_jax.pruning.input_statistics import (
+    Inputs,
+    Moments,
+    add_moments,
+    inputs_of,
+    join_moments,
+    moments_of,
+)
+from sparseopt_jax.tracing.kernel_layout import Layout, Use
+from sparseopt_jax.tracing.kernel_trace import KernelReader, loop_operands
+from sparseopt_jax.tracing.operand_rows import Rows
+
+# Moments by the kernel's path and, for each loop around, whether it slices the kernel.
+_Found = dict[tuple[str, tuple[bool, ...]], Moments]
+
+
+class InputReader(KernelReader):
+    """Collects the inputs of kernels.
+
+    Attributes:
+      with_gram: whether to form Gram matrices.
+      incomplete: kernels with inputs that cannot be seen, whatever else is known.
+    """
+
+    def __init__(self, with_gram: bool):
+        super().__init__()
+        self.with_gram = with_gram
+        self.incomplete: set[str] = set()
+
+    def read(
+        self,
+        jaxpr: core.ClosedJaxpr,
+        values: Sequence[jax.Array],
+        layouts: Sequence[Layout | None],
+    ) -> dict[str, Inputs]:
+        """Evaluates a jaxpr.
+
+        Args:
+          jaxpr: the model's.
+          values: its inputs.
+          layouts: for each of them its layout if it is a kernel.
+
+        Returns:
+          Statistics by kernel path, for every kernel all of whose inputs were seen.
+        """
+        found: _Found = {}
+        self.run(jaxpr.jaxpr, jaxpr.consts, values, layouts, found)
+        shapes = {layout.path: layout.shape for layout in layouts if layout}
+        return {
+            path: inputs_of(moments, self.uses[path], shapes[path])
+            for (path, _), moments in found.items()
+            if path not in self.incomplete
+        }
+
+    def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
+        """Computes them."""
+        with eqn.ctx.manager:
+            result = eqn.primitive.bind(
+                *values, **eqn.primitive.get_bind_params(eqn.params)
+            )
+        return result if eqn.primitive.multiple_results else [result]
+
+    def lost(self, layout: Layout, reason: str, is_incomplete: bool) -> None:
+        """Takes note of the first reason, and of inputs that cannot be seen."""
+        self.trouble.setdefault(layout.path, reason)
+        if is_incomplete:
+            self.incomplete.add(layout.path)
+
+    def multiplied(
+        self, layout: Layout, use: Use, rows: Rows, inputs: Any, found: _Found
+    ) -> None:
+        """Adds the moments of the inputs."""
+        if self.uses.setdefault(layout.path, use) != use:
+            self.lost(layout, "used in several ways that differ", True)
+            return
+        moments = replicated(lambda x: moments_of(rows.of(x), self.with_gram), inputs)
+        _add(found, (layout.path, layout.loops), moments)
+
+    def loop(
+        self,
+        eqn: core.JaxprEqn,
+        values: list[Any],
+        layouts: list[Layout | None],
+        found: _Found,
+    ) -> Sequence[Any]:
+        """Runs a loop whose steps hand out the statistics of each."""
+        body = eqn.params["jaxpr"]
+        own, constants, carried = loop_operands(self, eqn, layouts)
+
+        def step(carry: list[Any], sliced: list[Any]) -> tuple[Any, Any]:
+            collected: _Found = {}
+            inputs = [*values[:constants], *carry, *sliced]
+            outputs, _ = self.run(body.jaxpr, body.consts, inputs, own, collected)
+            return outputs[:carried], (outputs[carried:], collected)
+
+        carry, (stacked, collected) = jax.lax.scan(
+            step,
+            values[constants : constants + carried],
+            values[constants + carried :],
+            length=eqn.params["length"],
+            reverse=eqn.params["reverse"],
+            unroll=eqn.params["unroll"],
+        )
+        for (path, loops), moments in collected.items():
+            if loops[-1]:
+                joined = moments._replace(count=moments.count[0])
+            else:
+                joined = join_moments(moments)
+            _add(found, (path, loops[:-1]), joined)
+        return [*carry, *stacked]
+
+
+def _add(found: _Found, key: tuple[str, tuple[bool, ...]], moments: Moments):
+    found[key] = add_moments(found[key], moments) if key in found else moments

@@ -1,0 +1,64 @@
+"""What each weight of a trained network is worth, by the methods of ``prune``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from sparseopt_jax.arrays.selection import random_scores
+from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.pruning.input_statistics import Inputs
+from sparseopt_jax.topologies import scores
+from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.leaf_keys import leaf_key
+
+_random_scores = jax.jit(random_scores, static_argnames=("shape", "sharding"))
+
+
+def gradients_by_path(
+    grads: Any, leaves: Mapping[str, LeafPlan]
+) -> dict[str, jax.Array]:
+    """The gradients of the sparse leaves, which must be there.
+
+    Raises:
+      ValueError: with the path and both shapes, if one is missing or does not fit.
+    """
+    by_path = dict(paths.flatten_with_paths(grads))
+    for path, plan in leaves.items():
+        shape = getattr(by_path.get(path), "shape", None)
+        if shape != plan.leaf.shape:
+            found = "nothing" if shape is None else f"shape {tuple(shape)}"
+            raise ValueError(
+                f"grads must have the structure of params: at {path!r} with shape "
+                f"{tuple(plan.leaf.shape)} they hold {found}"
+            )
+    return by_path
+
+
+def weight_scores(
+    method: str, key: jax.Array, plan: LeafPlan, inputs: Inputs | None, grad: Any
+) -> jax.Array:
+    """The score of every weight of one kernel, the highest to stay.
+
+    Args:
+      method: ``"magnitude"``, ``"random"``, ``"saliency"`` or ``"wanda"``.
+      key: typed PRNG key for ``"random"``.
+      plan: the kernel.
+      inputs: statistics of its inputs, for ``"wanda"``.
+      grad: its gradient, for ``"saliency"``.
+
+    Returns:
+      float32 array of the kernel's shape.
+    """
+    param = plan.leaf
+    if method == "random":
+        key = leaf_key(key, plan.path)
+        sharding = getattr(param, "sharding", None)
+        sharding = sharding if isinstance(sharding, NamedSharding) else None
+        return _random_scores(key, param.shape, sharding)
+    own = jax.random.key(0)  # magnitude and saliency draw nothing
+    if method == "saliency":
+        return scores.saliency(own, param, grad)
+    size = scores.magnitude(own, param, param)
+    return size if inputs is None else size * inputs.per_weight(inputs.norm)

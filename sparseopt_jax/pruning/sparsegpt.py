@@ -1,0 +1,255 @@
+"""SparseGPT: prunes a layer so that what it computes changes least.
+
+The layer's output is X W. To remove a weight and have its neighbours make up for it
+best is the classical step of the optimal brain surgeon, with H = X^T X the Hessian of
+the squared error. Going through the inputs of all neurons in one order, the inverse
+Hessians of all later steps are in one Cholesky factor: H^-1 = U^T U, U upper
+triangular.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparseopt_jax.arrays.selection import top_k_mask
+from sparseopt_jax.arrays.sharding_types import placed_like, replicated
+from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.layers.structures import NM, ConstantFanIn, Unstructured
+from sparseopt_jax.pruning.input_statistics import Inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseGPT:
+    """SparseGPT with its settings, as a method of ``prune``.
+
+    Attributes:
+      damping: what is added to the diagonal of H, as a fraction of its mean.
+      block_size: how many inputs are pruned at a time: the weights of a block that stay
+        are chosen together, after earlier blocks were made up for. Rounded down to
+        whole groups of an N:M structure.
+
+    Raises:
+      ValueError: unless both are positive.
+
+    References:
+      Frantar & Alistarh, SparseGPT: massive language models can be accurately pruned in
+      one-shot, 2023 (arXiv 2301.00774), algorithm 1.
+
+    Examples:
+      >>> SparseGPT(block_size=64)
+      SparseGPT(damping=0.01, block_size=64)
+    """
+
+    damping: float = 0.01
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0:
+            raise ValueError(f"damping must be positive, got {self.damping}")
+        if not isinstance(self.block_size, int) or self.block_size < 1:
+            raise ValueError(
+                f"block_size must be an integer of at least 1, got {self.block_size!r}"
+            )
+
+    def solve(
+        self, path: str, plan: LeafPlan, inputs: Inputs
+    ) -> tuple[jax.Array, jax.Array]:
+        """Prunes one kernel.
+
+        Args:
+          path: its path, for errors.
+          plan: the kernel, its structure and how many weights stay.
+          inputs: statistics of its inputs, with the Gram matrix.
+
+        Returns:
+          The kernel's new weights, zero where they are removed, and the mask.
+
+        Raises:
+          ValueError: for a structure that does not go along the inputs, or if H is not
+            positive definite in float32.
+        """
+        assert inputs.gram is not None and plan.layer is not None
+        order, group = _order(path, plan, inputs)
+        fan_in = len(order)
+        block = min(self.block_size, fan_in)
+        if group:
+            block = max(block // group * group, group)
+        options = {"block": block, "group": group or block}
+        options["by_neuron"] = not isinstance(plan.structure, Unstructured)
+        kept = _kept(plan, inputs, fan_in, block)
+
+        def solve(leaf: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+            weights = inputs.matrices(leaf.astype(jnp.float32))[:, order]
+            gram = inputs.flat(gram, 2)[:, order][:, :, order]
+            solved, masks = _solve_all(
+                weights, gram, jnp.asarray(kept), self.damping, **options
+            )
+            back = np.argsort(order)
+            kernel = inputs.from_matrices(solved[:, back])
+            return kernel, inputs.from_matrices(masks[:, back])
+
+        results = replicated(solve, plan.leaf, inputs.gram)
+        kernel, mask = (placed_like(x, plan.leaf) for x in results)
+        if not bool(jnp.all(jnp.isfinite(kernel))):
+            raise ValueError(
+                f"sparsegpt: H of {path!r} is not positive definite in float32, or its "
+                "weights or inputs are not finite; raise damping, for instance "
+                f"SparseGPT(damping={10 * self.damping:g})"
+            )
+        return kernel.astype(plan.leaf.dtype), mask
+
+
+def _order(path: str, plan: LeafPlan, inputs: Inputs) -> tuple[np.ndarray, int]:
+    """The order of the inputs, N:M groups side by side, and the size of a group."""
+    structure, reduction = plan.structure, inputs.axes.reduction
+    sizes = [inputs.shape[a] for a in reduction]
+    order = np.arange(math.prod(sizes))
+    if isinstance(structure, Unstructured | ConstantFanIn):
+        return order, 0
+    axis = -1
+    if isinstance(structure, NM):
+        axis = structure.axis_of(inputs.shape, reduction) % len(inputs.shape)
+    if not isinstance(structure, NM) or axis not in reduction:
+        raise ValueError(
+            f"sparsegpt goes along the inputs of neurons: {structure} of {path!r} does "
+            f"not; it takes Unstructured(), ConstantFanIn(), or NM along one of the "
+            f"axes {reduction}"
+        )
+    grouped = np.moveaxis(order.reshape(sizes), reduction.index(axis), -1)
+    return grouped.ravel(), structure.m
+
+
+def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray:
+    """How many weights stay in each set of inputs and block: (sets, blocks).
+
+    For a structure with cells of its own, in each cell of the block.
+    """
+    sets = math.prod(inputs.gram.shape[:-2])  # pyright: ignore
+    ends = np.minimum(np.arange(0, fan_in + block, block), fan_in)
+    per_cell: Any = plan.per_cell
+    if isinstance(plan.structure, NM):
+        return np.full((sets, len(ends) - 1), per_cell, np.int32)
+    if isinstance(plan.structure, ConstantFanIn):
+        return np.tile(_shares(per_cell, ends), (sets, 1))
+    # A layer's weights are shared between its groups, if it has any.
+    groups = _shares(per_cell, np.arange(inputs.groups + 1))
+    return np.tile(
+        [_shares(own, ends) for own in groups.tolist()], (sets // len(groups), 1)
+    )
+
+
+def _shares(total: int, ends: np.ndarray) -> np.ndarray:
+    """Cuts a number into whole parts in proportion to the distances between ends."""
+    return np.diff(total * ends.astype(np.int64) // ends[-1]).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("block", "group", "by_neuron"))
+def _solve_all(
+    weights: jax.Array, gram: jax.Array, kept: jax.Array, damping: Any, **options: Any
+) -> tuple[jax.Array, jax.Array]:
+    solve = functools.partial(_solve, damping=damping, **options)
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(lambda own: solve(*own), (weights, gram, kept))
+
+
+def _solve(
+    w: jax.Array,
+    h: jax.Array,
+    kept: jax.Array,
+    *,
+    damping: Any,
+    block: int,
+    group: int,
+    by_neuron: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Prunes one matrix.
+
+    Args:
+      w: (fan_in, neurons) float32.
+      h: (fan_in, fan_in), the Gram matrix; its scale does not matter.
+      kept: (blocks,) int32, weights that stay: of each neuron in every group, or else
+        of all neurons together.
+      damping: as in ``SparseGPT``.
+      block: inputs of a block.
+      group: inputs within which is chosen; divides ``block``.
+      by_neuron: whether every neuron chooses by itself.
+
+    Returns:
+      The new weights, and which of them stay.
+    """
+    fan_in, blocks = w.shape[0], kept.shape[0]
+    padding = blocks * block - fan_in
+    diagonal = jnp.diagonal(h)
+    # What multiplies nothing but zeros may as well be zero.
+    w = jnp.where(diagonal[:, None] > 0, w, 0)
+    w = jnp.pad(w, ((0, padding), (0, 0)))
+    u = _inverse_factor(h, damping)
+    u = jnp.pad(u, ((0, padding), (0, padding)))
+    u += jnp.diag(jnp.arange(blocks * block) >= fan_in)
+    inputs = jnp.arange(blocks * block)
+
+    def prune_block(i, state):
+        w, mask = state
+        start = i * block
+        own = jax.lax.dynamic_slice_in_dim(w, start, block)
+        factor = jax.lax.dynamic_slice_in_dim(u, start, block)
+        within = jax.lax.dynamic_slice_in_dim(factor, start, block, axis=1)
+        exists = jax.lax.dynamic_slice_in_dim(inputs, start, block) < fan_in
+
+        def prune_group(j, state):
+            own, stay, errors = state
+            first = j * group
+            rows = jax.lax.dynamic_slice_in_dim(own, first, group)
+            scale = jax.lax.dynamic_slice_in_dim(jnp.diagonal(within), first, group)
+            chosen = top_k_mask(
+                jnp.square(rows / scale[:, None]),
+                kept[i],
+                where=jnp.broadcast_to(
+                    jax.lax.dynamic_slice_in_dim(exists, first, group)[:, None],
+                    rows.shape,
+                ),
+                axis=0 if by_neuron else None,
+            )
+            stay = jax.lax.dynamic_update_slice_in_dim(stay, chosen, first, 0)
+
+            def prune_input(c, state):
+                own, errors = state
+                error = jnp.where(stay[c], 0, own[c]) / within[c, c]
+                # Earlier inputs are done: their entries of the factor are zero.
+                own -= within[c][:, None] * error
+                return own, errors.at[c].set(error)
+
+            own, errors = jax.lax.fori_loop(
+                first, first + group, prune_input, (own, errors)
+            )
+            return own, stay, errors
+
+        nothing = jnp.zeros(own.shape, bool), jnp.zeros_like(own)
+        own, stay, errors = jax.lax.fori_loop(
+            0, block // group, prune_group, (own, *nothing)
+        )
+        later = jnp.where(inputs >= start + block, factor, 0)
+        w = jax.lax.dynamic_update_slice_in_dim(w, own, start, 0) - later.T @ errors
+        return w, jax.lax.dynamic_update_slice_in_dim(mask, stay, start, 0)
+
+    start = w, jnp.zeros(w.shape, bool)
+    w, mask = jax.lax.fori_loop(0, blocks, prune_block, start)
+    w, mask = w[:fan_in], mask[:fan_in]
+    return jnp.where(mask, w, 0), mask
+
+
+def _inverse_factor(h: jax.Array, damping: Any) -> jax.Array:
+    """The upper triangular U with U^T U = (H + damping)^-1.
+
+    Factored from the last input to the first, H is R R^T with R upper triangular, and U
+    its inverse: nothing is inverted but a triangle.
+    """
+    diagonal = jnp.diagonal(h)
+    h += jnp.diag(damping * jnp.mean(diagonal) + (diagonal == 0))
+    r = jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
+    return jax.scipy.linalg.solve_triangular(r, jnp.eye(len(h), dtype=h.dtype))

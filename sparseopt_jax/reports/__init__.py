@@ -1,0 +1,1 @@
+"""What to read before, while and after training: tables, metrics, pictures, bytes."""

@@ -1,0 +1,283 @@
+"""The table to read before training: what a topology will make sparse, and why not."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparseopt_jax.arguments.checks import described
+from sparseopt_jax.engine.straight_through import AnyTopology
+from sparseopt_jax.layers.axis_guesses import REMEDY, Guess, by_reason, guesses
+from sparseopt_jax.layers.leaf_kinds import BIAS, SCALE
+from sparseopt_jax.layers.neurons import Dims, chosen_dims, resolve_axes, same_axes
+from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.layers.structures import Unstructured
+from sparseopt_jax.masks.packing import packed_bytes
+from sparseopt_jax.reports import flops, tables
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan(tables.Printed):
+    """What a topology will make of each leaf; prints as a table.
+
+    Attributes:
+      leaves: one ``LeafPlan`` per leaf, in tree order.
+      positions: the numbers of output positions that were given, by globs over paths.
+      dense_gradients: the fraction of the steps that need the dense gradient, while
+        the topology changes.
+      guesses: sparse leaves whose neuron axes are a guess, and what speaks against it.
+      disagreements: what to say of leaves whose axes differ from the model's.
+      updates: how often the masks are updated, as a sentence; empty if never.
+    """
+
+    leaves: tuple[LeafPlan, ...]
+    positions: Mapping[str, int]
+    dense_gradients: float
+    guesses: Mapping[str, Guess] = dataclasses.field(default_factory=dict)
+    disagreements: tuple[str, ...] = ()
+    updates: str = ""
+
+    @property
+    def active(self) -> int:
+        """Active weights over all sparse leaves."""
+        return sum(leaf.active or 0 for leaf in self.leaves)
+
+    @property
+    def size(self) -> int:
+        """Weights in all sparse leaves, active or not."""
+        return sum(_size(leaf) for leaf in self.leaves if leaf.layer)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters in all leaves."""
+        return sum(map(_size, self.leaves))
+
+    @property
+    def mask_bytes(self) -> int:
+        """Memory that the masks will take, one byte a weight."""
+        return self.size
+
+    @property
+    def packed_mask_bytes(self) -> int:
+        """Memory that they will take with ``sparsify(..., packed=True)``."""
+        shapes = [leaf.leaf.shape for leaf in self.leaves if leaf.layer]
+        return sum(map(packed_bytes, shapes))
+
+    @property
+    def forward_flops(self) -> tuple[float, float]:
+        """FLOPs of the sparse and the dense network's forward pass, per example.
+
+        The first is NaN where masks keep the number of active weights to themselves.
+        """
+        sparse, dense = 0.0, 0
+        for leaf in self.leaves:
+            if leaf.layer or flops.is_multiplied(
+                leaf.path, leaf.leaf, leaf.axes, leaf.kind
+            ):
+                positions = flops.positions_of(leaf.path, self.positions)
+                dense += flops.forward_flops(_size(leaf), positions)
+                active = leaf.active if leaf.layer else _size(leaf)
+                sparse += (
+                    math.nan
+                    if active is None
+                    else flops.forward_flops(active, positions)
+                )
+        return sparse, dense
+
+    @property
+    def inference_flops(self) -> float:
+        """FLOPs of a forward pass in theory, as a fraction of the dense network's."""
+        return flops.inference_flops(*self.forward_flops)
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of a training step in theory, as a fraction of the dense network's."""
+        return flops.training_flops(
+            *self.forward_flops, dense_gradients=self.dense_gradients
+        )
+
+    def page(self) -> tables.Page:
+        """The table, and what stands below it."""
+        share = tables.percent(self.active / self.size if self.size else math.nan)
+        training = f"{tables.percent(self.training_flops)} for training" + (
+            f" with dense gradients in {tables.percent(self.dense_gradients)} of steps"
+            if self.dense_gradients
+            else ""
+        )
+        doubted = self.guesses
+        refuted = {p: own for p, own in doubted.items() if own.is_refuted}
+        uncertain = {p: own for p, own in doubted.items() if not own.is_refuted}
+        return tables.Page(
+            head=(
+                *("layer", "shape", "inputs", "outputs", "structure", "density"),
+                *("active", "why dense"),
+            ),
+            rows=tuple(_plan_row(leaf, leaf.path in doubted) for leaf in self.leaves),
+            styles=tuple("" if leaf.layer else "dim" for leaf in self.leaves),
+            notes=(
+                f"{self.active:,} of {self.size:,} weights active in sparse leaves "
+                f"({share}); {self.parameters - self.size:,} parameters dense, "
+                f"{self.parameters:,} in all.",
+                *_notes_on_kinds(self.leaves),
+                f"Masks take {tables.memory(self.mask_bytes)}, packed "
+                f"{tables.memory(self.packed_mask_bytes)}.",
+                *filter(None, [self.updates]),
+                flops.note(self.inference_flops, training, self.positions),
+                tables.SIMULATED,
+                *_notes_on_axes(uncertain),
+            ),
+            warnings=(*_warnings_of_axes(refuted), *self.disagreements),
+        )
+
+
+def plan(
+    params: Any,
+    topology: AnyTopology,
+    *,
+    positions: Mapping[str, int] | None = None,
+    dims: Dims = None,
+) -> Plan:
+    """What a topology will make sparse, how much, and why the rest is not.
+
+    For each sparse kernel it shows the sizes of the axes that a neuron sums over
+    (``inputs``) and of those that its neurons lie along (``outputs``); ``12 x`` stands
+    for a stack of 12 separate layers, and ``?`` marks axes that are a guess.
+
+    Args:
+      params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
+      topology: from ``static``, ``set_``, ``rigl`` or any other method. Where its
+        density moves, the plan is that of the end.
+      positions: for FLOPs, how often an example uses each weight of a leaf: a mapping
+        from globs over paths (the first match decides) to the number of output
+        positions, say ``{"Conv_0/*": 28 * 28}``. Shapes of weights do not tell it.
+        The default of 1 is exact for dense layers; where convolutions or tokens of
+        several kinds are beside them, it is not.
+      dims: what ``infer_dims`` has read off the model, to compare with: axes of the
+        topology that differ are warned of.
+
+    Returns:
+      A ``Plan``: print it before training, with ``rich.print`` for colours. FLOPs are
+      given for the time in which the topology changes.
+
+    Raises:
+      TypeError: if ``topology`` is not a topology, or ``positions`` not a mapping.
+      ValueError: where the topology does not fit the parameters; where ``positions``
+        matches no leaf, or is no positive integer.
+
+    References:
+      Evci et al., RigL, 2020 (arXiv 1911.11134): how FLOPs are counted.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> kernel = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+      >>> bias = jax.ShapeDtypeStruct((8,), jnp.float32)
+      >>> plan = so.plan({"kernel": kernel, "bias": bias}, so.static(0.75))
+      >>> print(plan)
+      layer   shape  inputs  outputs  density  active  why dense
+      bias    8                             -       -  fewer than two dimensions
+      kernel  4x8         4        8   25.00%       8
+      8 of 32 weights active in sparse leaves (25.00%); 8 parameters dense, 40 in all.
+      Masks take 32 bytes, packed 12 bytes.
+      FLOPs in theory, of the dense network's: 25.00% for inference, 25.00% for ...
+      Sparsity is simulated on dense arrays: parameters, moments and ...
+      >>> plan.training_flops
+      0.25
+    """
+    if not isinstance(topology, AnyTopology):
+        swapped = isinstance(params, AnyTopology)
+        raise TypeError(
+            "params and topology are swapped: call so.plan(params, topology)"
+            if swapped
+            else "topology must be a Topology, as so.static(0.9) makes it, got "
+            f"{described(topology)}: call so.plan(params, topology)"
+        )
+    leaves = tuple(topology.leaves(params))
+    by_path = {leaf.path: leaf.leaf for leaf in leaves}
+    told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
+    sparse = [leaf for leaf in leaves if leaf.layer]
+    flops.check_positions(positions, [leaf.path for leaf in leaves])
+    return Plan(
+        leaves=leaves,
+        positions=dict(positions or {}),
+        dense_gradients=topology.dense_gradients,
+        guesses=guesses(
+            topology.dims, [own.path for own in sparse if own.path not in told], by_path
+        ),
+        disagreements=() if dims is None else _disagreements(dims, sparse),
+        updates=topology.updates,
+    )
+
+
+def _size(leaf: LeafPlan) -> int:
+    return math.prod(leaf.leaf.shape)
+
+
+def _plan_row(leaf: LeafPlan, is_guess: bool) -> tuple[str, ...]:
+    shape = tables.shape(leaf.leaf.shape)
+    if leaf.layer is None:
+        return leaf.path, shape, "", "", "", "-", "-", leaf.why_dense
+    structure = "" if leaf.structure == Unstructured() else repr(leaf.structure)
+    named = leaf.path, shape, *_axes(leaf, is_guess), structure
+    if leaf.active is None:
+        return *named, "-", "-", leaf.note
+    density = tables.percent(leaf.active / _size(leaf))
+    return *named, density, f"{leaf.active:,}", leaf.note
+
+
+def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:
+    """The sizes of the inputs, those of a stack before them, and of the outputs."""
+    if leaf.axes is None:
+        return "", ""
+    batch, inputs, outputs = (
+        tables.shape(tuple(leaf.leaf.shape[axis] for axis in own)) if own else ""
+        for own in leaf.axes
+    )
+    stack = f"{batch} x " if batch else ""
+    return f"{stack}{inputs}", f"{outputs}?" if is_guess else outputs
+
+
+def _notes_on_kinds(leaves: Sequence[LeafPlan]) -> list[str]:
+    """How to make sparse what is dense by its kind, but for biases and scales."""
+    found = [
+        leaf.path
+        for leaf in leaves
+        if leaf.kind not in ("", BIAS, SCALE) and leaf.why_dense == leaf.kind
+    ]
+    return [
+        f"include={x!r}, or a glob, makes sparse what is not a kernel."
+        for x in found[:1]
+    ]
+
+
+def _notes_on_axes(uncertain: Mapping[str, Guess]) -> list[str]:
+    if not uncertain:
+        return []
+    return [
+        f"? marks axes that are a guess: {REMEDY}, which reads them off the model.",
+        *(f"? {line}." for line in by_reason(uncertain)),
+    ]
+
+
+def _warnings_of_axes(refuted: Mapping[str, Guess]) -> list[str]:
+    return [f"{line}; {REMEDY}." for line in by_reason(refuted)]
+
+
+def _says(dims: Dims, path: str, leaf: Any) -> bool:
+    return chosen_dims(dims, path, leaf)[0] is not None
+
+
+def _disagreements(dims: Dims, sparse: list[LeafPlan]) -> tuple[str, ...]:
+    found = []
+    for leaf in sparse:
+        if not _says(dims, leaf.path, leaf.leaf):
+            continue
+        axes = resolve_axes(dims, leaf.path, leaf.leaf)
+        if axes is not None and not same_axes(axes, leaf.axes, leaf.leaf.shape):
+            found.append(
+                f"{leaf.path}: the model sums over axes {axes.reduction} and has its "
+                f"neurons along {axes.output}, the topology takes "
+                f"{leaf.axes and leaf.axes.reduction} and "
+                f"{leaf.axes and leaf.axes.output}: give it these dims."
+            )
+    return tuple(found)

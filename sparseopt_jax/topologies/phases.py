@@ -1,0 +1,313 @@
+"""One topology after another: late starts, dense to sparse to moving to frozen."""
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from sparseopt_jax.arguments.checks import integer
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.topologies.schedules import FOREVER, told_updates
+from sparseopt_jax.topologies.topology import Topology, TopologyState
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+    """Topologies that follow one another; build it with ``phases``.
+
+    Attributes:
+      starts: first step of each phase.
+      topologies: the topology of each phase.
+    """
+
+    starts: tuple[int, ...]
+    topologies: tuple[Topology, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and checkpoints."""
+        return "phases"
+
+    @property
+    def dims(self) -> Dims:
+        """The axes of kernels, the same in all phases."""
+        return self.topologies[0].dims
+
+    @property
+    def moves(self) -> bool:
+        """True: at least where a phase begins, masks may change."""
+        return True
+
+    @property
+    def keeps_counts(self) -> bool:
+        """False: phases may differ in their numbers of active weights."""
+        return False
+
+    @property
+    def replaces_step(self) -> bool | None:
+        """Whether changes replace the gradient step; None where phases differ."""
+        kinds = {own.replaces_step for own in self.topologies if own.moves}
+        return kinds.pop() if len(kinds) == 1 else (None if kinds else False)
+
+    def replaces(self, count: Any) -> Any:
+        """Whether a change at step ``count`` replaces the gradient step."""
+        if self.replaces_step is not None:
+            return self.replaces_step
+        return self._of_phase(count, lambda own: own.replaces_step)
+
+    def due(self, count: Any) -> Any:
+        """Whether the masks change at step ``count``: as ``Topology.due``.
+
+        They do where the topology of the phase is due, and where a phase begins that
+        does not just keep them.
+        """
+        own = self._of_phase(count, lambda own: own.due(count))
+        begins = (
+            count == start
+            for start, own in zip(self.starts[1:], self.topologies[1:], strict=True)
+            if own.moves or not own.is_handed_on
+        )
+        return own | _any(begins)
+
+    def _of_phase(self, count: Any, of: Callable[[Topology], Any]) -> Any:
+        parts = [
+            (count >= start) & (count < end) & of(own)
+            for own, (start, end) in zip(self.topologies, self._spans(), strict=True)
+        ]
+        return _any(parts)
+
+    def _spans(self) -> list[tuple[int, int]]:
+        return list(itertools.pairwise((*self.starts, FOREVER)))
+
+    @property
+    def updates(self) -> str:
+        """How often the masks are updated: as ``Topology.updates``."""
+        numbers = []
+        for number, own in enumerate(self.topologies):
+            span = self._spans()[number]
+            steps = _steps_within(own, *span)
+            begins = number > 0 and (own.moves or not own.is_handed_on)
+            numbers.append(len(steps) + (begins and span[0] not in steps))
+        if getattr(self.topologies[-1].schedule, "stop", 0) == FOREVER:
+            return (
+                f"{told_updates(self.topologies[-1].schedule)[:-1]}, in the last phase."
+            )
+        return f"Masks are updated {sum(numbers):,} times, in {len(numbers)} phases."
+
+    @property
+    def dense_gradients(self) -> float:
+        """As ``Topology.dense_gradients``, in the phase that needs most."""
+        return max(own.dense_gradients for own in self.topologies)
+
+    def leaves(self, params: Any) -> list[LeafPlan]:
+        """What becomes of each leaf in the end: as ``Topology.leaves``."""
+        deciding = [own for own in self.topologies if not own.is_handed_on]
+        return deciding[-1].leaves(params)
+
+    def full_leaves(self, params: Any) -> frozenset[str]:
+        """Paths of the leaves that are full in all phases."""
+        return frozenset.intersection(
+            *(
+                own.full_leaves(params)
+                for own in self.topologies
+                if not (own.is_handed_on and own.keeps_counts)
+            )
+        )
+
+    def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
+        """The first phase's masks, and what all phases keep: as ``Topology.init``."""
+        masks, state = self.topologies[0].init(key, params)
+        sparse = {plan.path for plan in self.topologies[0].leaves(params) if plan.layer}
+        for number, own in enumerate(self.topologies[1:], 2):
+            if own.is_handed_on:
+                continue
+            theirs = {plan.path for plan in own.leaves(params) if plan.layer}
+            if theirs != sparse:
+                raise ValueError(
+                    "all phases must make the same leaves sparse; phase 1 and phase "
+                    f"{number} differ in {', '.join(sorted(theirs ^ sparse))}"
+                )
+        memory = tuple(own.no_memory(masks) for own in self.topologies)
+        return masks, state._replace(memory=memory)
+
+    def observe(self, count: Any, state: TopologyState, grads: Any) -> TopologyState:
+        """As ``Topology.observe``, for every phase."""
+        memory = tuple(
+            own.observe(count, state._replace(memory=memory), grads).memory
+            for own, memory in zip(self.topologies, state.memory, strict=True)
+        )
+        return state._replace(memory=memory)
+
+    def update(
+        self,
+        key: jax.Array,
+        count: jax.Array,
+        masks: Any,
+        state: TopologyState,
+        params: Any,
+        grads: Any,
+    ) -> tuple[Any, TopologyState]:
+        """Changes the masks once, by the topology of the phase.
+
+        Where a phase begins, masks of other numbers than its own are first brought to
+        them. As ``Topology.update`` otherwise.
+        """
+
+        def frozen(key, masks, state, params, grads):
+            del key, params, grads
+            turned, grown = jax.tree.map(jnp.zeros_like, (state.turned, state.grown))
+            return masks, state._replace(
+                updated_at=jnp.asarray(count, jnp.int32),
+                turned=turned,
+                grown=grown,
+                memory=(),
+            )
+
+        def of(index):
+            own = self.topologies[index]
+            if own.is_handed_on and not own.moves:
+                return frozen
+            # What neurons or layers have since shared out is not to be taken back.
+            adapts = own.keeps_counts or count == self.starts[index]
+
+            def update(key, masks, state, params, grads):
+                fraction = jnp.float32(0.0)
+                if own.schedule is not None:
+                    due = own.schedule.due(count)
+                    fraction = jnp.where(due, own.schedule.fraction(count), 0.0)
+                masks, new = own.update(
+                    *(key, count, masks, state._replace(memory=state.memory[index])),
+                    *(params, grads),
+                    fraction=fraction,
+                    adapts=adapts,
+                )
+                return masks, new._replace(memory=())
+
+            return update
+
+        branches = [of(i) for i in range(len(self.topologies))]
+        operands = (key, masks, state, params, grads)
+        if not isinstance(count, Tracer):
+            # Outside of jit a switch would compile anew at every call.
+            index = sum(int(count) >= start for start in self.starts[1:])
+            masks, new = branches[index](*operands)
+            return masks, new._replace(memory=state.memory)
+        index = sum(
+            (jnp.asarray(count >= start, jnp.int32) for start in self.starts[1:]),
+            jnp.int32(0),
+        )
+        masks, new = jax.lax.switch(index, branches, *operands)
+        return masks, new._replace(memory=state.memory)
+
+
+def phases(*parts: tuple[int, Topology]) -> Phases:
+    """One topology after another, the masks handed on.
+
+    Each phase begins at its step and keeps to its own schedule, whose steps count from
+    the beginning of training. Where its numbers of active weights differ from those
+    handed on, the first step of the phase brings the masks to them: by its drop score
+    downwards, by its grow score upwards. A topology with ``masks="kept"`` takes the
+    numbers as they are: ``static(masks="kept")`` freezes the masks.
+
+    Args:
+      *parts: pairs of a first step, from 0 ascending, and a topology.
+
+    Returns:
+      What ``sparsify`` takes as a topology.
+
+    Raises:
+      ValueError: if the steps do not ascend from 0, the first topology has masks to be
+        handed on, a later one has masks of its own, the phases name different axes, or
+        a phase ends before its topology has reached its density, or without an update.
+      TypeError: if a part is no such pair.
+
+    Examples:
+      Dense for 1,000 steps, then pruned gradually, moved by RigL, frozen at last:
+
+      >>> import sparseopt_jax as so
+      >>> topology = so.phases(
+      ...     (0, so.static(0.0)),
+      ...     (1000, so.gradual_magnitude(0.9, every=100, start=1000, stop=4000)),
+      ...     (4000, so.rigl(masks="kept", every=100, start=4100, stop=8000)),
+      ...     (8000, so.static(masks="kept")),
+      ... )
+      >>> topology.due(1000), topology.due(1050)
+      (True, False)
+    """
+    if not parts:
+        raise ValueError("phases need at least one pair of a step and a topology")
+    for part in parts:
+        if not (
+            isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], Topology)
+        ):
+            raise TypeError(
+                f"each phase must be a pair of its first step and a topology, got "
+                f"{part!r}"
+            )
+    starts = tuple(integer("a phase's first step", start) for start, _ in parts)
+    topologies = tuple(topology for _, topology in parts)
+    if starts[0] != 0 or any(a >= b for a, b in itertools.pairwise(starts)):
+        raise ValueError(f"phases must begin at 0 and ascend, got steps {starts}")
+    if topologies[0].is_handed_on:
+        raise ValueError(
+            'the first phase has no masks to keep: give it no masks="kept"'
+        )
+    for number, own in enumerate(topologies[1:], 2):
+        if own.masks is not None and not own.is_handed_on:
+            raise ValueError(
+                f"phase {number} cannot begin with masks of its own, only the first "
+                "can; give it a sparsity, or masks='kept'"
+            )
+    if any(own.dims != topologies[0].dims for own in topologies):
+        raise ValueError("all phases must have the same dims")
+    if any(own.track_explored != topologies[0].track_explored for own in topologies):
+        raise ValueError("all phases must have the same track_explored")
+    result = Phases(starts, topologies)
+    for number, (own, span) in enumerate(
+        zip(topologies, result._spans(), strict=True), 1
+    ):
+        _check_updates(number, own, *span)
+    return result
+
+
+def _check_updates(number: int, topology: Topology, begin: int, end: int) -> None:
+    """Raises where the end of a phase cuts off what its topology is there for."""
+    schedule = topology.schedule
+    if schedule is None:
+        return
+    steps = schedule.steps
+    if topology.density is not None:
+        if steps[-1] >= end:
+            raise ValueError(
+                f"phase {number} ({topology.name}) reaches its sparsity with the "
+                f"update at step {steps[-1]}, but the next phase begins at {end}: let "
+                f"that begin at {steps[-1] + 1} or later, or lower stop"
+            )
+    elif not _steps_within(topology, begin, end):
+        raise ValueError(
+            f"phase {number} ({topology.name}), from step {begin} to {end}, never "
+            f"updates its masks: its updates are at steps {steps[0]} to {steps[-1]} "
+            f"({schedule}); move start and stop into the phase, which count from the "
+            "beginning of training"
+        )
+
+
+def _steps_within(topology: Topology, begin: int, end: int) -> Sequence[int]:
+    """The steps of a phase at which its topology is due."""
+    if topology.schedule is None:
+        return ()
+    steps = topology.schedule.steps
+    return steps[bisect.bisect_left(steps, begin) : bisect.bisect_left(steps, end)]
+
+
+def _any(flags: Any) -> Any:
+    found = False
+    for flag in flags:
+        found = found | flag
+    return found

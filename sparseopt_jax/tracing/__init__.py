@@ -1,0 +1,1 @@
+"""Reading jaxprs and the closures of optax transformations."""

@@ -1,0 +1,87 @@
+"""The axes of every kernel, read off the model that multiplies with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sparseopt_jax.layers.neuron_dims import InferredDims
+from sparseopt_jax.tracing.kernel_axes import AxesReader, Known
+from sparseopt_jax.tracing.kernel_trace import candidates
+
+
+def infer_dims(
+    apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any
+) -> InferredDims:
+    """Reads off a model which axes of each kernel its neurons sum over.
+
+    The model is traced, and wherever a kernel, but for its arrangement, is an operand
+    of a matrix product or a convolution, what is contracted are the inputs of its
+    neurons; what the other operand has as well, or a loop goes along, is a stack of
+    separate layers. So it holds for any module library: attention, experts, scanned and
+    vmapped layers, kernels that are transposed, normalised, or used several times.
+
+    Args:
+      apply_fn: ``apply_fn(variables, *args, **kwargs)`` evaluates the model, as
+        ``model.apply`` does in linen and ``lambda state, x: nnx.merge(graphdef,
+        state)(x)`` in nnx.
+      variables: all variables. If there is a collection ``"params"`` at the top, the
+        paths leave out its name, and other collections hold no kernels.
+      *args: the inputs of one call. Of these and of the variables only shapes and types
+        are read: ``jax.ShapeDtypeStruct`` will do for any array.
+      **kwargs: further arguments; what is no array is passed as it is.
+
+    Returns:
+      A mapping from kernel paths to ``NeuronDims``, which ``dims=`` takes everywhere.
+      Kernels that it leaves open follow the convention; ``undecided`` has the reasons.
+
+    Raises:
+      ValueError: if ``variables`` hold no arrays, or no kernel multiplies anything.
+
+    Examples:
+      >>> import flax.linen as nn
+      >>> import jax, jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> model = nn.MultiHeadDotProductAttention(4)
+      >>> x = jax.ShapeDtypeStruct((1, 8, 64), jnp.float32)
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), x)
+      >>> dims = so.infer_dims(model.apply, variables, x)
+      >>> dims["query/kernel"]
+      NeuronDims(reduction_axis=(0,), output_axis=(1, 2))
+      >>> topology = so.static(0.9, dims=dims)
+    """
+    leaves, structure = jax.tree.flatten((variables, args, kwargs))
+    is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+
+    def evaluate(arrays: list[Any]) -> Any:
+        following = iter(arrays)
+        given = [
+            next(following) if array else leaf
+            for leaf, array in zip(leaves, is_array, strict=True)
+        ]
+        variables, args, kwargs = jax.tree.unflatten(structure, given)
+        outputs = jax.tree.leaves(apply_fn(variables, *args, **kwargs))
+        # What is returned beside arrays, a model for instance, decides nothing here.
+        return [x for x in outputs if hasattr(x, "shape") and hasattr(x, "dtype")]
+
+    layouts = candidates(variables)
+    layouts += [None] * (len(leaves) - len(layouts))
+    first_input = len(jax.tree.leaves(variables))
+    taken = [index for index, array in enumerate(is_array) if array]
+    jaxpr = jax.make_jaxpr(evaluate)([leaves[index] for index in taken])
+    values = [Known(leaves[i].shape, is_data=i >= first_input) for i in taken]
+    kernels = [layout.path for layout in layouts if layout]
+    reader = AxesReader()
+    axes = reader.read(jaxpr, values, [layouts[index] for index in taken])
+    reasons = reader.trouble | reader.conflicts
+    undecided = {
+        path: reasons.get(path, "not used by apply_fn")
+        for path in kernels
+        if path not in axes
+    }
+    if not axes:
+        listed = "; ".join(f"{path}: {why}" for path, why in undecided.items())
+        raise ValueError(f"no kernel multiplies any inputs ({listed})")
+    return InferredDims(
+        {path: axes[path] for path in kernels if path in axes}, undecided
+    )

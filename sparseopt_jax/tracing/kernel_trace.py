@@ -1,0 +1,280 @@
+"""Follows kernels through a model, equation by equation.
+
+Beside each value that is a kernel in some arrangement goes its layout; where such a
+value is an operand of a matrix product or a convolution, the other operand holds the
+kernel's inputs. What becomes of the values themselves is for the subclasses to say:
+they are computed for statistics of inputs, and not for the axes alone.
+"""
+
+import abc
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core
+
+from sparseopt_jax.layers.eligibility import Where, kinds_by_path
+from sparseopt_jax.layers.leaf_kinds import NOT_MULTIPLIED
+from sparseopt_jax.tracing.jaxprs import called_jaxpr, held_jaxprs, open_jaxpr, ranks
+from sparseopt_jax.tracing.kernel_layout import Layout, Use, use_of
+from sparseopt_jax.tracing.operand_rows import Rows, convolution_rows, product_rows
+from sparseopt_jax.trees import paths
+
+# Equations that do nothing but call a jaxpr, as far as values are concerned.
+_CALLS = {
+    "checkpoint",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "jit",
+    "pjit",
+    "remat",
+    "remat2",
+}
+# Equations that leave the arrangement of numbers as it is, one result per operand.
+_KEEPS = {
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "device_put",
+    "mesh_cast",
+    "name",
+    "optimization_barrier",
+    "pvary",
+    "reduce_precision",
+    "reshard",
+    "sharding_constraint",
+}
+
+
+class KernelReader(abc.ABC):
+    """Follows kernels through a jaxpr.
+
+    Attributes:
+      uses: kernel -> what its multiplications do with its axes.
+      trouble: kernel -> the first thing that ended its being followed.
+    """
+
+    def __init__(self):
+        self.uses: dict[str, Use] = {}
+        self.trouble: dict[str, str] = {}
+
+    @abc.abstractmethod
+    def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
+        """The results of an equation that holds no kernels, or ends their way."""
+
+    @abc.abstractmethod
+    def loop(
+        self,
+        eqn: core.JaxprEqn,
+        values: list[Any],
+        layouts: list[Layout | None],
+        found: Any,
+    ) -> Sequence[Any]:
+        """The results of a scan that kernels go into."""
+
+    @abc.abstractmethod
+    def multiplied(
+        self, layout: Layout, use: Use, rows: Rows, inputs: Any, found: Any
+    ) -> None:
+        """Takes note of a multiplication of a kernel with inputs."""
+
+    @abc.abstractmethod
+    def lost(self, layout: Layout, reason: str, is_incomplete: bool) -> None:
+        """Takes note of what ends a kernel's way.
+
+        Args:
+          layout: the kernel's.
+          reason: what ends it.
+          is_incomplete: whether there are inputs that cannot be seen.
+        """
+
+    def further(
+        self,
+        eqn: core.JaxprEqn,
+        values: list[Any],
+        layouts: list[Layout | None],
+        found: Any,
+    ) -> Sequence[Layout | None] | None:
+        """Layouts of the results of what only some readers can follow, or None."""
+        return None
+
+    def run(
+        self,
+        jaxpr: core.Jaxpr,
+        consts: Sequence[Any],
+        values: Sequence[Any],
+        layouts: Sequence[Layout | None],
+        found: Any,
+    ) -> tuple[list[Any], list[Layout | None]]:
+        """The results of a jaxpr, and the layouts of those that are kernels."""
+        known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        known.update(zip(jaxpr.invars, values, strict=True))
+        placed: dict[Any, Layout | None] = dict(zip(jaxpr.invars, layouts, strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else known[atom]
+
+        def layout_of(atom: Any) -> Layout | None:
+            return None if isinstance(atom, core.Literal) else placed.get(atom)
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            own = [layout_of(atom) for atom in eqn.invars]
+            outputs, after = self._equation(eqn, operands, own, found)
+            known.update(zip(eqn.outvars, outputs, strict=True))
+            placed.update(zip(eqn.outvars, after, strict=False))
+        return (
+            [read(atom) for atom in jaxpr.outvars],
+            [layout_of(atom) for atom in jaxpr.outvars],
+        )
+
+    def _equation(
+        self,
+        eqn: core.JaxprEqn,
+        values: list[Any],
+        layouts: list[Layout | None],
+        found: Any,
+    ) -> tuple[Sequence[Any], Sequence[Layout | None]]:
+        name = eqn.primitive.name
+        if not any(layouts):
+            return self.results(eqn, values), ()
+        if name == "scan":
+            return self.loop(eqn, values, layouts, found), ()
+        if name in _CALLS and (body := called_jaxpr(eqn)) is not None:
+            consts = getattr(body, "consts", ())
+            return self.run(open_jaxpr(body), consts, values, layouts, found)
+        if name in ("dot_general", "conv_general_dilated"):
+            self._multiplication(eqn, values, layouts, found)
+            return self.results(eqn, values), ()
+        moved = self.further(eqn, values, layouts, found)
+        if moved is None:
+            moved = self._arrangement(eqn, layouts)
+        return self.results(eqn, values), moved
+
+    def _arrangement(
+        self, eqn: core.JaxprEqn, layouts: list[Layout | None]
+    ) -> Sequence[Layout | None]:
+        name, layout = eqn.primitive.name, layouts[0]
+        if name in _KEEPS and len(layouts) == len(eqn.outvars):
+            return layouts
+        shape = getattr(eqn.outvars[0].aval, "shape", ())
+        moved = None
+        if layout and name == "transpose":
+            moved = layout.transpose(eqn.params["permutation"])
+        elif layout and name == "broadcast_in_dim":
+            moved = layout.broadcast(shape, eqn.params["broadcast_dimensions"])
+        elif layout and name in ("reshape", "squeeze", "expand_dims"):
+            order = eqn.params.get("dimensions") if name == "reshape" else None
+            moved = (layout.transpose(order) if order else layout).reshape(shape)
+        if moved is not None:
+            return [moved]
+        hides = bool(held_jaxprs(eqn)) or name in ("cond", "while")
+        for layout in filter(None, layouts):
+            verb = "goes into" if hides else "passes through"
+            self.lost(layout, f"{verb} {name}", hides)
+        return ()
+
+    def _multiplication(
+        self,
+        eqn: core.JaxprEqn,
+        values: list[Any],
+        layouts: list[Layout | None],
+        found: Any,
+    ):
+        side = 0 if layouts[0] else 1
+        layout = layouts[side]
+        assert layout is not None
+        if all(layouts):
+            for own in filter(None, layouts):
+                self.lost(own, "multiplied with another kernel", True)
+            return
+        inputs = values[1 - side]
+        if eqn.primitive.name == "dot_general":
+            rows = product_rows(eqn, inputs, layout, side)
+        elif side == 0:
+            rows = "the left operand of a convolution"
+        else:
+            rows = convolution_rows(eqn, inputs, layout)
+        use = rows if isinstance(rows, str) else use_of(layout, rows.lead, rows.summed)
+        if isinstance(use, str):
+            self.lost(layout, use, True)
+        else:
+            assert not isinstance(rows, str)
+            self.multiplied(layout, use, rows, inputs, found)
+
+
+def loop_operands(
+    reader: KernelReader, eqn: core.JaxprEqn, layouts: Sequence[Layout | None]
+) -> tuple[list[Layout | None], int, int]:
+    """What the body of a scan takes of the kernels that go into it.
+
+    Args:
+      reader: is told of kernels that a loop changes.
+      eqn: the scan.
+      layouts: those of its operands.
+
+    Returns:
+      The layouts of the body's inputs, and how many of these are constants and carried.
+    """
+    body = eqn.params["jaxpr"]
+    # The body's inputs are constants, carry and slices, its outputs carry and
+    # slices. A slice has one axis less than what it is cut from.
+    inside, outside = ranks(body.jaxpr.invars), ranks(eqn.invars)
+    slices = sum(map(operator.lt, inside, outside))
+    carried = sum(map(operator.eq, ranks(body.jaxpr.outvars), ranks(eqn.outvars)))
+    constants = len(layouts) - carried - slices
+    own: list[Layout | None] = []
+    for index, layout in enumerate(layouts):
+        if layout is None:
+            own.append(None)
+        elif index < constants:
+            own.append(layout.constant_in_loop())
+        elif index >= constants + carried:
+            own.append(layout.slice_in_loop())
+        else:
+            own.append(None)
+            reader.lost(layout, "changes from step to step of a loop", True)
+    return own, constants, carried
+
+
+def candidates(variables: Any, where: Where | None = None) -> list[Layout | None]:
+    """What may be a kernel among the leaves of a model's variables.
+
+    Args:
+      variables: all variables. If there is a collection ``"params"`` at the top, the
+        layouts' paths leave out its name, and other collections hold no kernels.
+      where: ``where(path, leaf) -> bool``; False leaves a kernel out.
+
+    Returns:
+      For every leaf its layout, or None.
+
+    Raises:
+      ValueError: if there are no arrays.
+    """
+    has_collections = isinstance(variables, Mapping) and "params" in variables
+    found: list[Layout | None] = []
+    kinds = kinds_by_path(variables)
+    for path, leaf in paths.flatten_with_paths(variables):
+        if paths.is_hole(leaf):
+            continue
+        shape = tuple(getattr(leaf, "shape", ()))
+        name = path.partition("/")[2] if has_collections else path
+        is_kernel = (
+            len(shape) >= 2
+            # Biases of stacked layers have two axes or more, but multiply nothing.
+            and kinds[path] not in NOT_MULTIPLIED
+            and jnp.issubdtype(leaf.dtype, jnp.floating)
+            and (path.startswith("params/") or not has_collections)
+            and (where is None or where(name, leaf))
+        )
+        found.append(Layout.of(name, shape) if is_kernel else None)
+    if not found:
+        raise ValueError(
+            f"variables must hold the model's arrays, got {variables!r}: pass what "
+            "model.init or nnx.state(model) returns"
+        )
+    return found

@@ -1,0 +1,93 @@
+"""Where each library keeps the running statistics of Batch Normalization."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from sparseopt_jax.trees import paths
+
+# Below the path of the normalisation: the mean, and the variance beside it.
+_FLAX = ("mean", "var")
+_HAIKU = ("~/mean_ema/average", "~/var_ema/average")
+# In an Equinox `State` they are the two parts of one entry, without names.
+_EQUINOX = ("0", "1")
+
+
+class RunningStatistics(NamedTuple):
+    """The statistics of one normalisation.
+
+    Attributes:
+      norm: path of the normalisation.
+      mean: path of its running mean.
+      variance: path of its running variance.
+    """
+
+    norm: str
+    mean: str
+    variance: str
+
+
+def find_statistics(variables: Any) -> list[RunningStatistics]:
+    """The running statistics in the variables of a Flax, Haiku or Equinox model.
+
+    Args:
+      variables: any pytree.
+
+    Returns:
+      One entry for each normalisation.
+    """
+    shapes = {
+        path: getattr(leaf, "shape", ())
+        for path, leaf in paths.leaves_by_path(variables).items()
+    }
+    found = [*_named(shapes, *_FLAX), *_named(shapes, *_HAIKU)]
+    for state in _equinox_states(variables):
+        below = [path for path in shapes if path.startswith(state)]
+        # Other layers keep things in pairs, too: statistics are vectors of one size.
+        found += [
+            own
+            for own in _named(below, *_EQUINOX)
+            if len(shapes[own.mean]) == 1 and shapes[own.mean] == shapes[own.variance]
+        ]
+    return found
+
+
+def variance_of(statistics: dict[str, jax.Array], norm: str) -> jax.Array | None:
+    """The running variance of a normalisation, None if there is none.
+
+    Args:
+      statistics: arrays by path.
+      norm: path of the normalisation, as ``RunningStatistics`` has it.
+
+    Returns:
+      The array.
+    """
+    for _, name in (_FLAX, _HAIKU, _EQUINOX):
+        path = f"{norm}/{name}" if norm else name
+        if path in statistics:
+            return statistics[path]
+    return None
+
+
+def _named(known: Iterable[str], mean: str, variance: str) -> list[RunningStatistics]:
+    known = set(known)
+    found = []
+    for path in sorted(known):
+        norm = path.removesuffix(mean)
+        if path.endswith(mean) and (not norm or norm.endswith("/")):
+            beside = norm + variance
+            if beside in known:
+                found.append(RunningStatistics(norm.rstrip("/"), path, beside))
+    return found
+
+
+def _equinox_states(variables: Any) -> list[str]:
+    """The paths before the entries of every ``equinox.nn.State``."""
+
+    def is_state(x):
+        return type(x).__name__ == "State" and type(x).__module__.startswith("equinox")
+
+    leaves = paths.leaves_with_path(variables, is_leaf=is_state)
+    found = [paths.path_string(key_path) for key_path, x in leaves if is_state(x)]
+    return [f"{path}/" if path else "" for path in found]

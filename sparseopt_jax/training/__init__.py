@@ -1,0 +1,1 @@
+"""Train steps and initial weights."""

@@ -1,0 +1,89 @@
+"""Initial weights that take the fan-in of every sparse neuron into account."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.arguments.checks import number
+from sparseopt_jax.arrays.sharding_types import explicit_sharding
+from sparseopt_jax.layers.neurons import Dims, fan_in, one_neuron, resolve_axes
+from sparseopt_jax.masks.state import (
+    check_order,
+    find_states,
+    get_masks,
+    map_masked_with_path,
+)
+from sparseopt_jax.trees.leaf_keys import leaf_key
+from sparseopt_jax.trees.prng_keys import typed_key
+
+
+def sparse_init(
+    params: Any,
+    masks: Any,
+    key: jax.typing.ArrayLike,
+    *,
+    scale: float = 2.0,
+    dims: Dims = None,
+) -> Any:
+    """Draws the active weights of each neuron from N(0, scale / its own fan-in).
+
+    Dense initialisations, divided by the number of all inputs, leave a sparse neuron
+    with too small a signal; here every neuron's output has the variance that it would
+    have in a dense network. Dense leaves stay as they are.
+
+    Args:
+      params: any pytree of arrays.
+      masks: a tree of masks, or an optimizer state that holds masks.
+      key: seed or PRNG key, as in ``sparsify``. Every leaf draws by its own path, so
+        that the numbers do not depend on the rest of the tree or on the mesh.
+      scale: variance times fan-in: 2 for networks with ReLU, 1 for linear ones.
+      dims: the axes of kernels that do not follow the Flax convention, as given to the
+        topology.
+
+    Returns:
+      A tree like ``params``, exactly zero at inactive weights; a neuron without inputs
+      has none.
+
+    Raises:
+      ValueError: if there are no masks, or ``scale`` is not above 0.
+
+    Note:
+      SparseOpt presumes that weights of a neuron have the same variance however many
+      there are, so that a sparse neuron's variance is small and its gradient amplified.
+      With this initialisation that is not so at first: the amplification is about 1
+      (1.03 against 3.23 at 90 % with dense initialisation, in a layer of 128 neurons),
+      and the correction from fan-ins over-corrects. ``scale_by_batch_variance``, which
+      measures variances, does not.
+
+    References:
+      Evci et al., Gradient flow in sparse neural networks and how lottery tickets win,
+      2022 (arXiv 2010.03533).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> mask = jnp.array([[True, False], [True, True]])
+      >>> params, masks = {"k": jnp.ones((2, 2))}, {"k": mask}
+      >>> params = so.sparse_init(params, masks, jax.random.key(0))
+      >>> float(params["k"][0, 1])
+      0.0
+    """
+    if not number("scale", scale, 0):
+        raise ValueError(f"scale must be above 0, got {scale}")
+    check_order("sparse_init(params, opt_state, key)", params, masks)
+    key = typed_key(key)
+    if find_states(masks):
+        masks = get_masks(masks)
+    if not jax.tree.leaves(masks):
+        raise ValueError("masks hold no bool array: nothing is sparse")
+
+    def at_leaf(path, mask, param):
+        axes = resolve_axes(dims, path, mask) or one_neuron(mask)
+        draw = jax.random.normal(
+            leaf_key(key, path), mask.shape, out_sharding=explicit_sharding(mask)
+        )
+        deviation = jnp.sqrt(scale / jnp.maximum(fan_in(mask, axes), 1))
+        return jnp.where(mask, draw * deviation, 0).astype(param.dtype)
+
+    return map_masked_with_path(at_leaf, masks, params)

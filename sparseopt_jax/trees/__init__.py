@@ -1,0 +1,1 @@
+"""Any pytree of parameters: canonical paths, boxes, keys by name."""

@@ -1,0 +1,71 @@
+"""Updates of which only the gradients, the state or the parameters are boxed."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.boxes import has_boxes, is_box, unbox_tree, unboxed
+
+
+def with_evened_boxes(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """``tx`` with an ``update`` that takes trees of which only some are boxed.
+
+    Users unbox parameters, gradients or a whole training state, before or after
+    ``init``, and optax maps over all of them together.
+    """
+    return optax.GradientTransformationExtraArgs(tx.init, evened(tx.update))
+
+
+def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """``update(grads, state, params)`` without boxes where only some trees have them.
+
+    Args:
+      update: returns a tree like the parameters, and the new state.
+
+    Returns:
+      The function. Where all trees are boxed, or none is, it is ``update``; elsewhere
+      its first result has the boxes of the parameters, so that ``optax.apply_updates``
+      takes it, and the new state those of the old one.
+    """
+
+    @functools.wraps(update)
+    def evened_update(grads, state, params=None, **extra_args):
+        if params is None or _agree(grads, state, params):
+            return update(grads, state, params, **extra_args)
+        plain = unbox_tree((grads, state, params))
+        like_params, new_state = update(*plain, **extra_args)
+        return _reboxed(params, like_params), _reboxed(state, new_state)
+
+    return evened_update
+
+
+def _agree(grads: Any, state: Any, params: Any) -> bool:
+    """Whether what has a parameter's place and shape is boxed as the parameter is."""
+    if not any(map(has_boxes, (grads, state, params))):
+        return True
+    by_parts = {
+        parts: (getattr(unboxed(leaf), "shape", None), is_box(leaf))
+        for parts, leaf in _leaves_with_parts(params)
+    }
+
+    def agrees(parts, leaf):
+        shape, boxed = paths.longest_ending(parts, by_parts) or (None, False)
+        same = shape is not None and getattr(unboxed(leaf), "shape", None) == shape
+        return not same or is_box(leaf) == boxed
+
+    return all(agrees(*own) for own in _leaves_with_parts((grads, state)))
+
+
+def _leaves_with_parts(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    leaves = paths.leaves_with_path(tree, is_leaf=is_box)
+    return [(paths.path_parts(key_path), leaf) for key_path, leaf in leaves]
+
+
+def _reboxed(like: Any, tree: Any) -> Any:
+    return jax.tree.structure(like).unflatten(jax.tree.leaves(tree))

@@ -1,0 +1,261 @@
+"""Canonical paths: where a leaf stands in any pytree, as one string."""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from sparseopt_jax.trees.boxes import boxed_like, is_box, is_wrapper, unboxed
+
+KeyPath = tuple[Any, ...]
+
+
+def is_hole(x: Any) -> bool:
+    """Whether ``x`` is the ``optax.MaskedNode`` that stands for a left-out leaf."""
+    return isinstance(x, optax.MaskedNode)
+
+
+def _is_leaf(x: Any) -> bool:
+    return is_hole(x) or is_box(x)
+
+
+def leaves_with_path(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[KeyPath, Any]]:
+    """``jax.tree_util.tree_leaves_with_path``, boxes left out of the key paths.
+
+    What is a box is told by its class, so that a field of the name ``value`` in
+    anybody's own class keeps its place in the path.
+
+    Args:
+      tree: any pytree.
+      is_leaf: as in JAX; boxes are looked into unless it stops at them.
+
+    Returns:
+      Key path and leaf, in tree order.
+    """
+
+    def is_given(x: Any) -> bool:
+        return is_leaf is not None and is_leaf(x)
+
+    found = []
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: is_wrapper(x) or is_given(x)
+    ):
+        if is_wrapper(leaf) and not is_given(leaf):
+            found += [(key_path + own, x) for own, x in _inside(leaf, is_leaf)]
+        else:
+            found.append((key_path, leaf))
+    return found
+
+
+def _inside(box: Any, is_leaf: Callable[[Any], bool] | None) -> list:
+    children = jax.tree_util.tree_leaves_with_path(box, is_leaf=lambda x: x is not box)
+    if children and children[0][1] is box:  # of a class that JAX does not know
+        return [((), unboxed(box))]
+    return [
+        # The only attribute names the box, one of several names a place.
+        ((key_path if len(children) > 1 else ()) + own, leaf)
+        for key_path, child in children
+        for own, leaf in leaves_with_path(child, is_leaf)
+    ]
+
+
+def path_parts(key_path: KeyPath) -> tuple[str, ...]:
+    """The parts of a key path as plain strings.
+
+    Args:
+      key_path: as ``leaves_with_path`` gives it.
+
+    Returns:
+      One string for each dictionary key, attribute or index on the way; more for a key
+      with slashes, as Haiku has them.
+    """
+    parts: list[str] = []
+    for entry in key_path:
+        if isinstance(entry, jax.tree_util.GetAttrKey):
+            parts.append(entry.name)
+        elif isinstance(entry, jax.tree_util.SequenceKey):
+            parts.append(str(entry.idx))
+        elif isinstance(
+            entry, (jax.tree_util.DictKey, jax.tree_util.FlattenedIndexKey)
+        ):
+            parts.extend(str(entry.key).split("/"))
+        else:
+            parts.append(str(entry))
+    return tuple(parts)
+
+
+def path_string(key_path: KeyPath) -> str:
+    """A leaf's path as one string, the same for linen, nnx and any pytree.
+
+    >>> tree = {"Block_0": {"Conv_0": {"kernel": 1.0}}}
+    >>> [(key_path, _)] = leaves_with_path(tree)
+    >>> path_string(key_path)
+    'Block_0/Conv_0/kernel'
+    """
+    return "/".join(path_parts(key_path))
+
+
+def unique_paths(key_paths: Iterable[KeyPath]) -> list[str]:
+    """The paths as strings, each of which names one leaf only.
+
+    Args:
+      key_paths: of all leaves of a tree, as ``leaves_with_path`` gives them.
+
+    Returns:
+      The paths, in the same order.
+
+    Raises:
+      ValueError: with a path that two leaves have, and how each is reached.
+    """
+    key_paths = list(key_paths)
+    paths = [path_string(key_path) for key_path in key_paths]
+    if len(set(paths)) < len(paths):
+        first: dict[str, KeyPath] = {}
+        for path, key_path in zip(paths, key_paths, strict=True):
+            if path in first:
+                one, other = map(jax.tree_util.keystr, (first[path], key_path))
+                raise ValueError(
+                    f"the path {path!r} is that of two leaves, {one} and {other}: "
+                    "leaves are told apart by their paths, so rename one of the keys"
+                )
+            first[path] = key_path
+    return paths
+
+
+def flatten_with_paths(
+    tree: Any, is_leaf: Callable[[Any], bool] = is_hole
+) -> list[tuple[str, Any]]:
+    """The leaves of ``tree`` in tree order, each behind its canonical path.
+
+    ``optax.MaskedNode`` holes count as leaves, and boxes show neither in the paths nor
+    in the leaves, so that every tree built for the same parameters gives the same list
+    of paths.
+
+    Raises:
+      ValueError: if two leaves have the same path.
+    """
+    leaves = leaves_with_path(tree, is_leaf)
+    paths = unique_paths(key_path for key_path, _ in leaves)
+    return [(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)]
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of ``tree`` by their canonical paths, in tree order, without holes."""
+    return {path: x for path, x in flatten_with_paths(tree) if not is_hole(x)}
+
+
+def modules_by_path(tree: Any) -> dict[str, type]:
+    """The class of the node that holds each leaf, by the leaf's path."""
+
+    def walk(structure: Any, holder: type) -> list[type]:
+        data = structure.node_data()
+        if data is None:
+            return [holder] * structure.num_leaves
+        return [own for child in structure.children() for own in walk(child, data[0])]
+
+    holders = walk(jax.tree.structure(tree, is_leaf=_is_leaf), object)
+    found = zip(flatten_with_paths(tree), holders, strict=True)
+    return {path: holder for (path, _), holder in found}
+
+
+def map_with_key_paths(
+    function: Callable[..., Any],
+    tree: Any,
+    *rest: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """``jax.tree_util.tree_map_with_path``, boxes left out of the key paths."""
+    key_paths = [key_path for key_path, _ in leaves_with_path(tree, is_leaf)]
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
+    others = [structure.flatten_up_to(other) for other in rest]
+    return structure.unflatten(map(function, key_paths, leaves, *others))
+
+
+def map_with_paths(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Maps ``function(path, leaf, *others)`` over ``tree``; holes count as leaves.
+
+    Args:
+      function: called with a canonical path and the leaves that stand there, boxes
+        taken off.
+      tree: the tree that decides the structure.
+      *rest: trees that have the structure of ``tree``, boxed or not, or subtrees at its
+        leaves.
+
+    Returns:
+      The tree of the results. A result of the shape of a boxed leaf takes its place in
+      the box; one of another shape has none, since a box names the axes of its content.
+
+    Raises:
+      ValueError: if two leaves have the same path.
+    """
+
+    def at_leaf(path, leaf, *others):
+        leaves = (unboxed(leaf), *map(unboxed, others))
+        return boxed_like(leaf, function(path, *leaves))
+
+    paths = [path for path, _ in flatten_with_paths(tree)]
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_leaf)
+    others = [structure.flatten_up_to(other) for other in rest]
+    return structure.unflatten(map(at_leaf, paths, leaves, *others))
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a glob over paths names this path (``*`` crosses ``/``).
+
+    >>> matches("Block_0/Conv_0/kernel", "Block_*/kernel")
+    True
+    """
+    return fnmatch.fnmatchcase(path, pattern)
+
+
+def check_patterns(
+    patterns: Iterable[str], known_paths: Iterable[str], argument: str
+) -> None:
+    """Raises if a pattern names none of the known paths.
+
+    Args:
+      patterns: globs over paths.
+      known_paths: the paths that they may name.
+      argument: what the patterns belong to, for the message.
+
+    Raises:
+      ValueError: with the pattern and the paths that there are.
+    """
+    known = list(known_paths)
+    for pattern in patterns:
+        if not any(matches(path, pattern) for path in known):
+            raise ValueError(
+                f"{argument}: the pattern {pattern!r} matches no leaf; "
+                f"the paths are {', '.join(known) or '(none)'}"
+            )
+
+
+def first_match(path: str, patterns: Mapping[str, Any]) -> Any:
+    """The value of the first pattern that names ``path``, or None.
+
+    >>> first_match("head/kernel", {"head/*": 0.5, "*": 0.9})
+    0.5
+    """
+    for pattern, value in patterns.items():
+        if matches(path, pattern):
+            return value
+    return None
+
+
+def longest_ending(parts: tuple[str, ...], by_parts: Mapping[tuple, Any]) -> Any:
+    """The value of the longest ending of a path that is in the mapping, or None.
+
+    How what an optimizer keeps is told to belong to a parameter: its path ends in the
+    parameter's, and ``a/kernel`` is not mistaken for a top-level ``kernel``.
+
+    >>> longest_ending(("0", "mu", "a", "kernel"), {("kernel",): 1, ("a", "kernel"): 2})
+    2
+    """
+    for start in range(len(parts) + 1):
+        if parts[start:] in by_parts:
+            return by_parts[parts[start:]]
+    return None

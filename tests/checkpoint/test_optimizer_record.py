@@ -1,0 +1,380 @@
+"""A checkpoint of another optimizer is told, as far as functions can be read."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+import sparseopt_jax as so
+from sparseopt_jax.checkpoint import Checkpoints
+from sparseopt_jax.checkpoint.described import describe, same
+from sparseopt_jax.checkpoint.optimizer_record import (
+    describe_optimizer,
+    optimizer_differences,
+)
+from sparseopt_jax.checkpoint.record import describe_topology
+from tests.helpers.together import ROOT
+
+TOPOLOGY = so.rigl(0.5, every=2, stop=100)
+PARAMS = {"a": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+
+
+def around(inner, **options):
+    return so.sparsify(inner, TOPOLOGY, **options)
+
+
+def decayed(mask):
+    return around(optax.chain(optax.add_decayed_weights(0.1, mask), optax.sgd(0.1)))
+
+
+def scheduled(schedule):
+    return around(optax.sgd(schedule))
+
+
+def clipped(limit, axis=None):
+    """A transformation of one's own."""
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda x: jnp.clip(x, -limit, limit), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def kernels(params, *, names=("kernel",)):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(name in str(path) for name in names), params
+    )
+
+
+# Two optimizers whose states have the same shapes, and what tells them apart.
+PAIRS = {
+    "the correction": (
+        so.sparse_sgd(0.1, TOPOLOGY, momentum=0.9, sparseopt=True),
+        so.sparse_sgd(0.1, TOPOLOGY, momentum=0.9, sparseopt=False),
+        "optimizer: sparsify(scale_by_sparseopt > ",
+    ),
+    "nadam": (
+        around(optax.adam(0.1)),
+        around(optax.nadam(0.1)),
+        "optimizer, scale_by_adam.nesterov: False in the checkpoint, True in this run",
+    ),
+    "sign_sgd": (around(optax.sgd(0.1)), around(optax.sign_sgd(0.1)), "scale_by_sign"),
+    "the learning rate": (
+        around(optax.sgd(0.1)),
+        around(optax.sgd(0.2)),
+        "optimizer, scale.step_size: -0.1 in the checkpoint, -0.2 in this run",
+    ),
+    "momentum": (
+        around(optax.sgd(0.1, momentum=0.9)),
+        around(optax.sgd(0.1, momentum=0.8)),
+        "optimizer, trace.decay: 0.9 in",
+    ),
+    "b1": (
+        around(optax.adam(0.1)),
+        around(optax.adam(0.1, b1=0.5)),
+        "scale_by_adam.b1",
+    ),
+    "a schedule": (
+        scheduled(optax.cosine_decay_schedule(0.1, 100)),
+        scheduled(optax.cosine_decay_schedule(0.1, 200)),
+        "learning_rate.decay_steps: 100",  # a float after its first call
+    ),
+    "a joined schedule": (
+        scheduled(optax.warmup_cosine_decay_schedule(0, 0.1, 5, 100)),
+        scheduled(optax.warmup_cosine_decay_schedule(0, 0.1, 9, 100)),
+        "optimizer, scale_by_schedule.step_size_fn",
+    ),
+    "a lambda": (
+        scheduled(lambda step: 0.1 / (1 + step)),
+        scheduled(lambda step: 0.2 / (1 + step)),
+        "optimizer, scale_by_schedule.step_size_fn.learning_rate.code of Python",
+    ),
+    "an injected schedule": (
+        around(optax.inject_hyperparams(optax.sgd)(lambda step: 0.1 / (1 + step))),
+        around(optax.inject_hyperparams(optax.sgd)(lambda step: 0.2 / (1 + step))),
+        "optimizer, inject_hyperparams.sched_hps.learning_rate.schedule_fn.code",
+    ),
+    "an injected number": (
+        around(optax.inject_hyperparams(optax.sgd)(0.1)),
+        around(optax.inject_hyperparams(optax.sgd)(0.2)),
+        "optimizer, inject_hyperparams.numeric_hps.learning_rate: 0.1 in",
+    ),
+    "a partial": (
+        decayed(functools.partial(kernels, names=("kernel",))),
+        decayed(functools.partial(kernels, names=("kernel", "bias"))),
+        "optimizer, masked.mask.names: ['kernel'] in",
+    ),
+    "a lambda over trees": (
+        decayed(lambda params: kernels(params)),
+        decayed(lambda params: jax.tree.map(lambda _: True, params)),
+        "optimizer, masked.mask.code of Python",
+    ),
+    "one's own": (
+        optax.chain(clipped(1.0), around(optax.sgd(0.1))),
+        optax.chain(clipped(2.0), around(optax.sgd(0.1))),
+        "optimizer, clipped.limit: 1.0 in the checkpoint, 2.0 in this run",
+    ),
+    "the order": (
+        around(optax.chain(optax.clip(1.0), optax.scale(2.0))),
+        around(optax.chain(optax.scale(2.0), optax.clip(1.0))),
+        "optimizer: sparsify(clip > scale) in the checkpoint, sparsify(scale > clip)",
+    ),
+    "host_updates": (
+        around(optax.sgd(0.1)),
+        around(optax.sgd(0.1), host_updates=True),
+        "optimizer, sparsify.host_updates: False in the checkpoint, True in this run",
+    ),
+    "host_updates of compact": (
+        around(optax.adam(0.1), compact=True),
+        around(optax.adam(0.1), compact=True, host_updates=True),
+        "optimizer, sparsify.host_updates: False in the checkpoint, True in this run",
+    ),
+    "host_updates of ste": (
+        so.sparsify(optax.sgd(0.1), so.ste(0.5)),
+        so.sparsify(optax.sgd(0.1), so.ste(0.5), host_updates=True),
+        "optimizer, sparsify.host_updates: False in the checkpoint, True in this run",
+    ),
+    "two scales": (
+        around(optax.chain(optax.scale(1.0), optax.scale(2.0))),
+        around(optax.chain(optax.scale(1.0), optax.scale(3.0))),
+        "optimizer, scale.step_size (2): 2.0 in the checkpoint, 3.0 in this run",
+    ),
+    "smet": (
+        so.smet(0.1, so.set_smet(0.5, stop=1000)),
+        so.smet(0.1, so.set_smet(0.5, stop=1000), warmup_steps=7),
+        "warmup_steps: 100 in the checkpoint, 7 in this run",
+    ),
+    "MultiSteps": (
+        optax.MultiSteps(around(optax.sgd(0.1)), 2).gradient_transformation(),
+        optax.MultiSteps(around(optax.sgd(0.1)), 4).gradient_transformation(),
+        "every_k_schedule: 2 in the checkpoint, 4 in this run",
+    ),
+    "sparseopt of another form": (
+        optax.chain(so.sparseopt(TOPOLOGY), optax.sgd(0.1)),
+        optax.chain(so.sparseopt(TOPOLOGY), optax.sgd(0.3)),
+        "optimizer, scale.step_size: -0.1 in the checkpoint, -0.3 in this run",
+    ),
+}
+
+
+def train_state(tx):
+    return so.linen.TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_optimizers_of_one_shape_are_told_apart(name):
+    one, other, message = PAIRS[name]
+    saved = json.loads(json.dumps(describe_optimizer(train_state(one))))
+    lines = optimizer_differences(saved, describe_optimizer(train_state(other)))
+    assert any(message in line for line in lines), lines
+    for tx, described in ((one, saved), (other, describe_optimizer(None, other))):
+        assert not optimizer_differences(described, describe_optimizer(None, tx))
+
+
+@pytest.mark.parametrize("name", ["nadam", "host_updates", "a lambda"])
+def test_another_optimizer_is_an_error_unless_it_is_meant(name, tmp_path):
+    one, other, message = PAIRS[name]
+    with Checkpoints(tmp_path, topology=TOPOLOGY) as checkpoints:
+        checkpoints.save(1, train_state(one))
+        assert checkpoints.restore(train_state(one))
+        with pytest.raises(ValueError, match="check_optimizer=False") as caught:
+            checkpoints.restore(train_state(other))
+        assert message in str(caught.value)
+        assert "check_topology" not in str(caught.value)
+        state, _ = checkpoints.restore(train_state(other), check_optimizer=False)
+        assert state.tx is other
+
+
+def test_plain_trees_and_nnx_are_told_their_optimizer(tmp_path):
+    one, other = PAIRS["nadam"][:2]
+    tree = (PARAMS, one.init(PARAMS))
+    model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    state = nnx.state(nnx.Optimizer(model, one, wrt=nnx.Param))
+    for i, saved in enumerate((tree, state)):
+        directory = tmp_path / str(i)
+        with Checkpoints(directory, optimizer=one) as checkpoints:
+            checkpoints.save(1, saved)
+        with Checkpoints(directory, optimizer=one) as checkpoints:
+            assert checkpoints.restore(saved)
+        with (
+            Checkpoints(directory, optimizer=other) as checkpoints,
+            pytest.raises(ValueError, match="nesterov: False in the checkpoint, True"),
+        ):
+            checkpoints.restore(saved)
+        # What is not known is not compared.
+        with Checkpoints(directory) as checkpoints:
+            assert checkpoints.restore(saved)
+
+
+def test_several_train_states_are_all_compared():
+    one, other = PAIRS["momentum"][:2]
+    both = {"first": train_state(one), "second": train_state(one)}
+    saved = describe_optimizer(both)
+    given = describe_optimizer(both | {"second": train_state(other)})
+    assert saved["made_of"].count("trace") == 2
+    assert len(optimizer_differences(saved, given)) == 1
+    assert describe_optimizer(PARAMS) is None
+
+
+def test_another_seed_is_no_other_optimizer():
+    saved, given = (
+        describe_optimizer(None, around(optax.noisy_sgd(0.1, key=key), key=key))
+        for key in (0, 1)
+    )
+    assert saved == given
+
+
+def test_a_topology_is_compared_by_itself():
+    later = so.rigl(0.5, every=2, stop=200)
+    for make in (so.sparsify, lambda inner, topology: so.smet(0.1, topology)):
+        saved, given = (
+            describe_optimizer(None, make(optax.sgd(0.1), topology))
+            for topology in (TOPOLOGY, later)
+        )
+        assert saved == given
+
+
+def test_what_is_used_is_described_as_before():
+    for name, (tx, *_) in PAIRS.items():
+        before = describe_optimizer(None, tx)
+        state = tx.init(PARAMS)
+        if name not in ("smet",):
+            tx.update(PARAMS, state, PARAMS)
+        assert describe_optimizer(None, tx) == before, name
+
+
+PROGRAM = """
+import json
+from tests.checkpoint.test_optimizer_record import PAIRS, TOPOLOGIES
+from sparseopt_jax.checkpoint_record import describe_topology
+from sparseopt_jax.optimizer_record import describe_optimizer
+found = [describe_optimizer(None, tx) for pair in PAIRS.values() for tx in pair[:2]]
+found += [describe_topology(t) for pair in TOPOLOGIES.values() for t in pair]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_another_process_describes_them_alike():
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": ".", "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1] and b" at 0x" not in outputs[0]
+
+
+# Topologies.
+
+
+def score(key, param, grad, power=1):
+    del key, grad
+    return jnp.abs(param) ** power
+
+
+def custom(**settings):
+    return so.Topology(sparsity=0.5, schedule=TOPOLOGY.schedule, **settings)
+
+
+TOPOLOGIES = {
+    "lambdas": (
+        custom(drop=lambda key, param, grad: abs(param)),
+        custom(drop=lambda key, param, grad: abs(param * grad)),
+    ),
+    "keywords of a partial": (
+        custom(grow=functools.partial(score, power=1)),
+        custom(grow=functools.partial(score, power=2)),
+    ),
+    "decays": (
+        so.rigl(0.5, every=2, stop=100, decay=optax.linear_schedule(0.3, 0.0, 100)),
+        so.rigl(0.5, every=2, stop=100, decay=optax.linear_schedule(0.3, 0.1, 100)),
+    ),
+    "structures": (
+        so.rigl(0.5, every=2, stop=100, structure=so.Block((2, 2))),
+        so.rigl(0.5, every=2, stop=100, structure=so.Block((4, 4))),
+    ),
+    "top_kast": (
+        so.top_kast(0.5, trained_sparsity=0.25),
+        so.top_kast(0.5, trained_sparsity=0.3),
+    ),
+    "phases": (
+        so.phases((0, so.static(0.5)), (3, so.rigl(0.5, every=2, stop=100))),
+        so.phases((0, so.static(0.5)), (3, so.rigl(0.5, every=2, stop=90))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_topologies_of_one_shape_are_told_apart(name):
+    one, other = map(describe_topology, TOPOLOGIES[name])
+    assert json.loads(json.dumps(one)) == one
+    assert not same(one, other)
+    assert same(one, one)
+
+
+def test_names_in_the_record_are_those_of_the_format():
+    # Checkpoints hold them: what is renamed in the code keeps its name here.
+    described = describe_topology(so.rigl(0.5, every=3, stop=100, start=2))
+    expected = {
+        "method": "rigl",
+        "sparsity": 0.5,
+        "every": 3,
+        "start": 2,
+        "stop": 100,
+        "drop_fraction": 0.3,
+        "decay": "cosine",
+        "distribution": "erdos_renyi_kernel",
+        "structure": "Unstructured()",
+        "drop": "magnitude",
+        "grow": "gradient",
+        "replaces_step": True,
+        "keeps_counts": True,
+        "density": None,
+        "dims": None,
+        "min_fan_in": 0,
+    }
+    assert {name: described.get(name, "missing") for name in expected} == expected
+    described = describe_topology(so.ste(0.5))
+    assert described["topology"]["sparsity"] == 0.5
+    assert described["method"] == "ste"
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A setting with a name of its own, which may be called otherwise in the code."""
+
+    start: int
+    record: str = "cubic"
+
+
+def test_objects_may_name_themselves():
+    assert describe(Named(3)) == {"function": "cubic", "start": 3}
+    assert same("cubic", describe(Named(3))) and not same("linear", describe(Named(3)))
+    assert not same(describe(Named(3)), describe(Named(4)))
+
+
+def test_functions_are_told_by_what_they_do():
+    def made(x):
+        return lambda y: x + y
+
+    assert describe(made(1)) == describe(made(1)) != describe(made(2))
+    assert same(describe(score), describe(score))
+    assert describe(jax.random.key(0)) is describe(object())
+    # Another Python has other instructions: then names and settings decide.
+    one, other = describe(lambda x: x + 1), describe(lambda x: x + 2)
+    assert not same(one, other)
+    moved = {key.replace("Python 3", "Python 4"): x for key, x in other.items()}
+    assert same(one, moved)

@@ -1,0 +1,61 @@
+"""What tests read in the README and the docs: code blocks and tables."""
+
+import re
+from pathlib import Path
+
+import jax
+import optax
+
+import sparseopt_jax as so
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def run_block(text, name, **given):
+    """Runs the code block ```python name, and returns what it leaves."""
+    (code,) = re.findall(rf"```python {name}\n(.*?)```", text, re.DOTALL)
+    given |= {"optax": optax, "jax": jax, "so": so}
+    exec(compile(code, f"{name} block", "exec"), given)
+    return given
+
+
+def block_names(text):
+    """The names of all Python blocks; one without a name has an empty one."""
+    return re.findall(r"^```python *(.*)$", text, re.MULTILINE)
+
+
+def rows(text, name):
+    """The cells of the table between <!-- begin name --> and <!-- end name -->."""
+    (table,) = re.findall(
+        rf"<!-- begin {name} -->\n(.*?)<!-- end {name} -->", text, re.DOTALL
+    )
+    _, _, *lines = table.splitlines()
+    return [
+        [
+            cell.strip().replace(r"\|", "|")
+            for cell in re.split(r"(?<!\\)\|", line)[1:-1]
+        ]
+        for line in lines
+    ]
+
+
+def code(cell):
+    """The first piece of code in a cell."""
+    return re.findall(r"`([^`]+)`", cell)[0]
+
+
+def names(text):
+    """Everything that the text calls by ``so.``."""
+    return set(re.findall(r"\bso\.([\w.]*\w)", text))
+
+
+def find(name):
+    """What stands under a dotted name in the package; raises if nothing does."""
+    target = so
+    for part in name.split("."):
+        target = getattr(target, part)
+    return target

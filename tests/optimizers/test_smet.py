@@ -1,0 +1,283 @@
+"""Adam with local steps, and the recipe around it."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparseopt_jax as so
+from sparseopt_jax.optimizers.smet import LocalAdamState
+from tests.helpers.optimizers import (
+    KERNELS,
+    SCHEDULE,
+    gradients,
+    one_step,
+    random_tree,
+    sparse_states,
+)
+from tests.helpers.optimizers import start as begin
+
+OLD = 10_000  # steps after which the bias of Adam's moments is gone
+
+
+def grown(count, local_count):
+    """The state of one weight that was grown a while after the start."""
+    zero = jnp.zeros(1)
+    return LocalAdamState(
+        *(jnp.full(1, own, jnp.int32) for own in (count, local_count)), zero, zero
+    )
+
+
+class TestLocalAdam:
+    def test_the_first_update_of_a_grown_weight_is_one_learning_rate(self):
+        grads = jnp.array([0.3])
+        update, _ = so.scale_by_local_adam().update(grads, grown(OLD, 0))
+        np.testing.assert_allclose(update, [1.0], rtol=1e-5)
+
+    def test_with_the_steps_of_the_run_it_is_three(self):
+        zero = jnp.zeros(1)
+        state = optax.ScaleByAdamState(count=jnp.int32(OLD), mu=zero, nu=zero)
+        update, _ = optax.scale_by_adam().update(jnp.array([0.3]), state)
+        np.testing.assert_allclose(update, [0.1 / math.sqrt(0.001)], rtol=1e-4)
+        assert round(float(update[0]), 2) == 3.16
+
+    def test_the_warm_up_is_linear_and_does_not_compound(self):
+        tx = so.scale_by_local_adam(warmup_steps=5)
+        state = grown(OLD, 0)
+        for step in range(1, 9):
+            # A constant gradient: what Adam makes of it is 1 at every step.
+            update, state = tx.update(jnp.array([0.3]), state)
+            np.testing.assert_allclose(update, [min(step / 5, 1.0)], rtol=1e-4)
+
+    def test_what_was_there_from_the_start_is_not_warmed_up(self):
+        tx = so.scale_by_local_adam(warmup_steps=5)
+        update, _ = tx.update(jnp.array([0.3]), tx.init(jnp.zeros(1)))
+        np.testing.assert_allclose(update, [1.0], rtol=1e-5)
+
+    @pytest.mark.parametrize("warmup_steps", [0, 7])
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_while_masks_rest_it_is_adam_to_the_last_bit(self, dtype, warmup_steps):
+        ours = so.scale_by_local_adam(warmup_steps=warmup_steps)
+        theirs = optax.scale_by_adam()
+        params = random_tree(0, dtype)
+        states = [ours.init(params), theirs.init(params)]
+        # Without jit optax computes b ** count by multiplying.
+        steps = [jax.jit(tx.update) for tx in (ours, theirs)]
+        for count in range(20):
+            grads = jax.tree.map(lambda g: g.astype(dtype), gradients(count))
+            own, states[0] = steps[0](grads, states[0])
+            other, states[1] = steps[1](grads, states[1])
+            chex.assert_trees_all_equal(own, other)
+            assert jax.tree.map(jnp.result_type, own) == jax.tree.map(
+                jnp.result_type, other
+            )
+
+    @pytest.mark.parametrize("topology", ["set_", "rigl"])
+    def test_a_run_is_that_of_a_loop_over_weights(self, topology):
+        topology = getattr(so, topology)(0.5, **SCHEDULE)
+        b1, b2, eps, warmup, rate = 0.8, 0.9, 1e-6, 3, 0.01
+        inner = optax.chain(
+            so.scale_by_local_adam(b1, b2, eps, warmup), optax.scale(-rate)
+        )
+        tx = so.sparsify(inner, topology)
+        now = begin(tx, random_tree(0))
+        weights = np.float64(now.kernel("dense"))
+        steps, m, v = (np.zeros(weights.shape) for _ in range(3))
+        restarted = np.zeros(weights.shape, bool)
+        step = jax.jit(one_step(tx))
+        for count in range(8):
+            before = now
+            grads = gradients(count)
+            now = step(grads, now.params, now.state)
+            old, new = before.masks["dense"], now.masks["dense"]
+            due = topology.due(count)
+            if not (due and topology.replaces_step):
+                g = np.float64(grads["dense"]["kernel"])
+                for at in zip(*np.nonzero(old), strict=True):
+                    steps[at] += 1
+                    m[at] = b1 * m[at] + (1 - b1) * g[at]
+                    v[at] = b2 * v[at] + (1 - b2) * g[at] ** 2
+                    u = m[at] / (1 - b1 ** steps[at])
+                    u /= math.sqrt(v[at] / (1 - b2 ** steps[at])) + eps
+                    if restarted[at]:
+                        u *= min(steps[at] / warmup, 1.0)
+                    weights[at] -= rate * u
+            for at in zip(*np.nonzero(new & ~old), strict=True):
+                steps[at] = m[at] = v[at] = weights[at] = 0.0
+                restarted[at] = True
+            weights[~new] = 0.0
+            np.testing.assert_allclose(
+                now.kernel("dense"), weights, rtol=1e-5, atol=1e-6
+            )
+        assert restarted.any()
+
+    @pytest.mark.parametrize("compact", [False, True])
+    @pytest.mark.parametrize("topology", ["set_", "rigl"])
+    def test_grown_weights_count_from_zero(self, topology, compact):
+        topology = getattr(so, topology)(0.5, **SCHEDULE)
+        tx = so.sparsify(so.scale_by_local_adam(), topology, compact=compact)
+        now = begin(tx, random_tree(0))
+        ages = {name: np.zeros(now.masks[name].shape, int) for name in KERNELS}
+        step = jax.jit(one_step(tx))
+        for count in range(8):
+            before = now
+            now = step(gradients(count), now.params, now.state)
+            (state,) = sparse_states(now.state)
+            for name in KERNELS:
+                held = topology.due(count) and topology.replaces_step
+                stays = before.masks[name] & now.masks[name]
+                ages[name] = np.where(stays, ages[name] + (not held), 0)
+                steps = state.inner_state.local_count[name]["kernel"]
+                expected = ages[name]
+                if compact:
+                    layout = dict(state.masks.layouts)[f"{name}/kernel"]
+                    index = state.masks.tree[name]["kernel"]
+                    expected = layout.take(jnp.asarray(expected), index)
+                np.testing.assert_array_equal(steps, expected)
+
+    @pytest.mark.parametrize("warmup_steps", [-1, 1.5, "5"])
+    def test_bad_warm_ups(self, warmup_steps):
+        with pytest.raises((TypeError, ValueError), match="warmup_steps must be"):
+            so.scale_by_local_adam(warmup_steps=warmup_steps)
+
+    def test_bad_decays(self):
+        with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1.0"):
+            so.scale_by_local_adam(b2=1.0)
+
+
+class TestSmet:
+    @pytest.mark.parametrize("block", [1, 4])
+    def test_active_weights_alone_give_what_dense_moments_give(self, block):
+        topology = so.set_smet(0.5, stop=12, every=3, block=block)
+        found = []
+        for compact in (False, True):
+            tx = so.smet(0.01, topology, warmup_steps=4, compact=compact)
+            now = begin(tx, random_tree(0))
+            step = jax.jit(one_step(tx))
+            for count in range(9):
+                now = step(gradients(count), now.params, now.state)
+            found.append(now)
+        # Decays to the power of steps are rounded as the compiler has it.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7),
+            *(own.params for own in found),
+        )
+        masks = [so.get_masks(own.state) for own in found]
+        chex.assert_trees_all_equal(*masks)
+
+    def test_a_block_has_one_count(self):
+        params = {"kernel": jnp.ones((16, 32)), "bias": jnp.ones(32)}
+        tx = so.smet(0.01, so.set_smet(0.5, stop=1000, block=8))
+        adam = tx.init(params).inner_state[0]
+        assert adam.mu["kernel"].shape == (32, 8)
+        assert adam.local_count["kernel"].shape == (32, 1)
+
+    def test_what_stays_dense_has_no_counts_and_is_adams(self):
+        params = {"embedding": jnp.ones((4, 8)), "kernel": jnp.ones((8, 8))}
+        topology = so.set_smet(0.5, stop=1000)
+        tx = so.smet(0.01, topology, density_exponent=0)
+        adam = optax.adam(0.01)
+        state, expected = tx.init(params), adam.init(params)
+        counts = state.inner_state[0].local_count
+        assert counts["embedding"] == optax.MaskedNode()
+        assert counts["kernel"].shape == (1, 32)
+        for count in range(3):
+            grads = jax.tree.map(lambda p, n=count: jnp.sin(n + p), params)
+            updates, state = tx.update(grads, state, params)
+            wanted, expected = adam.update(grads, expected)
+            np.testing.assert_allclose(
+                updates["embedding"], wanted["embedding"], rtol=2e-6
+            )
+
+    @pytest.mark.parametrize(("exponent", "factor"), [(1.0, 4.0), (0.5, 2.0), (0, 1.0)])
+    def test_the_learning_rate_rises_as_the_density_falls(self, exponent, factor):
+        params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
+        topology = so.set_smet(0.75, stop=1000)
+        for rate in (0.01, lambda count: 0.01):
+            tx = so.smet(rate, topology, density_exponent=exponent)
+            grads = jax.tree.map(jnp.ones_like, params)
+            updates, _ = tx.update(grads, tx.init(params), params)
+            np.testing.assert_allclose(updates["bias"], -0.01 * factor, rtol=1e-5)
+
+    def test_a_structure_may_say_the_density(self):
+        topology = so.set_(structure=so.NM(1, 4), every=10, stop=1000)
+        params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
+        tx = so.smet(0.01, topology)
+        updates, _ = tx.update(params | {"bias": jnp.ones(8)}, tx.init(params), params)
+        np.testing.assert_allclose(updates["bias"], -0.04, rtol=1e-5)
+
+    def test_norms_and_biases_are_not_decayed(self):
+        params = {"dense": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+        tx = so.smet(
+            0.01, so.set_smet(0.5, stop=1000), weight_decay=0.1, density_exponent=0
+        )
+        state = tx.init(params)
+        params = so.apply_masks(params, state)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = tx.update(zero, state, params)
+        np.testing.assert_array_equal(updates["dense"]["bias"], 0.0)
+        active = so.get_masks(state)["dense"]["kernel"]
+        np.testing.assert_allclose(updates["dense"]["kernel"][active], -0.001)
+
+    @pytest.mark.parametrize("exponent", [math.nan, math.inf])
+    def test_bad_exponents(self, exponent):
+        with pytest.raises(ValueError, match="density_exponent must be a finite"):
+            so.smet(0.01, so.set_smet(0.5, stop=1000), density_exponent=exponent)
+
+    def test_needs_a_density(self):
+        topology = so.static(masks={"kernel": jnp.ones((4, 4), bool)})
+        with pytest.raises(ValueError, match="pass density_exponent=0"):
+            so.smet(0.01, topology)
+        so.smet(0.01, topology, density_exponent=0)
+
+    def test_needs_a_topology_that_keeps_its_number(self):
+        with pytest.raises(TypeError, match="topology must be a Topology"):
+            so.smet(0.01, so.ste(0.5))
+        with pytest.raises(ValueError, match="snfs changes how many"):
+            so.smet(0.01, so.snfs(0.5, **SCHEDULE))
+
+
+class TestSetSmet:
+    def test_the_fraction_falls_along_a_cosine_to_its_last_value(self):
+        schedule = so.set_smet(0.5, stop=1000).schedule
+        halfway = 0.005 + (0.2 - 0.005) / 2
+        for step, fraction in ((0, 0.2), (500, halfway), (1000, 0.005)):
+            np.testing.assert_allclose(schedule.fraction(step), fraction, rtol=1e-5)
+
+    def test_does_not_change_before_the_first_step(self):
+        topology = so.set_smet(0.5, stop=1000)
+        assert [step for step in range(301) if topology.due(step)] == [100, 200, 300]
+
+    @pytest.mark.parametrize("block", [1, 4])
+    def test_grows_nothing_that_it_has_just_dropped(self, block):
+        params = {"kernel": jax.random.normal(jax.random.key(0), (32, 64))}
+        topology = so.set_smet(0.5, stop=1000, block=block)
+        key = jax.random.key(1)
+        masks, state = topology.init(key, params)
+        kernel = jnp.where(masks["kernel"], params["kernel"], 0)
+        new, _ = topology.update(
+            *(key, jnp.int32(0), masks, state), {"kernel": kernel}, params
+        )
+        old, new = (np.asarray(own["kernel"]) for own in (masks, new))
+        assert new.sum() == old.sum() == 1024
+        # A fifth of the units has left, and none of it has come back.
+        assert (old & ~new).sum() == int(0.2 * (1024 // block)) * block
+
+    def test_where_nothing_else_is_left_it_grows_it_again(self):
+        params = {"kernel": jnp.ones((4, 8))}
+        topology = so.set_smet(1 / 32, stop=1000, drop_fraction=1.0)
+        masks, state = topology.init(jax.random.key(0), params)
+        new, _ = topology.update(
+            *(jax.random.key(1), jnp.int32(0), masks, state, params, params)
+        )
+        assert new["kernel"].sum() == 31
+
+    @pytest.mark.parametrize("fractions", [(0.1, 0.2), (1.5, 0.1), (0.1, -0.1)])
+    def test_bad_fractions(self, fractions):
+        first, last = fractions
+        with pytest.raises(ValueError, match=r"drop_fraction|last_fraction"):
+            so.set_smet(0.5, stop=1000, drop_fraction=first, last_fraction=last)

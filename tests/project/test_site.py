@@ -1,0 +1,250 @@
+"""What the site says: every page is on it, every public name, and its code runs."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparseopt_jax as so
+from tests.helpers.pages import ROOT, block_names, find, names, read, run_block
+
+START, CONCEPTS, QUESTIONS, API = (
+    read(f"docs/{name}.md") for name in ("index", "concepts", "faq", "api")
+)
+MODULES = {"checkpoint", "linen", "nnx", "plot"}
+
+
+def test_every_page_is_on_the_site():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/*.md")}
+    listed = re.findall(r": ([\w/]+\.md)$", read("mkdocs.yml"), re.MULTILINE)
+    assert sorted(listed) == sorted(pages)
+
+
+def test_every_public_name_has_its_place_in_the_api():
+    listed = re.findall(r"^::: ([\w.]+)$", API, re.MULTILINE)
+    targets = {
+        name: f"{find(name).__module__}.{find(name).__name__}"
+        for name in so.__all__
+        if name not in MODULES and not name.startswith("__")
+    }
+    modules = {f"sparseopt_jax.{name}" for name in MODULES}
+    assert sorted(listed) == sorted([*targets.values(), *modules])
+
+
+@pytest.fixture
+def network():
+    def loss(params, batch):
+        return jnp.mean((batch @ params["kernel"] - 1) ** 2)
+
+    params = {"kernel": jnp.ones((16, 8))}
+    batches = [jax.random.normal(jax.random.key(i), (4, 16)) for i in range(3)]
+    return {"params": params, "loss": loss, "batches": batches}
+
+
+def test_the_start_runs(network, capsys):
+    first, second = block_names(START)
+    left = run_block(START, first, **network)
+    left = run_block(START, second, **network | left)
+    assert "kernel" in capsys.readouterr().out
+    assert int(jnp.sum(left["params"]["kernel"] != 0)) == 13
+
+
+class Layer(nn.Module):
+    """What a scan repeats."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(8)(x), None
+
+
+class Stacked(nn.Module):
+    """Twelve dense layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        layers = nn.scan(
+            Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=12
+        )
+        return layers(name="layers")(x, None)[0]
+
+
+def test_the_concepts_run(network, capsys):
+    first, axes, by_hand, second = block_names(CONCEPTS)
+    tx = so.sparsify(optax.sgd(0.1), so.rigl(0.9, every=10, stop=100))
+    opt_state = tx.init(network["params"])
+    left = run_block(CONCEPTS, first, **network, opt_state=opt_state)
+    assert int(jnp.sum(left["masks"]["kernel"])) == 13
+    assert "kernel" in capsys.readouterr().out
+    run_block(CONCEPTS, second, **network)
+    assert float(capsys.readouterr().out) == pytest.approx(0.1, abs=0.01)
+    model, x = Stacked(), jnp.ones((2, 8))
+    variables = model.init(jax.random.key(0), x)
+    run_block(CONCEPTS, axes, model=model, variables=variables, x=x)
+    shown = capsys.readouterr().out
+    assert "12 x 8" in shown and "?" not in shown and "warning" not in shown
+    left = run_block(CONCEPTS, by_hand)
+    plans = left["topology"].leaves(variables["params"])
+    assert [plan.axes for plan in plans if plan.layer] == [((0,), (1,), (2,))]
+
+
+def test_every_question_that_has_code_has_a_test():
+    tested = {"formats", "two_of_four", "quantised", "custom"}
+    tested |= {"seeds", "late", "language_model"}
+    found = block_names(QUESTIONS)
+    assert set(found) == tested and len(found) == len(tested)
+
+
+def test_headings_that_questions_point_to_exist():
+    links = re.findall(r"\((\w+\.md)#([\w-]+)\)", QUESTIONS)
+    assert links
+    for page, anchor in links:
+        headings = re.findall(r"^#+ (.+)$", read(f"docs/{page}"), re.MULTILINE)
+        assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+def trained_sparse(topology, shape=(16, 8), key=0):
+    """Parameters and the state after a few steps, as the answers find them."""
+    params = {"kernel": jax.random.normal(jax.random.key(0), shape)}
+    tx = so.sparsify(optax.adam(0.01), topology, key=key)
+    opt_state = tx.init(params)
+    params = so.apply_masks(params, opt_state)
+    for seed in range(3):
+        grads = {"kernel": jax.random.normal(jax.random.key(seed), shape)}
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return {"tx": tx, "params": params, "opt_state": opt_state}
+
+
+def test_sparse_formats_multiply_as_the_dense_kernel_does():
+    given = trained_sparse(so.rigl(0.9, every=2, stop=10))
+    x = jax.random.normal(jax.random.key(1), (5, 16))
+    left = run_block(QUESTIONS, "formats", **given, x=x)
+    kernel = np.asarray(given["params"]["kernel"])
+    active = int((kernel != 0).sum())
+    assert left["rows"].nnz == left["bcsr"].nse == left["bcoo"].nse == active <= 13
+    for sparse in ("bcsr", "bcoo"):
+        np.testing.assert_array_equal(left[sparse].todense(), kernel.T)
+    for product in ("in_scipy", "in_jax"):
+        np.testing.assert_allclose(left[product], left["dense"], rtol=1e-5, atol=1e-6)
+
+
+def test_two_of_four_are_packed_with_those_that_are_active_and_zero():
+    given = trained_sparse(so.rigl(structure=so.NM(2, 4), every=2, stop=10))
+    kernel = np.asarray(given["params"]["kernel"])
+    mask = np.asarray(so.get_masks(given["opt_state"])["kernel"])
+    assert (kernel != 0).sum() < mask.sum() == 64  # some have just been grown
+    left = run_block(QUESTIONS, "two_of_four", **given)
+    assert left["values"].shape == left["places"].shape == (4, 2, 8)
+    assert (np.diff(left["places"], axis=1) > 0).all()
+    for packed, whole in ((left["values"], kernel), (True, mask)):
+        again = np.zeros((4, 4, 8), whole.dtype)
+        np.put_along_axis(again, left["places"], packed, axis=1)
+        np.testing.assert_array_equal(again.reshape(16, 8), whole)
+
+
+def test_zeros_outlive_quantisation(network):
+    given = trained_sparse(so.static(0.9))
+    mask = np.asarray(so.get_masks(given["opt_state"])["kernel"])
+    before = given["params"]["kernel"]
+    batch = network["batches"][0]
+    left = run_block(QUESTIONS, "quantised", **given, loss=network["loss"], batch=batch)
+    rounded, codes = left["rounded"](left["params"]["kernel"])
+    assert codes.dtype == jnp.int8 and len(np.unique(codes)) > 3
+    for x in (codes, rounded, left["params"]["kernel"]):
+        assert not np.asarray(x)[~mask].any()
+    # Gradients are those at the rounded weights, and the step has been made.
+    at_rounded = jax.grad(network["loss"])(
+        {"kernel": left["rounded"](before)[0]}, batch
+    )
+    np.testing.assert_allclose(left["grads"]["kernel"], at_rounded["kernel"], rtol=1e-5)
+    assert (np.asarray(left["params"]["kernel"] != before)[mask]).all()
+
+
+def test_models_of_ones_own_say_what_their_axes_are(capsys):
+    params = {
+        "blocks": {"query": {"kernel": jnp.ones((3, 16, 32))}},
+        "head": {"kernel": jnp.ones((32, 8))},
+    }
+    topology = run_block(QUESTIONS, "custom", params=params)["topology"]
+    assert "excluded by where" in capsys.readouterr().out
+    masks = so.get_masks(so.sparsify(optax.sgd(0.1), topology).init(params))
+    assert masks["head"]["kernel"] == optax.MaskedNode()
+    # Layers of a stack have the same number each, which one layer would not have.
+    numbers = masks["blocks"]["query"]["kernel"].sum(axis=(1, 2))
+    assert len(set(numbers.tolist())) == 1 and 45 <= int(numbers[0]) <= 55
+
+
+def test_axes_of_kernels_that_have_their_outputs_first():
+    ((dense, conv),) = re.findall(
+        r"dense ones have `([^`]+)`,\s+convolutions\s+`([^`]+)`", QUESTIONS
+    )
+    fan_in = so.ConstantFanIn()
+    for dims, shape in ((dense, (8, 20)), (conv, (8, 4, 3, 3))):
+        dims = eval(dims, {"so": so})
+        params = {"weight": jnp.ones(shape)}
+        topology = so.static(0.5, structure=fan_in, dims=dims)
+        mask = so.get_masks(so.sparsify(optax.sgd(0.1), topology).init(params))
+        fan_ins = mask["weight"].reshape(8, -1).sum(axis=1)
+        assert set(fan_ins.tolist()) == {np.prod(shape[1:]) // 2}
+
+
+def test_a_key_decides_what_is_random(network):
+    made = run_block(QUESTIONS, "seeds", **network)
+
+    def masks(key):
+        topology = so.set_(0.9, every=2, stop=10)
+        found = so.get_masks(trained_sparse(topology, key=key)["opt_state"])
+        return np.asarray(found["kernel"])
+
+    state = so.sparsify(optax.sgd(0.1), so.set_(0.9, every=2, stop=10), key=3)
+    first, again = made["opt_state"], state.init(network["params"])
+    np.testing.assert_array_equal(first.masks["kernel"], again.masks["kernel"])
+    assert (masks(3) == masks(3)).all() and (masks(3) != masks(4)).any()
+
+
+def test_a_late_start_is_dense_then_sparse_then_frozen():
+    topology = run_block(QUESTIONS, "late")["topology"]
+    dues = [step for step in range(9_000) if topology.due(step)]
+    assert dues[0] == 1_000 and 4_000 in dues and dues[-1] < 8_000
+    assert {step % 100 for step in dues} <= {0, 1}
+    params = {"kernel": jnp.ones((16, 8))}
+    state = so.sparsify(optax.sgd(0.1), topology).init(params)
+    assert so.get_masks(state)["kernel"].all()
+    assert so.plan(params, topology).active == 13
+
+
+def test_a_language_model_is_pruned_but_for_its_head():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            x = nn.Embed(32, 16, name="embed")(tokens)
+            x = x + nn.MultiHeadDotProductAttention(2, name="attention")(x)
+            x = x + nn.Dense(16, name="out")(nn.relu(nn.Dense(32, name="mlp")(x)))
+            return nn.Dense(32, name="head")(x)
+
+    model, tokens = Model(), jnp.arange(24).reshape(2, 12)
+    variables = model.init(jax.random.key(0), tokens)
+    left = run_block(
+        QUESTIONS, "language_model", model=model, variables=variables, batches=[tokens]
+    )
+    params, masks = left["pruned"]
+    assert masks["head"]["kernel"] == optax.MaskedNode()
+    assert masks["embed"]["embedding"] == optax.MaskedNode()
+    np.testing.assert_array_equal(
+        params["head"]["kernel"], variables["params"]["head"]["kernel"]
+    )
+    groups = np.asarray(masks["mlp"]["kernel"]).reshape(4, 4, 32)
+    assert (groups.sum(axis=1) == 2).all()
+    assert (np.asarray(params["mlp"]["kernel"]) != 0).sum() == 16 * 32 // 2
+
+
+@pytest.mark.parametrize(
+    "page", [START, CONCEPTS, QUESTIONS], ids=["start", "concepts", "questions"]
+)
+def test_names_exist(page):
+    for name in names(page):
+        find(name)
