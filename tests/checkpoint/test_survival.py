@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sparseopt_jax.checkpoint import Checkpoints
-from tests import checkpoint_program
+from tests.helpers import checkpoint_program
 from tests.helpers.checkpoint_program import leaves, new_state, topology, train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
