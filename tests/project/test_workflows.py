@@ -8,7 +8,7 @@ import tomllib
 import pytest
 import yaml
 
-from tests.pages import ROOT, read
+from tests.helpers.pages import ROOT, read
 
 MAKEFILE = read("Makefile")
 WORKFLOWS = sorted(path.stem for path in ROOT.glob(".github/workflows/*.yml"))

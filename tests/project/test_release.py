@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import sparseopt_jax as so
-from tests.pages import ROOT, read
+from tests.helpers.pages import ROOT, read
 
 CHANGELOG = read("CHANGELOG.md")
 CITATION = yaml.safe_load(read("CITATION.cff"))
