@@ -26,7 +26,7 @@ help:
 	@echo 'make test       run the test suite'
 	@echo 'make test-slow  run the tests that start programs, devices and processes'
 	@echo 'make test-lowest  run it at the lowest versions that are supported'
-	@echo 'make lint       check format, lint and types'
+	@echo 'make lint       check format, lint, types and imports between rooms'
 	@echo 'make format     format the code'
 	@echo 'make docs       build the pages about it into site/'
 	@echo 'make wheel      build the distributions into dist/ and try the wheel'
@@ -54,6 +54,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff format .
