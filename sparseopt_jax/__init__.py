@@ -7,14 +7,14 @@ from sparseopt_jax import topologies
 from sparseopt_jax._version import __version__
 from sparseopt_jax.corrections.batch_variance import scale_by_batch_variance
 from sparseopt_jax.corrections.norm_links import infer_norm_links
-from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt, sparseopt
+from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
 from sparseopt_jax.engine.compact import compact_gradients
 from sparseopt_jax.engine.host_updates import update_topology
 from sparseopt_jax.engine.inner_reset import reset_inner
 from sparseopt_jax.engine.sparsify import sparsify
 from sparseopt_jax.engine.state_conversion import convert_state
 from sparseopt_jax.engine.state_sharding import state_sharding
-from sparseopt_jax.layers import structures
+from sparseopt_jax.layers import distributions, structures
 from sparseopt_jax.layers.neuron_dims import InferredDims, NeuronDims
 from sparseopt_jax.layers.structures import (
     NM,
@@ -24,15 +24,16 @@ from sparseopt_jax.layers.structures import (
     Unstructured,
 )
 from sparseopt_jax.masks.state import SparseState, apply_masks, apply_updates, get_masks
+from sparseopt_jax.optimizers.adamw import sparse_adamw
 from sparseopt_jax.optimizers.ham import ham
-from sparseopt_jax.optimizers.large_batch import (
-    scale_by_sparse_trust_ratio,
-    sparse_lamb,
-    sparse_lars,
-)
-from sparseopt_jax.optimizers.sgd import sparse_adamw, sparse_sgd
+from sparseopt_jax.optimizers.lamb import sparse_lamb
+from sparseopt_jax.optimizers.lars import sparse_lars
+from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
+from sparseopt_jax.optimizers.plain_chain import sparseopt
+from sparseopt_jax.optimizers.sgd import sparse_sgd
 from sparseopt_jax.optimizers.sign_in import sign_in
-from sparseopt_jax.optimizers.smet import scale_by_local_adam, set_smet, smet
+from sparseopt_jax.optimizers.smet import set_smet, smet
+from sparseopt_jax.optimizers.trust_ratio import scale_by_sparse_trust_ratio
 from sparseopt_jax.pruning.calibration import calibrate
 from sparseopt_jax.pruning.dsnot import dsnot
 from sparseopt_jax.pruning.prune import prune
@@ -86,6 +87,7 @@ __all__ = [
     "checkpoint",
     "compact_gradients",
     "convert_state",
+    "distributions",
     "dsnot",
     "get_masks",
     "gradual_magnitude",

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax.engine.sparsify import make_owner
 from sparseopt_jax.layers.neurons import (
     Dims,
     NeuronDims,
@@ -18,10 +17,7 @@ from sparseopt_jax.layers.neurons import (
 from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.active_weights import at_active, whole_mask
 from sparseopt_jax.masks.state import map_masked_with_path
-from sparseopt_jax.topologies.phases import Phases
-from sparseopt_jax.topologies.topology import Topology
 from sparseopt_jax.trees import paths
-from sparseopt_jax.trees.evened_boxes import with_evened_boxes
 
 
 def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtraArgs:
@@ -107,63 +103,6 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
         return map_masked_with_path(at_leaf, masks, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def sparseopt(
-    topology: Topology | Phases, *, key: jax.typing.ArrayLike = 0, dims: Dims = None
-) -> optax.GradientTransformationExtraArgs:
-    """Masks and SparseOpt as the first link of a plain ``optax.chain``.
-
-    It changes the topology when due, masks the gradient and scales it per neuron. The
-    optimizer that follows does not know the masks, hence three differences from
-    ``sparsify``, which is to be preferred where the choice is free:
-
-    - inactive weights are made zero by ``apply_updates(params, updates, opt_state)``
-      of this package, in place of optax's;
-    - a grown weight finds what its momentum has decayed to, and where RigL replaces
-      the gradient step, the optimizer sees zero gradients: momentum still moves;
-    - SET changes the masks before the step, since the weights after it are not known
-      here.
-
-    With Adam use ``sparse_adamw`` instead: in front of Adam the scale has no effect.
-
-    Args:
-      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
-        other method.
-      key: as in ``sparsify``.
-      dims: as in ``scale_by_sparseopt``.
-
-    Returns:
-      The transformation; its state is a ``SparseState``, and ``update`` needs
-      ``params``.
-
-    Raises:
-      ValueError: as ``sparsify``.
-
-    References:
-      Adnan et al., SparseOpt, 2026 (arXiv 2605.27541).
-
-    Examples:
-      >>> import jax.numpy as jnp, optax
-      >>> import sparseopt_jax as so
-      >>> tx = optax.chain(
-      ...     so.sparseopt(so.rigl(0.75, every=100, stop=1000)),
-      ...     optax.sgd(0.1, momentum=0.9),
-      ... )
-      >>> params = {"kernel": jnp.ones((4, 8))}
-      >>> state = tx.init(params)
-      >>> params = so.apply_masks(params, state)
-      >>> updates, state = tx.update(params, state, params)
-      >>> params = so.apply_updates(params, updates, state)
-    """
-    owner = make_owner(
-        scale_by_sparseopt(dims=dims),
-        topology,
-        key=key,
-        host_updates=False,
-        zeros=False,
-    )
-    return with_evened_boxes(owner)
 
 
 def scale(update: jax.Array, factor: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 import sparseopt_jax as so
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = sorted((ROOT / "sparseopt_jax").glob("*.py"))
+PACKAGE = sorted((ROOT / "sparseopt_jax").rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NAMED = re.compile(

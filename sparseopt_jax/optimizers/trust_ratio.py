@@ -1,4 +1,4 @@
-"""LAMB and LARS: each layer's step in proportion to its active weights."""
+"""The trust ratio of LARS and LAMB, taken over the active weights of each layer."""
 
 from typing import Any
 
@@ -6,12 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax.arguments.checks import check_choice, check_rate, chosen
-from sparseopt_jax.arguments.static import check_static
-from sparseopt_jax.corrections.sparseopt import scale, scale_by_sparseopt
-from sparseopt_jax.engine.sparsify import sparsify
-from sparseopt_jax.engine.straight_through import AnyTopology
-from sparseopt_jax.layers.eligibility import Where, decay_mask, is_decayed
+from sparseopt_jax.arguments.checks import check_choice, chosen
+from sparseopt_jax.corrections.sparseopt import scale
+from sparseopt_jax.layers.eligibility import Where, is_decayed
 from sparseopt_jax.layers.neurons import (
     Axes,
     Dims,
@@ -141,154 +138,6 @@ def scale_by_sparse_trust_ratio(
         return paths.map_with_paths(at_leaf, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def sparse_lars(
-    learning_rate: optax.ScalarOrSchedule,
-    topology: AnyTopology,
-    *,
-    momentum: jax.typing.ArrayLike = 0.9,
-    nesterov: bool = False,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    trust_coefficient: jax.typing.ArrayLike = 0.001,
-    eps: jax.typing.ArrayLike = 0.0,
-    sparseopt: bool = False,
-    key: jax.typing.ArrayLike = 0,
-) -> optax.GradientTransformationExtraArgs:
-    r"""LARS on a sparse network: SGD whose layers move in proportion to their size.
-
-    .. math::
-      u = c\, \frac{\lVert \theta \rVert}
-        {\lVert D g + \lambda \theta \rVert + \epsilon}\, (D g + \lambda \theta),
-      \qquad v \leftarrow \mu v - \eta u, \qquad \theta \leftarrow \theta + v
-
-    per layer, with the norms of ``scale_by_sparse_trust_ratio`` and D the correction of
-    ``scale_by_sparseopt``. Of D only the differences between neurons matter: what is
-    common to a layer the ratio divides out, up to :math:`\lambda` and
-    :math:`\epsilon`.
-
-    Args:
-      learning_rate: a number or a schedule.
-      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
-        other method.
-      momentum: decay of the momentum, which follows the learning rate.
-      nesterov: whether the momentum is Nesterov's.
-      weight_decay: coefficient of the L2 term, added to the corrected gradient before
-        the ratio; biases and normalisations are not decayed.
-      trust_coefficient: c; biases and normalisations are scaled neither by it nor by
-        the ratio.
-      eps: added to the norm in the denominator.
-      sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
-        Off by default, which is our choice: docs/when_it_helps.md says why.
-      key: seed or PRNG key of the topology, as in ``sparsify``.
-
-    Returns:
-      The transformation; ``update`` needs ``params``.
-
-    Raises:
-      ValueError: as ``sparsify``.
-
-    Note:
-      As in ``optax.lars``, which it equals where no weight is zero: the denominator is
-      the norm of the sum, where the paper has the sum of the two norms. With
-      ``optax.inject_hyperparams`` name ``topology``, ``nesterov`` and ``sparseopt`` in
-      ``static_args``.
-
-    References:
-      You et al., Large batch training of convolutional networks, 2017
-      (arXiv 1708.03888), algorithm 1; Adnan et al., SparseOpt, 2026
-      (arXiv 2605.27541), which does not mention LARS: the place of D is our choice.
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> tx = so.sparse_lars(
-      ...     8.0, so.rigl(0.9, every=100, stop=7_500), weight_decay=1e-4
-      ... )
-    """
-    check_static(nesterov=nesterov, sparseopt=sparseopt)
-    check_rate("learning_rate", learning_rate, "sparse_lars(learning_rate, topology)")
-    check_rate("weight_decay", weight_decay, "sparse_lars(..., weight_decay=1e-4)")
-    inner = optax.chain(
-        scale_by_sparseopt() if sparseopt else optax.identity(),
-        optax.add_decayed_weights(weight_decay, decay_mask),
-        scale_by_sparse_trust_ratio(trust_coefficient=trust_coefficient, eps=eps),
-        optax.scale_by_learning_rate(learning_rate),
-        optax.trace(decay=momentum, nesterov=nesterov),
-    )
-    return sparsify(inner, topology, key=key)
-
-
-def sparse_lamb(
-    learning_rate: optax.ScalarOrSchedule,
-    topology: AnyTopology,
-    *,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-6,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    sparseopt: bool = False,
-    key: jax.typing.ArrayLike = 0,
-) -> optax.GradientTransformationExtraArgs:
-    r"""LAMB on a sparse network: AdamW whose layers move in proportion to their size.
-
-    .. math::
-      u = D\, \frac{\hat m}{\sqrt{\hat v} + \epsilon} + \lambda \theta, \qquad
-      \theta \leftarrow \theta
-        - \eta\, \frac{\lVert \theta \rVert}{\lVert u \rVert}\, u
-
-    per layer, with Adam's moments, the norms of ``scale_by_sparse_trust_ratio`` and D
-    the correction of ``scale_by_sparseopt``, behind Adam's normalisation and before the
-    ratio: in front of Adam it would have no effect. Of D only the differences between
-    neurons matter: what is common to a layer the ratio divides out, up to
-    :math:`\lambda`.
-
-    Args:
-      learning_rate: a number or a schedule.
-      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
-        other method.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      weight_decay: decoupled weight decay, added before the ratio; biases and
-        normalisations are not decayed.
-      sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
-        Off by default, which is our choice: docs/when_it_helps.md says why.
-      key: seed or PRNG key of the topology, as in ``sparsify``.
-
-    Returns:
-      The transformation; ``update`` needs ``params``.
-
-    Raises:
-      ValueError: as ``sparsify``.
-
-    Note:
-      As ``optax.lamb``, which it equals where no weight is zero, except for biases and
-      normalisations: those are Adam's, as the ratio of LARS leaves them out. With
-      ``optax.inject_hyperparams`` name ``topology`` and ``sparseopt`` in
-      ``static_args``.
-
-    References:
-      You et al., Large batch optimization for deep learning: training BERT in 76
-      minutes, 2020 (arXiv 1904.00962), algorithm 2; Adnan et al., SparseOpt, 2026
-      (arXiv 2605.27541), which does not mention LAMB: the place of D is our choice.
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> tx = so.sparse_lamb(
-      ...     0.01, so.rigl(0.9, every=100, stop=7_500), weight_decay=0.01
-      ... )
-    """
-    check_static(sparseopt=sparseopt)
-    check_rate("learning_rate", learning_rate, "sparse_lamb(learning_rate, topology)")
-    check_rate("weight_decay", weight_decay, "sparse_lamb(..., weight_decay=1e-4)")
-    inner = optax.chain(
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        scale_by_sparseopt() if sparseopt else optax.identity(),
-        optax.add_decayed_weights(weight_decay, decay_mask),
-        scale_by_sparse_trust_ratio(),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    return sparsify(inner, topology, key=key)
 
 
 def _norms(
