@@ -36,7 +36,7 @@ help:
 	@echo 'make clean      remove the environment and all caches'
 
 demo: $(STAMP)
-	$(BIN)/python examples/digits.py $(ARGS)
+	$(BIN)/python -m examples.digits $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python .ci/versions.py
@@ -75,35 +75,35 @@ wheel:
 	$(PYTHON) -m venv --clear $(WHEEL)
 	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl scikit-learn
 	$(WHEEL)/bin/python -m pip check
-	$(WHEEL)/bin/python -I examples/quickstart_linen.py
+	$(WHEEL)/bin/python -I examples/quickstart/linen.py
 
 benchmark: $(STAMP)
-	$(BIN)/python benchmarks/selection.py
-	$(BIN)/python benchmarks/step_overhead.py
-	$(BIN)/python benchmarks/collectives.py
-	$(BIN)/python benchmarks/packed_masks.py
-	$(BIN)/python benchmarks/devices.py
-	$(BIN)/python benchmarks/methods.py
-	$(BIN)/python benchmarks/mask_changes.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/placement.py
-	$(BIN)/python benchmarks/large_batch.py
-	$(BIN)/python benchmarks/large_batch_text.py
-	$(BIN)/python benchmarks/convergence.py
-	$(BIN)/python benchmarks/convergence_further.py
-	$(BIN)/python benchmarks/neuron_scales.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.selection
+	$(BIN)/python -m benchmarks.step_overhead
+	$(BIN)/python -m benchmarks.collectives
+	$(BIN)/python -m benchmarks.packed_masks
+	$(BIN)/python -m benchmarks.devices
+	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.mask_changes
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.placement
+	$(BIN)/python -m studies.large_batch
+	$(BIN)/python -m studies.large_batch.text
+	$(BIN)/python -m studies.convergence
+	$(BIN)/python -m studies.convergence.further
+	$(BIN)/python -m studies.neuron_scales
+	$(BIN)/python -m reporting
 
 paper: $(STAMP)
-	$(BIN)/python benchmarks/paper/gradient_ratio.py
-	$(BIN)/python benchmarks/paper/skew.py
-	$(BIN)/python benchmarks/paper/student_teacher.py
-	$(BIN)/python benchmarks/paper/explored.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m studies.paper.gradient_ratio
+	$(BIN)/python -m studies.paper.skew
+	$(BIN)/python -m studies.paper.student_teacher
+	$(BIN)/python -m studies.paper.explored
+	$(BIN)/python -m reporting
 
 paper-accuracy: $(STAMP)
-	$(BIN)/python benchmarks/paper/accuracy.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m studies.paper.accuracy
+	$(BIN)/python -m reporting
 
 clean:
 	rm -rf $(VENV) .venv-newest $(LOWEST) $(DOCS) $(WHEEL) dist site .pytest_cache .hypothesis .ruff_cache

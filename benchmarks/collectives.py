@@ -1,6 +1,6 @@
 """What devices send each other when a topology changes, and the memory it takes.
 
-    python benchmarks/collectives.py
+    python -m benchmarks.collectives
 
 The parameters of a small transformer, split over 1 to 8 devices along the outputs of
 every kernel. One change of the masks, by this package and by the same method with a
@@ -11,8 +11,6 @@ import functools
 import math
 from typing import Any
 
-import harness
-import hlo
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,6 +18,7 @@ import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import sparseopt_jax as so
+from reporting import harness, hlo
 
 SPARSITY = 0.9
 DEVICES = (1, 2, 4, 8)

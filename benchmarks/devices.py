@@ -1,6 +1,6 @@
 """A training step on 1, 2, 4 and 8 devices, sparse against dense.
 
-    python benchmarks/devices.py
+    python -m benchmarks.devices
 
 Data parallel over CPU devices, which share the machine's cores: times grow with the
 devices, and only their ratio means anything. A block of a hundred steps has one change
@@ -8,21 +8,20 @@ of the topology in it.
 """
 
 import functools
-import importlib
 import itertools
-import sys
 from typing import Any
 
 import flax.linen as nn
-import harness
 import jax
 import jax.numpy as jnp
 import optax
-import step_overhead as steps
 import tyro
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import sparseopt_jax as so
+from benchmarks import step_overhead as steps
+from examples.digits.model import ResNet
+from reporting import harness
 
 DEVICES = (1, 2, 4, 8)
 LIMIT = 1.05
@@ -97,12 +96,9 @@ def main(options: harness.Options) -> None:
     """Runs the benchmark."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     report = harness.Report("devices", options)
-    # A folder of programs, that is not installed.
-    sys.path.append(str(harness.ROOT / "examples"))
-    resnet = importlib.import_module("digits_model").ResNet
     models = {"MLP": MLP()}
     if not options.quick:
-        models["ResNet"] = resnet(16)
+        models["ResNet"] = ResNet(16)
     every = 5 if options.quick else 100
     for name, model in models.items():
         for devices in DEVICES[:2] if options.quick else DEVICES:

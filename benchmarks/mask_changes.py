@@ -1,6 +1,6 @@
 """A change of the masks of ten million weights, by every method.
 
-    python benchmarks/mask_changes.py
+    python -m benchmarks.mask_changes
 
 Against the same change made by sorting; both must give the same masks.
 """
@@ -8,14 +8,15 @@ Against the same change made by sorting; both must give the same masks.
 import functools
 from typing import Any
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from method_arms import ARMS, Arm, When
-from method_changes import begin, change, change_by_sorting, masks_of
-from methods import QUICK
+
+from benchmarks.method_arms import ARMS, Arm, When
+from benchmarks.method_changes import begin, change, change_by_sorting, masks_of
+from benchmarks.methods import QUICK
+from reporting import harness
 
 KERNEL = (3200, 3136)
 LIBRARY, SORTING = "topology.update", "argsort"

@@ -1,6 +1,6 @@
 """What an optimizer that keeps active weights alone takes, against dense Adam.
 
-    python benchmarks/memory.py
+    python -m benchmarks.memory
 
 On the parameters of a LLaMA-style model of 130 million parameters, embeddings, head and
 normalisations dense: bytes of the optimizer's state, and the memory of the compiled
@@ -15,13 +15,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import harness
 import jax
 import jax.numpy as jnp
 import optax
 import tyro
 
 import sparseopt_jax as so
+from reporting import harness
 
 DENSITIES = (0.5, 0.25, 0.1)
 BLOCKS = (1, 16, 128)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from method_arms import Method
 
 import sparseopt_jax as so
+from benchmarks.method_arms import Method
 from sparseopt_jax.engine.straight_through import StraightThrough
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold

@@ -1,25 +1,25 @@
 """The two networks that ``methods.py`` trains on scanned digits, and their training."""
 
 import functools
-import importlib
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import devices
 import flax.linen as nn
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from method_arms import Arm, When
-from method_changes import begin, change
 
 import sparseopt_jax as so
+from benchmarks import devices
+from benchmarks.method_arms import Arm, When
+from benchmarks.method_changes import begin, change
+from examples.digits import dataset
+from examples.digits.model import ResNet
+from reporting import harness
 from sparseopt_jax.masks.state import is_sparse_state
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
 
@@ -98,11 +98,10 @@ class Task(NamedTuple):
 
 def tasks(quick: bool) -> list[Task]:
     """Both networks; only a tiny ResNet, to see that it runs."""
-    resnet = example("digits_model").ResNet
     if quick:
-        return [Task("ResNet", resnet(4, strides=()), _sgd)]
+        return [Task("ResNet", ResNet(4, strides=()), _sgd)]
     return [
-        Task("ResNet", resnet(16), _sgd),
+        Task("ResNet", ResNet(16), _sgd),
         Task("Transformer", Transformer(), _adamw),
     ]
 
@@ -122,15 +121,7 @@ def load_digits(quick: bool) -> tuple[Any, Any]:
         noise = Split(images, draw.integers(10, size=2 * BATCH, dtype=np.int32))
         return noise, noise
     with tempfile.TemporaryDirectory() as folder:
-        return example("digits_dataset").load(Path(folder))
-
-
-def example(name: str) -> Any:
-    """One of the examples, a folder of programs that is not installed."""
-    folder = str(harness.ROOT / "examples")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return importlib.import_module(name)
+        return dataset.load(Path(folder))
 
 
 def learning_rate(peak: float, steps: int) -> optax.Schedule:

@@ -1,6 +1,6 @@
 """Every method in the structures it can have: what it learns, and what it costs.
 
-    python benchmarks/methods.py
+    python -m benchmarks.methods
 
 A small ResNet and a small transformer are trained on scanned digits by every method:
 test accuracy, density, and the times of a step and of a change of the masks. Then a
@@ -17,10 +17,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import harness
 import tyro
-from method_arms import ANY, ARMS, TWO_OF_FOUR
-from method_models import Task, Trainer, load_digits, tasks
+
+from benchmarks.method_arms import ANY, ARMS, TWO_OF_FOUR
+from benchmarks.method_models import Task, Trainer, load_digits, tasks
+from reporting import harness
 
 SEEDS, EPOCHS, STEPS = 2, 10, 10
 STRAIGHT_THROUGH = 1.20

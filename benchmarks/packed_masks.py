@@ -1,6 +1,6 @@
 """Masks of one bit a weight: what a step costs, and what they take.
 
-    python benchmarks/packed_masks.py
+    python -m benchmarks.packed_masks
 
 The optimizer's step on the parameters of ResNet-50, no change being due, with masks of
 one byte and of one bit a weight.
@@ -10,13 +10,13 @@ import functools
 import itertools
 from typing import Any
 
-import harness
 import jax
 import optax
-import step_overhead as steps
 import tyro
 
 import sparseopt_jax as so
+from benchmarks import step_overhead as steps
+from reporting import harness
 
 
 def mask_bytes(opt_state: so.SparseState) -> int:

@@ -1,6 +1,6 @@
 """Where SparseOpt's correction acts: before or after what each optimizer does.
 
-    python benchmarks/placement.py
+    python -m benchmarks.placement
 
 A small network with Batch Normalization and masks of uneven fan-ins is trained for 50
 steps without the correction, with it in front of the optimizer, and with it behind.
@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ import optax
 import tyro
 
 import sparseopt_jax as so
+from reporting import harness
 
 STEPS = 50
 INPUTS, HIDDEN, OUTPUTS, SAMPLES = 32, 48, 10, 256

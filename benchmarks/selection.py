@@ -1,6 +1,6 @@
 """Exact top-k selection: ``top_k_mask`` against what sorts.
 
-    python benchmarks/selection.py
+    python -m benchmarks.selection
 
 A tenth of 1 and of 10 million float32 scores is selected, in one array and in 40. All
 ways must give the same mask before they are timed. One read of the scores, by a sum or
@@ -12,12 +12,12 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from reporting import harness
 from sparseopt_jax.arrays.selection import top_k_mask
 
 DENSITY = 0.1

@@ -1,6 +1,6 @@
 """What sparse training adds to a step, and what a change of the topology costs.
 
-    python benchmarks/step_overhead.py
+    python -m benchmarks.step_overhead
 
 First the optimizer alone, on the parameters of ResNet-50: its step inside ``sparsify``
 against the bare one, on steps without a change; then the changes themselves. Last a
@@ -10,14 +10,11 @@ steps.
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +23,9 @@ import tyro
 from sklearn.datasets import load_digits
 
 import sparseopt_jax as so
+from examples.digits import __main__ as digits
+from examples.digits.model import ResNet
+from reporting import harness
 
 SPARSITY = 0.9
 EVERY = 100
@@ -304,12 +304,8 @@ def time_training(
       rounds: blocks of each.
       **model_options: what the network differs in from the example's.
     """
-    # A folder of programs, that is not installed.
-    sys.path.append(str(harness.ROOT / "examples"))
-    digits = importlib.import_module("digits")
     config = digits.Config()
-    network = importlib.import_module("digits_model").ResNet
-    model = network(**{"width": config.width, **model_options})
+    model = ResNet(**{"width": config.width, **model_options})
     batches = digit_batches(config.batch_size)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(jax.random.key(0), batches[0][0])

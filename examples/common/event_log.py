@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from .run_folder import RunFolder, read_log
+from examples.common.run_folder import RunFolder, read_log
 
 
 class Log:

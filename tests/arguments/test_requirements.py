@@ -14,6 +14,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+# Folders of programs, which are not installed.
+PROGRAMS = ("examples", "benchmarks", "studies", "reporting")
+
 # Packages whose names on the index are not those of their modules.
 MODULES = {
     "dm-haiku": "haiku",
@@ -58,7 +61,6 @@ def in_test_group():
 def imported(folder):
     """Modules of others that the files in a folder import, with one file of each."""
     files = sorted((ROOT / folder).rglob("*.py"))
-    names = {file.stem for file in files} | {file.parent.name for file in files}
     found = {}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -70,7 +72,7 @@ def imported(folder):
                 continue
             for name in {name.split(".")[0] for name in modules}:
                 found[name] = str(file.relative_to(ROOT))
-    ours = names | {"sparseopt_jax", "tests", "examples", "benchmarks"}
+    ours = {"sparseopt_jax", "tests", *PROGRAMS}
     return {
         name: file
         for name, file in found.items()
@@ -80,8 +82,7 @@ def imported(folder):
 
 DECLARED = {
     "sparseopt_jax": lambda: required() | in_extra("plot"),
-    "examples": lambda: required() | in_extra("plot", "examples"),
-    "benchmarks": lambda: required() | in_extra("plot", "examples"),
+    **dict.fromkeys(PROGRAMS, lambda: required() | in_extra("plot", "examples")),
     "tests": lambda: required() | in_extra("plot", "examples") | in_test_group(),
 }
 
@@ -99,8 +100,7 @@ def test_what_is_imported_is_declared(folder):
 
 def test_what_is_declared_is_imported():
     assert not required() - imported("sparseopt_jax").keys() - NOT_IMPORTED
-    used = imported("examples").keys() | imported("benchmarks").keys()
-    used |= imported("sparseopt_jax").keys() | NOT_IMPORTED
+    used = set(NOT_IMPORTED).union(*map(imported, ("sparseopt_jax", *PROGRAMS)))
     assert not in_extra("plot", "examples") - used - {"sparseopt_jax"}
     assert "chex" in imported("tests").keys() & in_test_group()
 

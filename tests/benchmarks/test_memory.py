@@ -1,18 +1,10 @@
 """The shapes whose memory is measured are those of the language model."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 
-ROOT = Path(__file__).resolve().parents[2]
-
-# Programs, that find each other in the folder they are started from.
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "examples")]
-memory = importlib.import_module("memory")
-net = importlib.import_module("language_model_net")
+from benchmarks import memory
+from examples.language_model import net
 
 
 def test_the_shapes_are_the_language_models():

@@ -1,26 +1,14 @@
 import functools
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-# Programs, that find each other in the folder they are started from.
-sys.path.append(str(BENCHMARKS))
-harness = importlib.import_module("harness")
-mask_changes = importlib.import_module("mask_changes")
-method_arms = importlib.import_module("method_arms")
-method_changes = importlib.import_module("method_changes")
-method_models = importlib.import_module("method_models")
-methods = importlib.import_module("methods")
-stored = importlib.import_module("stored")
-tables = importlib.import_module("tables")
+from benchmarks import mask_changes, method_arms, method_changes, method_models, methods
+from reporting import __main__ as tables
+from reporting import harness, stored
 
 WHEN = method_arms.When(every=100, stop=1000)
 

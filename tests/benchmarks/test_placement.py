@@ -1,20 +1,14 @@
 """What ``docs/where_sparseopt_goes.md`` shows is measured, and says what came out."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import jax
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from benchmarks import placement
+from tests.helpers.pages import ROOT
 
-# Programs, that find each other in the folder they are started from.
-sys.path.append(str(BENCHMARKS))
-placement = importlib.import_module("placement")
-
-STORED = json.loads((BENCHMARKS / "results" / "placement.json").read_text())
+STORED = json.loads((ROOT / "benchmarks" / "results" / "placement.json").read_text())
 RECORDED = STORED["versions"]["jax"]
 ROWS = {row["optimizer"]: row for row in STORED["tables"][0]["rows"]}
 

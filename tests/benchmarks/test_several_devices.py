@@ -4,11 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.pages import ROOT
 
 
 @pytest.mark.slow
@@ -19,7 +18,7 @@ def test_a_quick_run_goes_through(program, limit, tmp_path):
     output = tmp_path / "record.json"
     done = subprocess.run(
         [
-            *(sys.executable, f"benchmarks/{program}.py"),
+            *(sys.executable, "-m", f"benchmarks.{program}"),
             *("--quick", "--rounds", "1", "--allow-dirty", "--output", str(output)),
         ],
         cwd=ROOT,

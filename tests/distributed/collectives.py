@@ -3,10 +3,6 @@
 Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
 """
 
-import importlib
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,10 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparseopt_jax as so
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-hlo = importlib.import_module("hlo")
-benchmark = importlib.import_module("collectives")
+from benchmarks import collectives as benchmark
+from reporting import hlo
 
 SHAPE = (64, 128)
 LAYOUTS = {

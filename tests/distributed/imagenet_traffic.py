@@ -1,23 +1,22 @@
 """What a training step sends between devices, against the formulas of docs/scaling.md.
 
-Needs eight devices: ``tests/examples/test_imagenet.py`` runs it where there are.
+Needs eight devices: ``tests/examples/imagenet/test_program.py`` runs it where there
+are.
 """
 
 import functools
-import importlib
-import sys
 from pathlib import Path
 
 import jax
 import pytest
 
+from examples.imagenet.config import Config
+from examples.imagenet.data import Batch
+from examples.imagenet.mesh import size_of
+from examples.imagenet.trainer import Trainer
+from reporting import hlo
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
-hlo = importlib.import_module("hlo")
-Config = importlib.import_module("imagenet_config").Config
-Trainer = importlib.import_module("imagenet_trainer").Trainer
-Batch = importlib.import_module("imagenet_data").Batch
-size_of = importlib.import_module("imagenet_mesh").size_of
 
 BATCH, SIZE, PASSES = 16, 32, 16
 

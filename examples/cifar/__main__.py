@@ -1,0 +1,217 @@
+"""Trains a ResNet-20 or a WRN-22-2 on CIFAR, dense or sparse, with several seeds.
+
+    python -m examples.cifar --recipe rigl_cifar100_r20 --seeds 5
+    python -m examples.cifar --recipe sparseopt_cifar100_r20 --sparsity 0.95
+    python -m examples.cifar --recipe rigl_erk_wrn22_2 --dtype bfloat16
+    python -m examples.cifar --dataset glyphs16 --width 8 --epochs 10
+
+A recipe says how the network is trained and why so: ``cifar_recipes.py`` has them, with
+their sources; every option that a recipe has can be given another value. CIFAR is
+downloaded by tensorflow-datasets. ``--dataset glyphs`` needs no download: its images
+are synthetic, and numbers on them say nothing about CIFAR.
+
+All images stay on the device, where they are cropped and mirrored. On accelerators all
+steps from one change of the topology to the next run in one compiled loop, and all
+seeds in one program; on CPU, where convolutions in loops are slow, step by step and one
+seed after another. ``--loop`` and ``--together`` choose otherwise.
+
+The folder ``--output`` receives ``config.json``, ``results.json`` and ``figure.png``,
+for each seed a folder with ``log.jsonl`` and ``events`` for TensorBoard, and
+``checkpoints``. Started again with the same options, a run goes on where its last
+checkpoint was taken, to the last bit as if it had never stopped, where the device
+computes the same twice (on GPUs: XLA_FLAGS=--xla_gpu_deterministic_ops=true); SIGTERM
+makes it take one and leave. Two programs must not write to one folder at once.
+
+A seed whose loss is no longer finite ends there and the others go on: its log and
+``results.json`` say so, means and the picture are of the others.
+
+Sparsity is theoretical: zeros are simulated by masks on dense arrays, so that no method
+is faster than the dense one here.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from examples.cifar.config import Config
+from examples.cifar.data import SYNTHETIC, Dataset, load
+from examples.cifar.group import Group, seed_folder
+from examples.cifar.trainer import Trainer
+from examples.common.progress_bar import progress_bar
+from examples.common.run_folder import (
+    FILES,
+    RunFolder,
+    check_folder,
+    finished_runs,
+    read_log,
+)
+from examples.common.versions import versions
+
+NOTE = (
+    "Sparsity is theoretical: zeros are simulated by masks on dense arrays, which save "
+    "neither time nor memory."
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The program; ``args`` are those of the command line, if not given."""
+    config = tyro.cli(Config, prog="python -m examples.cifar", args=args)
+    console = Console()
+    try:
+        dataset, trainer, folder, groups = prepare(config)
+        console.print(describe(trainer, dataset))
+        to_do = [group for group in groups if not group.is_finished]
+        if len(to_do) < len(groups):
+            console.print(f"{len(groups) - len(to_do)} of {len(groups)} are finished.")
+        train(to_do, trainer.total, console)
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on from the last checkpoint.")
+        raise SystemExit(130) from None
+    report(config, trainer, dataset, folder, console)
+
+
+def prepare(config: Config) -> tuple[Dataset, Trainer, RunFolder, list[Group]]:
+    """What there is to do, where it can be done; a mistake ends the program here."""
+    record, at_once = config.record(), config.at_once
+    try:
+        dataset = load(
+            config.chosen.dataset,
+            config.data_dir,
+            train=config.train_images,
+            test=config.test_images,
+        )
+        trainer = Trainer(config, dataset, together=at_once, loop=config.loop)
+        folder = open_folder(config, record)
+        groups = [
+            Group(trainer, config, record, range(first, first + at_once))
+            for first in range(0, config.seeds, at_once)
+        ]
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    return dataset, trainer, folder, groups
+
+
+def train(groups: Sequence[Group], steps: int, console: Console) -> None:
+    """Trains one group after another, each for so many steps."""
+    # Takes seconds to import, when mistakes in the options have been reported.
+    from sparseopt_jax.checkpoint import stop_on_sigterm
+
+    stop = stop_on_sigterm()  # one for all: none is deaf between two groups
+    with progress_bar(console) as bar:
+        task = bar.add_task("compiling", total=len(groups) * steps)
+        for group in groups:
+            group.go(bar, task, stop)
+
+
+def open_folder(config: Config, record: Any) -> RunFolder:
+    """The folder of the run, and no other run in it.
+
+    The same run, stopped and started again, is never removed.
+
+    Raises:
+      ValueError: if it holds another run, unless that is to be replaced.
+    """
+    output = config.folder
+    try:
+        check_folders(output, record, config.seeds)
+        return RunFolder(output, record)
+    except ValueError:
+        if not config.overwrite or not output.is_dir():
+            raise
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    for folder in output.glob("seed_*/"):
+        shutil.rmtree(folder / "events", ignore_errors=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something of somebody else's is in it
+            folder.rmdir()
+    return RunFolder(output, record, overwrite=True)
+
+
+def check_folders(output: Path, record: Any, seeds: int) -> None:
+    """Makes sure that a folder, and those of the seeds in it, hold no other run.
+
+    Args:
+      output: the folder, which need not be there; nothing is written.
+      record: what decides the results, as ``config.json`` has it.
+      seeds: how many there are.
+
+    Raises:
+      ValueError: if one of them does.
+    """
+    own = sorted(folder.name for folder in output.glob("seed_*/"))
+    check_folder(output, record, parts=["checkpoints", *own])
+    for seed in range(seeds):
+        check_folder(seed_folder(output, seed), {**record, "seed": seed})
+
+
+def describe(trainer: Trainer, dataset: Dataset) -> str:
+    """What is about to be trained, in words."""
+    recipe = trainer.recipe
+    lines = [
+        f"{recipe.network} of width {recipe.width}, {recipe.method}, on "
+        f"{dataset.name}: {trainer.weights:,} parameters, {trainer.total:,} steps of "
+        f"{recipe.batch_size} images, {recipe.epochs:g} epochs."
+    ]
+    if trainer.plan:
+        lines.append(
+            f"{trainer.plan.active:,} of {trainer.plan.size:,} weights are active in "
+            f"sparse layers. {NOTE}"
+        )
+    return "\n".join([*lines, *[SYNTHETIC] * dataset.is_synthetic])
+
+
+def report(
+    config: Config,
+    trainer: Trainer,
+    dataset: Dataset,
+    folder: RunFolder,
+    console: Console,
+) -> None:
+    """Writes and tells what all seeds ended with."""
+    # Takes a second to import, and nothing before needs it.
+    from examples.cifar import report as cifar_report
+
+    folders = [seed_folder(folder.path, seed) for seed in range(config.seeds)]
+    logs = [read_log(path) for path in folders]
+    results = cifar_report.summarize(logs)
+    note = " ".join([NOTE, *[SYNTHETIC] * dataset.is_synthetic])
+    plan = trainer.plan
+    folder.write_json(
+        "results.json",
+        {
+            "note": note,
+            "recipe": config.recipe,
+            "parameters": trainer.weights,
+            "sparse_weights": plan.size if plan else None,
+            "active_weights": plan.active if plan else None,
+            "versions": versions(),
+            **results,
+        },
+    )
+    if len(results["diverged"]) == config.seeds:
+        step = finished_runs(folders[0])[0]["step"]
+        raise SystemExit(
+            f"error: the loss of no seed is finite, of seed 0 not since step {step}; "
+            f"{folder.path / 'results.json'} has the curves until then. A lower "
+            "--learning-rate may help"
+        )
+    recipe = trainer.recipe
+    parts = [dataset.name + " (synthetic)" * dataset.is_synthetic, recipe.network]
+    parts += [recipe.method, f"correction: {recipe.correction}"]
+    if plan:
+        parts.append(f"sparsity {1 - plan.active / plan.size:.3g}")
+    told = cifar_report.told(results)
+    with folder.writing("figure.png") as path:
+        cifar_report.draw(results, f"{', '.join(parts)}. {told}", path)
+    console.print(f"{told}. {note}")
+    console.print(f"Written to {folder.path}: results.json, figure.png.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""What a run on CIFAR can be told."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from examples.cifar.data import GLYPH_SIZES
+from examples.cifar.recipes import (
+    RECIPES,
+    Correction,
+    DatasetName,
+    Distribution,
+    Method,
+    Network,
+    Recipe,
+)
+from examples.common.augment import Padding
+from examples.common.glyphs import DIFFICULTY
+from examples.common.lengths import stretched
+from examples.common.run_folder import default_output
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
+
+
+def on_accelerator() -> bool:
+    """Whether the devices are other than CPUs, where convolutions in loops are slow."""
+    return jax.default_backend() != "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a ResNet-20 or a WRN-22-2 on CIFAR, dense or sparse, with several seeds.
+
+    Options without a default are as in the recipe unless they are given.
+
+    Attributes:
+      recipe: How to train: one of those in cifar_recipes.py, such as
+        dense_cifar100_r20, rigl_cifar100_r20, sparseopt_cifar100_r20, rigl_wrn22_2.
+      dataset: What to train on. Glyphs are synthetic images of 100 classes that need
+        no download, of 32x32 pixels or, as glyphs16, of 16x16.
+      network: What to train.
+      width: Channels of the first stage.
+      blocks: Residual blocks in each of the three stages.
+      dropout: Share of the activations dropped in training; wrn22_2 only.
+      method: How the network is sparse.
+      correction: What scales gradients per neuron: nothing, SparseOpt's factors from
+        fan-ins, or the variances that Batch Normalization measures.
+      ham: Whether HAM's multiplicative step follows each step.
+      sparsity: Fraction of zeros over all kernels.
+      distribution: How active weights are shared between layers.
+      epochs: Passes over the training images; warm-up stays as long.
+      batch_size: Images per step.
+      learning_rate: Peak, whatever the batch size.
+      warmup_epochs: Epochs of linear warm-up.
+      decay_at: Where the learning rate is divided by 5, as shares of the training, all
+        behind the warm-up; none for a cosine.
+      final_learning_rate: Where the cosine ends.
+      momentum: Of SGD.
+      nesterov: Whether the momentum is Nesterov's.
+      weight_decay: Coefficient of the L2 term, on kernels only.
+      padding: What stands around an image before it is cropped.
+      every: Steps between changes of the topology.
+      drop_fraction: Share of the active weights replaced at first.
+      stop: Share of the training after which the topology stays.
+      multiplier: Length of the training, warm-up included, in those of the recipe.
+      seeds: How many seeds: 0, 1, and so on. Where they are trained one after another,
+        a run goes on with more of them.
+      together: Train all seeds at once, in one program, instead of one after another.
+        By default on accelerators, but not on CPU.
+      loop: Take all steps from one change of the topology to the next in one compiled
+        loop, instead of step by step. By default on accelerators, but not on CPU.
+      dtype: Type to compute in. Parameters, momentum and statistics are float32.
+        float32 convolutions run in TF32 on recent NVIDIA GPUs unless
+        JAX_DEFAULT_MATMUL_PRECISION=float32 is set.
+      train_images: Train on so many images only.
+      test_images: Test on so many images only.
+      data_dir: Where the data set is, or will be. By default where
+        tensorflow-datasets keeps them; glyphs are kept in runs/data.
+      evaluate_every: Epochs from one evaluation to the next.
+      save_every: Epochs from one checkpoint to the next.
+      output: Folder of the run. By default runs/cifar/<recipe>, followed by -<dataset>,
+        -<sparsity> and -<epochs> where they are given, the last also by --multiplier.
+      overwrite: Replace a run with another configuration in that folder.
+    """
+
+    recipe: str = "sparseopt_cifar100_r20"
+    dataset: DatasetName | None = None
+    network: Network | None = None
+    width: int | None = None
+    blocks: int | None = None
+    dropout: float | None = None
+    method: Method | None = None
+    correction: Correction | None = None
+    ham: bool | None = None
+    sparsity: float | None = None
+    distribution: Distribution | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
+    warmup_epochs: float | None = None
+    decay_at: tuple[float, ...] | None = None
+    final_learning_rate: float | None = None
+    momentum: float | None = None
+    nesterov: bool | None = None
+    weight_decay: float | None = None
+    padding: Padding | None = None
+    every: int | None = None
+    drop_fraction: float | None = None
+    stop: float | None = None
+    multiplier: float = 1.0
+    seeds: int = 1
+    together: bool = dataclasses.field(default_factory=on_accelerator)
+    loop: bool = dataclasses.field(default_factory=on_accelerator)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    train_images: int | None = None
+    test_images: int | None = None
+    data_dir: Path | None = None
+    evaluate_every: int = 1
+    save_every: int = 10
+    output: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+        if self.recipe not in RECIPES:
+            nearest = difflib.get_close_matches(self.recipe, RECIPES, len(RECIPES), 0.0)
+            raise ValueError(
+                f"recipe {self.recipe!r} is none of {', '.join(nearest)} (the nearest "
+                "first)"
+            )
+        _ = self.chosen  # raises
+
+    @property
+    def chosen(self) -> Recipe:
+        """The recipe, with what the other options change in it."""
+        changes = {name: getattr(self, name) for name in FIELDS}
+        changes = {name: x for name, x in changes.items() if x is not None}
+        recipe = dataclasses.replace(RECIPES[self.recipe], **changes)
+        return stretched(recipe, self.multiplier)
+
+    @property
+    def at_once(self) -> int:
+        """How many seeds are trained in one program."""
+        return self.seeds if self.together else 1
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written to."""
+        has_length = self.epochs is not None or self.multiplier != 1.0
+        epochs = self.chosen.epochs if has_length else None
+        return self.output or default_output(
+            "cifar", self.recipe, self.dataset, self.sparsity, epochs
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What decides the results, for ``config.json``.
+
+        Seeds that are trained one after another do not depend on how many there are.
+        """
+        recipe = dataclasses.asdict(self.chosen)
+        names = ("dtype", "train_images", "test_images", "evaluate_every")
+        own = {name: getattr(self, name) for name in names}
+        if recipe["dataset"] in GLYPH_SIZES:
+            own["glyphs"] = dataclasses.asdict(DIFFICULTY)
+        return {
+            **recipe,
+            "decay_at": list(recipe["decay_at"]),
+            **own,
+            # In words that name the option to go on with, where a folder is refused.
+            "trained": (
+                f"{self.seeds} seeds together (--together)"
+                if self.at_once > 1
+                else "seed by seed (--no-together)"
+            ),
+        }

@@ -1,0 +1,206 @@
+"""CIFAR-10, CIFAR-100 and glyphs: all images of a data set, as bytes in memory.
+
+CIFAR is read by ``tfds.data_source`` from ArrayRecord files, and prepared as such if
+need be, both without TensorFlow.
+"""
+
+import logging
+import types
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from examples.common import glyphs
+
+IMAGES_OF_CIFAR = (50_000, 10_000)
+GLYPH_SIZES = {"glyphs": 32, "glyphs16": 16}
+DATASETS = ("cifar10", "cifar100", *GLYPH_SIZES)
+GLYPHS_FOLDER = Path("runs/data")
+SYNTHETIC = (
+    "Glyphs are synthetic images, computed by the program itself: numbers on them say "
+    "nothing about CIFAR."
+)
+MISSING = """\
+{dataset} cannot be read from {folder} ({why}).
+It is missing there, was downloaded or prepared in part only, or is damaged. Either
+  - give --data-dir a folder that has it, or can be downloaded to: about 170 MB from
+    https://www.cs.toronto.edu/~kriz/cifar.html, prepared as ArrayRecord files without
+    TensorFlow (delete {folder}/{dataset} first, if it is there); or
+  - train on images that are computed, and need no download: --dataset glyphs"""
+
+
+class Dataset(NamedTuple):
+    """A data set in memory.
+
+    Attributes:
+      name: one of ``DATASETS``.
+      train_images: uint8 (n, size, size, 3).
+      train_labels: int32 (n,).
+      test_images: uint8 (m, size, size, 3).
+      test_labels: int32 (m,).
+      classes: how many the labels tell apart.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: int
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its images are computed."""
+        return self.name in GLYPH_SIZES
+
+    @property
+    def flips(self) -> bool:
+        """Whether a mirrored image is one that could be in the test split.
+
+        No glyph is the mirror image of another, so that classes would not be mixed up,
+        but then mirrored ones are patterns that no test image shows.
+        """
+        return not self.is_synthetic
+
+    @property
+    def margin(self) -> int:
+        """Pixels around an image that is cropped at random: 4 for a size of 32."""
+        return self.train_images.shape[1] // 8
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each colour of the training images: float32 (3,)."""
+        # Sums of integers: exact, so that it does not matter in which order.
+        total, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        for images in np.array_split(
+            self.train_images, 1 + len(self.train_images) // 500
+        ):
+            pixels = images.reshape(-1, 3).astype(np.int64)
+            total += pixels.sum(axis=0)
+            squares += (pixels**2).sum(axis=0)
+        count = self.train_images.size // 3
+        mean = total / count
+        deviation = np.sqrt(squares / count - mean**2)
+        return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def load(
+    name: str,
+    folder: Path | None = None,
+    *,
+    train: int | None = None,
+    test: int | None = None,
+) -> Dataset:
+    """A data set, downloaded or computed if it is not there yet.
+
+    Args:
+      name: one of ``DATASETS``.
+      folder: where it is, or will be; None for what tensorflow-datasets chooses, and
+        for ``GLYPHS_FOLDER``.
+      train: take so many training images only, the first.
+      test: take so many test images only, the first.
+
+    Returns:
+      The data set.
+
+    Raises:
+      ValueError: if CIFAR is not there and cannot be had, with what to do; if there are
+        fewer images than are to be taken.
+    """
+    counts = []
+    for option, count, all_ in zip(
+        ("train_images", "test_images"), (train, test), IMAGES_OF_CIFAR, strict=True
+    ):
+        if count is not None and not 1 <= count <= all_:
+            raise ValueError(f"{option} must be from 1 to {all_:,}, got {count}")
+        counts.append(count or all_)
+    if name in GLYPH_SIZES:
+        images = glyphs.load(
+            folder or GLYPHS_FOLDER,
+            size=GLYPH_SIZES[name],
+            train=counts[0],
+            test=counts[1],
+        )
+        return Dataset(name, *images, classes=glyphs.CLASSES)
+    splits, classes = _read_cifar(name, folder)
+    both = zip(splits, counts, strict=True)
+    arrays = [x[:count] for split, count in both for x in split]
+    return Dataset(name, *arrays, classes=classes)
+
+
+def _read_cifar(name: str, folder: Path | None) -> tuple[list[Any], int]:
+    """Images and labels of both splits, and the number of classes."""
+    # Takes seconds to import, when mistakes in the options have long been reported.
+    import tensorflow_datasets as tfds
+
+    advice = logging.getLogger("absl")
+    advice.addFilter(_no_advice)
+    try:
+        builder: Any = tfds.builder(name, data_dir=folder, file_format="array_record")
+        # Its own reads the files of the archive by TensorFlow.
+        builder._generate_examples = types.MethodType(_examples, builder)
+        builder._split_generators = types.MethodType(_split_generators, builder)
+        builder.download_and_prepare()
+        sources = builder.as_data_source(split=["train", "test"])
+        splits = [_arrays(source) for source in sources]
+    # What failed downloads, broken archives and damaged files raise is of no one kind.
+    except Exception as error:
+        print()  # behind a line that tfds has begun
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        why = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
+        raise ValueError(
+            MISSING.format(
+                dataset=name, folder=folder or "~/tensorflow_datasets", why=why
+            )
+        ) from error
+    finally:
+        advice.removeFilter(_no_advice)
+    return splits, builder.info.features["label"].num_classes
+
+
+def _split_generators(builder: Any, manager: Any) -> Any:
+    """The builder's own, but that no download is tried for minutes to no purpose."""
+    url = builder._cifar_info.url
+    archive = url.rpartition("/")[2].removesuffix(".tar.gz")
+    if not any(Path(manager.download_dir).glob(f"*{archive}*.tar.gz")):
+        with urllib.request.urlopen(url, timeout=30):
+            pass
+    return type(builder)._split_generators(builder, manager)
+
+
+def _examples(
+    builder: Any, prefix: str, paths: Iterable[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What is in the binary files of the archive, as the features of the data set.
+
+    Each image has a byte for each of its labels, then 1,024 of each colour.
+    """
+    names = builder._cifar_info.label_keys
+    number = 0
+    for path in paths:
+        rows = np.fromfile(path, np.uint8).reshape(-1, len(names) + 3 * 32 * 32)
+        for row in rows:
+            labels = dict(zip(names, map(int, row), strict=False))
+            image = row[len(names) :].reshape(3, 32, 32).transpose(1, 2, 0)
+            picture = Image.fromarray(np.ascontiguousarray(image))
+            own = {"id": f"{prefix}{number:05d}", "image": picture}
+            yield number, own | labels
+            number += 1
+
+
+def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    # One by one, as a list of numbers is answered wrongly by mocked data.
+    examples = (source[index] for index in range(len(source)))
+    pairs = [(example["image"], example["label"]) for example in examples]
+    images, labels = zip(*pairs, strict=True)
+    return np.stack(images), np.array(labels, np.int32)
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    """Keeps off the screen that there is another decoder."""
+    return "OpenCV is not installed" not in record.getMessage()

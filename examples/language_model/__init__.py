@@ -1,0 +1,1 @@
+"""A small language model: dense Adam, sparse Adam, SMET."""

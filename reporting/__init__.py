@@ -1,0 +1,1 @@
+"""Timings, records and their tables: what benchmarks and studies share."""

@@ -1,0 +1,409 @@
+"""Times candidates in turn, prints tables, and stores what was measured as JSON.
+
+Other work on a machine slows whatever runs beside it. Candidates are therefore timed in
+rounds, A B C, B C A, and compared round by round: what slows a round slows both sides.
+The order changes from round to round, since what ran just before leaves its memory in
+the caches: in a fixed order one program measured twice differed by 5 %.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from reporting import stored
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path("benchmarks/results")
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every benchmark can be told.
+
+    Attributes:
+      quick: Tiny sizes and few rounds, to see that it runs. Stored only where --output
+        says.
+      rounds: How often each candidate is timed; the slow ones less often.
+      output: File for the record, instead of one in benchmarks/results.
+      overwrite: Replace the file that --output names.
+      allow_dirty: Measure although the working tree differs from the commit. The
+        record says so.
+    """
+
+    quick: bool = False
+    rounds: int | None = None
+    output: Path | None = None
+    overwrite: bool = False
+    allow_dirty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds is not None and self.rounds < 1:
+            raise SystemExit(f"--rounds must be at least 1, got {self.rounds}")
+        if self.output is not None and self.output.is_dir():
+            raise SystemExit(f"--output {self.output} is a folder; name a file")
+        if self.output is not None and self.output.exists() and not self.overwrite:
+            raise SystemExit(
+                f"--output {self.output} is there already. Give --overwrite to replace "
+                "it, or name another file"
+            )
+
+    def rounds_or(self, default: int) -> int:
+        """The rounds asked for, else 2 if quick, else the default."""
+        return self.rounds or (2 if self.quick else default)
+
+
+class Candidate(NamedTuple):
+    """Something to be timed.
+
+    Attributes:
+      name: what the table calls it.
+      run: does it once, and returns arrays that are ready when it is done.
+      steps: how many steps ``run`` takes; times are per step.
+      every: takes part in one round of so many.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    steps: int = 1
+    every: int = 1
+
+
+class Spread(NamedTuple):
+    """Five numbers that describe a sample."""
+
+    median: float
+    q1: float
+    q3: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, sample: Iterable[float]) -> "Spread":
+        """The spread of a sample that is not empty."""
+        quantiles = np.quantile(list(sample), [0.5, 0.25, 0.75, 0.0, 1.0])
+        return cls(*map(float, quantiles))
+
+
+class Timing(NamedTuple):
+    """How long a candidate took.
+
+    Attributes:
+      first_call: seconds of its first call, compilation included, whatever its steps.
+      seconds: seconds per step, by round.
+    """
+
+    first_call: float
+    seconds: dict[int, float]
+
+    def ratio(self, baseline: "Timing") -> Spread:
+        """How many times as long as the baseline it took in the same round."""
+        return Spread.of(
+            own / baseline.seconds[turn]
+            for turn, own in self.seconds.items()
+            if turn in baseline.seconds
+        )
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    rounds: int,
+    check: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Timing]:
+    """Times the candidates, in another order each round, after two calls of each that
+    do not count.
+
+    Args:
+      candidates: what to time; their names differ.
+      rounds: how many rounds.
+      check: called with the results of the first calls, by name; raises if one is
+        wrong.
+
+    Returns:
+      Timings by name.
+    """
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        raise ValueError(f"candidates must have different names, got {names}")
+    first = [_timed(candidate.run) for candidate in candidates]
+    check({name: result for name, (_, result) in zip(names, first, strict=True)})
+    timings = {
+        name: Timing(seconds, {})
+        for name, (seconds, _) in zip(names, first, strict=True)
+    }
+    del first  # its arrays, before others are made
+    for candidate in candidates:
+        _timed(candidate.run)
+    for turn in range(rounds):
+        order = random.Random(turn)
+        for candidate in order.sample(candidates, len(candidates)):
+            if turn % candidate.every == 0:
+                seconds, _ = _timed(candidate.run)
+                timings[candidate.name].seconds[turn] = seconds / candidate.steps
+    return timings
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = jax.block_until_ready(run())
+    return time.perf_counter() - started, result
+
+
+class Report:
+    """What one benchmark finds: shown as it comes, stored at the end."""
+
+    def __init__(self, name: str, options: Options, root: Path = ROOT):
+        """Opens the report, before anything is measured.
+
+        Args:
+          name: of the benchmark, and of its record; ``"folder/name"`` puts the record
+            into a folder of its own.
+          options: as given on the command line.
+          root: the checkout.
+
+        Raises:
+          SystemExit: if the working tree is dirty and that is not allowed.
+        """
+        self.options = options
+        commit, dirty = working_tree(root)
+        if dirty and not options.allow_dirty:
+            raise SystemExit(
+                "The working tree differs from the commit, so that the record could "
+                "not be traced to code. Commit first, or give --allow-dirty."
+            )
+        device = jax.devices()[0]
+        self.record: dict[str, Any] = {
+            "benchmark": name,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": commit,
+            "dirty": dirty,
+            "quick": options.quick,
+            "machine": machine(),
+            "device": {"name": device.device_kind, "platform": device.platform},
+            "versions": versions(),
+            "tables": [],
+            "claims": [],
+        }
+        self.path = options.output
+        if self.path is None and not options.quick:
+            file = record_name(name, device.platform, device.device_kind)
+            self.path = root / RESULTS / file
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        about = {**self.record["machine"], **self.record["versions"]}
+        print(f"{name} on {device.device_kind} ({device.platform})")
+        print(", ".join(f"{key} {value}" for key, value in about.items()))
+        if options.quick:
+            print("Tiny sizes: the numbers and their limits mean nothing.")
+
+    def table(self, title: str, timings: Mapping[str, Timing], baseline: str) -> None:
+        """Adds timings, each compared with one of them.
+
+        Args:
+          title: what was timed.
+          timings: by name, as ``measure`` gives them.
+          baseline: the name that all are compared with.
+        """
+        rows = []
+        for name, timing in timings.items():
+            times = Spread.of(timing.seconds.values())._asdict()
+            rows.append(
+                {
+                    "name": name,
+                    "repeats": len(timing.seconds),
+                    "first_call_s": timing.first_call,
+                    **{f"{key}_ms": 1e3 * value for key, value in times.items()},
+                    "ratio": timing.ratio(timings[baseline])._asdict(),
+                }
+            )
+        self.record["tables"].append(
+            {"title": title, "baseline": baseline, "rows": rows}
+        )
+        print(f"\n{title}\n{format_rows(rows, baseline)}")
+
+    def listing(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds numbers that are counted, not timed.
+
+        Args:
+          title: what they are about.
+          rows: each with the same keys, which head the columns.
+        """
+        self.record["tables"].append({"title": title, "rows": [*map(dict, rows)]})
+        head = [key.replace("_", " ") for key in rows[0]]
+        lines = [head, *([_cell(x) for x in row.values()] for row in rows)]
+        print(f"\n{title}\n{_columns(lines)}")
+
+    def claim(
+        self,
+        what: str,
+        measured: float,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        """Adds a number that the table is about, beside its limit where it has one.
+
+        Args:
+          what: the number in words.
+          measured: its value.
+          at_least: the limit from below.
+          at_most: the limit from above.
+        """
+        claim: dict[str, Any] = {"what": what, "measured": measured}
+        if at_least is not None:
+            claim |= {"at_least": at_least, "met": measured >= at_least}
+        if at_most is not None:
+            claim |= {"at_most": at_most, "met": measured <= at_most}
+        self.record["claims"].append(claim)
+        print(f"  {format_claim(claim)}")
+
+    def picture(self, figure: Any) -> None:
+        """Draws what was measured, beside where the record goes, if it goes anywhere.
+
+        Args:
+          figure: with the ``savefig`` of ``matplotlib.figure.Figure``.
+        """
+        if self.path is not None:
+            stored.write_picture(figure, self.path.with_suffix(".png"))
+
+    def store(self) -> None:
+        """Writes the record, unless a quick run has no file to go to."""
+        if self.path is None:
+            print("\nA quick run is not stored; --output stores it.")
+            return
+        self.path.write_text(json.dumps(self.record, indent=2) + "\n")
+        print(f"\nStored in {self.path}")
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
+    """Rows of a table as text."""
+    head = ["", "median ms", "quartiles", "min", "max", f"x {baseline}", "quartiles"]
+    lines = [[*head, "repeats", "first call s"]]
+    for row in rows:
+        ratio = row["ratio"]
+        lines.append(
+            [
+                row["name"],
+                f"{row['median_ms']:.2f}",
+                f"{row['q1_ms']:.2f}-{row['q3_ms']:.2f}",
+                f"{row['min_ms']:.2f}",
+                f"{row['max_ms']:.2f}",
+                f"{ratio['median']:.3f}",
+                f"{ratio['q1']:.3f}-{ratio['q3']:.3f}",
+                str(row["repeats"]),
+                f"{row['first_call_s']:.2f}",
+            ]
+        )
+    return _columns(lines)
+
+
+def _cell(x: Any) -> str:
+    return f"{x:,}" if isinstance(x, int) else str(x)
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def format_claim(claim: Mapping[str, Any]) -> str:
+    """A claim as a line of text."""
+    text = f"{claim['what']}: {claim['measured']:.3f}"
+    for key, words in (("at_least", "at least"), ("at_most", "at most")):
+        if key in claim:
+            verdict = "met" if claim["met"] else "MISSED"
+            text += f", {words} {claim[key]:g} wanted: {verdict}"
+    return text
+
+
+def record_name(name: str, backend: str, device: str) -> str:
+    """The file of a record: the device is named, except for a CPU."""
+    if backend == "cpu":
+        return f"{name}.json"
+    slug = re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"{name}-{slug}.json"
+
+
+def working_tree(root: Path) -> tuple[str | None, bool]:
+    """The commit that is checked out, if any, and whether the files differ from it.
+
+    Stored records do not count: one benchmark's must not stop the next.
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
+    changes = git("status", "--porcelain", "--", ".", f":(exclude){RESULTS.as_posix()}")
+    return commit, commit is None or changes != ""
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on, and nothing that tells whose machine it is."""
+    return {
+        "cpu": _cpu(),
+        "cores": _cores(),
+        "memory_gib": _memory(),
+        "os": _system(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the packages underneath."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **installed}
+
+
+def _cpu() -> str:
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        info = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> float:
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return round(size / 2**30, 1)
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:
+        return f"{platform.system()} {platform.release()}"

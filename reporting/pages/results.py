@@ -1,0 +1,211 @@
+"""What ``docs/results.md`` shows: the papers' claims, and what became of them here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reporting import convergence_records as records
+from reporting.markdown import table
+from reporting.pages import paper_figures as paper_tables
+from reporting.pages.published import EARLY, GAINS, RIGL, SPARSEOPT, Published
+from reporting.pages.when_it_helps import interval
+from reporting.paired import difference
+from reporting.stored import load
+
+OUT_OF_REACH = "*out of reach here*"
+KEPT = "RigL, 95 %, norms kept"  # the paper's ablation, without numbers
+
+
+# The programs that measure what several records hold.
+PROGRAMS = {
+    "convergence": "studies.convergence",
+    "convergence_further": "studies.convergence.further",
+    "large_batch": "studies.large_batch",
+    "large_batch_text": "studies.large_batch.text",
+}
+
+
+def verdict(row: Mapping[str, Any], gain: float) -> str:
+    """What a paired difference says of a gain that was published.
+
+    Args:
+      row: with ``low`` and ``high``, the ends of its 95 % interval.
+      gain: the paper's, in the same unit.
+
+    Returns:
+      That it is reproduced, if the interval lies above 0; if it holds 0, that it is
+      not, unless it holds the paper's gain as well.
+    """
+    if row["low"] > 0.0:
+        return "*reproduced*"
+    return "*undecided*" if row["high"] >= gain else "*not reproduced*"
+
+
+def _compared() -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The program and the record of every condition.
+
+    The further ones are tuned at more learning rates, or by themselves.
+    """
+    return {
+        own["condition"]["name"]: (program, own)
+        for program in ("convergence", "convergence_further")
+        for own in load(program)["conditions"]
+    }
+
+
+def small_scale() -> str:
+    """The correction's gains, measured on a small network, beside the paper's."""
+    head = (
+        *("condition", "the paper's gain", "gain here", "p", "seeds"),
+        *("verdict", "command"),
+    )
+    lines = []
+    for name, (program, own) in _compared().items():
+        if name in GAINS or name == KEPT:
+            row = records.by_arm(own)["fan_in"]
+            gain = GAINS.get(name)
+            lines.append(
+                (
+                    name,
+                    "not given" if gain is None else f"{gain:+.2f}",
+                    interval(row),
+                    f"{row['p']:.2g}",
+                    str(len(own["accuracies"][0])),
+                    verdict(row, (gain or 0.0) / 100),
+                    f"`python -m {PROGRAMS[program]}`",
+                )
+            )
+    return table(head, lines)
+
+
+def early() -> str:
+    """What is gained on the way at 97 %, beside the paper's."""
+    found, lines = _compared(), []
+    for name in ("RigL, 97 %", "SET, 97 %"):
+        _, own = found[name]
+        epochs = np.shape(own["accuracies"])[-1]
+        for share, gain in EARLY.items():
+            runs = (records.accuracies(own, arm, share) for arm in ("fan_in", "none"))
+            row = difference(*runs)
+            lines.append(
+                (
+                    name,
+                    f"{round(90 * share)} of 90",
+                    f"{100 * gain:+.1f}",
+                    f"{records.epochs_at(share, epochs)} of {epochs}",
+                    interval(row),
+                    verdict(row, gain),
+                )
+            )
+    head = (
+        *("condition", "the paper's epoch", "the paper's gain"),
+        *("epoch here", "gain here", "verdict"),
+    )
+    return table(head, lines)
+
+
+def figures() -> str:
+    """The paper's figures that take little computing."""
+    lines = []
+    for name, figure in paper_tables.FIGURES.items():
+        found = paper_tables.load(name)
+        lines.append(
+            (
+                figure,
+                paper_tables.met(found),
+                f"*{found['verdict']}*",
+                f"`python -m studies.paper.{name}`",
+            )
+        )
+    return table(("figure", "claims met", "verdict", "command"), lines)
+
+
+def accuracies() -> str:
+    """The accuracies of SparseOpt's paper, and how to measure them."""
+    return _published(SPARSEOPT)
+
+
+def rigl() -> str:
+    """RigL's accuracies, and how to measure them."""
+    return _published(RIGL)
+
+
+def others() -> str:
+    """What the papers on memory and on large batches claim."""
+    head = ("claim", "here", "verdict", "command")
+    return table(head, [*_smet(), *_lamb()])
+
+
+def _published(rows: Sequence[Published]) -> str:
+    lines = []
+    for row in rows:
+        lengths = ", ".join(map(str, row.lengths))
+        cells = (row.what, lengths, ", ".join(row.numbers), OUT_OF_REACH)
+        lines.append((*cells, f"`python -m {row.command}`"))
+    head = ("what", "epochs", "the paper's top-1, %", "verdict", "command")
+    return table(head, lines)
+
+
+def _smet() -> Iterator[tuple[str, ...]]:
+    """SMET's Figure 1 and its losses, on the small language model."""
+    entries = {own["method"]: own for own in load("language_model")["results"]}
+    adam, smet = (entries[name] for name in ("sparse_adam", "smet"))
+    setbacks = [1e3 * own["setback"]["probe"]["mean"] for own in (adam, smet)]
+    command = "`python -m examples.language_model --seeds 3`"
+    yield (
+        "SMET: changes of the masks set sparse Adam's loss back, and not SMET's",
+        f"{setbacks[0]:+.1f} against {setbacks[1]:+.1f} thousandths of a bit",
+        "*reproduced*"
+        if setbacks[0] > 0.0 and setbacks[1] <= setbacks[0] / 3
+        else "*not reproduced*",
+        command,
+    )
+    gaps = [own["gap_to_dense"] for own in (adam, smet)]
+    yield (
+        "SMET: it ends better than sparse Adam",
+        f"{gaps[1]:+.3f} against {gaps[0]:+.3f} bits per byte over dense, not tuned",
+        "*reproduced*" if gaps[1] < gaps[0] else "*undecided*",
+        command,
+    )
+    rows = load("memory")["tables"][0]["rows"]
+    sizes = [
+        (row["leaf"] / rows[0]["leaf"], row["density"])
+        for row in rows
+        if row["optimizer"] == "Adam, active weights" and row["block"] > 1
+    ]
+    shares = [own / density for own, density in sizes]
+    yield (
+        "SMET: optimizer states shrink with the density",
+        f"x {min(shares):.3f} to {max(shares):.3f} density, in blocks",
+        "*reproduced*" if max(shares) < 1.05 else "*not reproduced*",
+        "`python -m benchmarks.memory`",
+    )
+
+
+def _lamb() -> Iterator[tuple[str, ...]]:
+    """LAMB's claim, on images and on text."""
+    for name, what in (("large_batch", "digits"), ("large_batch_text", "text")):
+        record = load(name)
+        claims = {own["what"]: own for own in record["claims"]}
+        smallest = min(row["batch"] for own in record["tables"] for row in own["rows"])
+        for density in ("dense", "sparse"):
+            reach = {
+                optimizer: claims[
+                    f"{density}: the largest batch that {optimizer} reaches"
+                ]
+                for optimizer in ("Adam", "LAMB")
+            }
+            met = claims[f"{density}: the largest batch of LAMB / of Adam"]["met"]
+            # Where all are good for the smallest batch alone, runs were too short.
+            told = any(own["measured"] != smallest for own in reach.values())
+            missed = "*not reproduced*" if told else "*undecided*"
+            yield (
+                f"LAMB: its rule holds further than Adam's, {what}, {density}",
+                ", ".join(f"{own}: {x['measured']}" for own, x in reach.items()),
+                "*reproduced*" if met else missed,
+                f"`python -m {PROGRAMS[name]}`",
+            )
+
+
+PAGE = (small_scale, early, figures, accuracies, rigl, others)

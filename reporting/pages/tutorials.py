@@ -1,0 +1,64 @@
+"""Runs the tutorials and keeps what they print, for ``docs/tutorials.md``.
+
+python -m reporting.pages.tutorials
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUTS = ROOT / "docs" / "outputs"
+
+
+def script(name: str) -> Path:
+    """The program of a tutorial."""
+    return ROOT / "examples" / "quickstart" / f"{name}.py"
+
+
+def run(name: str) -> str:
+    """What a tutorial prints to a terminal of 100 columns."""
+    done = subprocess.run(
+        [sys.executable, str(script(name))],
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+
+
+def shown(name: str) -> str:
+    """A tutorial and its output, as Markdown."""
+    output = (OUTPUTS / f"{name}.txt").read_text(encoding="utf-8")
+    code = script(name).read_text(encoding="utf-8")
+    return (
+        f"```python\n{code}```\n\n`python -m examples.quickstart.{name}` prints:\n\n"
+        f"```text\n{output}```\n"
+    )
+
+
+def linen() -> str:
+    """The first sparse run."""
+    return shown("linen")
+
+
+def stop_and_go_on() -> str:
+    """Watching a run, stopping it, going on."""
+    return shown("stop_and_go_on")
+
+
+def prune_trained() -> str:
+    """Pruning what is trained already."""
+    return shown("prune_trained")
+
+
+PAGE = (linen, stop_and_go_on, prune_trained)
+
+
+if __name__ == "__main__":
+    OUTPUTS.mkdir(exist_ok=True)
+    for tutorial in PAGE:
+        name = tutorial.__name__
+        (OUTPUTS / f"{name}.txt").write_text(run(name), encoding="utf-8")

@@ -1,0 +1,238 @@
+"""What ``docs/when_it_helps.md`` shows, from stored results, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reporting.convergence_records import accuracies, by_arm
+from reporting.markdown import table
+from reporting.paired import difference
+from reporting.stored import load
+
+ARMS = ("fan_in", "batch_variance", "weight_norm")
+METHODS = {"rigl": "RigL", "set": "SET", "static": "static", "spread": "static"}
+# Those of which the learning rates are shown, where runs differ most in what they bear.
+BY_RATE = ("RigL, 90 %", "RigL, 95 %", "RigL, 97 %")
+
+
+def conditions() -> str:
+    """The accuracy after the last epoch, and what corrections add to it."""
+    head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
+    lines, together = [], _together(load("convergence"))
+    for own in load("convergence")["conditions"]:
+        name, rows = own["condition"]["name"], by_arm(own)
+        cells = [accuracy(rows["none"])]
+        for arm in ARMS:
+            cells.append(_gain(rows[arm], together[name, arm]))
+        lines.append((name, *cells))
+    return table(head, lines) + _legend(load("convergence"))
+
+
+def pooled() -> str:
+    """Mean gains over several conditions, the mean taken seed by seed."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for own in load("convergence")["conditions"]:
+        condition = own["condition"]
+        on = f"{condition['network']}, {METHODS[condition['method']]}"
+        groups.setdefault(on, []).append(own)
+    head = ("conditions", "of them", *(f"{_name(arm)}, points" for arm in ARMS))
+    lines = []
+    for name, own in groups.items():
+        cells = []
+        for arm in ARMS:
+            ends = np.mean([accuracies(one, arm) for one in own], axis=0)
+            none = np.mean([accuracies(one, "none") for one in own], axis=0)
+            gain = difference(ends, none)
+            cells.append(f"{_gain(gain)} (p {gain['p']:.2g})")
+        lines.append((name, str(len(own)), *cells))
+    return table(head, lines)
+
+
+def candidates() -> str:
+    """What the other candidates add, where they were tried."""
+    tried = [own for own in load("convergence")["conditions"] if len(own["arms"]) > 4]
+    head = ("correction", *(own["condition"]["name"] for own in tried))
+    arms = [row["arm"] for row in tried[0]["arms"][1:]]
+    together = _together(load("convergence"))
+    lines = [
+        (
+            _name(arm),
+            *(
+                _gain(by_arm(own)[arm], together[own["condition"]["name"], arm])
+                for own in tried
+            ),
+        )
+        for arm in arms
+    ]
+    return table(head, lines)
+
+
+def starts() -> str:
+    """How runs begin: accuracy after a ninth of the epochs, epochs to the target."""
+    head = (
+        *("condition", "without, %", "fan-in, points", "batch variance, points"),
+        *("target, %", "epochs, fan-in", "epochs, batch variance"),
+        "spread of fan-ins: without, fan-in, batch variance",
+    )
+    lines: list[tuple[str, ...]] = []
+    for own in load("convergence")["conditions"]:
+        rows = by_arm(own)
+        none, shown = rows["none"], [rows[arm] for arm in ARMS[:2]]
+        early = [_points(row["early_mean"], row["early_p"]) for row in shown]
+        target = "-" if none["target"] is None else f"{100 * none['target']:.0f}"
+        ratios = [
+            "-"
+            if row["epochs_ratio"] is None
+            else f"x {row['epochs_ratio']:.2f} ({row['both_reach_it']})"
+            for row in shown
+        ]
+        spreads = (f"{row['fan_in_spread']:.2f}" for row in (none, *shown))
+        cells = (f"{100 * none['early_accuracy']:.1f}", *early, target, *ratios)
+        lines.append((own["condition"]["name"], *cells, ", ".join(spreads)))
+    return table(head, lines)
+
+
+def rates() -> str:
+    """What tuning saw: accuracy by learning rate on images left out for it."""
+    tried = _tried(load("convergence"), BY_RATE)
+    shown = {
+        name: [row for row in rows if row["arm"] in ("none", *ARMS)]
+        for name, rows in tried.items()
+    }
+    return _rates(shown)
+
+
+def further() -> str:
+    """The conditions that were added, each arm with the rate that was chosen for it."""
+    record = load("convergence_further")
+    together = _together(record)
+    arms = (*ARMS[:2], "fan_in_but_head")
+    names = (f"{_name(arm)}, points (rate)" for arm in arms)
+    head = ("condition", "without, % (rate)", *names)
+    lines = []
+    for own in record["conditions"]:
+        name, rows = own["condition"]["name"], by_arm(own)
+        cells = [f"{accuracy(rows['none'])} ({rows['none']['rate']:g})"]
+        for arm in arms:
+            gain = "-"
+            if arm in rows:
+                gain = _gain(rows[arm], together[name, arm])
+                gain = f"{gain} ({rows[arm]['rate']:g})"
+            cells.append(gain)
+        lines.append((name, *cells))
+    return f"{table(head, lines)}{_legend(record)}"
+
+
+def further_rates() -> str:
+    """What their tuning saw, at all rates that any of them tried."""
+    record = load("convergence_further")
+    names = [own["condition"]["name"] for own in record["conditions"]]
+    return _rates(_tried(record, names))
+
+
+def _tried(
+    record: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """What was tried in conditions of a record."""
+    found = {own["title"]: own["rows"] for own in record["tables"]}
+    return {name: found[f"{name}: learning rates tried"] for name in names}
+
+
+def _rates(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A row for each condition and arm, a column for each rate; the best is bold."""
+    steps = sorted({row["rate"] for rows in tried.values() for row in rows})
+    lines = []
+    for name, rows in tried.items():
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            own = {row["rate"]: row for row in rows if row["arm"] == arm}
+            cells = (
+                _bold_if(own[rate]["best"], f"{100 * own[rate]['accuracy']:.1f}")
+                if rate in own
+                else "-"
+                for rate in steps
+            )
+            lines.append((name, _name(arm), *cells))
+    return table(("condition", "correction", *(f"{rate:g}" for rate in steps)), lines)
+
+
+def scales() -> str:
+    """Exponents of fan-in, from the start of a run to its end."""
+    (found, _) = load("neuron_scales")["tables"]
+    head = ("run", "share of training", "deviation", "weights", "gradient", "pace")
+    lines: list[tuple[str, ...]] = [("theory", "0", "0.50", "0.50", "0.00", "-0.50")]
+    for row in found["rows"]:
+        cells = (
+            "-" if row[name] is None else f"{row[name]:.2f} ± {row[f'{name}_sd']:.2f}"
+            for name in ("deviation", "weights", "gradient", "pace")
+        )
+        lines.append((row["run"], f"{row['share_of_training']:g}", *cells))
+    return table(head, lines)
+
+
+def jumps() -> str:
+    """What changes of the masks do to the deviations, and what fan-in says."""
+    (_, found) = load("neuron_scales")["tables"]
+    head = ("run", "changes", "fan-in says", "measured", "share that it follows")
+    lines = [
+        (
+            row["run"],
+            str(row["changes"]),
+            f"{row['said_by_fan_in']:.3f}",
+            f"{row['measured']:.3f}",
+            f"{row['follows']:.2f}",
+        )
+        for row in found["rows"]
+    ]
+    return table(head, lines)
+
+
+def accuracy(row: Mapping[str, Any]) -> str:
+    """The accuracy of an arm and its deviation over seeds, in percent."""
+    return f"{100 * row['accuracy']:.1f} ± {100 * row['sd']:.1f}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """A mean difference and the ends of its interval, in points."""
+    low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _together(record: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """The p-values of all tests together, by condition and arm."""
+    rows: Sequence[Mapping[str, Any]] = record["tables"][-1]["rows"]
+    return {(row["condition"], row["arm"]): row["holm"] for row in rows}
+
+
+def _gain(row: Mapping[str, Any], holm: float = 1.0) -> str:
+    """A difference and its interval; bold where it stands among all tests."""
+    return _bold_if(holm < 0.05, interval(row))
+
+
+def _bold_if(condition: bool, text: str) -> str:
+    return f"**{text}**" if condition else text
+
+
+def _points(mean: float, p: float) -> str:
+    return f"{100 * mean:+.1f} (p {p:.2g})"
+
+
+def _name(arm: str) -> str:
+    words = {"variance^1/4": "variance^(1/4)", "variance^1": "variance"}
+    return words.get(arm, arm.replace("_", " ").replace("fan in", "fan-in"))
+
+
+def _legend(record: Mapping[str, Any]) -> str:
+    seeds = len(record["conditions"][0]["accuracies"][0])
+    tests = len(record["tables"][-1]["rows"])
+    return (
+        f"{seeds} seeds; differences by seed with their 95 % intervals; **bold** where "
+        f"p < 0.05 among all {tests} tests (Holm). jax {record['versions']['jax']}.\n"
+    )
+
+
+PAGE = (
+    *(conditions, pooled, starts, rates),
+    *(further, further_rates),
+    *(candidates, scales, jumps),
+)

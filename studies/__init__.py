@@ -1,0 +1,1 @@
+"""What corrections and large batches do to trainings: experiments, not timings."""

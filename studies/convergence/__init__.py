@@ -1,0 +1,1 @@
+"""Does correcting gradients help, and when."""

@@ -1,0 +1,27 @@
+"""Corrections of gradients, compared where ``convergence.py`` left a question open.
+
+    python -m studies.convergence.further
+
+These conditions were added after its results were seen. Some of its arms did best at
+the lowest learning rate that was tried: here lower ones are tried as well. Its longer
+runs took the learning rates of the short one: here they are tuned by themselves, at as
+many rates for every arm. And some questions had no condition: fan-ins by a power law,
+the classifier left out of the correction, growth that sees corrected gradients.
+
+All else is as there: the networks, the seeds, the tuning, and the statistics.
+"""
+
+import tyro
+
+from reporting import harness
+from studies.convergence.__main__ import run
+from studies.convergence.conditions import FURTHER
+
+
+def main(options: harness.Options) -> None:
+    """Runs the benchmark."""
+    run("convergence_further", options, FURTHER)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(harness.Options, description=__doc__))

@@ -1,0 +1,1 @@
+"""How far batches grow by the optimizers' own rules."""

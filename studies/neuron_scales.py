@@ -1,0 +1,298 @@
+"""How a neuron's scale goes with its fan-in, in the course of a sparse run.
+
+    python -m studies.neuron_scales
+
+SparseOpt corrects gradients by the square root of the fan-in, because the standard
+deviation of what a neuron hands to its Batch Normalization goes with it, for weights
+that are independent of their number. Training need not leave it so. Measured are, at
+moments of a run, the exponents with which four numbers of a neuron go with its fan-in,
+by least squares on logarithms, layers apart:
+
+- the deviation of its pre-activations: 1/2 by the theory;
+- the norm of its weights: 1/2;
+- the norm of its gradient: 0, which the correction turns into 1/2;
+- the gradient's norm over the weights': -1/2, which the correction turns into 0. What
+  comes out of a Batch Normalization does not depend on the size of the weights in front
+  of it, so that this is the pace at which a neuron learns.
+
+With weights that are drawn by the fan-in of their neuron the theory has 0, 0, 1/2, 1/2
+at the start.
+
+At each change of the masks it is also asked what the change does to the deviations of
+the neurons whose fan-in it changes. What is dropped is small and what is grown is zero,
+so that it can be less than the fan-in says.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import traverse_util
+
+import sparseopt_jax as so
+from benchmarks.devices import loss_of
+from reporting import harness
+from studies.convergence.conditions import Condition
+from studies.convergence.runs import Trainer, networks
+
+# Learning rates that all of these train with; in ``convergence.py`` tuning chose them
+# or, for most, twice as much.
+RUNS = (
+    (Condition("MLP, RigL, 95 %"), 0.4),
+    (Condition("MLP, RigL, 95 %, no weight decay", weight_decay=0.0), 0.4),
+    (Condition("MLP, RigL, 95 %, sparse-aware start", sparse_init=True), 0.4),
+    (Condition("MLP, SET, 95 %", method="set"), 0.4),
+    (Condition("MLP, fan-ins spread, 95 %", method="spread"), 0.4),
+    (Condition("ResNet, RigL, 95 %", "digits"), 0.2),
+)
+SEEDS = 3
+MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the training
+IMAGES = 1_000
+LEAST = 1e-9  # what is below is taken for 0
+NUMBERS = ("deviation", "weights", "gradient", "pace")
+
+
+class Neurons(NamedTuple):
+    """Numbers of the neurons of one layer, float64 (neurons,).
+
+    Attributes:
+      fan_in: active inputs.
+      deviation: standard deviation of the pre-activations.
+      weights: norm of the active weights.
+      gradient: norm of the gradient of the active weights.
+    """
+
+    fan_in: np.ndarray
+    deviation: np.ndarray
+    weights: np.ndarray
+    gradient: np.ndarray
+
+    @property
+    def pace(self) -> np.ndarray:
+        """The gradient's norm over the weights'."""
+        weights = np.maximum(self.weights, LEAST)
+        return self.gradient / weights
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _measure(model: nn.Module, params: Any, batch_stats: Any, batch: Any) -> Any:
+    """The gradient, and the variances of this batch alone but for a factor."""
+    # A step of the running mean from nothing, which leaves the same share of them all.
+    nothing = jax.tree.map(jnp.zeros_like, batch_stats)
+    grads, (_, stats) = jax.grad(loss_of(model), has_aux=True)(params, nothing, batch)
+    return grads, stats
+
+
+def neurons_of(
+    trainer: Trainer, params: Any, batch_stats: Any, masks: Any, batch: Any
+) -> dict[str, Neurons]:
+    """What is measured, by path of each sparse kernel that a normalisation follows.
+
+    Args:
+      trainer: whose network it is.
+      params: its parameters.
+      batch_stats: anything in the form of its statistics.
+      masks: of the parameters.
+      batch: images and labels.
+
+    Returns:
+      All neurons. Those with a single input are all 0, as are those without: their
+      normalisation leaves nothing to learn but a sign.
+    """
+    grads, stats = _measure(trainer.model, params, batch_stats, batch)
+    flat = functools.partial(traverse_util.flatten_dict, sep="/")
+    params, grads, stats, masks = map(flat, (params, grads, stats, masks))
+    found = {}
+    for path, norm in trainer.links.items():
+        if not isinstance(masks[path], jax.Array):
+            continue
+        mask = np.asarray(masks[path])
+        inputs = tuple(range(mask.ndim - 1))
+        norms = (
+            np.sqrt(np.sum(np.square(mask * np.asarray(x[path], float)), axis=inputs))
+            for x in (params, grads)
+        )
+        deviation = np.sqrt(np.asarray(stats[f"{norm}/var"], float))
+        fan_in = mask.sum(axis=inputs, dtype=float)
+        own = Neurons(fan_in, deviation, *norms)
+        found[path] = Neurons(*(np.where(fan_in > 1, x, 0.0) for x in own))
+    return found
+
+
+def exponent(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """The slope of one logarithm on another, by least squares within each layer.
+
+    Args:
+      pairs: for each layer what it is to go with, and what goes with it; where one of
+        both is 0 it is left out.
+
+    Returns:
+      The exponent; None if nothing differs within a layer.
+
+    >>> x = np.array([1.0, 2.0, 4.0, 9.0])
+    >>> y = np.array([3.0, 6.0, 12.0, 0.0])
+    >>> exponent([(x, 7 * y**2), (x, y**2)])
+    2.0
+    """
+    above, below = 0.0, 0.0
+    for pair in pairs:
+        alive = np.all([numbers > LEAST for numbers in pair], axis=0)
+        if alive.any():
+            x, y = (np.log(numbers[alive]) for numbers in pair)
+            x, y = x - x.mean(), y - y.mean()
+            above, below = above + float(x @ y), below + float(x @ x)
+    return above / below if below > 0.0 else None
+
+
+class Course(NamedTuple):
+    """What one run has shown.
+
+    Attributes:
+      exponents: for each moment one for each of ``NUMBERS``.
+      jumps: for each change of the masks the logarithms, after over before, of the
+        square root of fan-in and of the deviation, of neurons whose fan-in it changed.
+    """
+
+    exponents: list[dict[str, float | None]]
+    jumps: list[tuple[np.ndarray, np.ndarray]]
+
+
+def follow(trainer: Trainer, rate: float, seed: int) -> Course:
+    """Trains, and measures at the moments, and before and after each change.
+
+    Args:
+      trainer: of some condition, without a correction.
+      rate: the learning rate after the warm-up.
+      seed: of all that is random.
+
+    Returns:
+      What is found.
+    """
+    train = trainer.network.data.train
+    batch = train.images[:IMAGES], train.labels[:IMAGES]
+    moments = {round(share * trainer.steps) for share in MOMENTS}
+    exponents, jumps = [], []
+
+    def layers_of(params: Any, masks: Any) -> dict[str, Neurons]:
+        return neurons_of(trainer, params, batch_stats, masks, batch)
+
+    def note(step: int, params: Any, masks: Any) -> None:
+        if step in moments:
+            layers = layers_of(params, masks).values()
+            exponents.append(
+                {
+                    name: exponent([(own.fan_in, getattr(own, name)) for own in layers])
+                    for name in NUMBERS
+                }
+            )
+
+    params, batch_stats, opt_state = trainer.start(rate, seed)
+    masks = so.get_masks(opt_state)
+    note(0, params, masks)
+    for step, (now, seen) in enumerate(trainer.schedule(rate, seed), 1):
+        # The step takes its arguments' memory.
+        before = jax.tree.map(jnp.copy, (params, masks))
+        params, batch_stats, opt_state, _ = trainer.step(
+            params, batch_stats, opt_state, now, seen
+        )
+        masks = so.get_masks(opt_state)
+        same = jax.tree.map(jnp.array_equal, before[1], masks)
+        if not all(jax.tree.leaves(same)):
+            jumps.append(jump(layers_of(*before), layers_of(params, masks)))
+        note(step, params, masks)
+    return Course(exponents, jumps)
+
+
+def jump(
+    before: Mapping[str, Neurons], after: Mapping[str, Neurons]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a change has done to neurons whose fan-in it has changed.
+
+    Args:
+      before: by path.
+      after: by the same paths.
+
+    Returns:
+      The logarithms, after over before, of the square root of fan-in and of the
+      deviation, of neurons that have inputs before and after.
+    """
+    said, measured = [], []
+    for path, old in before.items():
+        new = after[path]
+        numbers = (old.fan_in, new.fan_in, old.deviation, new.deviation)
+        kept = np.all([x > LEAST for x in numbers], axis=0)
+        kept &= old.fan_in != new.fan_in
+        said.append(0.5 * np.log(new.fan_in[kept] / old.fan_in[kept]))
+        measured.append(np.log(new.deviation[kept] / old.deviation[kept]))
+    return np.concatenate(said), np.concatenate(measured)
+
+
+def table_of_exponents(
+    courses: Mapping[str, Sequence[Course]],
+) -> list[dict[str, Any]]:
+    """A row for each run and moment: means over the seeds."""
+    rows = []
+    for name, own in courses.items():
+        for index, share in enumerate(MOMENTS):
+            row: dict[str, Any] = {"run": name, "share_of_training": share}
+            for number in NUMBERS:
+                found = [course.exponents[index][number] for course in own]
+                known = [x for x in found if x is not None]
+                row[number] = float(np.mean(known)) if known else None
+                row[f"{number}_sd"] = float(np.std(known, ddof=1)) if known else None
+            rows.append(row)
+    return rows
+
+
+def table_of_jumps(courses: Mapping[str, Sequence[Course]]) -> list[dict[str, Any]]:
+    """A row for each run whose masks change: over all changes of all seeds.
+
+    ``follows`` is by how much the logarithm of the deviation changes for each unit by
+    which that of the square root of fan-in does, least squares through 0. SET takes a
+    step of the optimizer along with the change, RigL does not.
+    """
+    rows = []
+    for name, own in courses.items():
+        jumps = [jump for course in own for jump in course.jumps]
+        if jumps:
+            said, measured = (np.concatenate(x) for x in zip(*jumps, strict=True))
+            rows.append(
+                {
+                    "run": name,
+                    "changes": len(jumps),
+                    "neurons": len(said),
+                    "said_by_fan_in": float(np.sqrt(np.mean(said**2))),
+                    "measured": float(np.sqrt(np.mean(measured**2))),
+                    "follows": float(said @ measured / (said @ said)),
+                }
+            )
+    return rows
+
+
+def main(options: harness.Options) -> None:
+    """Runs the benchmark."""
+    report = harness.Report("neuron_scales", options)
+    available, courses = networks(options.quick), {}
+    for condition, rate in RUNS[:1] if options.quick else RUNS:
+        if options.quick:
+            condition = condition._replace(sparsity=0.5)
+        trainer = Trainer(available[condition.network], condition, "none")
+        seeds = range(2 if options.quick else SEEDS)
+        courses[condition.name] = [follow(trainer, rate, seed) for seed in seeds]
+        print(f"  {condition.name}", flush=True)
+    report.listing("exponents of fan-in", table_of_exponents(courses))
+    jumps = table_of_jumps(courses)
+    report.listing("changes of the masks", jumps)
+    for row in jumps:
+        what = f"{row['run']}: change of the deviation / what the fan-in says"
+        report.claim(what, row["follows"])
+    report.store()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(harness.Options, description=__doc__))

@@ -1,0 +1,1 @@
+"""The figures of the SparseOpt paper that take little computing."""

@@ -1,0 +1,87 @@
+"""RigL on the digits' ResNet as ``examples/digits`` trains it, for the figures.
+
+Optimizer, learning rate, weight decay, epochs and the steps at which masks change are
+those of the example; what a figure varies are the topology and the correction.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import sparseopt_jax as so
+from benchmarks.method_models import batches, load_digits
+from examples.digits import __main__ as digits
+
+
+def config(sparsity: float, quick: bool) -> Any:
+    """What decides a run; a few epochs only, if quick."""
+    return digits.Config(sparsity=sparsity, **({"epochs": 4} if quick else {}))
+
+
+def topology(of: Any, *, corrected_growth: bool = False) -> so.Topology:
+    """The example's RigL, which counts what it explores."""
+    rigl = digits.make_topology(of, "rigl")
+    return dataclasses.replace(rigl, corrected_growth=corrected_growth)
+
+
+class Runs:
+    """One arm, compiled once for all its seeds.
+
+    Attributes:
+      tx: the optimizer.
+      steps: how many a run has.
+    """
+
+    def __init__(
+        self, of: Any, rigl: so.Topology, *, sparseopt: bool, quick: bool
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          of: from ``config``.
+          rigl: from ``topology``.
+          sparseopt: whether the gradient is corrected before the weights move.
+          quick: whether to train a network without blocks, on noise.
+        """
+        self.config, self._topology, self._sparseopt = of, rigl, sparseopt
+        self.model = digits.ResNet(of.width, **({"strides": ()} if quick else {}))
+        self.train, self.test = load_digits(quick)
+        self.steps = of.epochs * (len(self.train.labels) // of.batch_size)
+        self.tx = self._optimizer(0)
+
+    def _optimizer(self, key: Any) -> Any:
+        return so.sparse_sgd(
+            digits.learning_rate(self.config),
+            self._topology,
+            momentum=0.9,
+            weight_decay=digits.WEIGHT_DECAY["sgd"],
+            sparseopt=self._sparseopt,
+            key=key,
+        )
+
+    def start(self, seed: int) -> so.linen.TrainState:
+        """The state before the first step, weights and masks drawn from the seed."""
+        # The default kind of key compiles for seconds for each network on CPU.
+        keys = jax.random.split(jax.random.key(seed, impl="rbg"))
+        variables = digits.init(self.model, keys[0])
+        state = so.linen.TrainState.create(
+            apply_fn=self.model.apply,
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            tx=self._optimizer(keys[1]),
+        )
+        # All seeds share one optimizer, or each would compile anew.
+        return state.replace(tx=self.tx)
+
+    def batches(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The full batches of all epochs, in an order that the seed decides."""
+        draw = np.random.default_rng(seed)
+        return batches(self.train, self.config.epochs, draw, self.config.batch_size)
+
+    def accuracy(self, state: so.linen.TrainState) -> float:
+        """On the test images."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return float(digits.evaluate(self.model, variables, *self.test)[0])

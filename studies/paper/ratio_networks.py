@@ -1,0 +1,88 @@
+"""The networks of ``gradient_ratio.py`` and their batches."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.method_models import load_digits
+from examples.digits.model import ResNet
+
+BATCH, HIDDEN, CLASSES = 512, 128, 10
+MLPS = ("MLP, normal inputs", "MLP, digits")
+EXPLAINS = "MLP, digits, equal pixels"
+VARY = 0.1  # pixels vary whose deviation is at least this part of the largest
+
+Batch = tuple[jax.Array, jax.Array]
+
+
+class Mlp(nn.Module):
+    """Two layers, with Batch Normalization and a ReLU between them."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Logits (n, classes) of inputs (n, ...)."""
+        x = x.reshape(len(x), -1)
+        initial = nn.initializers.he_normal()
+        x = nn.Dense(HIDDEN, use_bias=False, kernel_init=initial, name="hidden")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        return nn.Dense(CLASSES, name="head")(x)
+
+
+class Network(NamedTuple):
+    """One of the networks.
+
+    Attributes:
+      name: what tables call it.
+      model: called with inputs and ``train``.
+      batch: inputs and labels of a seed.
+    """
+
+    name: str
+    model: nn.Module
+    batch: Callable[[int], Batch]
+
+
+def networks(quick: bool) -> list[Network]:
+    """All four; the last one tiny and on noise, if quick."""
+    train, _ = load_digits(quick)
+    batch = min(BATCH, len(train.labels))
+    shape = (batch, 8, 8, 1) if quick else (batch, 16, 16, 1)
+
+    def normal(seed):
+        draw = np.random.default_rng(seed)
+        inputs = draw.standard_normal(shape, np.float32)
+        labels = draw.integers(CLASSES, size=batch, dtype=np.int32)
+        return jnp.asarray(inputs), jnp.asarray(labels)
+
+    def digits(seed, images=train.images):
+        chosen = np.random.default_rng(seed).permutation(len(train.labels))[:batch]
+        return jnp.asarray(images[chosen]), jnp.asarray(train.labels[chosen])
+
+    def equal_digits(seed):
+        return digits(seed, equal_pixels(train.images))
+
+    size = {"width": 4, "strides": (2,)} if quick else {"width": 16}
+    resnet = ResNet(**size)
+    return [
+        Network(MLPS[0], Mlp(), normal),
+        Network(MLPS[1], Mlp(), digits),
+        Network(EXPLAINS, Mlp(), equal_digits),
+        Network("ResNet, digits", resnet, digits),
+    ]
+
+
+def equal_pixels(images: np.ndarray) -> np.ndarray:
+    """The pixels that vary, each with mean 0 and variance 1 (n, pixels).
+
+    >>> equal_pixels(np.array([[[1.0, 5.0]], [[3.0, 5.0]]]))
+    array([[-1.],
+           [ 1.]])
+    """
+    pixels = images.reshape(len(images), -1)
+    deviation = pixels.std(axis=0)
+    kept = deviation >= VARY * deviation.max()
+    return ((pixels - pixels.mean(axis=0)) / np.maximum(deviation, 1e-9))[:, kept]
