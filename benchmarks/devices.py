@@ -96,7 +96,7 @@ def main(options: harness.Options) -> None:
     """Runs the benchmark."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     report = harness.Report("devices", options)
-    models = {"MLP": MLP()}
+    models: dict[str, nn.Module] = {"MLP": MLP()}
     if not options.quick:
         models["ResNet"] = ResNet(16)
     every = 5 if options.quick else 100

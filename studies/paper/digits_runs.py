@@ -18,7 +18,8 @@ from examples.digits import __main__ as digits
 
 def config(sparsity: float, quick: bool) -> Any:
     """What decides a run; a few epochs only, if quick."""
-    return digits.Config(sparsity=sparsity, **({"epochs": 4} if quick else {}))
+    of = digits.Config(sparsity=sparsity)
+    return dataclasses.replace(of, epochs=4) if quick else of
 
 
 def topology(of: Any, *, corrected_growth: bool = False) -> so.Topology:
@@ -47,7 +48,9 @@ class Runs:
           quick: whether to train a network without blocks, on noise.
         """
         self.config, self._topology, self._sparseopt = of, rigl, sparseopt
-        self.model = digits.ResNet(of.width, **({"strides": ()} if quick else {}))
+        self.model = digits.ResNet(of.width)
+        if quick:
+            self.model = digits.ResNet(of.width, strides=())
         self.train, self.test = load_digits(quick)
         self.steps = of.epochs * (len(self.train.labels) // of.batch_size)
         self.tx = self._optimizer(0)

@@ -65,8 +65,7 @@ def networks(quick: bool) -> list[Network]:
     def equal_digits(seed):
         return digits(seed, equal_pixels(train.images))
 
-    size = {"width": 4, "strides": (2,)} if quick else {"width": 16}
-    resnet = ResNet(**size)
+    resnet = ResNet(4, strides=(2,)) if quick else ResNet(16)
     return [
         Network(MLPS[0], Mlp(), normal),
         Network(MLPS[1], Mlp(), digits),
