@@ -1,4 +1,4 @@
-"""What GitHub and pre-commit run is what the Makefile has."""
+"""What GitHub and pre-commit run, and contributors are told, is what there is."""
 
 import itertools
 import re
@@ -204,3 +204,34 @@ def test_issue_forms_are_whole(name):
         assert field["attributes"]["label"]
     fields = [field["id"] for field in form["body"]]
     assert len(set(fields)) == len(fields)
+
+
+CONTRIBUTING = read("CONTRIBUTING.md")
+
+
+def test_contributors_are_told_of_the_rooms_there_are():
+    (house,) = re.findall(r"```text\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    told = re.findall(r"(?<= )(\w+)/", re.sub(r"; .*", "", house))
+    package = ROOT / "sparseopt_jax"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert sorted(told) == sorted(rooms)
+    # In the order in which they may import each other.
+    contract = read(".importlinter").split("layers =\n")[1].split("exhaustive")[0]
+    order = {
+        room: place
+        for place, line in enumerate(contract.splitlines())
+        for room in line.replace("|", " ").split()
+    }
+    places = [order[room] for room in told]
+    assert places == sorted(places)
+
+
+def test_contributors_are_sent_to_files_that_exist():
+    named = re.findall(r"`([\w.]+/[\w./]*)`", CONTRIBUTING)
+    named += re.findall(r"\]\(([^:#)]+)(?:#[\w-]+)?\)", CONTRIBUTING)
+    assert len(named) > 10
+    rooms = [ROOT, ROOT / "sparseopt_jax"]
+    missing = {
+        path for path in named if not any((room / path).exists() for room in rooms)
+    }
+    assert missing <= {"site/"}  # which `make docs` makes
