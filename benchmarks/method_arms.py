@@ -4,12 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import sparseopt_jax as so
-from sparseopt_jax.engine.straight_through import StraightThrough
 from sparseopt_jax.layers.structures import Structure, Structures
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
-from sparseopt_jax.topologies.phases import Phases
 
-Method = so.Topology | Phases | StraightThrough | SoftThreshold | None
+Method = so.Topology | SoftThreshold | None
 
 # What may be active, and the sparsity that goes with it: what N of M fixes, and for
 # whole blocks and channels what such a small network can do without.

@@ -15,11 +15,12 @@ import optax
 
 import sparseopt_jax as so
 from benchmarks.method_arms import Method
-from sparseopt_jax.engine.straight_through import StraightThrough
 from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.forward_masks import ForwardMasks
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
 from sparseopt_jax.topologies.phases import Phases
 from sparseopt_jax.topologies.redistribution import share
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.trees.leaf_keys import leaf_key
 
 Arrays = dict[str, jax.Array]
@@ -39,7 +40,7 @@ def begin(method: Method, params: Any, grads: Any, count: int) -> tuple[Any, Any
     """
     assert method is not None and not isinstance(method, SoftThreshold)
     state: Any = so.sparsify(optax.identity(), method).init(params)
-    if not isinstance(method, StraightThrough):
+    if not isinstance(method, ForwardMasks):
         params = so.apply_masks(params, state)
         seen = method.observe(state.count, state.topology_state, grads)
         state = state._replace(topology_state=seen)
@@ -48,13 +49,14 @@ def begin(method: Method, params: Any, grads: Any, count: int) -> tuple[Any, Any
 
 def change(method: Method, state: Any, params: Any, grads: Any) -> Any:
     """The state after a change of its masks, by the library."""
-    if isinstance(method, StraightThrough):
-        return method.refreshed(state, state.count, params, packed=False)
     assert method is not None and not isinstance(method, SoftThreshold)
     masks, topology_state = method.update(
         *(_key(state), state.count, state.masks, state.topology_state, params, grads)
     )
-    return state._replace(masks=masks, topology_state=topology_state)
+    state = state._replace(masks=masks, topology_state=topology_state)
+    if isinstance(method, ForwardMasks):
+        return state._replace(trained_masks=method.choose_trained(params))
+    return state
 
 
 def _key(state: Any) -> jax.Array:
@@ -82,13 +84,13 @@ def change_by_sorting(
     Returns:
       As ``masks_of`` the state after ``change``.
     """
-    if isinstance(method, StraightThrough):
+    if isinstance(method, ForwardMasks):
         return _largest_by_sorting(method, params)
     memory = state.topology_state.memory
     if isinstance(method, Phases):
         phase = sum(count >= start for start in method.starts[1:])
         method, memory = method.topologies[phase], memory[phase]
-    assert isinstance(method, so.Topology) and method.schedule is not None
+    assert isinstance(method, Rewiring) and method.schedule is not None
     leaves = {}
     for path, mask in state.masks.items():
         drop_key, grow_key = jax.random.split(leaf_key(_key(state), path))
@@ -202,10 +204,10 @@ class _Leaf(NamedTuple):
     seen: jax.Array
 
 
-def _largest_by_sorting(method: StraightThrough, params: Arrays) -> list[Arrays]:
+def _largest_by_sorting(method: ForwardMasks, params: Arrays) -> list[Arrays]:
     """The masks of the largest weights; one sort serves used and trained ones."""
     own = [method.topology, *([method.trained] if method.trained else [])]
-    plans = [{plan.path: plan for plan in t.leaves(params)} for t in own]
+    plans = [{plan.path: plan for plan in t.plan(params)} for t in own]
     masks: list[Arrays] = [{} for _ in own]
     for path, param in params.items():
         cut = Cut.of(method.topology.structure, param.shape)
@@ -219,13 +221,13 @@ def _largest_by_sorting(method: StraightThrough, params: Arrays) -> list[Arrays]
 
 
 def _pruned(
-    method: so.Topology, count: jax.Array, leaves: dict[str, _Leaf], params: Arrays
+    method: Rewiring, count: jax.Array, leaves: dict[str, _Leaf], params: Arrays
 ) -> dict[str, _Leaf]:
     """What is left at the number of weights that the density asks for."""
     assert method.density is not None
     progress = method.density.progress(count)
     targets = {}
-    for plan in method.leaves(params):
+    for plan in method.plan(params):
         last: Any = plan.per_cell
         first = jnp.sum(leaves[plan.path].active)
         moved = jnp.round((first - last) * progress).astype(jnp.int32)
@@ -249,7 +251,7 @@ def _pruned(
 
 
 def _replaced(
-    method: so.Topology, fraction: jax.Array, leaves: dict[str, _Leaf]
+    method: Rewiring, fraction: jax.Array, leaves: dict[str, _Leaf]
 ) -> dict[str, _Leaf]:
     """Drops a fraction of every kernel, and grows as many in every group."""
     kept, sizes = {}, {}

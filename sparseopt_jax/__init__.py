@@ -43,6 +43,7 @@ from sparseopt_jax.reports.optimizer_bytes import optimizer_bytes
 from sparseopt_jax.reports.plan import plan
 from sparseopt_jax.reports.summary import summary
 from sparseopt_jax.topologies import schedules, scores
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.given_masks import masks_of
 from sparseopt_jax.topologies.methods.dense_to_sparse import (
     ac_dc,
@@ -59,7 +60,6 @@ from sparseopt_jax.topologies.methods.static import rigl, set_, static
 from sparseopt_jax.topologies.methods.ste import sr_ste, ste
 from sparseopt_jax.topologies.methods.top_kast import top_kast
 from sparseopt_jax.topologies.phases import phases
-from sparseopt_jax.topologies.topology import Topology
 from sparseopt_jax.tracing.infer_dims import infer_dims
 from sparseopt_jax.training.sparse_init import sparse_init
 from sparseopt_jax.training.train_step import make_train_step, pmap_train_step

@@ -21,7 +21,7 @@ from sparseopt_jax.checkpoint import record as records
 from sparseopt_jax.checkpoint.files import DELETED, CheckpointFolder
 from sparseopt_jax.checkpoint.lock import WriterLock
 from sparseopt_jax.checkpoint.optimizer_record import describe_optimizer
-from sparseopt_jax.engine.straight_through import AnyTopology
+from sparseopt_jax.topologies.base import Topology
 
 with needed_by("sparseopt_jax.checkpoint", "orbax-checkpoint"):
     import orbax.checkpoint as ocp
@@ -98,11 +98,11 @@ class Checkpoints:
         self,
         directory: str | os.PathLike[str],
         *,
-        topology: AnyTopology | None = None,
+        topology: Topology | None = None,
         optimizer: optax.GradientTransformation | None = None,
         max_to_keep: int | None = 3,
     ):
-        if topology is not None and not isinstance(topology, AnyTopology):
+        if topology is not None and not isinstance(topology, Topology):
             raise TypeError(
                 "topology must be a Topology, as so.rigl makes it, or None, got "
                 f"{topology!r}"

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from sparseopt_jax.checkpoint.described import UNKNOWN, describe, unlike
-from sparseopt_jax.engine.straight_through import AnyTopology
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.tracing.transformation_links import Link, read, variables_of
 
 # An owner of masks is told by its topology and goes by what users call. Of its
@@ -110,10 +110,10 @@ def _held(link: Link) -> Mapping[str, Any]:
     return {**getattr(owner, "__dict__", {}), **link.variables}
 
 
-def _topology(link: Link) -> AnyTopology | None:
+def _topology(link: Link) -> Topology | None:
     """The topology of what owns masks; None for any other transformation."""
     values = link.variables.values()
-    return next((own for own in values if isinstance(own, AnyTopology)), None)
+    return next((own for own in values if isinstance(own, Topology)), None)
 
 
 def _leaves_changes_to_the_host(link: Link) -> bool:
@@ -132,7 +132,7 @@ def _is_told_elsewhere(name: str, value: Any) -> bool:
     """Whether a value is, or holds, what is told as a part or by itself; or a seed."""
     if name in _SEEDS:
         return True
-    if isinstance(value, optax.GradientTransformation | optax.MultiSteps | AnyTopology):
+    if isinstance(value, optax.GradientTransformation | optax.MultiSteps | Topology):
         return True
     if isinstance(value, Mapping):
         value = list(value.values())

@@ -14,8 +14,8 @@ from sparseopt_jax.arrays.checksum import checksum
 from sparseopt_jax.checkpoint.described import UNKNOWN, describe, unlike
 from sparseopt_jax.checkpoint.optimizer_record import optimizer_differences
 from sparseopt_jax.masks.state import get_masks, is_sparse_state
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import DensitySchedule, StepList, UpdateSchedule
-from sparseopt_jax.topologies.topology import Topology
 from sparseopt_jax.trees import paths
 
 # What this version writes. Format 1, which had no number, knew nothing of the optimizer
@@ -215,14 +215,14 @@ def describe_topology(topology: Any) -> dict[str, Any]:
       Its method, and its settings by name.
     """
     described = _fields(topology)
-    if isinstance(topology, Topology):
+    if isinstance(topology, Rewiring):
         described |= described.pop("schedule") or {}
     return _as_json(
         {"method": topology.name} | described | {"keeps_counts": topology.keeps_counts}
     )
 
 
-_PARTS = (Topology, UpdateSchedule, StepList, DensitySchedule)
+_PARTS = (Rewiring, UpdateSchedule, StepList, DensitySchedule)
 
 
 def _fields(value: Any) -> dict[str, Any]:

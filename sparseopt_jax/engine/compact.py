@@ -29,7 +29,7 @@ from sparseopt_jax.masks.state import (
     zero_masked,
 )
 from sparseopt_jax.masks.stored_masks import filled, loaded, stored, whole, without
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.prng_keys import load_key, store_key, typed_key
 
@@ -224,8 +224,8 @@ def make_compact(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _checked_topology(topology: Any) -> Topology:
-    if not isinstance(topology, Topology):
+def _checked_topology(topology: Any) -> Rewiring:
+    if not isinstance(topology, Rewiring):
         raise TypeError(
             "compact=True needs one topology, as static, set_ and rigl make it, got "
             f"{getattr(topology, 'name', repr(topology))}: leave compact out"
@@ -239,7 +239,7 @@ def _checked_topology(topology: Any) -> Topology:
     return topology
 
 
-def _check_gradients(topology: Topology, indices: ActiveIndices, grads: Any) -> None:
+def _check_gradients(topology: Rewiring, indices: ActiveIndices, grads: Any) -> None:
     layouts = dict(indices.layouts)
     for path, x in paths.leaves_by_path(grads).items():
         if path not in layouts or layouts[path].is_full:
@@ -253,7 +253,7 @@ def _check_gradients(topology: Topology, indices: ActiveIndices, grads: Any) -> 
             )
 
 
-def layouts_of(topology: Topology, params: Any) -> dict[str, Layout]:
+def layouts_of(topology: Rewiring, params: Any) -> dict[str, Layout]:
     """How the active weights of every sparse leaf stand side by side, by path.
 
     Args:
@@ -264,11 +264,11 @@ def layouts_of(topology: Topology, params: Any) -> dict[str, Layout]:
       One layout for each sparse leaf.
 
     Raises:
-      ValueError: as ``Topology.leaves``; for given masks whose cells have different
+      ValueError: as ``Topology.plan``; for given masks whose cells have different
         numbers of active units, and for leaves that are sharded across active weights.
     """
     found = {}
-    for plan in topology.leaves(params):
+    for plan in topology.plan(params):
         if plan.units is None:
             continue
         per_cell = plan.per_cell

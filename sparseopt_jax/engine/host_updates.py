@@ -16,6 +16,7 @@ from sparseopt_jax.engine.compact import (
 )
 from sparseopt_jax.engine.frozen_leaves import frozen_leaves
 from sparseopt_jax.engine.inner_state import refresh
+from sparseopt_jax.engine.straight_through import with_chosen_masks
 from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.active_weights import ActiveIndices
 from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
@@ -109,8 +110,10 @@ def _all_changed(
             raise ValueError("a static topology never changes; use set_ or rigl")
         seen = owner.seen(params)
         if isinstance(node, ForwardMaskState):
-            topology, step = owner.topology, node.count - 1
-            return typed_like(old, topology.refreshed(node, step, seen, owner.packed))
+            new = with_chosen_masks(
+                owner.topology, node, node.count - 1, seen, owner.packed
+            )
+            return typed_like(old, new)
         node, zeros = _changed(owner, node, seen, grads)
         params = zero_masked(zeros, params)
         return typed_like(old, node)

@@ -13,11 +13,7 @@ from sparseopt_jax.engine.frozen_leaves import warn_of_frozen
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.engine.inner_state import hold, refresh
 from sparseopt_jax.engine.placement import check_placement
-from sparseopt_jax.engine.straight_through import (
-    AnyTopology,
-    StraightThrough,
-    make_straight_through,
-)
+from sparseopt_jax.engine.straight_through import make_straight_through
 from sparseopt_jax.engine.transformations import checked_inner
 from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.lost_masks import check_not_lost
@@ -31,15 +27,14 @@ from sparseopt_jax.masks.stored_masks import (
     whole,
     without,
 )
-from sparseopt_jax.topologies.phases import Phases
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees.evened_boxes import with_evened_boxes
 from sparseopt_jax.trees.prng_keys import check_key, load_key, store_key, typed_key
 
 
 def sparsify(
     inner: optax.GradientTransformation,
-    topology: AnyTopology,
+    topology: Topology,
     *,
     key: jax.typing.ArrayLike = 0,
     host_updates: bool = False,
@@ -148,7 +143,7 @@ def sparsify(
 
 def make_owner(
     inner: optax.GradientTransformation,
-    topology: AnyTopology,
+    topology: Topology,
     *,
     key: jax.typing.ArrayLike,
     host_updates: bool,
@@ -171,7 +166,12 @@ def make_owner(
       The transformation.
     """
     check_key(key)
-    if isinstance(topology, StraightThrough):
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"topology must be a Topology, as static, set_ and rigl make it, got "
+            f"{topology!r}"
+        )
+    if topology.stays_dense:
         if not zeros:
             raise TypeError(
                 f"{topology.name} keeps the weights behind its masks dense, which "
@@ -179,15 +179,10 @@ def make_owner(
             )
         return make_straight_through(
             inner,
-            topology,
+            topology,  # pyright: ignore
             key,
             host_updates=host_updates,
             packed=packed,
-        )
-    if not isinstance(topology, Topology | Phases):
-        raise TypeError(
-            f"topology must be a Topology, as static, set_ and rigl make it, got "
-            f"{topology!r}"
         )
     inner = checked_inner(inner)
     named = environment.named_by(inner)

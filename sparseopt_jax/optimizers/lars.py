@@ -7,14 +7,14 @@ from sparseopt_jax.arguments.checks import check_rate
 from sparseopt_jax.arguments.static import check_static
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
 from sparseopt_jax.engine.sparsify import sparsify
-from sparseopt_jax.engine.straight_through import AnyTopology
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.layers.eligibility import decay_mask
 from sparseopt_jax.optimizers.trust_ratio import scale_by_sparse_trust_ratio
 
 
 def sparse_lars(
     learning_rate: optax.ScalarOrSchedule,
-    topology: AnyTopology,
+    topology: Topology,
     *,
     momentum: jax.typing.ArrayLike = 0.9,
     nesterov: bool = False,

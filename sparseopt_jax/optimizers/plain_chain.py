@@ -6,13 +6,12 @@ import optax
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
 from sparseopt_jax.engine.sparsify import make_owner
 from sparseopt_jax.layers.neurons import Dims
-from sparseopt_jax.topologies.phases import Phases
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees.evened_boxes import with_evened_boxes
 
 
 def sparseopt(
-    topology: Topology | Phases, *, key: jax.typing.ArrayLike = 0, dims: Dims = None
+    topology: Topology, *, key: jax.typing.ArrayLike = 0, dims: Dims = None
 ) -> optax.GradientTransformationExtraArgs:
     """Masks and SparseOpt as the first link of a plain ``optax.chain``.
 

@@ -20,12 +20,12 @@ from sparseopt_jax.layers.structures import Block, Structure, Structures, Unstru
 from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.rewiring import Rewiring
 
 
 def smet(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: Rewiring,
     *,
     density_exponent: float = 1.0,
     warmup_steps: int = 100,
@@ -85,7 +85,7 @@ def smet(
     """
     check_rate("learning_rate", learning_rate, "smet(learning_rate, topology)")
     check_rate("weight_decay", weight_decay, "smet(..., weight_decay=1e-4)")
-    if not isinstance(topology, Topology):
+    if not isinstance(topology, Rewiring):
         raise TypeError(
             "topology must be a Topology that keeps the number of active weights, as "
             f"set_smet and set_ make it, got {topology!r}"
@@ -123,7 +123,7 @@ def smet(
     def owner_of(params):
         # Which leaves are sparse is the parameters' to say: embeddings and the head
         # are large, and have no steps of their own to count.
-        plans = [] if params is None else topology.leaves(params)
+        plans = [] if params is None else topology.plan(params)
         return owner(frozenset(plan.path for plan in plans if plan.units is not None))
 
     def init_fn(params):
@@ -154,7 +154,7 @@ def set_smet(
     dims: Dims = None,
     min_fan_in: int = 0,
     track_explored: bool = False,
-) -> Topology:
+) -> Rewiring:
     """SET as SMET has it: blocks dropped by magnitude, others grown at random.
 
     The fraction falls along a cosine and stays above zero to the end; what an update
@@ -234,7 +234,7 @@ def set_smet(
     if distribution is None:
         # Where masks or a structure give the numbers, nothing has to be shared out.
         distribution = {} if sparsity is None else {"*": sparsity}
-    return Topology(
+    return Rewiring(
         name="set_smet",
         sparsity=sparsity,
         distribution=distribution,
@@ -276,7 +276,7 @@ class _CosineTo:
         return "cosine_decay_schedule.<locals>.schedule"
 
 
-def _density(topology: Topology, exponent: float) -> float:
+def _density(topology: Rewiring, exponent: float) -> float:
     if topology.sparsity is not None:
         return 1.0 - topology.sparsity
     structure: Structures = topology.structure

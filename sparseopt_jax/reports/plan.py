@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparseopt_jax.arguments.checks import described
-from sparseopt_jax.engine.straight_through import AnyTopology
 from sparseopt_jax.layers.axis_guesses import REMEDY, Guess, by_reason, guesses
 from sparseopt_jax.layers.leaf_kinds import BIAS, SCALE
 from sparseopt_jax.layers.neurons import Dims, chosen_dims, resolve_axes, same_axes
@@ -14,6 +13,7 @@ from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.layers.structures import Unstructured
 from sparseopt_jax.masks.packing import packed_bytes
 from sparseopt_jax.reports import flops, tables
+from sparseopt_jax.topologies.base import Topology
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -132,7 +132,7 @@ class Plan(tables.Printed):
 
 def plan(
     params: Any,
-    topology: AnyTopology,
+    topology: Topology,
     *,
     positions: Mapping[str, int] | None = None,
     dims: Dims = None,
@@ -184,15 +184,15 @@ def plan(
       >>> plan.training_flops
       0.25
     """
-    if not isinstance(topology, AnyTopology):
-        swapped = isinstance(params, AnyTopology)
+    if not isinstance(topology, Topology):
+        swapped = isinstance(params, Topology)
         raise TypeError(
             "params and topology are swapped: call so.plan(params, topology)"
             if swapped
             else "topology must be a Topology, as so.static(0.9) makes it, got "
             f"{described(topology)}: call so.plan(params, topology)"
         )
-    leaves = tuple(topology.leaves(params))
+    leaves = tuple(topology.plan(params))
     by_path = {leaf.path: leaf.leaf for leaf in leaves}
     told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
     sparse = [leaf for leaf in leaves if leaf.layer]

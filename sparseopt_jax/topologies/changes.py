@@ -102,9 +102,9 @@ def change(
       rises: whether what has fewer active units than its target is filled up to it, a
         bool or bool scalar; else the target is what it has.
       scope: ``"global"`` prunes all leaves together to the sum of their targets.
-      ablation: as in ``Topology``.
-      redistributes: as in ``Topology``.
-      regrows: as in ``Topology``.
+      ablation: as in ``Rewiring``.
+      redistributes: as in ``Rewiring``.
+      regrows: as in ``Rewiring``.
 
     Returns:
       Bool arrays like the leaves, by path.

@@ -7,18 +7,19 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from sparseopt_jax.arguments.method_options import check_options
-from sparseopt_jax.topologies.methods.static import static
+from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.trees import paths
 
-_READ_OFF = "the masks are read off the zeros"
-_UNFIT: dict[str, str] = dict.fromkeys(
-    ("distribution", "first", "structure", "masks", "min_fan_in", "track_explored"),
-    _READ_OFF,
-)
 
-
-def masks_of(params: Any, **options: Any) -> Any:
+def masks_of(
+    params: optax.Params,
+    *,
+    where: Where | None = None,
+    include: Include | None = None,
+    dims: Dims = None,
+) -> Any:
     """Returns the masks of a sparse checkpoint: where its kernels are not zero.
 
     What ``masks=`` of a topology takes, to go on from a network that is sparse already.
@@ -27,8 +28,9 @@ def masks_of(params: Any, **options: Any) -> Any:
 
     Args:
       params: any pytree of arrays.
-      **options: what decides which leaves are kernels: ``where``, ``include`` and
-        ``dims``, as in ``static``.
+      where: ``where(path, leaf) -> bool``; False leaves a kernel dense.
+      include: leaves that have masks although they are no kernels, as in ``static``.
+      dims: the axes of kernels, as in ``static``.
 
     Returns:
       Bool arrays in the structure of ``params`` (True = active) at kernels,
@@ -37,7 +39,7 @@ def masks_of(params: Any, **options: Any) -> Any:
 
     Raises:
       ValueError: if there is no kernel, or a kernel is zero throughout.
-      TypeError: if ``params`` hold shapes instead of arrays, or for another option.
+      TypeError: if ``params`` hold shapes instead of arrays.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -48,10 +50,8 @@ def masks_of(params: Any, **options: Any) -> Any:
       ([[False, True], [True, False]], MaskedNode())
       >>> topology = so.rigl(masks=masks, every=100, stop=1000)
     """
-    check_options("masks_of", static, options, unfit=_UNFIT)
-    kernels = {
-        plan.path for plan in static(0.0, **options).leaves(params) if plan.layer
-    }
+    finder = Rewiring(sparsity=0.0, where=where, include=include, dims=dims)
+    kernels = {plan.path for plan in finder.plan(params) if plan.layer}
 
     def at_leaf(path, leaf):
         if path not in kernels:

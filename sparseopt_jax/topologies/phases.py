@@ -13,12 +13,13 @@ from jax.core import Tracer
 from sparseopt_jax.arguments.checks import integer
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.topologies.base import Topology, TopologyState
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import FOREVER, told_updates
-from sparseopt_jax.topologies.topology import Topology, TopologyState
 
 
 @dataclasses.dataclass(frozen=True)
-class Phases:
+class Phases(Topology):
     """Topologies that follow one another; build it with ``phases``.
 
     Attributes:
@@ -27,7 +28,7 @@ class Phases:
     """
 
     starts: tuple[int, ...]
-    topologies: tuple[Topology, ...]
+    topologies: tuple[Rewiring, ...]
 
     @property
     def name(self) -> str:
@@ -40,14 +41,9 @@ class Phases:
         return self.topologies[0].dims
 
     @property
-    def moves(self) -> bool:
-        """True: at least where a phase begins, masks may change."""
-        return True
-
-    @property
-    def keeps_counts(self) -> bool:
-        """False: phases may differ in their numbers of active weights."""
-        return False
+    def crosses_layers(self) -> bool:
+        """Whether layers compete for weights in some phase."""
+        return any(topology.crosses_layers for topology in self.topologies)
 
     @property
     def replaces_step(self) -> bool | None:
@@ -75,7 +71,7 @@ class Phases:
         )
         return own | _any(begins)
 
-    def _of_phase(self, count: Any, of: Callable[[Topology], Any]) -> Any:
+    def _of_phase(self, count: Any, of: Callable[[Rewiring], Any]) -> Any:
         parts = [
             (count >= start) & (count < end) & of(own)
             for own, (start, end) in zip(self.topologies, self._spans(), strict=True)
@@ -105,10 +101,10 @@ class Phases:
         """As ``Topology.dense_gradients``, in the phase that needs most."""
         return max(own.dense_gradients for own in self.topologies)
 
-    def leaves(self, params: Any) -> list[LeafPlan]:
-        """What becomes of each leaf in the end: as ``Topology.leaves``."""
+    def plan(self, params: Any) -> list[LeafPlan]:
+        """What becomes of each leaf in the end: as ``Topology.plan``."""
         deciding = [own for own in self.topologies if not own.is_handed_on]
-        return deciding[-1].leaves(params)
+        return deciding[-1].plan(params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
         """Paths of the leaves that are full in all phases."""
@@ -123,11 +119,11 @@ class Phases:
     def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
         """The first phase's masks, and what all phases keep: as ``Topology.init``."""
         masks, state = self.topologies[0].init(key, params)
-        sparse = {plan.path for plan in self.topologies[0].leaves(params) if plan.layer}
+        sparse = {plan.path for plan in self.topologies[0].plan(params) if plan.layer}
         for number, own in enumerate(self.topologies[1:], 2):
             if own.is_handed_on:
                 continue
-            theirs = {plan.path for plan in own.leaves(params) if plan.layer}
+            theirs = {plan.path for plan in own.plan(params) if plan.layer}
             if theirs != sparse:
                 raise ValueError(
                     "all phases must make the same leaves sparse; phase 1 and phase "
@@ -206,7 +202,7 @@ class Phases:
         return masks, new._replace(memory=state.memory)
 
 
-def phases(*parts: tuple[int, Topology]) -> Phases:
+def phases(*parts: tuple[int, Rewiring]) -> Phases:
     """One topology after another, the masks handed on.
 
     Each phase begins at its step and keeps to its own schedule, whose steps count from
@@ -244,7 +240,7 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
         raise ValueError("phases need at least one pair of a step and a topology")
     for part in parts:
         if not (
-            isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], Topology)
+            isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], Rewiring)
         ):
             raise TypeError(
                 f"each phase must be a pair of its first step and a topology, got "
@@ -276,7 +272,7 @@ def phases(*parts: tuple[int, Topology]) -> Phases:
     return result
 
 
-def _check_updates(number: int, topology: Topology, begin: int, end: int) -> None:
+def _check_updates(number: int, topology: Rewiring, begin: int, end: int) -> None:
     """Raises where the end of a phase cuts off what its topology is there for."""
     schedule = topology.schedule
     if schedule is None:
@@ -298,7 +294,7 @@ def _check_updates(number: int, topology: Topology, begin: int, end: int) -> Non
         )
 
 
-def _steps_within(topology: Topology, begin: int, end: int) -> Sequence[int]:
+def _steps_within(topology: Rewiring, begin: int, end: int) -> Sequence[int]:
     """The steps of a phase at which its topology is due."""
     if topology.schedule is None:
         return ()

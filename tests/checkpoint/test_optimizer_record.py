@@ -286,7 +286,7 @@ def score(key, param, grad, power=1):
 
 
 def custom(**settings):
-    return so.Topology(sparsity=0.5, schedule=TOPOLOGY.schedule, **settings)
+    return so.topologies.Rewiring(sparsity=0.5, schedule=TOPOLOGY.schedule, **settings)
 
 
 TOPOLOGIES = {

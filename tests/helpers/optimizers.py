@@ -13,7 +13,6 @@ import numpy as np
 import optax
 
 import sparseopt_jax as so
-from sparseopt_jax.engine.straight_through import StraightThrough
 from sparseopt_jax.masks.state import is_sparse_state, stays_dense
 
 STEPS = 8
@@ -144,7 +143,7 @@ class Row:
     @property
     def stays_dense(self) -> bool:
         """Whether masks are the forward pass's alone."""
-        return isinstance(self.topology, StraightThrough)
+        return self.topology.stays_dense
 
     @property
     def starts_fresh(self) -> bool:

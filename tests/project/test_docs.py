@@ -12,10 +12,8 @@ import optax
 import pytest
 
 import sparseopt_jax as so
-from sparseopt_jax.engine.straight_through import StraightThrough
 from sparseopt_jax.layers.structures import Structure
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
-from sparseopt_jax.topologies.phases import Phases
 from tests.helpers.compilations import compilations
 from tests.helpers.pages import block_names, code, find, names, read, rows, run_block
 
@@ -55,7 +53,9 @@ def public_methods():
         target = getattr(so, name)
         if inspect.isfunction(target):
             returned = typing.get_type_hints(target).get("return")
-            if returned in (so.Topology, Phases, StraightThrough, SoftThreshold):
+            if inspect.isclass(returned) and issubclass(
+                returned, so.Topology | SoftThreshold
+            ):
                 found[name] = target
     return found
 

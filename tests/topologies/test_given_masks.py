@@ -141,10 +141,10 @@ def test_what_is_pruned_is_not_grown_again(name):
 def test_sparser_masks_stay_as_they_are(name):
     masks = {"kernel": largest(WEIGHTS, 40), "bias": None}
     topology = MOVING[name](distribution={"*": 0.9} if name != "scheduled" else {})
-    topology = so.Topology(**{**_fields(topology), "masks": masks})
+    topology = so.topologies.Rewiring(**{**_fields(topology), "masks": masks})
     for mask in trained(topology, 11):
         np.testing.assert_array_equal(mask, masks["kernel"])
-    assert topology.leaves(PARAMS)[1].active == 40
+    assert topology.plan(PARAMS)[1].active == 40
 
 
 def _fields(topology):

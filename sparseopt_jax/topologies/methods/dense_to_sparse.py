@@ -10,6 +10,7 @@ from sparseopt_jax.arguments.method_options import check_options
 from sparseopt_jax.layers.distributions import check_sparsity
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.methods.static import rigl, static
+from sparseopt_jax.topologies.rewiring import BY_WEIGHTS, Rewiring
 from sparseopt_jax.topologies.schedules import (
     Alternating,
     Cubic,
@@ -19,7 +20,6 @@ from sparseopt_jax.topologies.schedules import (
     StepList,
     UpdateSchedule,
 )
-from sparseopt_jax.topologies.topology import BY_WEIGHTS, Topology
 
 
 def gradual_magnitude(
@@ -32,7 +32,7 @@ def gradual_magnitude(
     schedule: Schedule | None = None,
     scope: str = "layer",
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """Gradual magnitude pruning: fewer weights at each update, the largest ones.
 
     The masks are updated every ``every`` steps from ``start`` on, before ``stop``. The
@@ -126,7 +126,7 @@ def one_shot(
     score: str | scores.Score = "magnitude",
     scope: str = "layer",
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """Prunes a network once, at one step, and keeps it so.
 
     Args:
@@ -176,7 +176,7 @@ def ac_dc(
     compress: Sequence[int],
     decompress: Sequence[int],
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """AC/DC: dense and sparse phases in turn.
 
     After each step of ``compress`` the largest weights of every layer stay; after each
@@ -249,7 +249,7 @@ def granet(
     initial_sparsity: float = 0.5,
     drop_fraction: float = 0.5,
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """GraNet: gradual pruning, and at each update RigL besides.
 
     The network is pruned to a sparsity that follows the cubic, by one threshold on the

@@ -5,7 +5,7 @@ from typing import Any
 
 from sparseopt_jax.arguments.method_options import check_options
 from sparseopt_jax.topologies.methods.static import rigl, set_
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.rewiring import Rewiring
 
 
 def set_itop(
@@ -15,7 +15,7 @@ def set_itop(
     every: int = 1500,
     drop_fraction: float = 0.5,
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """SET with the settings of ITOP: rarer and larger changes, exploration tracked.
 
     Args:
@@ -55,7 +55,7 @@ def rigl_itop(
     every: int = 4000,
     drop_fraction: float = 0.5,
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """RigL with the settings of ITOP: as ``set_itop``, for CIFAR and ImageNet.
 
     Args:

@@ -7,7 +7,7 @@ from sparseopt_jax.arguments.checks import number
 from sparseopt_jax.arguments.method_options import check_options
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.methods.static import set_
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.rewiring import Rewiring
 
 
 def mest(
@@ -15,7 +15,7 @@ def mest(
     *,
     gradient_weight: float = 1.0,
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """MEST: drops the least |w| + weight |gradient|, grows random weights.
 
     Args:

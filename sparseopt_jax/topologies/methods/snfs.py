@@ -7,7 +7,7 @@ from sparseopt_jax.arguments.method_options import check_options
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.gradient_memory import GradientMomentum
 from sparseopt_jax.topologies.methods.static import set_
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.rewiring import Rewiring
 
 
 def snfs(
@@ -15,7 +15,7 @@ def snfs(
     *,
     momentum: float = 0.9,
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """SNFS: sparse momentum, which grows by it and shares weights out between layers.
 
     A mean of all gradients is kept for every weight. Layers drop their smallest

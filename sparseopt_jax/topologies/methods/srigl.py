@@ -7,7 +7,7 @@ from sparseopt_jax.arguments.checks import number
 from sparseopt_jax.arguments.method_options import check_options
 from sparseopt_jax.layers.structures import ConstantFanIn
 from sparseopt_jax.topologies.methods.static import rigl
-from sparseopt_jax.topologies.topology import Topology
+from sparseopt_jax.topologies.rewiring import Rewiring
 
 
 def srigl(
@@ -15,7 +15,7 @@ def srigl(
     *,
     gamma_sal: float = 0.3,
     **options: Any,
-) -> Topology:
+) -> Rewiring:
     """SRigL: RigL with a constant fan-in, that removes neurons of little use.
 
     A layer drops its smallest weights; neurons with fewer than ``gamma_sal`` times

@@ -14,8 +14,8 @@ from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Structures, Unstructured
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.gradient_memory import MeanGradient
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
-from sparseopt_jax.topologies.topology import Topology
 
 _ANY_WEIGHTS = Unstructured()
 
@@ -32,7 +32,7 @@ def static(
     dims: Dims = None,
     min_fan_in: int = 0,
     track_explored: bool = False,
-) -> Topology:
+) -> Rewiring:
     """A random topology that never changes.
 
     Args:
@@ -75,7 +75,7 @@ def static(
       >>> so.static(0.9, distribution={"head/*": 0.5}).sparsity
       0.9
     """
-    return Topology(
+    return Rewiring(
         name="static",
         sparsity=sparsity,
         distribution=distribution,
@@ -107,7 +107,7 @@ def set_(
     dims: Dims = None,
     min_fan_in: int = 0,
     track_explored: bool = False,
-) -> Topology:
+) -> Rewiring:
     """SET: drops the smallest weights, grows random ones, after a gradient step.
 
     At every step t with start <= t < stop and (t - start) divisible by ``every`` the
@@ -153,7 +153,7 @@ def set_(
       >>> so.set_(0.9, every=100, stop=1000).replaces_step
       False
     """
-    return Topology(
+    return Rewiring(
         name="set",
         sparsity=sparsity,
         distribution=distribution,
@@ -191,7 +191,7 @@ def rigl(
     averaged_steps: int = 1,
     corrected_growth: bool = False,
     track_explored: bool = False,
-) -> Topology:
+) -> Rewiring:
     """RigL: drops the smallest weights, grows where the dense gradient is largest.
 
     At every step t with start <= t < stop and (t - start) divisible by ``every`` the
@@ -240,7 +240,7 @@ def rigl(
       True
     """
     averaged_steps = integer("averaged_steps", averaged_steps, 1)
-    return Topology(
+    return Rewiring(
         name="rigl",
         sparsity=sparsity,
         distribution=distribution,

@@ -1,9 +1,13 @@
 """STE and SR-STE: gradients of masked weights go straight through to dense ones."""
 
+import dataclasses
 from typing import Any
 
-from sparseopt_jax.engine.straight_through import StraightThrough, forward_topology
+from sparseopt_jax.arguments.method_options import check_options
 from sparseopt_jax.layers.structures import NM
+from sparseopt_jax.topologies.forward_masks import ForwardMasks
+from sparseopt_jax.topologies.methods.static import static
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import FOREVER, UpdateSchedule
 
 
@@ -14,7 +18,7 @@ def ste(
     start: int = 0,
     stop: int = FOREVER,
     **options: Any,
-) -> StraightThrough:
+) -> ForwardMasks:
     """Straight-through estimator: prunes the forward pass, trains all weights.
 
     The largest weights are used; the gradient of the masked weights is applied to all
@@ -52,7 +56,7 @@ def ste(
       >>> so.ste(0.9).moves
       True
     """
-    return StraightThrough(
+    return ForwardMasks(
         topology=forward_topology("ste", sparsity, options),
         schedule=UpdateSchedule(every, start, stop),
     )
@@ -66,7 +70,7 @@ def sr_ste(
     start: int = 0,
     stop: int = FOREVER,
     **options: Any,
-) -> StraightThrough:
+) -> ForwardMasks:
     """SR-STE: straight-through with a decay of the weights that are pruned.
 
     To the gradient of every inactive weight ``decay`` times the weight is added, so
@@ -99,8 +103,34 @@ def sr_ste(
     """
     if sparsity is None:
         options = {"structure": NM(2, 4), **options}
-    return StraightThrough(
+    return ForwardMasks(
         topology=forward_topology("sr_ste", sparsity, options),
         schedule=UpdateSchedule(every, start, stop),
         decay=decay,
     )
+
+
+def forward_topology(
+    name: str, sparsity: float | None, options: dict[str, Any]
+) -> Rewiring:
+    """How many weights the forward pass uses, and in what structure.
+
+    Args:
+      name: what the method is called.
+      sparsity: as in ``static``.
+      options: arguments of ``static`` by name.
+
+    Returns:
+      The topology.
+
+    Raises:
+      TypeError: for an argument that magnitudes leave no room for.
+    """
+    by_magnitude = "its masks are those of the largest weights"
+    check_options(
+        name,
+        static,
+        options,
+        unfit=dict.fromkeys(("masks", "min_fan_in", "track_explored"), by_magnitude),
+    )
+    return dataclasses.replace(static(sparsity, **options), name=name)

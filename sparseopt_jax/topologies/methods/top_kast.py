@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from sparseopt_jax.engine.straight_through import StraightThrough, forward_topology
 from sparseopt_jax.layers.distributions import check_sparsity
+from sparseopt_jax.topologies.forward_masks import ForwardMasks
 from sparseopt_jax.topologies.methods.static import static
+from sparseopt_jax.topologies.methods.ste import forward_topology
 from sparseopt_jax.topologies.schedules import FOREVER, UpdateSchedule
 
 
@@ -17,7 +18,7 @@ def top_kast(
     stop: int = FOREVER,
     penalty: float = 1e-4,
     **options: Any,
-) -> StraightThrough:
+) -> ForwardMasks:
     """Top-KAST: uses the largest weights, trains some more, refreshed now and then.
 
     The forward pass uses the largest weights of each layer; the gradient goes to those
@@ -62,7 +63,7 @@ def top_kast(
             f"trained_sparsity must be at most sparsity = {sparsity}, got "
             f"{trained_sparsity}"
         )
-    return StraightThrough(
+    return ForwardMasks(
         topology=topology,
         schedule=UpdateSchedule(every, start, stop),
         trained=static(trained_sparsity, **options),

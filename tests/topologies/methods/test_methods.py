@@ -152,7 +152,7 @@ def test_a_fraction_of_salient_weights_out_of_range_is_refused(gamma_sal):
 
 def test_ablation_needs_fan_ins():
     with pytest.raises(ValueError, match=r"under ConstantFanIn\(\) only, got .*Unstr"):
-        so.Topology(sparsity=0.5, ablation=0.3)
+        so.topologies.Rewiring(sparsity=0.5, ablation=0.3)
 
 
 # SNFS.

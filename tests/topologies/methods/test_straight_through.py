@@ -99,9 +99,9 @@ def test_masks_are_chosen_when_due():
 @pytest.mark.parametrize("structure", [so.NM(2, 4), so.Channel(), so.Block(2)], ids=str)
 def test_masks_keep_to_the_structure(structure):
     method = so.ste(0.5, structure=structure)
-    masks, _, _ = method.init(KEY, PARAMS)
-    so.static(masks=masks, structure=structure).leaves(PARAMS)
-    plans = {plan.path: plan for plan in method.leaves(PARAMS)}
+    masks, _ = method.init(KEY, PARAMS)
+    so.static(masks=masks, structure=structure).plan(PARAMS)
+    plans = {plan.path: plan for plan in method.plan(PARAMS)}
     assert int(masks["k"].sum()) == plans["k"].active == 24
     sums = plans["k"].units.sum(jnp.abs(PARAMS["k"]))
     chosen = np.asarray(plans["k"].units.all(masks["k"]))
@@ -185,7 +185,7 @@ def test_what_is_used_is_trained(distribution):
         method = so.top_kast(
             sparsity, trained_sparsity=sparsity - 0.01, distribution=distribution
         )
-        used, trained = method.leaves(params), method.trained.leaves(params)
+        used, trained = method.plan(params), method.trained.plan(params)
         for own, other in zip(used, trained, strict=True):
             assert own.active <= other.active
 

@@ -9,7 +9,7 @@ ones), and a schedule (when, and what fraction). Those of the literature are in
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ from sparseopt_jax.layers.structures import (
 )
 from sparseopt_jax.masks.state import check_masks, map_masked, map_masked_with_path
 from sparseopt_jax.topologies import changes, scores
+from sparseopt_jax.topologies.base import Topology, TopologyState
 from sparseopt_jax.topologies.gradient_memory import (
     GradientMemory,
     GradientMomentum,
@@ -66,37 +67,11 @@ BY_WEIGHTS = "weights"
 _ANY_WEIGHTS = Unstructured()
 
 
-class TopologyState(NamedTuple):
-    """What a topology keeps.
-
-    Attributes:
-      updated_at: int32 scalar, the step of the last change, -1 before the first.
-      explored: bool arrays like the masks, True where a weight has ever been active;
-        ``()`` unless the topology tracks it.
-      turned: bool arrays like the masks, True where the last change turned a weight on
-        or off; ``()`` unless someone asks for it, as ``sparsify`` does where a change
-        follows a gradient step in the same program: that step is still the old masks'.
-      fan_ins: int32 arrays, each neuron's number of active incoming weights, the
-        reduction axes kept with size 1; ``optax.MaskedNode()`` at leaves without
-        neurons. Counted at a change, so that no step has to.
-      grown: int32 scalars, how many weights of a leaf the last change turned on;
-        ``optax.MaskedNode()`` at dense leaves.
-      memory: float32 arrays like the masks, what growth remembers of earlier
-        gradients; ``()`` for a topology that remembers none.
-    """
-
-    updated_at: jax.Array
-    explored: Any
-    turned: Any
-    fan_ins: Any
-    grown: Any
-    memory: Any
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Topology:
-    """Pure functions that make and change masks. Build one with a function of
-    ``sparseopt_jax.topologies.methods``, or from the parts.
+class Rewiring(Topology):
+    """A topology composed of parts: what a layer gets, what is dropped and grown, when.
+
+    Build one with a method such as ``rigl``, or from the parts.
 
     Topologies are values: those with the same settings are equal, given masks compared
     entry by entry, and functions by their identity.
@@ -198,7 +173,7 @@ class Topology:
         self._check_change()
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Topology):
+        if not isinstance(other, Rewiring):
             return NotImplemented
         return self is other or all(
             (same_tree if field.name == "masks" else same)(
@@ -273,6 +248,11 @@ class Topology:
         return self.density is None and not self.redistributes and self.ablation is None
 
     @property
+    def crosses_layers(self) -> bool:
+        """Whether layers compete for weights."""
+        return self.scope == "global" or self.redistributes
+
+    @property
     def dense_gradients(self) -> float:
         """The fraction of the steps that need the dense gradient, while masks change.
 
@@ -288,7 +268,7 @@ class Topology:
         steps = self.memory.steps if isinstance(self.memory, MeanGradient) else 1
         return min(steps / (self.schedule.every + 1), 1.0)
 
-    def leaves(self, params: Any) -> list[LeafPlan]:
+    def plan(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf of ``params``.
 
         Args:
@@ -332,7 +312,7 @@ class Topology:
                     "mapping to Block((...)), split the kernel, name its stacked axes "
                     "by dims, or exclude it by where"
                 )
-        if total >= 2**31 and (self.scope == "global" or self.redistributes):
+        if total >= 2**31 and self.crosses_layers:
             raise ValueError(
                 f"{self.name} compares all layers, whose {total} weights an int32 does "
                 "not count: exclude some by where, or take a method that keeps to each "
@@ -350,7 +330,7 @@ class Topology:
         )
 
     def _first_leaves(self, params: Any) -> list[LeafPlan]:
-        last = self.leaves(params)  # raises where the end does not fit
+        last = self.plan(params)  # raises where the end does not fit
         if self.density is None:
             return last
         initial = self.density.initial_sparsity
@@ -368,10 +348,10 @@ class Topology:
         A layer that its distribution saturates keeps its count like any other, so its
         mask never changes anything.
         """
-        if self.redistributes or self.ablation is not None or self.scope == "global":
+        if self.crosses_layers or self.ablation is not None:
             return frozenset()
         full = _full(self._first_leaves(params))
-        return full if self.density is None else full & _full(self.leaves(params))
+        return full if self.density is None else full & _full(self.plan(params))
 
     @property
     def moves(self) -> bool:
@@ -390,11 +370,6 @@ class Topology:
         """
         return False if self.schedule is None else self.schedule.due(count)
 
-    def replaces(self, count: Any) -> Any:
-        """Whether a change at step ``count`` replaces the gradient step: a bool."""
-        del count
-        return self.replaces_step
-
     def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
         """The first masks: exactly as many active weights as each layer gets.
 
@@ -411,7 +386,7 @@ class Topology:
           Masks in the structure of ``params``, and what the topology keeps.
 
         Raises:
-          ValueError: as ``leaves``.
+          ValueError: as ``plan``.
         """
         plans = {plan.path: plan for plan in self._first_leaves(params)}
         given = {} if self.masks is None else masks_by_path(self.masks)
@@ -623,7 +598,7 @@ class Topology:
         """Active units of every cell at step ``count``, by path, where this decides."""
         if self.is_handed_on:
             return {}
-        plans = {plan.path: plan for plan in self.leaves(params)}
+        plans = {plan.path: plan for plan in self.plan(params)}
         last = {p: plan.per_cell for p, plan in plans.items() if plan.per_cell}
         if self.density is None:
             return dict(last)
@@ -659,7 +634,7 @@ class Topology:
                 for plan in leaves
                 if plan.per_cell and plan.units
             )
-            for leaves in (self._first_leaves(params), self.leaves(params))
+            for leaves in (self._first_leaves(params), self.plan(params))
         )
         return now > before if first > last else now < before
 
@@ -667,7 +642,7 @@ class Topology:
         self, key: jax.Array, masks: Any, params: Any, grads: Any, memory: Any
     ) -> dict[str, changes.Leaf]:
         """The sparse leaves by path, with all that decides about them."""
-        leaves = [] if self.is_handed_on else self.leaves(params)
+        leaves = [] if self.is_handed_on else self.plan(params)
         plans = {plan.path: plan for plan in leaves}
         remembered = paths.leaves_by_path(memory)
         found: dict[str, changes.Leaf] = {}
