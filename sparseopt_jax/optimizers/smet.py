@@ -19,8 +19,8 @@ from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Block, Structure, Structures, Unstructured
 from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
 from sparseopt_jax.topologies import scores
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
 from sparseopt_jax.topologies.rewiring import Rewiring
+from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
 
 
 def smet(
