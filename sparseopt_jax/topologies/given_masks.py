@@ -14,7 +14,7 @@ from sparseopt_jax.trees import paths
 
 
 def masks_of(
-    params: optax.Params,
+    params: Any,
     *,
     where: Where | None = None,
     include: Include | None = None,

@@ -26,6 +26,9 @@ def test_every_page_is_on_the_site():
 def test_every_public_name_has_its_place_in_the_api():
     listed = re.findall(r"^::: ([\w.]+)$", API, re.MULTILINE)
     targets = [f"sparseopt_jax.{name}" for name in so.__all__ if name[0] != "_"]
+    for name in so.topologies.__all__:
+        if name not in so.__all__:
+            targets.append(f"sparseopt_jax.topologies.{name}")
     assert sorted(listed) == sorted([*targets, "sparseopt_jax.reports.figures"])
 
 

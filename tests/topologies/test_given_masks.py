@@ -82,9 +82,9 @@ def test_what_is_a_kernel_can_be_said():
         (
             lambda: so.masks_of(PARAMS, structure=so.NM(1, 2)),
             TypeError,
-            "masks_of takes",
+            "argument 'structure'",
         ),
-        (lambda: so.masks_of(PARAMS, wher=None), TypeError, "no argument 'wher'"),
+        (lambda: so.masks_of(PARAMS, wher=None), TypeError, "argument 'wher'"),
     ],
 )
 def test_what_says_nothing_of_masks_is_refused(call, error, message):

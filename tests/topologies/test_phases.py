@@ -292,7 +292,7 @@ def test_the_host_cannot_change_what_replaces_steps_and_what_follows_them():
     ("parts", "error", "message"),
     [
         ((), ValueError, "at least one pair"),
-        ((so.static(0.5),), TypeError, "first step and a topology, got Topo"),
+        ((so.static(0.5),), TypeError, "first step and a topology, got Rew"),
         (((0, 0.5),), TypeError, r"step and a topology, got \(0, 0.5"),
         (((0, so.ste(0.5)),), TypeError, "pair of its first step and a topology"),
         (((1, so.static(0.5)),), ValueError, r"begin at 0 and ascend, got steps \(1,"),

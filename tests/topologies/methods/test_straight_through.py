@@ -140,7 +140,7 @@ def test_sr_ste_decays_what_is_not_used():
 
 
 def test_sr_ste_is_two_of_four_by_itself():
-    masks, _, _ = so.sr_ste().init(KEY, PARAMS)
+    masks, _ = so.sr_ste().init(KEY, PARAMS)
     groups = np.asarray(masks["k"]).reshape(2, 4, 6)
     np.testing.assert_array_equal(groups.sum(1), 2)
     assert so.sr_ste(0.75).topology.structure == so.Unstructured()
