@@ -14,6 +14,8 @@ from typing import Any
 
 import optax
 
+from sparseopt_jax.tracing.transformation_links import variables_of
+
 # masks: tree of masks, or of ``ActiveWeights`` in a compact ``sparsify``.
 # fan_ins: each neuron's number of active inputs, as ``TopologyState`` keeps them.
 # neuron_dims: the axes of kernels, as given to the topology.
@@ -139,9 +141,7 @@ def _referred(function: Any) -> list[Any]:
     if not isinstance(function, types.FunctionType):
         call = vars(type(function)).get("__call__")
         return [*found, call] if isinstance(call, types.FunctionType) else found
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a name that is not bound yet
-            found.append(cell.cell_contents)
+    found += variables_of(function).values()
     if _library(function) not in _LIBRARIES:
         # A factory that builds the transformation only when it is called.
         known = function.__globals__

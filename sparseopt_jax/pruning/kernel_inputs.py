@@ -18,8 +18,9 @@ from sparseopt_jax.pruning.input_statistics import (
     join_moments,
     moments_of,
 )
+from sparseopt_jax.tracing.jaxprs import loop_of
 from sparseopt_jax.tracing.kernel_layout import Layout, Use
-from sparseopt_jax.tracing.kernel_trace import KernelReader, loop_operands
+from sparseopt_jax.tracing.kernel_trace import KernelReader, layouts_in_loop
 from sparseopt_jax.tracing.operand_rows import Rows
 
 # Moments by the kernel's path and, for each loop around, whether it slices the kernel.
@@ -96,19 +97,22 @@ class InputReader(KernelReader):
         found: _Found,
     ) -> Sequence[Any]:
         """Runs a loop whose steps hand out the statistics of each."""
-        body = eqn.params["jaxpr"]
-        own, constants, carried = loop_operands(self, eqn, layouts)
+        loop = loop_of(eqn)
+        inside = layouts_in_loop(self, loop, layouts)
+        first_slice = loop.constants + loop.carried
 
         def step(carry: list[Any], sliced: list[Any]) -> tuple[Any, Any]:
             collected: _Found = {}
-            inputs = [*values[:constants], *carry, *sliced]
-            outputs, _ = self.run(body.jaxpr, body.consts, inputs, own, collected)
-            return outputs[:carried], (outputs[carried:], collected)
+            inputs = [*values[: loop.constants], *carry, *sliced]
+            outputs, _ = self.run(
+                loop.body, loop.body_constants, inputs, inside, collected
+            )
+            return outputs[: loop.carried], (outputs[loop.carried :], collected)
 
         carry, (stacked, collected) = jax.lax.scan(
             step,
-            values[constants : constants + carried],
-            values[constants + carried :],
+            values[loop.constants : first_slice],
+            values[first_slice:],
             length=eqn.params["length"],
             reverse=eqn.params["reverse"],
             unroll=eqn.params["unroll"],

@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from sparseopt_jax.tracing.jaxprs import called_jaxpr, held_jaxprs, open_jaxpr, shape_of
-
-# Have no effect that JAX knows of, but run code of the user's on the host.
-_CALLBACKS = frozenset({"pure_callback"})
+from sparseopt_jax.tracing.jaxprs import (
+    called_jaxpr,
+    held_jaxprs,
+    interpret,
+    open_jaxpr,
+    shape_of,
+)
+from sparseopt_jax.tracing.primitives import CALLBACKS, CALLS, ELEMENTWISE, KEEPS, MOVES
 
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
@@ -21,7 +25,7 @@ def acts(eqn: core.JaxprEqn) -> bool:
     # What communicates between devices names its axes as an effect.
     if any(type(effect).__name__ != "NamedAxisEffect" for effect in eqn.effects):
         return True
-    if eqn.primitive.name in _CALLBACKS:
+    if eqn.primitive.name in CALLBACKS:
         return True
     bodies = [*held_jaxprs(eqn), *eqn.params.get("branches", ())]
     return any(acts(inner) for body in bodies for inner in open_jaxpr(body).eqns)
@@ -41,16 +45,6 @@ def leading_to(
     return found[::-1], needed
 
 
-# Zero where their first operand is.
-_KEEP_ZERO = frozenset(
-    {
-        *("broadcast_in_dim", "convert_element_type", "copy", "copy_p", "expand_dims"),
-        *("neg", "pvary", "reduce_precision", "reshape", "reshard", "squeeze"),
-        *("sharding_constraint", "stop_gradient", "transpose"),
-    }
-)
-
-
 def zero_outputs(program: core.Jaxpr, inputs: list[bool]) -> list[bool]:
     """Which outputs of a jaxpr are zero whatever its inputs are.
 
@@ -61,47 +55,37 @@ def zero_outputs(program: core.Jaxpr, inputs: list[bool]) -> list[bool]:
     Returns:
       A bool for each output; False where it cannot be told.
     """
-    zero = {var for var, known in zip(program.invars, inputs, strict=True) if known}
-
-    def is_zero(atom: Any) -> bool:
-        if isinstance(atom, core.Literal):
-            return not np.any(atom.val)
-        return atom in zero
-
-    for eqn in program.eqns:
-        name, flags = eqn.primitive.name, [is_zero(atom) for atom in eqn.invars]
-        outputs = [False] * len(eqn.outvars)
-        if name == "cond":
-            branches = map(open_jaxpr, eqn.params["branches"])
-            each = [zero_outputs(branch, flags[1:]) for branch in branches]
-            outputs = [all(ways) for ways in zip(*each, strict=True)]
-        elif name in _KEEP_ZERO:
-            outputs = [flags[0]]
-        elif name == "mul":
-            # A learning rate of zero is a number like another.
-            outputs = [any(atom in zero for atom in variables(eqn.invars))]
-        elif name in ("add", "sub", "max", "min"):
-            outputs = [all(flags)]
-        elif name == "select_n":
-            outputs = [all(flags[1:])]
-        elif name in _CALLS and (body := called_jaxpr(eqn)) is not None:
-            outputs = zero_outputs(open_jaxpr(body), flags)
-        zero.update(v for v, flag in zip(eqn.outvars, outputs, strict=True) if flag)
-    return [is_zero(atom) for atom in program.outvars]
+    return interpret(
+        program,
+        inputs,
+        _zero_results,
+        constants=[False] * len(program.constvars),
+        literal=lambda literal: not np.any(literal.val),
+    )
 
 
-# Primitives whose every output entry depends on the input entries at its place alone.
-# fmt: off
-_ELEMENTWISE = frozenset({
-    "abs", "add", "and", "cbrt", "ceil", "clamp", "convert_element_type", "copy",
-    "copy_p", "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge",
-    "gt", "imag", "integer_pow", "is_finite", "le", "log", "log1p", "logistic",
-    "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "real",
-    "reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint",
-    "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tanh", "xor",
-})
-# fmt: on
-_CALLS = frozenset({"closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit"})
+def _zero_results(eqn: core.JaxprEqn, zero: list[bool]) -> list[bool]:
+    """Which results of an equation are zero, from which of its operands are."""
+    name, results = eqn.primitive.name, len(eqn.outvars)
+    if name == "cond":
+        branches = map(open_jaxpr, eqn.params["branches"])
+        each = [zero_outputs(branch, zero[1:]) for branch in branches]
+        return [all(ways) for ways in zip(*each, strict=True)]
+    if name in KEEPS and len(zero) == results:
+        return zero
+    if name in MOVES or name == "neg":
+        return [zero[0]]
+    if name == "mul":
+        # A learning rate of zero is a number like another.
+        known = zip(zero, eqn.invars, strict=True)
+        return [any(flag for flag, atom in known if isinstance(atom, core.Var))]
+    if name in ("add", "sub", "max", "min"):
+        return [all(zero)]
+    if name == "select_n":
+        return [all(zero[1:])]
+    if name in CALLS and (body := called_jaxpr(eqn)) is not None:
+        return zero_outputs(open_jaxpr(body), zero)
+    return [False] * results
 
 
 def is_elementwise(program: core.Jaxpr, state: set[Any]) -> bool:
@@ -120,17 +104,16 @@ def is_elementwise(program: core.Jaxpr, state: set[Any]) -> bool:
         if not inputs:
             continue
         name = equation.primitive.name
-        if name in _CALLS:
-            inner: Any = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            inner = getattr(inner, "jaxpr", inner)
+        if name in CALLS and (body := called_jaxpr(equation)) is not None:
+            inner = open_jaxpr(body)
             inner_state = {
-                own
-                for own, var in zip(inner.invars, equation.invars, strict=True)
+                inside
+                for inside, var in zip(inner.invars, equation.invars, strict=True)
                 if isinstance(var, core.Var) and var in state
             }
             if not is_elementwise(inner, inner_state):
                 return False
-        elif name not in _ELEMENTWISE or any(
+        elif name not in ELEMENTWISE or any(
             shape_of(var) != shape_of(result)
             for var in inputs
             for result in equation.outvars

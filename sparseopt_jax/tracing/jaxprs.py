@@ -1,9 +1,12 @@
-"""Reading jaxprs: what an equation calls, and the shapes of what it takes and gives."""
+"""Reading jaxprs: one walk through their equations, what they call, what they loop."""
 
-from collections.abc import Iterable
-from typing import Any
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from jax.extend import core
+
+Value = TypeVar("Value")
 
 
 def open_jaxpr(jaxpr: Any) -> core.Jaxpr:
@@ -48,3 +51,80 @@ def shape_of(atom: Any) -> tuple[int, ...]:
 def ranks(atoms: Iterable[Any]) -> list[int]:
     """How many axes each variable or literal has."""
     return [len(shape_of(atom)) for atom in atoms]
+
+
+def interpret(
+    jaxpr: core.Jaxpr,
+    inputs: Iterable[Value],
+    equation: Callable[[core.JaxprEqn, list[Value]], Iterable[Value]],
+    *,
+    constants: Iterable[Value],
+    literal: Callable[[core.Literal], Value],
+) -> list[Value]:
+    """Goes through a jaxpr, with something that is known of each value.
+
+    Args:
+      jaxpr: the jaxpr.
+      inputs: what is known of its inputs.
+      equation: from an equation and what is known of its operands to what is known of
+        its results.
+      constants: what is known of the variables of its constants.
+      literal: what is known of a literal.
+
+    Returns:
+      What is known of its outputs.
+    """
+    known: dict[core.Var, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Value:
+        return literal(atom) if isinstance(atom, core.Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+        results = equation(eqn, [read(atom) for atom in eqn.invars])
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+class Loop(NamedTuple):
+    """What a scan or a while loop repeats, and what its operands are to the body.
+
+    The operands are those of a while loop's condition, then constants, then what is
+    carried, then what is cut into slices; the body takes all but the condition's. Its
+    outputs are what is carried, then slices.
+
+    Attributes:
+      body: the jaxpr of one step.
+      body_constants: the values of the body's constants.
+      condition: how many operands the condition has to itself.
+      constants: how many operands are the same in every step.
+      carried: how many go from step to step.
+      shapes: the shapes of the operands that the body takes.
+    """
+
+    body: core.Jaxpr
+    body_constants: Sequence[Any]
+    condition: int
+    constants: int
+    carried: int
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def loop_of(eqn: core.JaxprEqn) -> Loop:
+    """Returns what a scan or while equation repeats."""
+    held = eqn.params.get("body_jaxpr") or eqn.params["jaxpr"]
+    body = open_jaxpr(held)
+    condition = len(eqn.invars) - len(body.invars)
+    operands = eqn.invars[condition:]
+    # Ranks tell which is which in every version of JAX: a slice has one axis less than
+    # what it is cut from, and stacked outputs have one more than the body's.
+    slices = sum(map(operator.lt, ranks(body.invars), ranks(operands)))
+    carried = sum(map(operator.eq, ranks(body.outvars), ranks(eqn.outvars)))
+    return Loop(
+        body=body,
+        body_constants=getattr(held, "consts", ()),
+        condition=condition,
+        constants=len(operands) - carried - slices,
+        carried=carried,
+        shapes=tuple(shape_of(atom) for atom in operands),
+    )

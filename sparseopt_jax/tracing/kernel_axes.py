@@ -8,18 +8,14 @@ from typing import Any, NamedTuple
 from jax.extend import core
 
 from sparseopt_jax.layers.neuron_dims import Axes
-from sparseopt_jax.tracing.jaxprs import open_jaxpr, shape_of
+from sparseopt_jax.tracing.jaxprs import loop_of, open_jaxpr, shape_of
 from sparseopt_jax.tracing.kernel_layout import Factor, Layout, Use, use_of
-from sparseopt_jax.tracing.kernel_trace import KernelReader, loop_operands
+from sparseopt_jax.tracing.kernel_trace import KernelReader, layouts_in_loop
 from sparseopt_jax.tracing.operand_rows import Rows
+from sparseopt_jax.tracing.primitives import ELEMENTWISE
 
-# Equations whose results have the axes of their operands, each entry by itself.
-_ENTRYWISE = {
-    *("abs", "add", "add_any", "cbrt", "ceil", "clamp", "cos", "div", "erf", "exp"),
-    *("expm1", "floor", "integer_pow", "log", "log1p", "logistic", "max", "min"),
-    *("mul", "neg", "pow", "rem", "rev", "round", "rsqrt", "select_n", "sign"),
-    *("sin", "sqrt", "square", "sub", "tan", "tanh"),
-}
+# Equations whose results have the axes of their operands.
+_KEEP_AXES = ELEMENTWISE | {"rev"}
 
 
 class Known(NamedTuple):
@@ -106,18 +102,14 @@ class AxesReader(KernelReader):
         found: Any,
     ) -> Sequence[Known]:
         """Goes through one step of a scan."""
-        body = eqn.params["jaxpr"]
-        own, constants, carried = loop_operands(self, eqn, layouts)
-        is_data = any(map(_is_data, values))
-        inputs = [
-            # What is carried may be data from the second step on.
-            Known(shape_of(atom), is_data if carries else _is_data(value))
-            for index, (atom, value) in enumerate(
-                zip(body.jaxpr.invars, values, strict=True)
-            )
-            for carries in [constants <= index < constants + carried]
-        ]
-        self.run(body.jaxpr, body.consts, inputs, own, found)
+        loop = loop_of(eqn)
+        # What is carried may be data from the second step on.
+        is_data = [*map(_is_data, values)]
+        first_slice = loop.constants + loop.carried
+        is_data[loop.constants : first_slice] = [any(is_data)] * loop.carried
+        inputs = [*map(Known, map(shape_of, loop.body.invars), is_data)]
+        inside = layouts_in_loop(self, loop, layouts)
+        self.run(loop.body, loop.body_constants, inputs, inside, found)
         return self.results(eqn, values)
 
     def further(
@@ -129,7 +121,7 @@ class AxesReader(KernelReader):
     ) -> Sequence[Layout | None] | None:
         """Layouts of what single entries, parts, branches and loops make of kernels."""
         name = eqn.primitive.name
-        if name in _ENTRYWISE:
+        if name in _KEEP_AXES:
             return _entrywise(eqn, values, layouts)
         if name in ("slice", "dynamic_slice", "split") and layouts[0]:
             parts = [_part(layouts[0], shape_of(atom)) for atom in eqn.outvars]
@@ -138,11 +130,11 @@ class AxesReader(KernelReader):
             return [layouts[0].without(eqn.params["axis"])] * len(eqn.outvars)
         if name == "shard_map":
             body = open_jaxpr(eqn.params["jaxpr"])
-            own = [
+            parts = [
                 layout and _part(layout, shape_of(atom), is_layer=False)
                 for layout, atom in zip(layouts, body.invars, strict=True)
             ]
-            self.run(body, (), values, own, found)
+            self.run(body, (), values, parts, found)
             return ()
         if name == "cond" and not layouts[0]:
             for branch in eqn.params["branches"]:
@@ -162,14 +154,12 @@ class AxesReader(KernelReader):
         layouts: list[Layout | None],
         found: Any,
     ) -> Sequence[Layout | None]:
-        first = eqn.params["cond_nconsts"]
-        last = first + eqn.params["body_nconsts"]
-        for layout in filter(None, layouts[last:]):
-            self.lost(layout, "changes from step to step of a loop", True)
-        body = eqn.params["body_jaxpr"]
+        loop = loop_of(eqn)
         carry = self.results(eqn, values)
-        own = [*layouts[first:last], *[None] * len(carry)]
-        self.run(body.jaxpr, body.consts, [*values[first:last], *carry], own, found)
+        constants = values[loop.condition : loop.condition + loop.constants]
+        inside = layouts_in_loop(self, loop, layouts[loop.condition :])
+        inputs = [*constants, *carry]
+        self.run(loop.body, loop.body_constants, inputs, inside, found)
         return ()
 
     def _ragged_dot(

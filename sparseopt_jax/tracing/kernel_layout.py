@@ -183,23 +183,23 @@ def use_of(layout: Layout, lead: Factors, summed: Factors) -> Use | str:
     batch, reduction, output, groups = [], [], [], 1
     inputs = input_axes(layout.path, layout.shape)
     for axis, size in enumerate(layout.shape):
-        own = [f for f in lead if f.axis == axis]
-        stacked = math.prod(f.size for f in own)
+        leading = [f for f in lead if f.axis == axis]
+        stacked = math.prod(f.size for f in leading)
         added = math.prod(f.size for f in summed if f.axis == axis)
         is_summed = any(f.axis == axis for f in summed)
-        if size == 1 and not own and not is_summed:
+        if size == 1 and not leading and not is_summed:
             # Reshaping loses axes of size 1: what they were is a convention.
             (reduction if axis < inputs else output).append(axis)
         elif is_summed and added == size:
             reduction.append(axis)
-        elif own and stacked == size and not is_summed:
+        elif leading and stacked == size and not is_summed:
             batch.append(axis)
-        elif not is_summed and not own:
+        elif not is_summed and not leading:
             output.append(axis)
         elif (
             not is_summed
             and not output
-            and min(f.stride for f in own) == size // stacked
+            and min(f.stride for f in leading) == size // stacked
         ):
             groups = stacked
             output.append(axis)

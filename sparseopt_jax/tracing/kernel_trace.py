@@ -7,8 +7,9 @@ they are computed for statistics of inputs, and not for the axes alone.
 """
 
 import abc
-import operator
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,38 +17,18 @@ from jax.extend import core
 
 from sparseopt_jax.layers.eligibility import Where, kinds_by_path
 from sparseopt_jax.layers.leaf_kinds import NOT_MULTIPLIED
-from sparseopt_jax.tracing.jaxprs import called_jaxpr, held_jaxprs, open_jaxpr, ranks
+from sparseopt_jax.tracing.jaxprs import (
+    Loop,
+    called_jaxpr,
+    held_jaxprs,
+    interpret,
+    open_jaxpr,
+    shape_of,
+)
 from sparseopt_jax.tracing.kernel_layout import Layout, Use, use_of
 from sparseopt_jax.tracing.operand_rows import Rows, convolution_rows, product_rows
+from sparseopt_jax.tracing.primitives import CALLS, KEEPS, PRODUCTS
 from sparseopt_jax.trees import paths
-
-# Equations that do nothing but call a jaxpr, as far as values are concerned.
-_CALLS = {
-    "checkpoint",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "jit",
-    "pjit",
-    "remat",
-    "remat2",
-}
-# Equations that leave the arrangement of numbers as it is, one result per operand.
-_KEEPS = {
-    "convert_element_type",
-    "copy",
-    "copy_p",
-    "device_put",
-    "mesh_cast",
-    "name",
-    "optimization_barrier",
-    "pvary",
-    "reduce_precision",
-    "reshard",
-    "sharding_constraint",
-}
 
 
 class KernelReader(abc.ABC):
@@ -111,28 +92,28 @@ class KernelReader(abc.ABC):
         found: Any,
     ) -> tuple[list[Any], list[Layout | None]]:
         """The results of a jaxpr, and the layouts of those that are kernels."""
-        known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        known.update(zip(jaxpr.invars, values, strict=True))
-        placed: dict[Any, Layout | None] = dict(zip(jaxpr.invars, layouts, strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else known[atom]
-
-        def layout_of(atom: Any) -> Layout | None:
-            return None if isinstance(atom, core.Literal) else placed.get(atom)
-
-        for eqn in jaxpr.eqns:
-            operands = [read(atom) for atom in eqn.invars]
-            own = [layout_of(atom) for atom in eqn.invars]
-            outputs, after = self._equation(eqn, operands, own, found)
-            known.update(zip(eqn.outvars, outputs, strict=True))
-            placed.update(zip(eqn.outvars, after, strict=False))
-        return (
-            [read(atom) for atom in jaxpr.outvars],
-            [layout_of(atom) for atom in jaxpr.outvars],
+        traced: list[tuple[Any, Layout | None]] = interpret(
+            jaxpr,
+            zip(values, layouts, strict=True),
+            functools.partial(self._equation, found),
+            constants=[(value, None) for value in consts],
+            literal=lambda literal: (literal.val, None),
         )
+        return [value for value, _ in traced], [layout for _, layout in traced]
 
     def _equation(
+        self,
+        found: Any,
+        eqn: core.JaxprEqn,
+        operands: list[tuple[Any, Layout | None]],
+    ) -> Iterable[tuple[Any, Layout | None]]:
+        values = [value for value, _ in operands]
+        layouts = [layout for _, layout in operands]
+        results, placed = self._results(eqn, values, layouts, found)
+        # What nothing is said of is no kernel.
+        return itertools.zip_longest(results, placed)
+
+    def _results(
         self,
         eqn: core.JaxprEqn,
         values: list[Any],
@@ -144,10 +125,10 @@ class KernelReader(abc.ABC):
             return self.results(eqn, values), ()
         if name == "scan":
             return self.loop(eqn, values, layouts, found), ()
-        if name in _CALLS and (body := called_jaxpr(eqn)) is not None:
+        if name in CALLS and (body := called_jaxpr(eqn)) is not None:
             consts = getattr(body, "consts", ())
             return self.run(open_jaxpr(body), consts, values, layouts, found)
-        if name in ("dot_general", "conv_general_dilated"):
+        if name in PRODUCTS:
             self._multiplication(eqn, values, layouts, found)
             return self.results(eqn, values), ()
         moved = self.further(eqn, values, layouts, found)
@@ -159,9 +140,9 @@ class KernelReader(abc.ABC):
         self, eqn: core.JaxprEqn, layouts: list[Layout | None]
     ) -> Sequence[Layout | None]:
         name, layout = eqn.primitive.name, layouts[0]
-        if name in _KEEPS and len(layouts) == len(eqn.outvars):
+        if name in KEEPS and len(layouts) == len(eqn.outvars):
             return layouts
-        shape = getattr(eqn.outvars[0].aval, "shape", ())
+        shape = shape_of(eqn.outvars[0]) if eqn.outvars else ()
         moved = None
         if layout and name == "transpose":
             moved = layout.transpose(eqn.params["permutation"])
@@ -189,8 +170,8 @@ class KernelReader(abc.ABC):
         layout = layouts[side]
         assert layout is not None
         if all(layouts):
-            for own in filter(None, layouts):
-                self.lost(own, "multiplied with another kernel", True)
+            for operand in filter(None, layouts):
+                self.lost(operand, "multiplied with another kernel", True)
             return
         inputs = values[1 - side]
         if eqn.primitive.name == "dot_general":
@@ -207,38 +188,32 @@ class KernelReader(abc.ABC):
             self.multiplied(layout, use, rows, inputs, found)
 
 
-def loop_operands(
-    reader: KernelReader, eqn: core.JaxprEqn, layouts: Sequence[Layout | None]
-) -> tuple[list[Layout | None], int, int]:
-    """What the body of a scan takes of the kernels that go into it.
+def layouts_in_loop(
+    reader: KernelReader, loop: Loop, layouts: Sequence[Layout | None]
+) -> list[Layout | None]:
+    """What one step of a loop takes of the kernels that go into the loop.
 
     Args:
       reader: is told of kernels that a loop changes.
-      eqn: the scan.
-      layouts: those of its operands.
+      loop: the loop.
+      layouts: those of the operands that the body takes.
 
     Returns:
-      The layouts of the body's inputs, and how many of these are constants and carried.
+      The layouts of the body's inputs.
     """
-    body = eqn.params["jaxpr"]
-    # The body's inputs are constants, carry and slices, its outputs carry and
-    # slices. A slice has one axis less than what it is cut from.
-    inside, outside = ranks(body.jaxpr.invars), ranks(eqn.invars)
-    slices = sum(map(operator.lt, inside, outside))
-    carried = sum(map(operator.eq, ranks(body.jaxpr.outvars), ranks(eqn.outvars)))
-    constants = len(layouts) - carried - slices
-    own: list[Layout | None] = []
+    first_slice = loop.constants + loop.carried
+    inside: list[Layout | None] = []
     for index, layout in enumerate(layouts):
         if layout is None:
-            own.append(None)
-        elif index < constants:
-            own.append(layout.constant_in_loop())
-        elif index >= constants + carried:
-            own.append(layout.slice_in_loop())
+            inside.append(None)
+        elif index < loop.constants:
+            inside.append(layout.constant_in_loop())
+        elif index >= first_slice:
+            inside.append(layout.slice_in_loop())
         else:
-            own.append(None)
+            inside.append(None)
             reader.lost(layout, "changes from step to step of a loop", True)
-    return own, constants, carried
+    return inside
 
 
 def candidates(variables: Any, where: Where | None = None) -> list[Layout | None]:

@@ -46,9 +46,10 @@ def find_statistics(variables: Any) -> list[RunningStatistics]:
         below = [path for path in shapes if path.startswith(state)]
         # Other layers keep things in pairs, too: statistics are vectors of one size.
         found += [
-            own
-            for own in _named(below, *_EQUINOX)
-            if len(shapes[own.mean]) == 1 and shapes[own.mean] == shapes[own.variance]
+            pair
+            for pair in _named(below, *_EQUINOX)
+            if len(shapes[pair.mean]) == 1
+            and shapes[pair.mean] == shapes[pair.variance]
         ]
     return found
 

@@ -1,0 +1,61 @@
+"""What JAX's primitives do, by name: one table for all that read jaxprs.
+
+A primitive that is in no set is one that nothing is known of.
+"""
+
+# Do nothing but call a jaxpr on their operands, as far as values are concerned.
+CALLS = frozenset(
+    {
+        "checkpoint",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "pjit",
+        "remat",
+        "remat2",
+    }
+)
+
+# Run code of the user's on the host, without an effect that JAX knows of.
+CALLBACKS = frozenset({"pure_callback"})
+
+# Multiply and add up: where a kernel is an operand, the other one holds its inputs.
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general"})
+
+# Move numbers or repeat them; the first operand holds the numbers.
+MOVES = frozenset(
+    {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose"}
+)
+
+# Leave every number in its place, but for its type: one result per operand.
+KEEPS = frozenset(
+    {
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "device_put",
+        "mesh_cast",
+        "name",
+        "optimization_barrier",
+        "pvary",
+        "reduce_precision",
+        "reshard",
+        "sharding_constraint",
+        "stop_gradient",
+    }
+)
+
+# Every entry of the result depends on the operands' entries in its place alone.
+# fmt: off
+ELEMENTWISE = frozenset({
+    "abs", "add", "add_any", "and", "cbrt", "ceil", "clamp", "convert_element_type",
+    "copy", "copy_p", "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge",
+    "gt", "imag", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt",
+    "max", "min", "mul", "ne", "neg", "not", "or", "pow", "real", "reduce_precision",
+    "rem", "round", "rsqrt", "select_n", "sharding_constraint", "sign", "sin", "sqrt",
+    "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+})
+# fmt: on
