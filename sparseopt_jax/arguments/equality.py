@@ -76,7 +76,7 @@ def hash_of(value: Any) -> int:
       True
     """
     if isinstance(value, Mapping):
-        return hash(tuple((str(key), hash_of(own)) for key, own in value.items()))
+        return hash(tuple((str(key), hash_of(entry)) for key, entry in value.items()))
     if _is_array(value):
         return hash((tuple(value.shape), str(value.dtype)))
     try:

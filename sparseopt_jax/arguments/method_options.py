@@ -40,7 +40,7 @@ def check_options(
         for parameter in inspect.signature(make).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in given
     }
-    taken = [own for own in parameters if own not in unfit]
+    taken = [option for option in parameters if option not in unfit]
     for option, value in options.items():
         if option in unfit:
             raise TypeError(f"{name} takes no {option}: {unfit[option]}")
@@ -50,9 +50,10 @@ def check_options(
                 f"takes {', '.join(taken)}"
             )
     missing = [
-        own
-        for own in taken
-        if parameters[own].default is inspect.Parameter.empty and own not in options
+        option
+        for option in taken
+        if parameters[option].default is inspect.Parameter.empty
+        and option not in options
     ]
     if missing:
         raise TypeError(f"{name} needs the arguments {', '.join(missing)}")

@@ -90,23 +90,23 @@ def _of_first(text: str) -> str:
 def _gathered(message: str) -> list[str]:
     """A message of each process, in order."""
     data = message.encode()[:_LONGEST]
-    own = np.frombuffer(data.ljust(_LONGEST, b"\0"), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(own))
+    padded = np.frombuffer(data.ljust(_LONGEST, b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
-def _first_difference(first: Any, own: Any, name: str = "") -> str:
+def _first_difference(first: Any, second: Any, name: str = "") -> str:
     """Where another process's value differs from process 0's; empty if nowhere."""
-    if isinstance(first, Mapping) and isinstance(own, Mapping):
-        for key in [*first, *(key for key in own if key not in first)]:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for key in [*first, *(key for key in second if key not in first)]:
             found = _first_difference(
-                first.get(key), own.get(key), f"{name} {key}" if name else key
+                first.get(key), second.get(key), f"{name} {key}" if name else key
             )
             if found:
                 return found
         return ""
-    if first == own:
+    if first == second:
         return ""
-    one, other = (str(x).replace("{", "{{").replace("}", "}}") for x in (first, own))
+    one, other = (str(x).replace("{", "{{").replace("}", "}}") for x in (first, second))
     name = name.replace("{", "{{").replace("}", "}}")
     return f"{name} is {one} in process 0, {other} in {{process}}"

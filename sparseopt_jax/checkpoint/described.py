@@ -62,11 +62,11 @@ def describe(
 
     def items(held):
         found = {
-            str(key): inner(own)
-            for key, own in held.items()
-            if not leaves_out(str(key), own)
+            str(key): inner(part)
+            for key, part in held.items()
+            if not leaves_out(str(key), part)
         }
-        return {key: own for key, own in found.items() if own is not UNKNOWN}
+        return {key: part for key, part in found.items() if part is not UNKNOWN}
 
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -77,10 +77,10 @@ def describe(
     if isinstance(value, Mapping):
         return items(value)
     if isinstance(value, set | frozenset):
-        return sorted(str(own) for own in map(inner, value) if own is not UNKNOWN)
+        return sorted(str(part) for part in map(inner, value) if part is not UNKNOWN)
     if isinstance(value, tuple | list):
-        found = [inner(own) for own in value]
-        return UNKNOWN if any(own is UNKNOWN for own in found) else found
+        found = [inner(part) for part in value]
+        return UNKNOWN if any(part is UNKNOWN for part in found) else found
     name = getattr(value, "record", None)
     if name is not None and not callable(name) and not isinstance(value, type):
         return _named(inner(name), value, items)
@@ -153,10 +153,10 @@ def instructions() -> str:
 def _checksum(code: types.CodeType, defaults: Any) -> str:
     def parts(code):
         constants = [
-            parts(own) if isinstance(own, types.CodeType) else repr(own)
-            for own in code.co_consts
+            parts(constant) if isinstance(constant, types.CodeType) else repr(constant)
+            for constant in code.co_consts
             # The order of a set differs from process to process.
-            if not isinstance(own, frozenset)
+            if not isinstance(constant, frozenset)
         ]
         sets = [sorted(map(repr, x)) for x in code.co_consts if type(x) is frozenset]
         return repr((code.co_code, constants, sets, code.co_names))

@@ -113,7 +113,7 @@ def _held(link: Link) -> Mapping[str, Any]:
 def _topology(link: Link) -> Topology | None:
     """The topology of what owns masks; None for any other transformation."""
     values = link.variables.values()
-    return next((own for own in values if isinstance(own, Topology)), None)
+    return next((value for value in values if isinstance(value, Topology)), None)
 
 
 def _leaves_changes_to_the_host(link: Link) -> bool:
@@ -137,7 +137,7 @@ def _is_told_elsewhere(name: str, value: Any) -> bool:
     if isinstance(value, Mapping):
         value = list(value.values())
     return isinstance(value, tuple | list) and any(
-        _is_told_elsewhere("", own) for own in value
+        _is_told_elsewhere("", entry) for entry in value
     )
 
 

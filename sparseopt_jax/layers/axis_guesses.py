@@ -155,12 +155,12 @@ def _stacked(module: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     parts = module.split("/") if module else []
     for count in range(len(parts), -1, -1):
         prefix = "/".join([*parts[:count], ""]) if count else ""
-        around = {p: own for p, own in shapes.items() if p.startswith(prefix)}
-        firsts = {own[0] if own else None for own in around.values()}
+        around = {p: sizes for p, sizes in shapes.items() if p.startswith(prefix)}
+        firsts = {sizes[0] if sizes else None for sizes in around.values()}
         if len(firsts) > 1:
             return None
         vectors = [
-            p for p, own in around.items() if len(own) > 1 and _is_vector_by_name(p)
+            p for p, sizes in around.items() if len(sizes) > 1 and _is_vector_by_name(p)
         ]
         if vectors:
             return firsts.pop()
@@ -182,9 +182,9 @@ def _is_known(
         attention = path.rsplit("/", 2)[0] if path.count("/") > 1 else ""
         prefix = f"{attention}/" if attention else ""
         return any(
-            own[-2:] == shape[:2]
-            for other, own in shapes.items()
-            if other.startswith(prefix) and is_projection(other, own)
+            sizes[-2:] == shape[:2]
+            for other, sizes in shapes.items()
+            if other.startswith(prefix) and is_projection(other, sizes)
         )
     window = shape[:-2]
     if max(window) > _WIDEST:

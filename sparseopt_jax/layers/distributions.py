@@ -77,10 +77,12 @@ def uniform(
     if first is True:
         ends = tuple(
             Ends(
-                *(own.path, (own.inputs,), own.outputs),
-                window=len(own.shape) - 2 if own.outputs == own.shape[-1] else 0,
+                layer.path,
+                (layer.inputs,),
+                layer.outputs,
+                window=len(layer.shape) - 2 if layer.outputs == layer.shape[-1] else 0,
             )
-            for own in layers
+            for layer in layers
         )
         first = (first_layer(ends),) if len(layers) > 1 else ()
     globs = (first,) if isinstance(first, str) else first or ()
@@ -227,8 +229,10 @@ def allocate(
         )
         counts = {}
         for layer in layers:
-            own = paths.first_match(layer.path, distribution)
-            counts[layer.path] = _rounded(layer.size, sparsity if own is None else own)
+            chosen = paths.first_match(layer.path, distribution)
+            counts[layer.path] = _rounded(
+                layer.size, sparsity if chosen is None else chosen
+            )
     else:
         counts = distribution(layers, sparsity)
     for layer in layers:

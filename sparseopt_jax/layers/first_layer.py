@@ -98,37 +98,41 @@ def first_layer(layers: tuple[Ends, ...], embeds: bool = False) -> str:
       'conv1'
     """
     by_number = [
-        own for own in layers if not any(_is_earlier(other, own) for other in layers)
+        layer
+        for layer in layers
+        if not any(_is_earlier(other, layer) for other in layers)
     ]
-    narrow = [own for own in layers if _has_image_channels(own)]
+    narrow = [layer for layer in layers if _has_image_channels(layer)]
     narrow = [  # but for what follows a stem of few features
-        own
-        for own in narrow
-        if not any(other.outputs in own.inputs for other in narrow if other is not own)
+        layer
+        for layer in narrow
+        if not any(
+            other.outputs in layer.inputs for other in narrow if other is not layer
+        )
     ]
-    stems = [own for own in narrow if _is_stem(own, layers)]
+    stems = [layer for layer in narrow if _is_stem(layer, layers)]
     open_ends = [
-        own for own in layers if own in stems or not _is_explained(own, layers)
+        layer for layer in layers if layer in stems or not _is_explained(layer, layers)
     ]
-    found = [own for own in by_number if own in open_ends]
+    found = [layer for layer in by_number if layer in open_ends]
     if len(by_number) == 1:
         found = [] if open_ends and not found else by_number
     elif not found:
-        found = [own for own in by_number if own in narrow]
+        found = [layer for layer in by_number if layer in narrow]
     elif len(found) == 1 and embeds and found[0] not in stems:
         found = []  # it may be one that takes more than what is embedded
     if len(found) == 1:
         # Towers side by side have a first layer each.
         beside = [
-            own
-            for own in open_ends
-            if own is not found[0]
+            layer
+            for layer in open_ends
+            if layer is not found[0]
             and found[0] in open_ends
-            and own.inputs == found[0].inputs
+            and layer.inputs == found[0].inputs
         ]
         found += beside
     if len(found) != 1:
-        paths = [own.path for own in found or open_ends or by_number]
+        paths = [layer.path for layer in found or open_ends or by_number]
         more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
         raise ValueError(
             "distribution 'uniform' keeps the first layer dense, and names and shapes "
@@ -145,35 +149,37 @@ def _has_image_channels(layer: Ends) -> bool:
 
 def _is_stem(layer: Ends, layers: Sequence[Ends]) -> bool:
     """Whether it is an image's convolution, and none in groups of few channels."""
-    others = [own for own in layers if own is not layer and own.outputs > 1]
+    others = [other for other in layers if other is not layer and other.outputs > 1]
     # Groups of three channels are unheard of.
-    return layer.inputs == (3,) or all(own.outputs != layer.outputs for own in others)
+    return layer.inputs == (3,) or all(
+        other.outputs != layer.outputs for other in others
+    )
 
 
 def _is_explained(layer: Ends, layers: Sequence[Ends]) -> bool:
     """Whether its inputs may be what other layers give."""
-    others = [own for own in layers if own is not layer]
-    outputs = [own.outputs for own in others]
+    others = [other for other in layers if other is not layer]
+    outputs = [other.outputs for other in others]
     if any(n in outputs for n in layer.inputs):
         return True
-    if any(_may_feed(own, layer, n) for n in layer.inputs for own in others):
+    if any(_may_feed(other, layer, n) for n in layer.inputs for other in others):
         return True
     return _is_sum(layer.inputs, outputs)
 
 
-def _may_feed(own: Ends, layer: Ends, inputs: int) -> bool:
+def _may_feed(source: Ends, layer: Ends, inputs: int) -> bool:
     """Whether a layer may take what another gives in another form."""
-    is_flattened = own.window > 0 and layer.window < 2 and own.outputs > 1
-    if is_flattened and inputs % own.outputs == 0:
+    is_flattened = source.window > 0 and layer.window < 2 and source.outputs > 1
+    if is_flattened and inputs % source.outputs == 0:
         return True
     # A vector made an image, as generators do.
-    if layer.window and not own.window and own.outputs % inputs == 0:
+    if layer.window and not source.window and source.outputs % inputs == 0:
         return True
     # A gated unit: half of the features gate the others, within a residual block.
-    is_gated = layer.outputs in own.inputs and own.outputs not in own.inputs
-    if is_gated and own.outputs == 2 * inputs:
+    is_gated = layer.outputs in source.inputs and source.outputs not in source.inputs
+    if is_gated and source.outputs == 2 * inputs:
         return True
-    is_grouped = layer.window and own.window and own.outputs == layer.outputs
+    is_grouped = layer.window and source.window and source.outputs == layer.outputs
     return bool(is_grouped) and layer.outputs % inputs == 0
 
 

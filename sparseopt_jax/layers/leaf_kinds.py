@@ -139,14 +139,14 @@ def _kind_by_neighbours(
     kind, shape = kind_by_name(path), np.shape(leaf)
     if name == "kernel":
         return kind
-    biases = [near[own] for own in _partners(name, "w") if own in near]
+    biases = [near[partner] for partner in _partners(name, "w") if partner in near]
     if biases and kind in ("", EMBEDDING, SCALE, POSITION):
         if any(np.shape(bias) == shape for bias in biases):
             return SCALE
         if any(_is_bias_of(np.shape(bias), shape) for bias in biases):
             return ""
-    weights = [near[own] for own in _partners(name, "b") if own in near]
-    if not kind and any(_is_bias_of(shape, np.shape(own)) for own in weights):
+    weights = [near[partner] for partner in _partners(name, "b") if partner in near]
+    if not kind and any(_is_bias_of(shape, np.shape(weight)) for weight in weights):
         return BIAS
     if not kind and name == "d" and any(map(_STATE_SPACE.match, near)):
         return STATE_SPACE
@@ -173,10 +173,10 @@ def _partners(name: str, role: str) -> list[str]:
     others = _NAMES["b" if role == "w" else "w"]
     found = []
     for place, word in enumerate(words):
-        for own in _NAMES[role]:
-            ending = word.removeprefix(own)
+        for known in _NAMES[role]:
+            ending = word.removeprefix(known)
             short = len(ending) < 2 or ending.isdigit()
-            if not word.startswith(own) or (len(own) == 1 and not short):
+            if not word.startswith(known) or (len(known) == 1 and not short):
                 continue
             for other in others:
                 found.append(

@@ -113,7 +113,7 @@ def _misfit(dims: Dims, chosen: NeuronDims, path: str, leaf: Any) -> str:
     shape = tuple(leaf.shape)
     ndim = len(shape)
     if isinstance(dims, InferredDims):
-        ranks = [len(own) for own in dims.axes(path) or ()]
+        ranks = [len(group) for group in dims.axes(path) or ()]
         if sum(ranks) != ndim:
             return (
                 f"dims were inferred for {path!r} with {sum(ranks)} axes, but it has "
@@ -185,7 +185,7 @@ def same_axes(one: Axes | None, other: Axes | None, shape: tuple[int, ...]) -> b
     """
 
     def wide(axes: Axes | None) -> list[list[int]] | None:
-        return axes and [[a for a in own if shape[a] > 1] for own in axes]
+        return axes and [[a for a in group if shape[a] > 1] for group in axes]
 
     return wide(one) == wide(other)
 

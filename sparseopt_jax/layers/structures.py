@@ -181,13 +181,13 @@ class Block(Structure):
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
         """As ``Structure.units``."""
-        own: tuple[int, ...] = self.shape  # pyright: ignore
-        if len(own) > len(shape):
+        block: tuple[int, ...] = self.shape  # pyright: ignore
+        if len(block) > len(shape):
             raise ValueError(
                 f"{self} has more axes than {path!r} with shape {shape}; give this "
                 "leaf another structure by a mapping, or exclude it by where"
             )
-        extents = (1,) * (len(shape) - len(own)) + own
+        extents = (1,) * (len(shape) - len(block)) + block
         stacked = [a for a in axes.batch if extents[a] > 1]
         if stacked:
             raise ValueError(

@@ -21,6 +21,9 @@ def sparse_adamw(
     weight_decay: optax.ScalarOrSchedule = 1e-4,
     sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
+    host_updates: bool = False,
+    packed: bool = False,
+    compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW on a sparse network, a correction behind Adam's normalisation.
 
@@ -37,6 +40,11 @@ def sparse_adamw(
       sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed or PRNG key of the topology, as in ``sparsify``.
+      host_updates: True leaves the topology's updates to ``update_topology``, as in
+        ``sparsify``.
+      packed: True keeps masks as bits, as in ``sparsify``.
+      compact: True keeps the optimizer's state of active weights alone, as in
+        ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.
@@ -47,8 +55,8 @@ def sparse_adamw(
     Note:
       The paper names Adam as a base optimizer without a place in it for the scale;
       behind ``scale_by_adam`` is our choice, for the reason above. With
-      ``optax.inject_hyperparams`` name ``topology`` and ``sparseopt`` in
-      ``static_args``.
+      ``optax.inject_hyperparams`` name ``topology``, ``sparseopt`` and, where they are
+      given, ``host_updates``, ``packed`` and ``compact`` in ``static_args``.
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541); Loshchilov and Hutter,
@@ -67,4 +75,11 @@ def sparse_adamw(
         optax.add_decayed_weights(weight_decay, decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return sparsify(inner, topology, key=key)
+    return sparsify(
+        inner,
+        topology,
+        key=key,
+        host_updates=host_updates,
+        packed=packed,
+        compact=compact,
+    )

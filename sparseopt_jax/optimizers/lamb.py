@@ -22,6 +22,9 @@ def sparse_lamb(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
+    host_updates: bool = False,
+    packed: bool = False,
+    compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LAMB on a sparse network: AdamW whose layers move in proportion to their size.
 
@@ -48,6 +51,11 @@ def sparse_lamb(
       sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed or PRNG key of the topology, as in ``sparsify``.
+      host_updates: True leaves the topology's updates to ``update_topology``, as in
+        ``sparsify``.
+      packed: True keeps masks as bits, as in ``sparsify``.
+      compact: True keeps the optimizer's state of active weights alone, as in
+        ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.
@@ -58,8 +66,8 @@ def sparse_lamb(
     Note:
       As ``optax.lamb``, which it equals where no weight is zero, except for biases and
       normalisations: those are Adam's, as the ratio of LARS leaves them out. With
-      ``optax.inject_hyperparams`` name ``topology`` and ``sparseopt`` in
-      ``static_args``.
+      ``optax.inject_hyperparams`` name ``topology``, ``sparseopt`` and, where they are
+      given, ``host_updates``, ``packed`` and ``compact`` in ``static_args``.
 
     References:
       You et al., Large batch optimization for deep learning: training BERT in 76
@@ -82,4 +90,11 @@ def sparse_lamb(
         scale_by_sparse_trust_ratio(),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return sparsify(inner, topology, key=key)
+    return sparsify(
+        inner,
+        topology,
+        key=key,
+        host_updates=host_updates,
+        packed=packed,
+        compact=compact,
+    )

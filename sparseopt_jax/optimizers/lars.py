@@ -23,6 +23,9 @@ def sparse_lars(
     eps: jax.typing.ArrayLike = 0.0,
     sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
+    host_updates: bool = False,
+    packed: bool = False,
+    compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LARS on a sparse network: SGD whose layers move in proportion to their size.
 
@@ -50,6 +53,11 @@ def sparse_lars(
       sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed or PRNG key of the topology, as in ``sparsify``.
+      host_updates: True leaves the topology's updates to ``update_topology``, as in
+        ``sparsify``.
+      packed: True keeps masks as bits, as in ``sparsify``.
+      compact: True keeps the optimizer's state of active weights alone, as in
+        ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.
@@ -60,7 +68,8 @@ def sparse_lars(
     Note:
       As in ``optax.lars``, which it equals where no weight is zero: the denominator is
       the norm of the sum, where the paper has the sum of the two norms. With
-      ``optax.inject_hyperparams`` name ``topology``, ``nesterov`` and ``sparseopt`` in
+      ``optax.inject_hyperparams`` name ``topology``, ``nesterov``, ``sparseopt`` and,
+      where they are given, ``host_updates``, ``packed`` and ``compact`` in
       ``static_args``.
 
     References:
@@ -84,4 +93,11 @@ def sparse_lars(
         optax.scale_by_learning_rate(learning_rate),
         optax.trace(decay=momentum, nesterov=nesterov),
     )
-    return sparsify(inner, topology, key=key)
+    return sparsify(
+        inner,
+        topology,
+        key=key,
+        host_updates=host_updates,
+        packed=packed,
+        compact=compact,
+    )

@@ -62,13 +62,13 @@ def check_learning_rate(
     if scheduled and any(isinstance(factor, jax.Array) for factor in compared):
         return  # what a schedule gave at one step, as `inject_hyperparams` hands it on
     for step in _STEPS if scheduled else _STEPS[:1]:
-        own, inners = _product([learning_rate], step), -_product(rate, step)
-        if math.isnan(own + inners):
+        given, inners = _product([learning_rate], step), -_product(rate, step)
+        if math.isnan(given + inners):
             return
-        if not math.isclose(own, inners, rel_tol=1e-5):
+        if not math.isclose(given, inners, rel_tol=1e-5):
             at = f" at step {step}" if scheduled else ""
             raise ValueError(
-                f"learning_rate is {own:.8g}{at}, but the inner optimizer steps by "
+                f"learning_rate is {given:.8g}{at}, but the inner optimizer steps by "
                 f"{inners:.8g}: give both the same number or schedule"
             )
 

@@ -118,19 +118,7 @@ def scale_by_local_adam(
         del params
         masks = environment.told(extra_args).get("masks")
         count = jnp.asarray(optax.safe_increment(state.count))
-        by_path = dict(paths.flatten_with_paths(masks))
-
-        def counted(path, steps):
-            mask = by_path.get(path)
-            if paths.is_hole(steps):
-                return steps
-            new = optax.safe_increment(steps)
-            # What is inactive takes no step, and is not to have one when it is grown.
-            if isinstance(mask, jax.Array) and mask.shape == steps.shape:
-                new = jnp.where(mask, new, steps)
-            return new
-
-        local_count = paths.map_with_paths(counted, state.local_count)
+        local_count = _counted(state.local_count, masks)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         nu = optax.tree.cast_like(nu, state.nu)
@@ -153,6 +141,23 @@ def scale_by_local_adam(
         return updates, LocalAdamState(count, local_count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _counted(local_count: optax.Params, masks: optax.Params | None) -> optax.Params:
+    """One step more for every active weight."""
+    by_path = dict(paths.flatten_with_paths(masks))
+
+    def at_leaf(path, steps):
+        mask = by_path.get(path)
+        if paths.is_hole(steps):
+            return steps
+        new = optax.safe_increment(steps)
+        # What is inactive takes no step, and is not to have one when it is grown.
+        if isinstance(mask, jax.Array) and mask.shape == steps.shape:
+            new = jnp.where(mask, new, steps)
+        return new
+
+    return paths.map_with_paths(at_leaf, local_count)
 
 
 def _power(decay: Any, steps: jax.Array) -> jax.Array:

@@ -20,6 +20,9 @@ def sparse_sgd(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     sparseopt: bool = False,
     key: jax.typing.ArrayLike = 0,
+    host_updates: bool = False,
+    packed: bool = False,
+    compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD on a sparse network: correction, coupled L2, momentum, learning rate.
 
@@ -37,6 +40,11 @@ def sparse_sgd(
       sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
         Off by default, which is our choice: docs/when_it_helps.md says why.
       key: seed or PRNG key of the topology, as in ``sparsify``.
+      host_updates: True leaves the topology's updates to ``update_topology``, as in
+        ``sparsify``.
+      packed: True keeps masks as bits, as in ``sparsify``.
+      compact: True keeps the optimizer's state of active weights alone, as in
+        ``sparsify``.
 
     Returns:
       The transformation; ``update`` needs ``params``.
@@ -45,8 +53,9 @@ def sparse_sgd(
       ValueError: as ``sparsify``.
 
     Note:
-      With ``optax.inject_hyperparams`` name ``topology``, ``nesterov`` and
-      ``sparseopt`` in ``static_args``.
+      With ``optax.inject_hyperparams`` name ``topology``, ``nesterov``, ``sparseopt``
+      and, where they are given, ``host_updates``, ``packed`` and ``compact`` in
+      ``static_args``.
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541), whose SGD this is; where the L2
@@ -70,4 +79,11 @@ def sparse_sgd(
         optax.add_decayed_weights(weight_decay, decay_mask),
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
     )
-    return sparsify(inner, topology, key=key)
+    return sparsify(
+        inner,
+        topology,
+        key=key,
+        host_updates=host_updates,
+        packed=packed,
+        compact=compact,
+    )

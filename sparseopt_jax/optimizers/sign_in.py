@@ -134,13 +134,7 @@ def sign_in(
             m=_at_kernels(_m, params),
             w=_at_kernels(_w, params),
             # Arrays of its own: a donated state must not hold one buffer twice.
-            inner_state=inner.init(
-                Factors(
-                    _at_kernels(_m, params),
-                    _at_kernels(_w, params),
-                    _rest(params, params),
-                )
-            ),
+            inner_state=inner.init(_factors(params)),
         )
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -155,40 +149,20 @@ def sign_in(
         extra_args = {k: told.get(k, x) for k, x in extra_args.items()}
         m, w = _balanced_if(due, params, state.m, state.w)
 
-        def gradient(param, grad, other):
-            del param
-            return other * grad.astype(other.dtype)
-
         stepped: Any
         stepped, inner_state = environment.run(
             inner,
             named,
             told,
-            Factors(
-                _at_kernels(gradient, params, updates, w),
-                _at_kernels(gradient, params, updates, m),
-                _rest(params, updates),
-            ),
+            _gradients(params, updates, m, w),
             state.inner_state,
             Factors(m, w, _rest(params, params)),
             **extra_args,
         )
 
-        def moved(param, factor, step):
-            del param
-            return (factor + step).astype(factor.dtype)
-
-        new_m = _at_kernels(moved, params, m, stepped.m)
-        new_w = _at_kernels(moved, params, w, stepped.w)
-
-        def update(param, grad, w, new_m, dm, dw, rest):
-            if not is_matrix(param):
-                return rest
-            # m' w' - m w, without the rounding of two products that are nearly equal.
-            difference = dm * w + new_m * dw
-            return difference.astype(jnp.result_type(grad, param))
-
-        updates = jax.tree.map(update, params, updates, w, new_m, *stepped)
+        new_m = _at_kernels(_moved, params, m, stepped.m)
+        new_w = _at_kernels(_moved, params, w, stepped.w)
+        updates = jax.tree.map(_update, params, updates, w, new_m, *stepped)
         # Balanced now, so that after a period the state is that of `init`, and once
         # more when the next step begins, in case the parameters have been changed.
         steps = jnp.where(due, 1.0, state.steps + 1.0)
@@ -215,11 +189,52 @@ def _wide(theta: Any) -> jax.Array:
     return theta.astype(jnp.promote_types(theta.dtype, jnp.float32))
 
 
+def _factors(params: optax.Params) -> Factors:
+    """The balanced factors of the kernels, and the other leaves."""
+    return Factors(
+        m=_at_kernels(_m, params),
+        w=_at_kernels(_w, params),
+        rest=_rest(params, params),
+    )
+
+
+def _gradients(
+    params: optax.Params, grads: optax.Updates, m: optax.Params, w: optax.Params
+) -> Factors:
+    """The gradients of the factors, by the chain rule."""
+
+    def times(param, grad, other):
+        del param
+        return other * grad.astype(other.dtype)
+
+    return Factors(
+        m=_at_kernels(times, params, grads, w),
+        w=_at_kernels(times, params, grads, m),
+        rest=_rest(params, grads),
+    )
+
+
+def _moved(param: jax.Array, factor: jax.Array, step: jax.Array) -> jax.Array:
+    del param
+    return (factor + step).astype(factor.dtype)
+
+
+def _update(
+    param: jax.Array, grad: jax.Array, w: Any, new_m: Any, dm: Any, dw: Any, rest: Any
+) -> jax.Array:
+    """The update of a leaf, from the steps of its factors where it has any."""
+    if not is_matrix(param):
+        return rest
+    # m' w' - m w, without the rounding of two products that are nearly equal.
+    difference = dm * w + new_m * dw
+    return difference.astype(jnp.result_type(grad, param))
+
+
 def _balanced_if(due: jax.Array, params: Any, m: Any, w: Any) -> tuple[Any, Any]:
     """The balanced factors where due, else those given."""
 
     def at_kernel(balanced):
-        return lambda theta, own: jnp.where(due, balanced(theta), own)
+        return lambda theta, factor: jnp.where(due, balanced(theta), factor)
 
     return _at_kernels(at_kernel(_m), params, m), _at_kernels(at_kernel(_w), params, w)
 

@@ -33,9 +33,10 @@ def smet(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    compact: bool = True,
-    host_updates: bool = False,
     key: jax.typing.ArrayLike = 0,
+    host_updates: bool = False,
+    packed: bool = False,
+    compact: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """SMET: sparse training in the memory of the active weights.
 
@@ -54,10 +55,11 @@ def smet(
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       weight_decay: decoupled weight decay; biases and normalisations are not decayed.
-      compact: as in ``sparsify``. False keeps dense moments, and gives the same result.
-      host_updates: as in ``sparsify``. True leaves what a change needs for itself out
-        of the memory of the step.
       key: seed or PRNG key of the topology, as in ``sparsify``.
+      host_updates: as in ``sparsify``. True leaves what an update of the masks needs
+        for itself out of the memory of the step.
+      packed: as in ``sparsify``, with ``compact=False``.
+      compact: as in ``sparsify``. False keeps dense moments, and gives the same result.
 
     Returns:
       The transformation; ``update`` needs ``params``.
@@ -72,8 +74,8 @@ def smet(
       Sources disagree about the exponent: the official code names lr / density, a
       summary of the paper lr / sqrt(density). Weight decay, and that the scaled rate
       holds for dense leaves too, are our choices. With ``optax.inject_hyperparams``
-      name ``topology``, ``density_exponent``, ``warmup_steps``, ``compact`` and
-      ``host_updates`` in ``static_args``.
+      name ``topology``, ``density_exponent``, ``warmup_steps``, ``host_updates``,
+      ``packed`` and ``compact`` in ``static_args``.
 
     References:
       Xiao et al., SMET, 2026 (arXiv 2606.00888).
@@ -83,23 +85,14 @@ def smet(
       >>> topology = so.set_smet(0.5, block=16, stop=20_000)
       >>> tx = so.smet(2e-3, topology)
     """
-    check_rate("learning_rate", learning_rate, "smet(learning_rate, topology)")
-    check_rate("weight_decay", weight_decay, "smet(..., weight_decay=1e-4)")
-    if not isinstance(topology, Rewiring):
-        raise TypeError(
-            "topology must be a Topology that keeps the number of active weights, as "
-            f"set_smet and set_ make it, got {topology!r}"
-        )
     check_static(
         density_exponent=density_exponent,
         warmup_steps=warmup_steps,
-        compact=compact,
         host_updates=host_updates,
+        packed=packed,
+        compact=compact,
     )
-    if not math.isfinite(density_exponent):
-        raise ValueError(
-            f"density_exponent must be a finite number, got {density_exponent}"
-        )
+    _check(learning_rate, topology, density_exponent, weight_decay)
     factor = _density(topology, density_exponent) ** -density_exponent
     blocks = compact and isinstance(topology.structure, Block)
     axis = -1 if blocks else None
@@ -115,7 +108,12 @@ def smet(
             optax.scale_by_learning_rate(_scaled(learning_rate, factor)),
         )
         return sparsify(
-            inner, topology, key=key, host_updates=host_updates, compact=compact
+            inner,
+            topology,
+            key=key,
+            host_updates=host_updates,
+            packed=packed,
+            compact=compact,
         )
 
     owner(frozenset())  # raises what can be told without parameters
@@ -274,6 +272,25 @@ class _CosineTo:
     def record(self) -> str:
         """What stands for it in a checkpoint's record."""
         return "cosine_decay_schedule.<locals>.schedule"
+
+
+def _check(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Rewiring,
+    density_exponent: float,
+    weight_decay: optax.ScalarOrSchedule,
+) -> None:
+    check_rate("learning_rate", learning_rate, "smet(learning_rate, topology)")
+    check_rate("weight_decay", weight_decay, "smet(..., weight_decay=1e-4)")
+    if not isinstance(topology, Rewiring):
+        raise TypeError(
+            "topology must be a Topology that keeps the number of active weights, as "
+            f"set_smet and set_ make it, got {topology!r}"
+        )
+    if not math.isfinite(density_exponent):
+        raise ValueError(
+            f"density_exponent must be a finite number, got {density_exponent}"
+        )
 
 
 def _density(topology: Rewiring, exponent: float) -> float:

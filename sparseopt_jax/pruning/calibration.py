@@ -1,5 +1,6 @@
 """Statistics of what each kernel of a trained model multiplies."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from sparseopt_jax.layers.eligibility import Where, array_leaves
 from sparseopt_jax.layers.neuron_dims import InferredDims
 from sparseopt_jax.pruning.input_statistics import Inputs, add_moments
 from sparseopt_jax.pruning.kernel_inputs import InputReader
+from sparseopt_jax.tracing.kernel_layout import Layout
 from sparseopt_jax.tracing.kernel_trace import candidates
 
 
@@ -42,7 +44,7 @@ class Calibration(Mapping[str, Inputs]):
         return len(self._kernels)
 
     def __repr__(self) -> str:
-        counts = {path: int(own.count) for path, own in self._kernels.items()}
+        counts = {path: int(inputs.count) for path, inputs in self._kernels.items()}
         return f"Calibration(samples={counts!r}, undecided={self.undecided!r})"
 
     @property
@@ -147,54 +149,86 @@ def calibrate(
             "batches must be an iterable of batches, got an array of shape "
             f"{batches.shape}: give [array] for a single batch"
         )
-    leaves = candidates(variables, where)
-    # What a trace finds beside numbers: the same for batches of any shape.
-    reasons: dict[str, str] = {}
+    collector = _Collector(
+        functools.partial(_apply, apply_fn, kwargs), candidates(variables, where), gram
+    )
+    total: dict[str, Inputs] | None = None
+    for batch in batches:
+        args = batch if isinstance(batch, tuple) else (batch,)
+        if total is None:
+            total = collector.nothing(variables, args)
+        total = collector.add(total, variables, args)
+    if total is None:
+        raise ValueError("batches must hold at least one batch, got none")
+    order = [layout.path for layout in collector.layouts if layout]
+    return Calibration(
+        {path: total[path] for path in order if path in total},
+        {path: collector.reasons[path] for path in order if path not in total},
+    )
 
-    def collect(variables: Any, args: tuple[Any, ...]) -> dict[str, Inputs]:
-        def evaluate(variables: Any, args: tuple[Any, ...]) -> Any:
-            return apply_fn(variables, *args, **kwargs)
 
-        jaxpr = jax.make_jaxpr(evaluate)(variables, args)
+def _apply(
+    apply_fn: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    variables: Any,
+    args: tuple[Any, ...],
+) -> Any:
+    return apply_fn(variables, *args, **kwargs)
+
+
+class _Collector:
+    """Adds up statistics, one compiled program for batches of equal shapes.
+
+    Attributes:
+      layouts: one for each leaf of the variables, None where it is no kernel.
+      reasons: kernel -> why it has no statistics: what a trace finds beside numbers,
+        the same for batches of any shape.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Any, tuple[Any, ...]], Any],
+        layouts: list[Layout | None],
+        with_gram: bool,
+    ):
+        self.layouts = layouts
+        self.reasons: dict[str, str] = {}
+        self.add = jax.jit(self._add)
+        self._evaluate = evaluate
+        self._with_gram = with_gram
+
+    def nothing(self, variables: Any, args: tuple[Any, ...]) -> dict[str, Inputs]:
+        """The statistics of no data yet, for the kernels that a batch uses."""
+        shapes = jax.eval_shape(self._collect, variables, args)
+        if not shapes:
+            listed = "; ".join(f"{path}: {why}" for path, why in self.reasons.items())
+            raise ValueError(f"no kernel multiplies any inputs ({listed})")
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def _collect(self, variables: Any, args: tuple[Any, ...]) -> dict[str, Inputs]:
+        jaxpr = jax.make_jaxpr(self._evaluate)(variables, args)
         values = jax.tree.leaves((variables, args))
-        layouts = [*leaves, *[None] * (len(values) - len(leaves))]
-        reader = InputReader(gram)
+        layouts = [*self.layouts, *[None] * (len(values) - len(self.layouts))]
+        reader = InputReader(self._with_gram)
         found = reader.read(jaxpr, values, layouts)
         for layout in filter(None, layouts):
             if layout.path not in found:
                 unused = "not used by apply_fn"
-                reasons[layout.path] = reader.trouble.get(layout.path, unused)
+                self.reasons[layout.path] = reader.trouble.get(layout.path, unused)
         return found
 
-    @jax.jit
-    def add(total: Any, variables: Any, args: tuple[Any, ...]) -> Any:
-        found = collect(variables, args)
+    def _add(
+        self, total: dict[str, Inputs], variables: Any, args: tuple[Any, ...]
+    ) -> dict[str, Inputs]:
+        found = self._collect(variables, args)
         if found.keys() != total.keys():
             raise ValueError(
                 "every batch must use the same kernels, got "
                 f"{', '.join(found)} after {', '.join(total)}"
             )
-        return {path: _add(inputs, found[path]) for path, inputs in total.items()}
-
-    total: Any = None
-    for batch in batches:
-        args = batch if isinstance(batch, tuple) else (batch,)
-        if total is None:
-            shapes = jax.eval_shape(collect, variables, args)
-            total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            if not total:
-                listed = "; ".join(f"{path}: {why}" for path, why in reasons.items())
-                raise ValueError(f"no kernel multiplies any inputs ({listed})")
-        total = add(total, variables, args)
-    if total is None:
-        raise ValueError("batches must hold at least one batch, got none")
-    order = [layout.path for layout in leaves if layout]
-    return Calibration(
-        {path: total[path] for path in order if path in total},
-        {path: reasons[path] for path in order if path not in total},
-    )
+        return {path: _sum(inputs, found[path]) for path, inputs in total.items()}
 
 
-def _add(a: Inputs, b: Inputs) -> Inputs:
+def _sum(a: Inputs, b: Inputs) -> Inputs:
     moments = add_moments(a.moments, b.moments)
     return Inputs(moments=moments, shape=b.shape, axes=b.axes, groups=b.groups)

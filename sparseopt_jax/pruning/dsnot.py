@@ -99,7 +99,10 @@ def dsnot(
         check_inputs(path, param, inputs)
         results = replicated(
             functools.partial(_refine_leaf, cycles=cycles, threshold=threshold),
-            *(inputs, param, mask, dense[path].astype(param.dtype)),
+            inputs,
+            param,
+            mask,
+            dense[path].astype(param.dtype),
         )
         refined[path] = [placed_like(x, param) for x in results]
     masks = paths.map_with_paths(
@@ -123,13 +126,15 @@ def _refine_leaf(
     param: jax.Array,
     mask: jax.Array,
     dense: jax.Array,
-    **options: Any,
+    *,
+    cycles: int,
+    threshold: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Exchanges weights of one kernel, each set of inputs by itself."""
     matrices = tuple(map(inputs.matrices, (param, mask, dense)))
     vectors = tuple(map(inputs.flat, (inputs.mean, inputs.variance, inputs.norm)))
-    refine = functools.partial(_refine, **options)
-    results = jax.lax.map(lambda own: refine(*own), (*matrices, *vectors))
+    refine = functools.partial(_refine, cycles=cycles, threshold=threshold)
+    results = jax.lax.map(lambda one_set: refine(*one_set), (*matrices, *vectors))
     new_param, new_mask = map(inputs.from_matrices, results)
     return new_param, new_mask
 

@@ -155,40 +155,28 @@ def prune(
       [[False False]
        [ True  True]]
     """
-    solver = method if isinstance(method, SparseGPT) else SparseGPT()
     name = _check_method(method, calibration, grads)
     key = typed_key(key)
-    is_global = distribution == "global" if isinstance(distribution, str) else False
-    if is_global and (name == "sparsegpt" or structure not in (None, Unstructured())):
-        raise ValueError(
-            "distribution='global' compares single weights by their scores: it goes "
-            f"with no structure and not with 'sparsegpt', got method {name!r} and "
-            f"structure {structure!r}"
-        )
+    is_global = isinstance(distribution, str) and distribution == "global"
+    if is_global:
+        _check_global(name, structure)
     if structure is None:
         by_neuron = name == "wanda" and not is_global
         structure = ConstantFanIn() if by_neuron else Unstructured()
     plans = _plans(
         params,
-        sparsity,
-        {} if distribution is None or is_global else distribution,
-        first,
-        structure,
-        where,
-        include,
-        calibration_dims(calibration) if dims is None else dims,
+        sparsity=sparsity,
+        distribution={} if distribution is None or is_global else distribution,
+        first=first,
+        structure=structure,
+        where=where,
+        include=include,
+        dims=calibration_dims(calibration) if dims is None else dims,
     )
     leaves = {plan.path: plan for plan in plans if plan.layer}
-    inputs: dict[str, Inputs] = {}
-    if calibration is not None:
-        for plan in leaves.values():
-            check_fit(calibration, params, plan)
-    if calibration is not None and _NEEDS[name] == "calibration":
-        inputs = {
-            path: needed_inputs(calibration, name, params, plan)
-            for path, plan in leaves.items()
-        }
+    inputs = _inputs(name, calibration, params, leaves)
     if name == "sparsegpt":
+        solver = method if isinstance(method, SparseGPT) else SparseGPT()
         solved = {
             path: solver.solve(path, plan, inputs[path])
             for path, plan in leaves.items()
@@ -203,17 +191,31 @@ def prune(
             path: weight_scores(name, key, plan, inputs.get(path), gradients.get(path))
             for path, plan in leaves.items()
         }
-        if is_global:
-            chosen = _choose_globally(leaves, ranked, sparsity)
-        else:
-            chosen = {
-                path: plan.units.choose(ranked[path], plan.per_cell)  # pyright: ignore
-                for path, plan in leaves.items()
-            }
+        choose = _choose_globally if is_global else _choose_by_layer
+        chosen = choose(leaves, ranked, sparsity)
     masks = paths.map_with_paths(
         lambda path, _: chosen.get(path, optax.MaskedNode()), params
     )
     return Pruned(zero_masked(masks, params), masks)
+
+
+def _inputs(
+    method: str,
+    calibration: Calibration | None,
+    params: Any,
+    leaves: Mapping[str, LeafPlan],
+) -> dict[str, Inputs]:
+    """The statistics that a method needs, of a calibration that fits all leaves."""
+    if calibration is None:
+        return {}
+    for plan in leaves.values():
+        check_fit(calibration, params, plan)
+    if _NEEDS[method] != "calibration":
+        return {}
+    return {
+        path: needed_inputs(calibration, method, params, plan)
+        for path, plan in leaves.items()
+    }
 
 
 def _check_method(method: Any, calibration: Any, grads: Any) -> str:
@@ -239,10 +241,20 @@ def _check_method(method: Any, calibration: Any, grads: Any) -> str:
     return name
 
 
+def _check_global(method: str, structure: Structures | None) -> None:
+    if method == "sparsegpt" or structure not in (None, Unstructured()):
+        raise ValueError(
+            "distribution='global' compares single weights by their scores: it goes "
+            f"with no structure and not with 'sparsegpt', got method {method!r} and "
+            f"structure {structure!r}"
+        )
+
+
 def _plans(
     params: Any,
+    *,
     sparsity: float | None,
-    distribution: Any,
+    distribution: str | Mapping[str, float] | Distribution,
     first: First,
     structure: Structures,
     where: Where | None,
@@ -263,7 +275,13 @@ def _plans(
         return where is None or chosen("where", where, path, leaf)
 
     rules = Rules(
-        *(sparsity, distribution, structure, is_chosen, None, dims, 0),
+        sparsity=sparsity,
+        distribution=distribution,
+        structure=structure,
+        where=is_chosen,
+        masks=None,
+        dims=dims,
+        min_fan_in=0,
         include=include,
         first=first,
     )
@@ -271,6 +289,18 @@ def _plans(
     if not plans:
         raise ValueError(f"params must hold arrays, got {params!r}")
     return plans
+
+
+def _choose_by_layer(
+    leaves: Mapping[str, LeafPlan],
+    ranked: Mapping[str, jax.Array],
+    sparsity: float | None,
+) -> dict[str, jax.Array]:
+    del sparsity  # the plans have it
+    return {
+        path: plan.units.choose(ranked[path], plan.per_cell)  # pyright: ignore
+        for path, plan in leaves.items()
+    }
 
 
 def _choose_globally(

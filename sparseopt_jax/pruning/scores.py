@@ -57,8 +57,8 @@ def weight_scores(
         sharding = getattr(param, "sharding", None)
         sharding = sharding if isinstance(sharding, NamedSharding) else None
         return _random_scores(key, param.shape, sharding)
-    own = jax.random.key(0)  # magnitude and saliency draw nothing
+    unused = jax.random.key(0)  # magnitude and saliency draw nothing
     if method == "saliency":
-        return scores.saliency(own, param, grad)
-    size = scores.magnitude(own, param, param)
+        return scores.saliency(unused, param, grad)
+    size = scores.magnitude(unused, param, param)
     return size if inputs is None else size * inputs.per_weight(inputs.norm)

@@ -10,7 +10,7 @@ triangular.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,15 +79,18 @@ class SparseGPT:
         block = min(self.block_size, fan_in)
         if group:
             block = max(block // group * group, group)
-        options = {"block": block, "group": group or block}
-        options["by_neuron"] = not isinstance(plan.structure, Unstructured)
+        pieces = _Pieces(
+            block=block,
+            group=group or block,
+            by_neuron=not isinstance(plan.structure, Unstructured),
+        )
         kept = _kept(plan, inputs, fan_in, block)
 
         def solve(leaf: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
             weights = inputs.matrices(leaf.astype(jnp.float32))[:, order]
             gram = inputs.flat(gram, 2)[:, order][:, :, order]
             solved, masks = _solve_all(
-                weights, gram, jnp.asarray(kept), self.damping, **options
+                weights, gram, jnp.asarray(kept), self.damping, pieces
             )
             back = np.argsort(order)
             kernel = inputs.from_matrices(solved[:, back])
@@ -131,7 +134,8 @@ def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray
     """
     sets = math.prod(inputs.gram.shape[:-2])  # pyright: ignore
     ends = np.minimum(np.arange(0, fan_in + block, block), fan_in)
-    per_cell: Any = plan.per_cell
+    assert isinstance(plan.per_cell, int)
+    per_cell = plan.per_cell
     if isinstance(plan.structure, NM):
         return np.full((sets, len(ends) - 1), per_cell, np.int32)
     if isinstance(plan.structure, ConstantFanIn):
@@ -139,7 +143,7 @@ def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray
     # A layer's weights are shared between its groups, if it has any.
     groups = _shares(per_cell, np.arange(inputs.groups + 1))
     return np.tile(
-        [_shares(own, ends) for own in groups.tolist()], (sets // len(groups), 1)
+        [_shares(count, ends) for count in groups.tolist()], (sets // len(groups), 1)
     )
 
 
@@ -148,13 +152,31 @@ def _shares(total: int, ends: np.ndarray) -> np.ndarray:
     return np.diff(total * ends.astype(np.int64) // ends[-1]).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("block", "group", "by_neuron"))
+class _Pieces(NamedTuple):
+    """What is pruned together.
+
+    Attributes:
+      block: inputs of a block.
+      group: inputs within which is chosen; divides ``block``.
+      by_neuron: whether every neuron chooses by itself.
+    """
+
+    block: int
+    group: int
+    by_neuron: bool
+
+
+@functools.partial(jax.jit, static_argnames="pieces")
 def _solve_all(
-    weights: jax.Array, gram: jax.Array, kept: jax.Array, damping: Any, **options: Any
+    weights: jax.Array,
+    gram: jax.Array,
+    kept: jax.Array,
+    damping: jax.typing.ArrayLike,
+    pieces: _Pieces,
 ) -> tuple[jax.Array, jax.Array]:
-    solve = functools.partial(_solve, damping=damping, **options)
+    solve = functools.partial(_solve, damping=damping, pieces=pieces)
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(lambda own: solve(*own), (weights, gram, kept))
+        return jax.lax.map(lambda one_set: solve(*one_set), (weights, gram, kept))
 
 
 def _solve(
@@ -162,10 +184,8 @@ def _solve(
     h: jax.Array,
     kept: jax.Array,
     *,
-    damping: Any,
-    block: int,
-    group: int,
-    by_neuron: bool,
+    damping: jax.typing.ArrayLike,
+    pieces: _Pieces,
 ) -> tuple[jax.Array, jax.Array]:
     """Prunes one matrix.
 
@@ -175,14 +195,12 @@ def _solve(
       kept: (blocks,) int32, weights that stay: of each neuron in every group, or else
         of all neurons together.
       damping: as in ``SparseGPT``.
-      block: inputs of a block.
-      group: inputs within which is chosen; divides ``block``.
-      by_neuron: whether every neuron chooses by itself.
+      pieces: what is pruned together.
 
     Returns:
       The new weights, and which of them stay.
     """
-    fan_in, blocks = w.shape[0], kept.shape[0]
+    fan_in, blocks, block = w.shape[0], kept.shape[0], pieces.block
     padding = blocks * block - fan_in
     diagonal = jnp.diagonal(h)
     # What multiplies nothing but zeros may as well be zero.
@@ -196,45 +214,13 @@ def _solve(
     def prune_block(i, state):
         w, mask = state
         start = i * block
-        own = jax.lax.dynamic_slice_in_dim(w, start, block)
+        rows = jax.lax.dynamic_slice_in_dim(w, start, block)
         factor = jax.lax.dynamic_slice_in_dim(u, start, block)
         within = jax.lax.dynamic_slice_in_dim(factor, start, block, axis=1)
         exists = jax.lax.dynamic_slice_in_dim(inputs, start, block) < fan_in
-
-        def prune_group(j, state):
-            own, stay, errors = state
-            first = j * group
-            rows = jax.lax.dynamic_slice_in_dim(own, first, group)
-            scale = jax.lax.dynamic_slice_in_dim(jnp.diagonal(within), first, group)
-            chosen = top_k_mask(
-                jnp.square(rows / scale[:, None]),
-                kept[i],
-                where=jnp.broadcast_to(
-                    jax.lax.dynamic_slice_in_dim(exists, first, group)[:, None],
-                    rows.shape,
-                ),
-                axis=0 if by_neuron else None,
-            )
-            stay = jax.lax.dynamic_update_slice_in_dim(stay, chosen, first, 0)
-
-            def prune_input(c, state):
-                own, errors = state
-                error = jnp.where(stay[c], 0, own[c]) / within[c, c]
-                # Earlier inputs are done: their entries of the factor are zero.
-                own -= within[c][:, None] * error
-                return own, errors.at[c].set(error)
-
-            own, errors = jax.lax.fori_loop(
-                first, first + group, prune_input, (own, errors)
-            )
-            return own, stay, errors
-
-        nothing = jnp.zeros(own.shape, bool), jnp.zeros_like(own)
-        own, stay, errors = jax.lax.fori_loop(
-            0, block // group, prune_group, (own, *nothing)
-        )
+        rows, stay, errors = _prune_block(rows, within, exists, kept[i], pieces)
         later = jnp.where(inputs >= start + block, factor, 0)
-        w = jax.lax.dynamic_update_slice_in_dim(w, own, start, 0) - later.T @ errors
+        w = jax.lax.dynamic_update_slice_in_dim(w, rows, start, 0) - later.T @ errors
         return w, jax.lax.dynamic_update_slice_in_dim(mask, stay, start, 0)
 
     start = w, jnp.zeros(w.shape, bool)
@@ -243,7 +229,60 @@ def _solve(
     return jnp.where(mask, w, 0), mask
 
 
-def _inverse_factor(h: jax.Array, damping: Any) -> jax.Array:
+def _prune_block(
+    rows: jax.Array,
+    factor: jax.Array,
+    exists: jax.Array,
+    kept: jax.Array,
+    pieces: _Pieces,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Prunes the inputs of one block.
+
+    Args:
+      rows: (block, neurons), their weights.
+      factor: (block, block), their part of the factor of the inverse Hessian.
+      exists: (block,) bool, False for inputs that only fill the last block up.
+      kept: int32 scalar, weights that stay, as in ``_solve``.
+      pieces: what is pruned together.
+
+    Returns:
+      The new weights, which of them stay, and the errors that later inputs make up for.
+    """
+    group = pieces.group
+
+    def prune_group(j, state):
+        rows, stay, errors = state
+        first = j * group
+        weights = jax.lax.dynamic_slice_in_dim(rows, first, group)
+        scale = jax.lax.dynamic_slice_in_dim(jnp.diagonal(factor), first, group)
+        chosen = top_k_mask(
+            jnp.square(weights / scale[:, None]),
+            kept,
+            where=jnp.broadcast_to(
+                jax.lax.dynamic_slice_in_dim(exists, first, group)[:, None],
+                weights.shape,
+            ),
+            axis=0 if pieces.by_neuron else None,
+        )
+        stay = jax.lax.dynamic_update_slice_in_dim(stay, chosen, first, 0)
+
+        def prune_input(c, state):
+            rows, errors = state
+            error = jnp.where(stay[c], 0, rows[c]) / factor[c, c]
+            # Earlier inputs are done: their entries of the factor are zero.
+            rows -= factor[c][:, None] * error
+            return rows, errors.at[c].set(error)
+
+        rows, errors = jax.lax.fori_loop(
+            first, first + group, prune_input, (rows, errors)
+        )
+        return rows, stay, errors
+
+    nothing = jnp.zeros(rows.shape, bool), jnp.zeros_like(rows)
+    return jax.lax.fori_loop(0, pieces.block // group, prune_group, (rows, *nothing))
+
+
+def _inverse_factor(h: jax.Array, damping: jax.typing.ArrayLike) -> jax.Array:
     """The upper triangular U with U^T U = (H + damping)^-1.
 
     Factored from the last input to the first, H is R R^T with R upper triangular, and U

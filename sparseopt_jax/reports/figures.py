@@ -18,9 +18,10 @@ from sparseopt_jax.reports.summary import summary
 from sparseopt_jax.trees import paths
 
 with needed_by("sparseopt_jax.plot", "matplotlib", extra="plot"):
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    from sparseopt_jax.reports.figure_style import BLUE, ORANGE, plain
 
 with needed_by("sparseopt_jax.plot", "pillow", extra="plot"):
     from sparseopt_jax.reports.mask_images import animate_masks, masks
@@ -33,9 +34,6 @@ __all__ = [
     "gradient_scale",
     "masks",
 ]
-
-# Colours that the colour-blind can tell apart, and that differ in grey as well.
-_BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
 def densities(params: Any, opt_state: Any) -> Figure:
@@ -63,9 +61,9 @@ def densities(params: Any, opt_state: Any) -> Figure:
     """
     layers = summary(params, opt_state).layers
     figure = Figure(figsize=(7, 1.2 + 0.28 * len(layers)), layout="constrained")
-    axes = _plain(figure.subplots())
+    axes = plain(figure.subplots())
     heights = range(len(layers))
-    bars = axes.barh(heights, [layer.density for layer in layers], color=_BLUE)
+    bars = axes.barh(heights, [layer.density for layer in layers], color=BLUE)
     axes.set_yticks(heights, [layer.path for layer in layers])
     axes.bar_label(
         bars,
@@ -122,13 +120,13 @@ def fan_ins(params: Any, opt_state: Any, dims: Dims = None) -> Figure:
     places: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in places.flat[len(counts) :]:
         axes.remove()
-    for axes, (path, own) in zip(places.flat, counts.items(), strict=False):
-        least, most = int(own.min()), int(own.max())
+    for axes, (path, sizes) in zip(places.flat, counts.items(), strict=False):
+        least, most = int(sizes.min()), int(sizes.max())
         # Whole numbers in every bin, as many in each.
         width = max(1, math.ceil((most - least + 1) / 30))
         edges = np.arange(least, most + width + 1, width) - 0.5
-        _plain(axes).hist(own, bins=edges.tolist(), color=_BLUE)
-        axes.axvline(float(own.mean()), color="black", linewidth=1, linestyle=":")
+        plain(axes).hist(sizes, bins=edges.tolist(), color=BLUE)
+        axes.axvline(float(sizes.mean()), color="black", linewidth=1, linestyle=":")
         axes.set_title(path, fontsize=9)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
@@ -163,8 +161,8 @@ def exploration(steps: Sequence[float], explored: Sequence[float]) -> Figure:
     """
     x, y = _pairs("steps", steps, "explored", explored)
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = _plain(figure.subplots())
-    axes.plot(x, y, color=_BLUE, marker="o" if len(x) < 30 else "", markersize=4)
+    axes = plain(figure.subplots())
+    axes.plot(x, y, color=BLUE, marker="o" if len(x) < 30 else "", markersize=4)
     if len(x):
         axes.annotate(
             f"{y[-1]:.1%}",
@@ -216,12 +214,12 @@ def gradient_scale(
     if not len(x) or not ((x >= 0) & (x < 1)).all():
         raise ValueError(f"sparsities must be in [0, 1), got {sparsities!r}")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = _plain(figure.subplots())
+    axes = plain(figure.subplots())
     curve = np.linspace(0, x.max(), 200)
     theory = r"theory: $(1 - s)^{-1/2}$"
     axes.plot(curve, (1 - curve) ** -0.5, color="black", linewidth=1.2, label=theory)
     if measured is not None:
-        axes.plot(x, y, "o", color=_ORANGE, label="measured")
+        axes.plot(x, y, "o", color=ORANGE, label="measured")
     axes.set(
         title="Gradients of sparse neurons under Batch Normalization",
         xlabel="sparsity (%)",
@@ -231,11 +229,6 @@ def gradient_scale(
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return figure
-
-
-def _plain(axes: Any) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
 
 
 def _pairs(

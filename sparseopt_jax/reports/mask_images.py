@@ -15,14 +15,15 @@ from PIL import Image
 from sparseopt_jax.layers.neurons import Dims, one_neuron, resolve_axes
 from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.masks.state import check_masks, find_states, get_masks
+from sparseopt_jax.reports import figure_style as style
 from sparseopt_jax.trees import paths
 
-# By code: the place in this table. The colour-blind can tell them apart.
+# By code: the place in this table.
 _COLORS = {
-    "inactive": "#FFFFFF",
-    "active": "#AAAAAA",
-    "grown": "#0072B2",
-    "dropped": "#F0A35E",
+    "inactive": style.WHITE,
+    "active": style.GREY,
+    "grown": style.BLUE,
+    "dropped": style.LIGHT_ORANGE,
 }
 _INACTIVE, _ACTIVE, _GROWN, _DROPPED = range(4)
 
@@ -114,9 +115,10 @@ def animate_masks(
         titles = [f"{path}, {i + 1} of {len(frames)}" for i in range(len(frames))]
     if len(titles) != len(frames):
         raise ValueError(f"titles must be as many as frames, {len(frames)}: {titles!r}")
-    own = [_flat_mask(frame, path, dims, copy) for frame in frames]
+    shown = [_flat_mask(frame, path, dims, copy) for frame in frames]
     codes = [
-        _changes(now, old, path) for now, old in zip(own, [None, *own], strict=False)
+        _changes(now, old, path)
+        for now, old in zip(shown, [None, *shown], strict=False)
     ]
     figure, image = _mask_figure(codes[0], path, legend=True, counts=False)
     canvas = FigureCanvasAgg(figure)
@@ -146,10 +148,12 @@ def _flat_mask(source: Any, path: str, dims: Dims, copy: int) -> np.ndarray:
     """One layer's mask, (inputs, neurons)."""
     tree = get_masks(source) if find_states(source) else unpack(source)
     check_masks(tree)
-    own = paths.leaves_by_path(tree)
-    if path not in own:
-        raise ValueError(f"no mask at {path!r}; there are {', '.join(own) or 'none'}")
-    mask = np.asarray(own[path])
+    by_path = paths.leaves_by_path(tree)
+    if path not in by_path:
+        raise ValueError(
+            f"no mask at {path!r}; there are {', '.join(by_path) or 'none'}"
+        )
+    mask = np.asarray(by_path[path])
     axes = resolve_axes(dims, path, mask) or one_neuron(mask)
     batch, inputs, neurons = ([mask.shape[axis] for axis in group] for group in axes)
     stack = mask.transpose(sum(axes, ())).reshape(
@@ -200,7 +204,7 @@ def _mask_figure(
     handles = []
     for kind, (name, color) in zip(kinds, _COLORS.items(), strict=False):
         label = f"{name}: {np.count_nonzero(codes == kind):,}" if counts else name
-        handles.append(Patch(facecolor=color, edgecolor="#666666", label=label))
+        handles.append(Patch(facecolor=color, edgecolor=style.DARK_GREY, label=label))
     figure.legend(
         handles=handles,
         loc="outside lower center",

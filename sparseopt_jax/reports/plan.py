@@ -105,8 +105,8 @@ class Plan(tables.Printed):
             else ""
         )
         doubted = self.guesses
-        refuted = {p: own for p, own in doubted.items() if own.is_refuted}
-        uncertain = {p: own for p, own in doubted.items() if not own.is_refuted}
+        refuted = {p: guess for p, guess in doubted.items() if guess.is_refuted}
+        uncertain = {p: guess for p, guess in doubted.items() if not guess.is_refuted}
         return tables.Page(
             head=(
                 *("layer", "shape", "inputs", "outputs", "structure", "density"),
@@ -196,14 +196,13 @@ def plan(
     by_path = {leaf.path: leaf.leaf for leaf in leaves}
     told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
     sparse = [leaf for leaf in leaves if leaf.layer]
+    untold = [leaf.path for leaf in sparse if leaf.path not in told]
     flops.check_positions(positions, [leaf.path for leaf in leaves])
     return Plan(
         leaves=leaves,
         positions=dict(positions or {}),
         dense_gradients=topology.dense_gradients,
-        guesses=guesses(
-            topology.dims, [own.path for own in sparse if own.path not in told], by_path
-        ),
+        guesses=guesses(topology.dims, untold, by_path),
         disagreements=() if dims is None else _disagreements(dims, sparse),
         updates=topology.updates,
     )
@@ -230,8 +229,8 @@ def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:
     if leaf.axes is None:
         return "", ""
     batch, inputs, outputs = (
-        tables.shape(tuple(leaf.leaf.shape[axis] for axis in own)) if own else ""
-        for own in leaf.axes
+        tables.shape(tuple(leaf.leaf.shape[axis] for axis in group)) if group else ""
+        for group in leaf.axes
     )
     stack = f"{batch} x " if batch else ""
     return f"{stack}{inputs}", f"{outputs}?" if is_guess else outputs

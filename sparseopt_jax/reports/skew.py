@@ -85,7 +85,7 @@ def angle(layers: Sequence[Skew]) -> jax.Array:
     squares = [layer.squares * jnp.square(layer.largest / unit) for layer in layers]
     total = _sum(squares)
     safe = jnp.where(total == 0, 1.0, total)
-    weights = [own / safe for own in squares]
+    weights = [square / safe for square in squares]
     factors = [layer.factors for layer in layers]
 
     def mean(function: Any) -> jax.Array:

@@ -88,9 +88,9 @@ class Page:
     def _columns(self) -> list[tuple[str, tuple[str, ...]]]:
         cells = list(zip(*self.rows, strict=True)) or [()] * len(self.head)
         return [
-            (name, own)
-            for name, own in zip(self.head, cells, strict=True)
-            if not own or any(own)
+            (name, column)
+            for name, column in zip(self.head, cells, strict=True)
+            if not column or any(column)
         ]
 
 

@@ -59,7 +59,7 @@ def _agree(grads: Any, state: Any, params: Any) -> bool:
         same = shape is not None and getattr(unboxed(leaf), "shape", None) == shape
         return not same or is_box(leaf) == boxed
 
-    return all(agrees(*own) for own in _leaves_with_parts((grads, state)))
+    return all(agrees(*leaf) for leaf in _leaves_with_parts((grads, state)))
 
 
 def _leaves_with_parts(tree: Any) -> list[tuple[tuple[str, ...], Any]]:

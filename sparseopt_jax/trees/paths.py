@@ -45,7 +45,9 @@ def leaves_with_path(
         tree, is_leaf=lambda x: is_wrapper(x) or is_given(x)
     ):
         if is_wrapper(leaf) and not is_given(leaf):
-            found += [(key_path + own, x) for own, x in _inside(leaf, is_leaf)]
+            found += [
+                (key_path + inner_path, x) for inner_path, x in _inside(leaf, is_leaf)
+            ]
         else:
             found.append((key_path, leaf))
     return found
@@ -57,9 +59,9 @@ def _inside(box: Any, is_leaf: Callable[[Any], bool] | None) -> list:
         return [((), unboxed(box))]
     return [
         # The only attribute names the box, one of several names a place.
-        ((key_path if len(children) > 1 else ()) + own, leaf)
+        ((key_path if len(children) > 1 else ()) + inner_path, leaf)
         for key_path, child in children
-        for own, leaf in leaves_with_path(child, is_leaf)
+        for inner_path, leaf in leaves_with_path(child, is_leaf)
     ]
 
 
@@ -155,7 +157,9 @@ def modules_by_path(tree: Any) -> dict[str, type]:
         data = structure.node_data()
         if data is None:
             return [holder] * structure.num_leaves
-        return [own for child in structure.children() for own in walk(child, data[0])]
+        return [
+            inner for child in structure.children() for inner in walk(child, data[0])
+        ]
 
     holders = walk(jax.tree.structure(tree, is_leaf=_is_leaf), object)
     found = zip(flatten_with_paths(tree), holders, strict=True)

@@ -114,17 +114,23 @@ def test_zeros_are_exact_where_a_wrapper_leaves_leaves_out(optimizer, wrapper):
 INJECTED = {
     so.sparse_sgd: (
         {"learning_rate": 0.1, "topology": rigl(), "momentum": None},
-        {"nesterov": 0, "sparseopt": 1},
+        {"nesterov": 0, "sparseopt": 1, "packed": 1},
     ),
-    so.sparse_adamw: ({"learning_rate": 0.1, "topology": rigl()}, {"sparseopt": 1}),
+    so.sparse_adamw: (
+        {"learning_rate": 0.1, "topology": rigl()},
+        {"sparseopt": 1, "compact": 1},
+    ),
     so.sparse_lars: (
         {"learning_rate": 0.1, "topology": rigl()},
-        {"nesterov": 1, "sparseopt": 1},
+        {"nesterov": 1, "sparseopt": 1, "host_updates": 0},
     ),
-    so.sparse_lamb: ({"learning_rate": 0.1, "topology": rigl()}, {"sparseopt": 1}),
+    so.sparse_lamb: (
+        {"learning_rate": 0.1, "topology": rigl()},
+        {"sparseopt": 1, "packed": 1},
+    ),
     so.smet: (
         {"learning_rate": 0.1, "topology": set_smet()},
-        {"density_exponent": 1.0, "warmup_steps": 3, "compact": 1, "host_updates": 0},
+        {"density_exponent": 1.0, "warmup_steps": 3, "compact": 1, "packed": 0},
     ),
     so.sparsify: (
         {"inner": optax.sgd(0.1), "topology": rigl()},

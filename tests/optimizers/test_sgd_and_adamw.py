@@ -33,11 +33,29 @@ def train(tx, steps=8):
     return params
 
 
-@pytest.mark.parametrize(
-    "alias", [so.sparse_sgd, so.sparse_adamw, so.sparse_lars, so.sparse_lamb]
-)
+ALIASES = [so.sparse_sgd, so.sparse_adamw, so.sparse_lars, so.sparse_lamb]
+
+
+@pytest.mark.parametrize("alias", ALIASES)
 def test_nothing_is_corrected_unless_asked(alias):
     assert inspect.signature(alias).parameters["sparseopt"].default is False
+
+
+@pytest.mark.parametrize("alias", [*ALIASES, so.smet])
+@pytest.mark.parametrize("option", ["packed", "compact"])
+def test_masks_are_kept_as_sparsify_keeps_them(alias, option):
+    options = {"packed": False, "compact": False} | {option: True}
+    ready = alias(0.1, TOPOLOGY, **options).init(PARAMS)
+    by_hand = so.sparsify(optax.sgd(0.1), TOPOLOGY, **options).init(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, ready.masks, by_hand.masks)
+
+
+@pytest.mark.parametrize("alias", [*ALIASES, so.smet])
+def test_updates_of_the_masks_may_be_left_to_the_host(alias):
+    tx = alias(0.1, so.set_(0.75, every=1, stop=20), host_updates=True)
+    state = tx.init(PARAMS)
+    _, new = tx.update(PARAMS, tx.update(PARAMS, state, PARAMS)[1], PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, new.masks, state.masks)
 
 
 @pytest.mark.parametrize("sparseopt", [True, False])
@@ -49,7 +67,8 @@ def test_sparse_sgd(sparseopt):
         optax.sgd(SCHEDULE, momentum=0.9, nesterov=True),
     )
     ready = so.sparse_sgd(
-        *(SCHEDULE, TOPOLOGY),
+        SCHEDULE,
+        TOPOLOGY,
         momentum=0.9,
         nesterov=True,
         weight_decay=1e-2,
