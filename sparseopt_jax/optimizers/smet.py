@@ -19,13 +19,14 @@ from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Block, Structure, Structures, Unstructured
 from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
 from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
 
 
 def smet(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Rewiring,
+    topology: Topology,
     *,
     density_exponent: float = 1.0,
     warmup_steps: int = 100,
@@ -92,7 +93,7 @@ def smet(
         packed=packed,
         compact=compact,
     )
-    _check(learning_rate, topology, density_exponent, weight_decay)
+    topology = _checked(topology, learning_rate, density_exponent, weight_decay)
     factor = _density(topology, density_exponent) ** -density_exponent
     blocks = compact and isinstance(topology.structure, Block)
     axis = -1 if blocks else None
@@ -274,12 +275,13 @@ class _CosineTo:
         return "cosine_decay_schedule.<locals>.schedule"
 
 
-def _check(
+def _checked(
+    topology: Topology,
     learning_rate: optax.ScalarOrSchedule,
-    topology: Rewiring,
     density_exponent: float,
     weight_decay: optax.ScalarOrSchedule,
-) -> None:
+) -> Rewiring:
+    """The topology, if all arguments are what ``smet`` takes."""
     check_rate("learning_rate", learning_rate, "smet(learning_rate, topology)")
     check_rate("weight_decay", weight_decay, "smet(..., weight_decay=1e-4)")
     if not isinstance(topology, Rewiring):
@@ -291,6 +293,7 @@ def _check(
         raise ValueError(
             f"density_exponent must be a finite number, got {density_exponent}"
         )
+    return topology
 
 
 def _density(topology: Rewiring, exponent: float) -> float:
