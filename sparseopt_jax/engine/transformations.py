@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from sparseopt_jax.arguments.checks import described
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.tracing import transformation_links
 from sparseopt_jax.tracing.transformation_links import Link
 
@@ -29,7 +30,7 @@ def checked_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
       ...
       TypeError: inner must be a transformation such as optax.sgd(0.1), got <function...
     """
-    is_topology = hasattr(inner, "due") and hasattr(inner, "leaves")
+    is_topology = isinstance(inner, Topology)
     has_both = all(callable(getattr(inner, name, None)) for name in ("init", "update"))
     if is_topology or not has_both:
         remedy = ": call so.sparsify(inner, topology)" if is_topology else ""
@@ -43,16 +44,10 @@ def checked_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def checked_inner(inner: Any) -> optax.GradientTransformationExtraArgs:
-    """What ``sparsify`` can be put around, with support for extra arguments.
-
-    Args:
-      inner: anything with an ``init`` and an ``update``, as optax makes them.
-
-    Returns:
-      The transformation.
+    """As ``checked_transformation``, for what ``sparsify`` is put around.
 
     Raises:
-      TypeError: if it is none.
+      TypeError: if it is no transformation.
       ValueError: for ``optax.MultiSteps``, or ``optax.contrib.sam`` outside of its
         opaque mode, anywhere inside.
 
