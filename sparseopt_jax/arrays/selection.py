@@ -10,25 +10,23 @@ at the threshold are cut by the same search over the linear index.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from sparseopt_jax.arrays.bisection import (
+    HIGHEST_KEY,
+    INELIGIBLE_KEY,
+    order_keys,
+    search,
+    select_keys,
+    tie_keys,
+)
 from sparseopt_jax.arrays.counting import sums
 from sparseopt_jax.arrays.linear_index import linear_index
 from sparseopt_jax.arrays.sharding_types import is_explicit, sharded
-
-# Thresholds counted in one pass. On CPU seven take as long in all, in fewer and slower
-# passes, and longer to compile; fifteen cost more arithmetic than they save passes.
-_THRESHOLDS = 3
-
-# Signed integer keys keep the order of the floats; below -inf lie NaN, then what must
-# not be chosen.
-_INFINITY_BITS = 0x7F800000
-_NAN_KEY = -_INFINITY_BITS - 1
-_INELIGIBLE_KEY = -_INFINITY_BITS - 2
 
 
 def top_k_mask(
@@ -145,25 +143,16 @@ def _top_k_mask(
     where: jax.Array | None,
     axes: tuple[int, ...],
 ) -> jax.Array:
-    keys = _order_keys(scores.astype(jnp.float32), where)
+    keys = order_keys(scores, where)
     # One entry per selection, in type sharded as their counts are; nothing is summed.
-    lowest = jnp.full_like(jnp.sum(keys, axes, keepdims=True), _INELIGIBLE_KEY)
-    size = math.prod(keys.shape[a] for a in axes)
-    k = k + jnp.zeros_like(lowest)
-    threshold, reached = _search(
-        functools.partial(_counts, keys, axes=axes),
-        *(k, lowest, jnp.full_like(lowest, _INFINITY_BITS + 2)),
-        jnp.full_like(lowest, size),
+    like = jnp.zeros_like(jnp.sum(keys, axes, keepdims=True))
+    return select_keys(
+        keys,
+        k + like,
+        sizes=like + math.prod(keys.shape[a] for a in axes),
+        index=linear_index(keys.shape, axes, jnp.int32),
+        counts_of=functools.partial(_counts, axes=axes),
     )
-
-    # Ties: above the threshold everything stays, at it the index decides. Where no tie
-    # has to be cut, zero already leaves exactly k and the search below never starts.
-    keys = _tie_keys(keys, threshold, linear_index(keys.shape, axes, jnp.int32), size)
-    cut, _ = _search(
-        functools.partial(_counts, keys, axes=axes),
-        *(k, jnp.zeros_like(lowest), jnp.full_like(lowest, size), reached),
-    )
-    return keys >= cut
 
 
 def top_k_masks(
@@ -219,10 +208,7 @@ def _top_k_masks(
     entries = [math.prod(x.shape) for x in scores]
     size = sum(entries)
     total = sum(n * own for n, own in zip(entries, sizes, strict=True))
-    keys = [
-        _order_keys(x.astype(jnp.float32), own)
-        for x, own in zip(scores, where, strict=True)
-    ]
+    keys = [order_keys(x, own) for x, own in zip(scores, where, strict=True)]
 
     def counts_of(keys, thresholds):
         counts = [
@@ -231,28 +217,19 @@ def _top_k_masks(
         ]
         return [functools.reduce(jnp.add, own) for own in zip(*counts, strict=True)]
 
-    low, high = jnp.int32(_INELIGIBLE_KEY), jnp.int32(_INFINITY_BITS + 2)
-    threshold, reached = _search(
+    low, high = jnp.int32(INELIGIBLE_KEY), jnp.int32(HIGHEST_KEY)
+    threshold, reached = search(
         functools.partial(counts_of, keys), k, low, high, jnp.int32(total)
     )
     offset = 0
     for i, x in enumerate(keys):
         index = offset + linear_index(x.shape, tuple(range(x.ndim)), jnp.int32)
-        keys[i] = _tie_keys(x, threshold, index, size)
+        keys[i] = tie_keys(x, threshold, index, size)
         offset += entries[i]
-    cut, _ = _search(
+    cut, _ = search(
         functools.partial(counts_of, keys), k, jnp.int32(0), jnp.int32(size), reached
     )
     return [x >= cut for x in keys]
-
-
-def _tie_keys(
-    keys: jax.Array, threshold: jax.Array, index: jax.Array, size: int
-) -> jax.Array:
-    """Keys that keep what exceeds the threshold and tell ties at it by their index."""
-    return jnp.where(
-        keys > threshold, size, jnp.where(keys == threshold, size - 1 - index, -1)
-    )
 
 
 def ranked_mask(
@@ -283,7 +260,7 @@ def ranked_mask(
       [[ True False]
        [False  True]]
     """
-    keys = _order_keys(scores.astype(jnp.float32), where)
+    keys = order_keys(scores, where)
     index = jax.lax.broadcasted_iota(jnp.int32, keys.shape, axis)
     ranks = jnp.zeros_like(keys)
     for i in range(keys.shape[axis]):
@@ -291,64 +268,6 @@ def ranked_mask(
         before = (other > keys) | ((other == keys) & (i < index))
         ranks += before.astype(jnp.int32)
     return ranks < k
-
-
-def _order_keys(scores: jax.Array, where: jax.Array | None) -> jax.Array:
-    """int32 keys that compare as the float32 scores do, equal for -0 and +0."""
-    bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
-    magnitude = bits & 0x7FFFFFFF
-    keys = jnp.where(bits < 0, -magnitude, magnitude)
-    keys = jnp.where(magnitude > _INFINITY_BITS, _NAN_KEY, keys)
-    return keys if where is None else jnp.where(where, keys, _INELIGIBLE_KEY)
-
-
-def _search(
-    counts_of: Callable[[list[jax.Array]], list[jax.Array]],
-    k: jax.Array,
-    low: jax.Array,
-    high: jax.Array,
-    reached: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Finds the highest threshold in [low, high) that at least k keys reach.
-
-    Args:
-      counts_of: how many keys reach each of some thresholds.
-      k: int32, how many keys must reach the threshold; one entry per selection, as of
-        all that follow.
-      low: int32; at least k keys must reach it.
-      high: int32; fewer than k keys reach it, or it exceeds every key.
-      reached: how many keys reach ``low``.
-
-    Returns:
-      The threshold, or a lower one that exactly k keys reach, and how many do.
-    """
-
-    def unsettled(state):
-        low, high, reached = state
-        return jnp.any((reached != k) & (low + 1 != high))
-
-    def narrow(state):
-        low, high, reached = state
-        # The distance can exceed int32: as uint32 it wraps to the right value.
-        width = high.astype(jnp.uint32) - low.astype(jnp.uint32)
-        parts = _THRESHOLDS + 1
-        thresholds = [
-            low + (width // parts * i + width % parts * i // parts).astype(jnp.int32)
-            for i in range(1, parts)
-        ]
-        counts = counts_of(thresholds)
-        for threshold, count in zip(thresholds, counts, strict=True):
-            enough = count >= k
-            low = jnp.where(enough, threshold, low)
-            reached = jnp.where(enough, count, reached)
-        for threshold, count in zip(
-            reversed(thresholds), reversed(counts), strict=True
-        ):
-            high = jnp.where(count < k, threshold, high)
-        return low, high, reached
-
-    low, _, reached = jax.lax.while_loop(unsettled, narrow, (low, high, reached))
-    return low, reached
 
 
 def _counts(

@@ -67,7 +67,7 @@ class Units(NamedTuple):
         return self.cells == 1
 
     @property
-    def _has_short_cells(self) -> bool:
+    def has_short_cells(self) -> bool:
         """Whether a cell is a short axis that was cut, and so is whole everywhere."""
         if not self.cut or self.inner or len(self.cell) != 1:
             return False
@@ -127,7 +127,7 @@ class Units(NamedTuple):
         Returns:
           Bool array of units.
         """
-        if within == "cell" and self._has_short_cells:
+        if within == "cell" and self.has_short_cells:
             return ranked_mask(scores, k, where=where, axis=self.cell[0])
         axes = self.cell if within == "cell" else self.layer
         return top_k_mask(scores, k, where=where, axis=axes)
@@ -136,6 +136,14 @@ class Units(NamedTuple):
         """Units that are True in every cell or layer: int32, their axes of size 1."""
         axes = self.cell if within == "cell" else self.layer
         return count_true(units, axes, keepdims=True)
+
+    def total(self, counts: jax.Array) -> jax.Array:
+        """From a number for each cell to its sum over each layer, int32."""
+        return jnp.sum(counts, self.layer, keepdims=True, dtype=jnp.int32)
+
+    def largest(self, counts: jax.Array) -> jax.Array:
+        """From a number for each cell to the largest of each layer."""
+        return jnp.max(counts, self.layer, keepdims=True)
 
     def choose(
         self, scores: jax.Array, k: jax.typing.ArrayLike, within: str = "cell"

@@ -1,0 +1,162 @@
+"""The units of many layers as rows of one array: what ``Units`` is for one leaf."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.arrays.bisection import order_keys, select_keys
+from sparseopt_jax.arrays.counting import count_true, sums
+
+
+class RowUnits(NamedTuple):
+    """The units of some layers as rows of one array: what ``Units`` is for one leaf.
+
+    Arrays of units have the shape (rows, columns), counts (rows, 1): each row has what
+    belongs to its layer or cell. What an array holds beyond the units is ignored.
+
+    Attributes:
+      layer: (rows,) int32, the number of each row's layer; rows without units have one
+        of their own.
+      starts: (layers,) int32, a row of each layer.
+      sizes: (layers,) int32, each layer's units.
+      first: (rows, 1) int32, place in its layer of a row's first unit.
+      step: int32 that broadcasts against it, from a unit of a row to the next one's
+        place.
+      width: (rows, 1) int32, how many units a row has.
+      leaf: (rows,) int32, the number of each row's leaf.
+      leaf_first: as ``first``, its place in the leaf's array of units.
+      leaf_step: as ``step``, there.
+      size: weights in one unit.
+      is_layer_wide: whether a layer is one cell; else a row is one.
+    """
+
+    layer: jax.Array
+    starts: jax.Array
+    sizes: jax.Array
+    first: jax.Array
+    step: jax.typing.ArrayLike
+    width: jax.Array
+    leaf: jax.Array
+    leaf_first: jax.Array
+    leaf_step: jax.typing.ArrayLike
+    size: int
+    is_layer_wide: bool
+
+    @property
+    def per_layer(self) -> jax.Array:
+        """Units in each row's layer: (rows, 1) int32."""
+        return self._to_rows(self.sizes)
+
+    @property
+    def per_cell(self) -> jax.Array:
+        """Units in each row's cell: (rows, 1) int32."""
+        return self.per_layer if self.is_layer_wide else self.width
+
+    def count(self, units: jax.Array, within: str = "cell") -> jax.Array:
+        """As ``Units.count``: (rows, 1) int32."""
+        counts = count_true(units & self._is_unit(units.shape[1]), (1,))
+        if within == "cell" and not self.is_layer_wide:
+            return counts[:, None]
+        return self._to_rows(*self._by_layer([counts]))
+
+    def select(
+        self,
+        scores: jax.Array,
+        k: jax.typing.ArrayLike,
+        where: jax.Array | None = None,
+        *,
+        within: str = "cell",
+    ) -> jax.Array:
+        """As ``Units.select``: (rows, columns) bool."""
+        is_unit = self._is_unit(scores.shape[1])
+        keys = jnp.where(is_unit, order_keys(scores, where), jnp.iinfo(jnp.int32).min)
+        column = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
+        k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), self.width.shape)
+
+        def reaching(keys, thresholds):
+            hits = [(keys >= threshold).astype(jnp.int32) for threshold in thresholds]
+            return sums(hits, (1,))
+
+        if within == "cell" and not self.is_layer_wide:
+            return select_keys(
+                keys,
+                k,
+                sizes=self.width,
+                index=column,
+                counts_of=lambda keys, thresholds: [
+                    count[:, None] for count in reaching(keys, thresholds)
+                ],
+            )
+        return select_keys(
+            keys,
+            self.of_layers(k),
+            sizes=self.sizes,
+            index=self.first + column * self.step,
+            counts_of=lambda keys, thresholds: self._by_layer(
+                reaching(keys, [self._to_rows(x) for x in thresholds])
+            ),
+            spread=self._to_rows,
+        )
+
+    def total(self, counts: jax.Array) -> jax.Array:
+        """As ``Units.total``: (rows, 1)."""
+        if self.is_layer_wide:
+            return counts.astype(jnp.int32)
+        counts = jnp.where(self.width > 0, counts, 0).astype(jnp.int32)
+        return self._to_rows(*self._by_layer([counts[:, 0]]))
+
+    def largest(self, counts: jax.Array) -> jax.Array:
+        """As ``Units.largest``: (rows, 1)."""
+        if self.is_layer_wide:
+            return counts
+        least = jnp.iinfo(counts.dtype).min
+        own = jnp.where(self._is_of_layer & (self.width[:, 0] > 0), counts[:, 0], least)
+        return self._to_rows(jnp.max(own, 1))
+
+    def draw(self, keys: jax.Array, columns: int) -> jax.Array:
+        """What ``jax.random.uniform(key, shape)`` draws for each leaf's array of units.
+
+        Args:
+          keys: (leaves,) typed keys for which ``can_be_drawn`` holds.
+          columns: of a row.
+
+        Returns:
+          (rows, columns) float32.
+        """
+        column = jnp.arange(columns, dtype=jnp.uint32)
+        place = self.leaf_first.astype(jnp.uint32) + column * jnp.uint32(self.leaf_step)
+        keys = jnp.take(keys, self.leaf, mode="clip")
+        # A partitionable generator makes each number of its place alone, by the same
+        # function of key and place that folds a number into a key.
+        folded = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, place)
+        words = jax.random.key_data(folded)
+        bits = words[..., 0] ^ words[..., 1]
+        ones = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.uint32)
+        return jax.lax.bitcast_convert_type((bits >> 9) | ones, jnp.float32) - 1
+
+    def of_layers(self, numbers: jax.Array) -> jax.Array:
+        """From (rows, 1) with a number for each layer to (layers,)."""
+        chosen = jnp.take(numbers[:, 0], self.starts, mode="clip")
+        return jnp.where(self.sizes > 0, chosen, 0)
+
+    def _is_unit(self, columns: int) -> jax.Array:
+        return jnp.arange(columns, dtype=jnp.int32) < self.width
+
+    @property
+    def _is_of_layer(self) -> jax.Array:
+        """(layers, rows): which rows belong to each layer."""
+        numbers = jnp.arange(self.sizes.size, dtype=jnp.int32)
+        return self.layer == numbers[:, None]
+
+    def _by_layer(self, counts: list[jax.Array]) -> list[jax.Array]:
+        """Sums over the rows of each layer: from (rows,) int32 to (layers,)."""
+        own = [jnp.where(self._is_of_layer, count, 0) for count in counts]
+        if len(counts) == 1:
+            # A single sum XLA's CPU compiler would rewrite into slow windows.
+            own.append(jnp.where(self._is_of_layer, 0, counts[0]))
+        return sums(own, (1,))[: len(counts)]
+
+    def _to_rows(self, numbers: jax.Array) -> jax.Array:
+        """From (layers,) to (rows, 1)."""
+        return jnp.take(numbers, self.layer, mode="clip")[:, None]

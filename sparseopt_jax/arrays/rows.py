@@ -1,0 +1,217 @@
+"""Many layers side by side as rows of one array, so that one code serves them all.
+
+A compiler takes its time for every kernel, and a network has many layers. Laid out as
+rows, each of which belongs to one layer, they are counted and selected from together.
+Where all of them would take too much memory at once they are split into bins of equal
+size, which one loop goes through: a bin is about as large as the largest leaf.
+
+Arrays that are split over devices are never laid out so: they would be gathered.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparseopt_jax.arrays.row_layout import (
+    Rows,
+    axis_order,
+    extents,
+    is_in_order,
+    rows_of,
+    rows_of_layer,
+    unit_shape,
+)
+from sparseopt_jax.arrays.row_units import RowUnits
+
+# What fills rows and bins up comes in powers of this, up to the last: arrays of few
+# different sizes, however long what is filled.
+_BASE, _POWERS = 8, 7
+
+Laid = list[jax.Array]
+
+
+def map_bins(
+    rows: Rows,
+    fields: Sequence[Sequence[jax.Array]],
+    function: Callable[[jax.Array, RowUnits, Laid], tuple[jax.Array, jax.Array]],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Maps a function over the bins, one after another.
+
+    Args:
+      rows: where the leaves lie.
+      fields: of each kind of array the arrays of units of all leaves, of one dtype.
+      function: from a bin's number, its units and its (height, width) arrays, one of
+        each kind, to one such array and to a number for each layer, (layers,), none
+        of them negative.
+
+    Returns:
+      The array of units of each leaf, and the sum of its layers' numbers.
+
+    Examples:
+      >>> from sparseopt_jax.layers.structures import Unstructured
+      >>> from sparseopt_jax.layers.neurons import Axes
+      >>> units = Unstructured().units("kernel", (2, 3), Axes((), (0,), (1,)))
+      >>> def largest(number, units, laid):
+      ...     mask = units.select(*laid, 1)
+      ...     return mask, units.of_layers(units.count(mask))
+      >>> scores = [jnp.arange(6.0).reshape(2, 3), -jnp.arange(6.0).reshape(2, 3)]
+      >>> masks, counts = map_bins(Rows.of([units] * 2), [scores], largest)
+      >>> [int(mask.argmax()) for mask in masks], [int(count) for count in counts]
+      ([5, 0], [1, 1])
+    """
+    # Flat before they are laid, where that is only another view: what is then joined
+    # in a branch is copied, without a kernel of its own.
+    views = [
+        [
+            jnp.ravel(x) if is_in_order(units) else x
+            for units, x in zip(rows.units, arrays, strict=True)
+        ]
+        for arrays in fields
+    ]
+
+    def loader(number):
+        return lambda: [_laid(rows, number, arrays) for arrays in views]
+
+    loaders = [loader(number) for number in range(len(rows.bins))]
+
+    def at_bin(number):
+        laid = jax.lax.switch(number, loaders) if len(loaders) > 1 else loaders[0]()
+        laid = [jnp.reshape(x, (rows.height, rows.width)) for x in laid]
+        return function(number, units_of_bin(rows, number), laid)
+
+    if len(loaders) == 1:
+        laid, numbers = jax.tree.map(lambda x: x[None], at_bin(jnp.int32(0)))
+    else:
+        numbers_of_bins = jnp.arange(len(loaders), dtype=jnp.int32)
+        laid, numbers = jax.lax.map(at_bin, numbers_of_bins)
+    places = rows.starts(), rows.first_layers()
+    starts, layers = _at_run_time(places, always=numbers[0, 0] >= 0)
+    flat = jnp.ravel(laid)
+    return (
+        [_leaf(rows, i, flat, start) for i, start in enumerate(starts)],
+        [
+            jnp.sum(
+                jax.lax.dynamic_slice(numbers, start, (1, extents(units)[0])),
+                dtype=numbers.dtype,
+            )
+            for units, start in zip(rows.units, layers, strict=True)
+        ],
+    )
+
+
+def units_of_bin(rows: Rows, number: jax.typing.ArrayLike) -> RowUnits:
+    """The units of one bin, whose number may be traced."""
+    is_layer_wide = rows.units[0].is_layer_wide
+
+    def at(table):
+        return of_bin(rows, jnp.asarray(table), number)
+
+    tables = rows.tables()
+    return RowUnits(
+        layer=at(tables.layer),
+        starts=at(tables.starts),
+        sizes=at(tables.sizes),
+        first=at(tables.first)[:, None],
+        step=1 if is_layer_wide else at(tables.step)[:, None],
+        width=at(tables.width)[:, None],
+        leaf=at(tables.leaf),
+        leaf_first=at(tables.leaf_first)[:, None],
+        leaf_step=1 if is_layer_wide else at(tables.leaf_step)[:, None],
+        size=rows.units[0].size,
+        is_layer_wide=is_layer_wide,
+    )
+
+
+def of_bin(rows: Rows, table: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
+    """The entry of a bin in an array that has one for each."""
+    if len(rows.bins) == 1:
+        return table[0]
+    return jax.lax.dynamic_index_in_dim(table, number, keepdims=False)
+
+
+def by_bins(rows: Rows, numbers: jax.Array) -> jax.Array:
+    """From an entry for each leaf to (bins, leaves), as ``RowUnits.leaf`` counts them.
+
+    What exceeds a bin's leaves is anything.
+    """
+    most = max(map(len, rows.bins))
+    table = [[*bin, *[0] * (most - len(bin))] for bin in rows.bins]
+    return jnp.take(numbers, np.asarray(table), axis=0)
+
+
+def can_be_drawn(key: jax.Array) -> bool:
+    """Whether ``RowUnits.draw`` gives what ``jax.random.uniform`` does for a key."""
+    is_threefry = str(jax.random.key_impl(key)) == "threefry2x32"
+    return is_threefry and getattr(jax.config, "jax_threefry_partitionable", True)
+
+
+def _laid(rows: Rows, number: int, arrays: Sequence[jax.Array]) -> jax.Array:
+    """One bin, flat; what lies between the leaves is anything."""
+    parts = []
+    left = rows.height * rows.width
+    for i in rows.bins[number]:
+        flat = _flat(rows, i, arrays[i])
+        size = rows_of(rows.units[i], rows.width) * rows.width
+        parts += [flat, *_filling(size - flat.size, flat.dtype)]
+        left -= size
+    parts += _filling(left, arrays[0].dtype)
+    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _flat(rows: Rows, i: int, x: jax.Array) -> jax.Array:
+    """A leaf's array of units as its rows have it; the last may not be full."""
+    units = rows.units[i]
+    copies, cells, per_cell = extents(units)
+    if not is_in_order(units):
+        x = jnp.transpose(x, axis_order(units))
+    used, each = cells * per_cell, rows_of_layer(units, rows.width) * rows.width
+    if copies > 1 and each > used:
+        x = jnp.pad(jnp.reshape(x, (copies, used)), ((0, 0), (0, each - used)))
+    return jnp.ravel(x)
+
+
+def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
+    """A leaf's array of units, from all bins."""
+    units = rows.units[i]
+    copies, cells, per_cell = extents(units)
+    used, each = cells * per_cell, rows_of_layer(units, rows.width) * rows.width
+    size = copies * each if copies > 1 else used
+    x = jax.lax.dynamic_slice(flat, (start,), (size,))
+    if size > copies * used:
+        x = jnp.reshape(x, (copies, each))[:, :used]
+    order, shape = axis_order(units), unit_shape(units)
+    if is_in_order(units):
+        return jnp.reshape(x, shape)
+    x = jnp.reshape(x, [shape[axis] for axis in order])
+    return jnp.transpose(x, [order.index(axis) for axis in range(len(order))])
+
+
+def _filling(size: int, dtype: Any) -> list[jax.Array]:
+    """Arrays of so many entries in all."""
+    parts = []
+    for power in range(_POWERS, -1, -1):
+        count, size = divmod(size, _BASE**power)
+        parts += [jnp.zeros(_BASE**power, dtype)] * count
+    return parts
+
+
+def _at_run_time(numbers: Any, *, always: jax.Array) -> Any:
+    """Numbers that the compiler does not know, although they are constants.
+
+    What it knows it builds into each kernel, and so makes a kernel for each leaf.
+
+    Args:
+      numbers: pytree of ints.
+      always: a bool scalar that is True, which the compiler does not know either.
+
+    Returns:
+      The same as int32 scalars.
+    """
+    return jax.lax.cond(
+        always,
+        lambda: jax.tree.map(jnp.int32, numbers),
+        lambda: jax.tree.map(lambda _: jnp.int32(0), numbers),
+    )
