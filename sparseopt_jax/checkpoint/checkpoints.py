@@ -7,12 +7,13 @@ compared before anything is read, and what is read is compared with it.
 """
 
 import os
+import warnings
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
+from sparseopt_jax.arguments.checks import integer
 from sparseopt_jax.arguments.requirements import needed_by
 from sparseopt_jax.arrays import process_arrays
 from sparseopt_jax.checkpoint import agreement, stored_leaves
@@ -115,7 +116,9 @@ class Checkpoints:
             )
         self._directory = epath.Path(checkpoint_names.directory_of(directory))
         self._folder = CheckpointFolder(self._directory)
-        self._max_to_keep = _checked_max_to_keep(max_to_keep)
+        self._max_to_keep = (
+            None if max_to_keep is None else integer("max_to_keep", max_to_keep, 1)
+        )
         self._optimizer = optimizer
         self._topology = (
             None if topology is None else records.describe_topology(topology)
@@ -223,8 +226,8 @@ class Checkpoints:
         Raises:
           TypeError: if ``step`` is not an integer.
           ValueError: if the checkpoint was made by another configuration, with every
-            difference; if it is damaged, of another step than its folder says, or none
-            of ours. Nothing is loaded then.
+            difference, or by another version of the format; if it is damaged, of
+            another step than its folder says, or none of ours. Nothing is loaded then.
         """
         agreement.together(self.wait)
         if step is None:
@@ -243,8 +246,16 @@ class Checkpoints:
                 describe_optimizer(state, self._optimizer) if check_optimizer else None,
             )
         )
-        agreement.together(lambda: self._check_fits(number, differences))
+        agreement.together(lambda: self._check_fits(number, differences.lines))
         loaded = agreement.together(lambda: self._folder.leaves(number, leaves, record))
+        if differences.not_compared:
+            warnings.warn(
+                f"the checkpoint {self._directory / str(number)} was restored, but "
+                "these settings could not be compared with this run's:\n"
+                f"{records.listed(differences.not_compared, separator=chr(10))}",
+                UserWarning,
+                stacklevel=2,
+            )
         structure = jax.tree.structure(state)
         return structure.unflatten(loaded), record["data"]
 
@@ -342,15 +353,3 @@ class Checkpoints:
                 ]
             )
         )
-
-
-def _checked_max_to_keep(number: Any) -> int | None:
-    if number is None:
-        return None
-    if isinstance(number, bool) or not isinstance(number, int | np.integer):
-        raise TypeError(f"max_to_keep must be an integer or None, got {number!r}")
-    if number < 1:
-        raise ValueError(
-            f"max_to_keep must be at least 1, got {number}; None keeps all steps"
-        )
-    return int(number)

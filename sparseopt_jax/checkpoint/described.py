@@ -6,13 +6,14 @@ import sys
 import types
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from sparseopt_jax.checkpoint.record_names import NAMES
 from sparseopt_jax.tracing.transformation_links import code_of, variables_of
 
 # Nothing is described below this depth: by then it is how something is made.
@@ -22,8 +23,9 @@ _LIBRARIES = ("jax", "optax", "flax", "sparseopt_jax", "numpy", "functools")
 _LONG = 64  # entries of an array that are written one by one
 
 
-# What cannot be described: two of them may be the same or not.
-UNKNOWN = object()
+# A description of what cannot be described: two of them may be the same or not.
+_UNKNOWN = "unknown"
+_CODE = "code of Python"
 
 
 def _nothing(name: str, value: Any) -> bool:
@@ -38,8 +40,9 @@ def describe(
 
     Functions are told by their names, by what they hold from where they were made and,
     unless they are a library's, by their instructions: so two lambdas differ, and the
-    same one in another process does not. An object that has an attribute ``record``
-    is called that.
+    same one in another process does not. Dataclasses are told by their fields, under
+    the names of ``record_names`` where it has them. An object that has an attribute
+    ``record`` is called that.
 
     Args:
       value: anything.
@@ -47,7 +50,8 @@ def describe(
       depth: how far inside another value it was found.
 
     Returns:
-      The description; ``UNKNOWN`` for PRNG keys and objects that say nothing.
+      The description; of PRNG keys and objects that say nothing only that they are
+      unknown.
 
     Examples:
       >>> import functools, optax
@@ -55,18 +59,19 @@ def describe(
       {'function': 'int', 'base': 2}
       >>> describe(optax.linear_schedule(1.0, 0.0, 10))["transition_steps"]
       10
+      >>> describe(object())
+      {'unknown': 'object'}
     """
-    if depth > _DEPTH or isinstance(value, Tracer | types.ModuleType):
-        return UNKNOWN
+    if depth > _DEPTH or isinstance(value, Tracer):
+        return {_UNKNOWN: type(value).__name__}
     inner = functools.partial(describe, leaves_out=leaves_out, depth=depth + 1)
 
     def items(held):
-        found = {
+        return {
             str(key): inner(part)
             for key, part in held.items()
-            if not leaves_out(str(key), part)
+            if not isinstance(part, types.ModuleType) and not leaves_out(str(key), part)
         }
-        return {key: part for key, part in found.items() if part is not UNKNOWN}
 
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -77,10 +82,9 @@ def describe(
     if isinstance(value, Mapping):
         return items(value)
     if isinstance(value, set | frozenset):
-        return sorted(str(part) for part in map(inner, value) if part is not UNKNOWN)
+        return sorted(map(str, map(inner, value)))
     if isinstance(value, tuple | list):
-        found = [inner(part) for part in value]
-        return UNKNOWN if any(part is UNKNOWN for part in found) else found
+        return [inner(part) for part in value]
     name = getattr(value, "record", None)
     if name is not None and not callable(name) and not isinstance(value, type):
         return _named(inner(name), value, items)
@@ -89,25 +93,31 @@ def describe(
     if code_of(value) is not None or isinstance(value, types.BuiltinFunctionType):
         return _function(value, inner, items)
     if dataclasses.is_dataclass(value):
-        return _dataclass(value, items)
+        kind, fields = named_fields(value)
+        return {"is": kind, **items(fields)}
     if isinstance(value, complex | bytes):
         return repr(value)
     if type(value).__module__.split(".")[0] == "optax":
         return {"function": type(value).__name__, **items(vars(value))}
-    return UNKNOWN
+    return {_UNKNOWN: type(value).__name__}
+
+
+def named_fields(value: Any) -> tuple[str, dict[str, Any]]:
+    """What a dataclass is, and its fields, both under the record's names."""
+    kind, names = NAMES.get(type(value), (type(value).__name__, {}))
+    fields = {
+        names.get(field.name, field.name): getattr(value, field.name)
+        for field in dataclasses.fields(value)
+    }
+    return kind, fields
 
 
 def _named(name: Any, value: Any, items: Any) -> Any:
     if not dataclasses.is_dataclass(value) or not isinstance(name, str):
         return name
-    fields = items(
-        {
-            field.name: getattr(value, field.name)
-            for field in dataclasses.fields(value)
-            if field.name != "record"
-        }
-    )
-    return {"function": name, **fields} if fields else name
+    _, fields = named_fields(value)
+    fields.pop("record", None)
+    return {"is": name, **items(fields)} if fields else name
 
 
 def _array(value: Any) -> Any:
@@ -115,10 +125,10 @@ def _array(value: Any) -> Any:
         jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         or not value.is_fully_addressable
     ):
-        return UNKNOWN
+        return {_UNKNOWN: str(value.dtype)}
     array = np.asarray(value)
     if array.dtype == object:
-        return UNKNOWN
+        return {_UNKNOWN: "object"}
     if array.dtype.kind in "biuf" and array.size <= _LONG:
         return array.tolist()
     shape = ",".join(map(str, array.shape))
@@ -147,7 +157,7 @@ def _function(value: Any, inner: Any, items: Any) -> Any:
 
 def instructions() -> str:
     """Names what compares a function's code: another Python has other instructions."""
-    return "code of Python {}.{}".format(*sys.version_info)
+    return f"{_CODE} {sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def _checksum(code: types.CodeType, defaults: Any) -> str:
@@ -164,57 +174,98 @@ def _checksum(code: types.CodeType, defaults: Any) -> str:
     return f"{zlib.crc32(f'{parts(code)}{defaults}'.encode()):08x}"
 
 
-def _dataclass(value: Any, items: Any) -> Any:
-    fields = {
-        field.name: getattr(value, field.name) for field in dataclasses.fields(value)
-    }
-    # Not what else it may hold: the address of a function is another in each process.
-    if all(map(_is_plain, fields.values())):
-        return repr(value)
-    return {"function": type(value).__name__, **items(fields)}
+class Difference(NamedTuple):
+    """What two descriptions say differently.
 
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def same(saved: Any, given: Any) -> bool:
-    """Whether two descriptions may be of the same thing.
-
-    What only one of them has is not compared: it was not known when, or to the Python
-    with which, the other was made.
-
-    >>> same({"function": "f", "b1": 0.9}, "f"), same({"b1": 0.9}, {"b1": 0.8})
-    (True, False)
+    Attributes:
+      name: the innermost part that differs.
+      saved: what the one says of it, shortly.
+      given: what the other says.
+      kind: ``"differs"``; ``"missing"`` where only one says something, or
+        ``"unknown"`` where nobody can tell whether they are the same.
     """
-    if isinstance(saved, dict) and isinstance(given, dict):
-        return all(same(saved[key], given[key]) for key in saved.keys() & given.keys())
-    if isinstance(saved, dict) and isinstance(given, str):
-        return saved.get("function") == given
-    if isinstance(given, dict) and isinstance(saved, list):
-        saved = saved[0] if saved else None  # a partial's function, in format 1
-    if isinstance(given, dict) and isinstance(saved, str):
-        return given.get("function") == saved
-    if isinstance(saved, list) and isinstance(given, list):
-        return len(saved) == len(given) and all(map(same, saved, given))
-    return saved == given
+
+    name: str
+    saved: Any
+    given: Any
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.saved} in the checkpoint, {self.given} in this run"
 
 
-def unlike(name: str, saved: Any, given: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The innermost parts that differ, each with its name and both descriptions.
+def compare(name: str, saved: Any, given: Any) -> Iterator[Difference]:
+    """Compares two descriptions, down to the innermost parts that differ.
 
-    >>> list(unlike("trace", {"decay": 0.9, "nesterov": True}, {"decay": 0.8}))
-    [('trace.decay', 0.9, 0.8)]
+    Args:
+      name: what is described.
+      saved: a description.
+      given: another.
+
+    Yields:
+      The differences.
+
+    Examples:
+      >>> one, other = {"decay": 0.9, "nesterov": True}, {"decay": 0.8}
+      >>> [f"{part.name} {part.kind}" for part in compare("trace", one, other)]
+      ['trace.decay differs', 'trace.nesterov missing']
     """
+    if _is_unknown(saved) or _is_unknown(given):
+        yield Difference(name, _short(saved), _short(given), "unknown")
+        return
+    if isinstance(saved, Mapping) or isinstance(given, Mapping):
+        saved, given = _as_mapping(saved), _as_mapping(given)
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
-        for key, value in saved.items():
-            if key in given:
-                yield from unlike(f"{name}.{key}", value, given[key])
-    elif not same(saved, given):
-        yield name, _short(saved), _short(given)
+        yield from _compare_parts(name, saved, given)
+    elif _holds_mappings(saved, given):
+        for place, (one, other) in enumerate(zip(saved, given, strict=True)):
+            yield from compare(f"{name}[{place}]", one, other)
+    elif saved != given:
+        yield Difference(name, _short(saved), _short(given), "differs")
 
 
-def _short(value: Any) -> Any:
-    return value.get("function", value) if isinstance(value, Mapping) else value
+def _compare_parts(
+    name: str, saved: Mapping[str, Any], given: Mapping[str, Any]
+) -> Iterator[Difference]:
+    # Another Python has other instructions: then names and what is held decide.
+    codes = [[x for x in parts if x.startswith(_CODE)] for parts in (saved, given)]
+    skipped = set() if codes[0] == codes[1] else {*codes[0], *codes[1]}
+    if skipped:
+        one, other = (", ".join(found) or "nothing" for found in codes)
+        yield Difference(f"{name}.code", one, other, "unknown")
+    for key in [*saved, *(key for key in given if key not in saved)]:
+        part = f"{name}.{key}" if name else key
+        if key in skipped:
+            continue
+        if key in saved and key in given:
+            yield from compare(part, saved[key], given[key])
+        else:
+            one, other = (_short(parts.get(key, "nothing")) for parts in (saved, given))
+            yield Difference(part, one, other, "missing")
+
+
+def _is_unknown(described: Any) -> bool:
+    return isinstance(described, Mapping) and _UNKNOWN in described
+
+
+def _as_mapping(described: Any) -> Any:
+    """A function that holds nothing like one that does."""
+    return {"function": described} if isinstance(described, str) else described
+
+
+def _holds_mappings(*lists: Any) -> bool:
+    """Whether they are lists of one length, of descriptions with parts."""
+    return (
+        all(isinstance(x, list) and x for x in lists)
+        and len({len(x) for x in lists}) == 1
+        and all(isinstance(part, Mapping) for x in lists for part in x)
+    )
+
+
+def _short(described: Any) -> Any:
+    if not isinstance(described, Mapping):
+        return described
+    for key in ("is", "function", _UNKNOWN):
+        if key in described:
+            return described[key]
+    return described

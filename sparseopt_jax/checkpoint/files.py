@@ -92,7 +92,7 @@ class CheckpointFolder:
             raise self._damaged(step, str(error)) from error
         folder = self._directory / str(step)
         try:
-            records.check_format(record)
+            records.check_version(record)
         except ValueError as error:
             raise ValueError(f"{folder} cannot be read: {error}") from None
         if record.get("step", step) != step:
@@ -116,15 +116,11 @@ class CheckpointFolder:
           ValueError: if what is read is not what was saved.
         """
         saved = record["checksums"]
-        told = {
-            path for path in leaves if records.is_told_by_run(path, record["leaves"])
-        } - set(record["leaves"])
         targets = {
             path: process_arrays.on_every_process(target)
             for path, target in stored_leaves.targets(leaves).items()
-            if path not in told
         }
-        named = checkpoint_names.leaf_on_disk if record["format"] > 1 else str
+        named = checkpoint_names.leaf_on_disk
         on_disk = {named(path): target for path, target in targets.items()}
         try:
             restored = self._read(
@@ -140,9 +136,7 @@ class CheckpointFolder:
             what = f"It does not hold what was saved at {records.listed(wrong)}."
             raise self._damaged(step, what)
         return [
-            leaf
-            if path in told
-            else process_arrays.placed(leaf, stored_leaves.like(leaf, stored.get(path)))
+            process_arrays.placed(leaf, stored_leaves.like(leaf, stored.get(path)))
             for path, leaf in leaves.items()
         ]
 

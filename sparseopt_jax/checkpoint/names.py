@@ -1,9 +1,10 @@
 """Names on disk: of the directory, of its steps, and of the leaves in a step."""
 
-import operator
 import os
 import urllib.parse
 from typing import Any
+
+from sparseopt_jax.arguments.checks import integer
 
 # Orbax looks for the parts of a checkpoint by patterns that begin with the folder.
 _PATTERNS = "[*?\\"
@@ -86,18 +87,9 @@ def step_of(step: Any) -> int:
     Examples:
       >>> step_of(2.0)
       Traceback (most recent call last):
-      TypeError: step must be an integer, got 2.0
+      TypeError: step must be an integer, got 2.0: pass 2
     """
-    try:
-        # True is no step, though Python has it for 1.
-        number = None if isinstance(step, bool) else operator.index(step)
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"step must be an integer, got {step!r}")
-    if number < 0:
-        raise ValueError(f"step must be at least 0, got {number}")
-    return number
+    return integer("step", step, 0)
 
 
 def is_step(name: str) -> bool:

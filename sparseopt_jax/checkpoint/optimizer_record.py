@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from sparseopt_jax.checkpoint.described import UNKNOWN, describe, unlike
+from sparseopt_jax.checkpoint.described import Difference, compare, describe
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.tracing.transformation_links import Link, read, variables_of
 
@@ -46,7 +46,7 @@ def describe_optimizer(state: Any, optimizer: Any = None) -> dict[str, Any] | No
     return {"made_of": "; ".join(names), "settings": settings}
 
 
-def optimizer_differences(saved: Any, given: Any) -> list[str]:
+def optimizer_differences(saved: Any, given: Any) -> list[Difference]:
     """What differs between two optimizers, each as ``describe_optimizer`` gives it.
 
     Args:
@@ -54,22 +54,31 @@ def optimizer_differences(saved: Any, given: Any) -> list[str]:
       given: this run's; None if it is not known.
 
     Returns:
-      One line for each difference, with both values.
+      The differences.
     """
     if saved is None or given is None:
         return []
-    lines = []
     if saved["made_of"] != given["made_of"]:
-        lines.append(_line("optimizer", saved["made_of"], given["made_of"]))
-    for name, value in saved["settings"].items():
-        if name in given["settings"]:
-            pairs = unlike(f"optimizer, {name}", value, given["settings"][name])
-            lines.extend(_line(*pair) for pair in pairs)
-    return lines
+        both = saved["made_of"], given["made_of"]
+        shared = saved["settings"].keys() & given["settings"].keys()
+        saved, given = (
+            {name: x for name, x in described["settings"].items() if name in shared}
+            for described in (saved, given)
+        )
+        return [
+            Difference("optimizer", *both, "differs"),
+            *_compare_settings(saved, given),
+        ]
+    return _compare_settings(saved["settings"], given["settings"])
 
 
-def _line(name: str, saved: Any, given: Any) -> str:
-    return f"{name}: {saved} in the checkpoint, {given} in this run"
+def _compare_settings(
+    saved: Mapping[str, Any], given: Mapping[str, Any]
+) -> list[Difference]:
+    return [
+        difference._replace(name=f"optimizer, {difference.name}")
+        for difference in compare("", saved, given)
+    ]
 
 
 def _has_tx(node: Any) -> bool:
@@ -99,7 +108,7 @@ def _settings(link: Link) -> Iterator[tuple[str, Any]]:
             if _is_told_elsewhere(name, value):
                 continue
             described = describe(value, _is_told_elsewhere)
-            if described is not UNKNOWN and not _is_helper(described):
+            if not _is_helper(described):
                 yield f"{link.name}.{name}", described
     for part in link.parts:
         yield from _settings(part)

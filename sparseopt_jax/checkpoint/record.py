@@ -4,27 +4,28 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sparseopt_jax.arrays.checksum import checksum
-from sparseopt_jax.checkpoint.described import UNKNOWN, describe, unlike
+from sparseopt_jax.checkpoint.described import (
+    Difference,
+    compare,
+    describe,
+    named_fields,
+)
 from sparseopt_jax.checkpoint.optimizer_record import optimizer_differences
 from sparseopt_jax.masks.state import get_masks, is_sparse_state
-from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import DensitySchedule, StepList, UpdateSchedule
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees import paths
 
-# What this version writes. Format 1, which had no number, knew nothing of the optimizer
-# and the step, and wrote leaves under their paths.
-FORMAT = 2
+# What is written. Whoever changes what a name in a record means counts it up.
+VERSION = 1
 
 _SHOWN = 20
-# Keys were once kept as typed ones, whose data has so many words.
-_WORDS = {"fry": 2, "rbg": 4, "urbg": 4}
 
 
 def begin(
@@ -50,7 +51,7 @@ def begin(
       ValueError: if ``data`` is not JSON.
     """
     return {
-        "format": FORMAT,
+        "version": VERSION,
         "step": step,
         "leaves": _kinds(leaves),
         "topology": topology,
@@ -86,17 +87,35 @@ def checked(record: Any) -> dict[str, Any]:
     record = dict(record)
     if record.pop("crc32", None) != _crc32(record):
         raise ValueError("Its record has been changed.")
-    return {"format": 1, "optimizer": None} | record
+    return record
 
 
-def check_format(record: Mapping[str, Any]) -> None:
-    """Raises ValueError if a later version of the library wrote the record."""
-    if record["format"] > FORMAT:
+def check_version(record: Mapping[str, Any]) -> None:
+    """Raises ValueError if another version of the library wrote the record."""
+    version = record.get("version")
+    if version is None:
         raise ValueError(
-            f"it has format {record['format']}, which a later version of sparseopt_jax "
-            f"wrote; this one reads formats up to {FORMAT}: pip install --upgrade "
-            "sparseopt_jax"
+            "its record has no version, as in checkpoints from before the first "
+            "release: restore it with the code that wrote it"
         )
+    if version > VERSION:
+        raise ValueError(
+            f"its record has version {version}, which a later version of "
+            f"sparseopt_jax wrote; this one reads versions up to {VERSION}: pip "
+            "install --upgrade sparseopt_jax"
+        )
+
+
+class Differences(NamedTuple):
+    """What is between a checkpoint and a run.
+
+    Attributes:
+      lines: one for each difference, with both values.
+      not_compared: the same for what nobody can tell whether it is the same.
+    """
+
+    lines: list[str]
+    not_compared: list[str]
 
 
 def differences(
@@ -105,7 +124,7 @@ def differences(
     leaves: Mapping[str, Any],
     topology: Mapping[str, Any] | None,
     optimizer: Mapping[str, Any] | None,
-) -> list[str]:
+) -> Differences:
     """What keeps a checkpoint from being loaded in the place of a state.
 
     Args:
@@ -116,52 +135,42 @@ def differences(
       optimizer: as ``describe_optimizer`` gives it, or None to leave it out.
 
     Returns:
-      One line for each difference, with both values.
+      The differences.
     """
-    given = _kinds(leaves)
-    saved = {
-        path: _as_data(kind, given.get(path)) for path, kind in record["leaves"].items()
-    }
+    given, saved = _kinds(leaves), record["leaves"]
     # Where numbers of active weights change by design, they tell no runs apart.
     keeps_counts = all(
         (described or {}).get("keeps_counts", True)
         for described in (record["topology"], topology)
     )
-    return [
-        *_changed(record["topology"] or {}, topology or {}, "topology, {}"),
-        *optimizer_differences(record["optimizer"], optimizer),
-        *_changed(
-            record["active"] if keeps_counts else {},
-            *(_active(state), "active weights of {}"),
+    of_topology = _topology_differences(record["topology"], topology)
+    of_optimizer = optimizer_differences(record["optimizer"], optimizer)
+    # How others' functions call what they hold is theirs to change.
+    unsaid = [part for part in of_optimizer if part.kind != "differs"]
+    unsaid += [part for part in of_topology if part.kind == "unknown"]
+    said = [part for part in (*of_topology, *of_optimizer) if part not in unsaid]
+    lines = [
+        *map(str, said),
+        *(
+            _changed(record["active"], _active(state), "active weights of {}")
+            if keeps_counts
+            else ()
         ),
         *_changed(saved, given),
         *(f"{path}: only in the checkpoint" for path in saved if path not in given),
-        *(
-            f"{path}: only in this run"
-            for path in given
-            if path not in saved and not is_told_by_run(path, saved)
-        ),
+        *(f"{path}: only in this run" for path in given if path not in saved),
     ]
+    return Differences(lines, list(map(str, unsaid)))
 
 
-def is_told_by_run(path: str, saved: Mapping[str, Any]) -> bool:
-    """Whether a leaf is the run's to tell where a checkpoint lacks it.
-
-    The layouts of a compact state, which states once kept beside their leaves alone.
-    """
-    *parents, name = path.split("/")
-    beside = "/".join((*parents, "tree", ""))
-    return name == "layout_text" and any(other.startswith(beside) for other in saved)
-
-
-def _as_data(kind: str, given: str | None) -> str:
-    """The kind of the data in a typed key, where that is what is asked for."""
-    name, _, shape = kind.partition("[")
-    impl = name.removeprefix("key<").removesuffix(">")
-    if impl == name or impl not in _WORDS or (given or "key").startswith("key"):
-        return kind
-    axes = [*filter(None, shape.removesuffix("]").split(",")), str(_WORDS[impl])]
-    return f"uint32[{','.join(axes)}]"
+def _topology_differences(saved: Any, given: Any) -> list[Difference]:
+    if saved is None or given is None:
+        return []
+    return [
+        difference._replace(name=f"topology, {difference.name}")
+        for difference in compare("", saved, given)
+        if _SHOWN_BY_MASKS not in (difference.saved, difference.given)
+    ]
 
 
 def _kinds(leaves: Mapping[str, Any]) -> dict[str, str]:
@@ -201,10 +210,15 @@ def _active(state: Any) -> dict[str, int]:
     return {path: int(x) for path, x in jax.device_get(counts).items()}
 
 
-def describe_topology(topology: Any) -> dict[str, Any]:
+# What a function decides about leaves, or given masks: the masks in the state tell.
+_SHOWN_BY_MASKS = "as the masks show"
+_DECIDE = ("where", "include", "distribution", "dims")
+
+
+def describe_topology(topology: Topology) -> dict[str, Any]:
     """What a topology is, as JSON has it.
 
-    Given masks are left out, and functions that decide about leaves (``where``, a
+    Given masks are not described, nor functions that decide about leaves (``where``, a
     distribution): what they decide shows in the masks. Others are told by their names,
     by what they hold, and by their code.
 
@@ -214,40 +228,29 @@ def describe_topology(topology: Any) -> dict[str, Any]:
     Returns:
       Its method, and its settings by name.
     """
-    described = _fields(topology)
-    if isinstance(topology, Rewiring):
-        described |= described.pop("schedule") or {}
     return _as_json(
-        {"method": topology.name} | described | {"keeps_counts": topology.keeps_counts}
+        {"method": topology.name}
+        | _settings(topology)
+        | {"keeps_counts": topology.keeps_counts}
     )
 
 
-_PARTS = (Rewiring, UpdateSchedule, StepList, DensitySchedule)
+def _settings(topology: Topology) -> dict[str, Any]:
+    if dataclasses.is_dataclass(topology):
+        kind, fields = named_fields(topology)
+    else:
+        kind, fields = type(topology).__name__, vars(topology)
+    return {"is": kind} | {name: _setting(name, x) for name, x in fields.items()}
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    fields = {
-        field.name: getattr(value, field.name) for field in dataclasses.fields(value)
-    }
-    decided = {
-        name
-        for name, setting in fields.items()
-        if name in ("masks", "name")
-        or (name in ("where", "include", "distribution", "dims") and callable(setting))
-    }
-    described = {
-        name: _setting(setting)
-        for name, setting in fields.items()
-        if name not in decided
-    }
-    return {name: x for name, x in described.items() if x is not UNKNOWN}
-
-
-def _setting(value: Any) -> Any:
-    if isinstance(value, _PARTS):
-        return _fields(value)
+def _setting(name: str, value: Any) -> Any:
+    if isinstance(value, Topology):
+        return _settings(value)
     if isinstance(value, tuple | list):
-        return [_setting(x) for x in value]
+        return [_setting(name, x) for x in value]
+    is_given = name == "masks" and not (value is None or isinstance(value, str))
+    if is_given or (name in _DECIDE and callable(value)):
+        return _SHOWN_BY_MASKS
     return describe(value)
 
 
@@ -269,10 +272,9 @@ def _changed(
     saved: Mapping[str, Any], given: Mapping[str, Any], label: str = "{}"
 ) -> list[str]:
     return [
-        f"{label.format(name)}: {value} in the checkpoint, {other} in this run"
-        for key in saved
-        if key in given
-        for name, value, other in unlike(key, saved[key], given[key])
+        f"{label.format(key)}: {value} in the checkpoint, {given[key]} in this run"
+        for key, value in saved.items()
+        if key in given and value != given[key]
     ]
 
 

@@ -4,16 +4,14 @@ import json
 import os
 import pathlib
 import shutil
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from sparseopt_jax.checkpoint import Checkpoints, stored_leaves
-from sparseopt_jax.checkpoint.record import checksums
+from sparseopt_jax.checkpoint import Checkpoints
+from sparseopt_jax.checkpoint.record import finish
 
 STATE = {"x": jnp.arange(4.0)}
 
@@ -199,71 +197,27 @@ def test_paths_that_coincide_are_refused(state, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# What earlier versions wrote.
+# What other versions wrote.
 
 
-def write_format_1(directory, step, state, **record):
-    """A step as versions wrote it that gave no number to their format."""
-    leaves = stored_leaves.flatten(state)
-    kinds = {path: f"{x.dtype}[{x.size}]" for path, x in leaves.items()}
-    stored = stored_leaves.to_store(leaves)
-    record = {
-        "leaves": kinds,
-        "checksums": checksums(stored),
-        "active": {},
-        "topology": None,
-        "data": {"index": 3},
-        **record,
-    }
-    crc32 = zlib.crc32(json.dumps(record, sort_keys=True).encode())
-    with ocp.CheckpointManager(directory) as manager:
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                record=ocp.args.JsonSave(record | {"crc32": crc32}),
-                state=ocp.args.StandardSave(stored_leaves.nest(stored)),
-            ),
-        )
-
-
-def test_what_earlier_versions_wrote_is_loaded(tmp_path):
-    state = {"layer.1": {"kernel": jnp.arange(4.0)}, "100%": jnp.arange(3.0)}
-    write_format_1(tmp_path, 3, state)
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (None, r"3 cannot be read: its record has no version.*first release"),
+        (99, r"3 cannot be read: its record has version 99.*--upgrade"),
+    ],
+)
+def test_records_of_other_versions_are_refused(tmp_path, version, message):
     with Checkpoints(tmp_path) as checkpoints:
-        restored, data = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
-        assert data == {"index": 3}
-        np.testing.assert_array_equal(restored["100%"], state["100%"])
-        np.testing.assert_array_equal(
-            restored["layer.1"]["kernel"], state["layer.1"]["kernel"]
-        )
-        checkpoints.save(4, restored)
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (3, 4):
-            assert checkpoints.restore(state, step=step)
-
-
-def test_a_later_format_asks_for_a_later_version(tmp_path):
-    write_format_1(tmp_path, 3, STATE, format=99)
+        checkpoints.save(3, STATE)
+    file = tmp_path / "3" / "record" / "metadata"
+    record = json.loads(file.read_text())
+    del record["crc32"], record["version"]
+    file.write_text(
+        json.dumps(finish(record if version is None else record | {"version": version}))
+    )
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(ValueError, match=r"3 cannot be read: .*format 99.*--upgrade"),
+        pytest.raises(ValueError, match=message),
     ):
         checkpoints.restore(STATE)
-
-
-def test_keys_that_were_typed_are_loaded_as_their_data(tmp_path):
-    keys = {
-        "fry": jax.random.key(3),
-        "many": jax.random.split(jax.random.key(4, impl="rbg"), 3),
-    }
-    data = jax.tree.map(jax.random.key_data, keys)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, keys)
-        restored, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, data))
-    for name, x in data.items():
-        np.testing.assert_array_equal(restored[name], x)
-    with (
-        Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(ValueError, match=r"many: uint32\[3,4\] in the checkpoint"),
-    ):
-        checkpoints.restore({"fry": data["fry"], "many": data["many"][:2]})

@@ -14,12 +14,13 @@ from flax import nnx
 
 import sparseopt_jax as so
 from sparseopt_jax.checkpoint import Checkpoints
-from sparseopt_jax.checkpoint.described import describe, same
+from sparseopt_jax.checkpoint.described import compare, describe
 from sparseopt_jax.checkpoint.optimizer_record import (
     describe_optimizer,
     optimizer_differences,
 )
-from sparseopt_jax.checkpoint.record import describe_topology
+from sparseopt_jax.checkpoint.record import _topology_differences, describe_topology
+from sparseopt_jax.checkpoint.record_names import NAMES
 from tests.helpers.together import ROOT
 
 TOPOLOGY = so.rigl(0.5, every=2, stop=100)
@@ -174,7 +175,8 @@ def test_optimizers_of_one_shape_are_told_apart(name):
     one, other, message = PAIRS[name]
     saved = json.loads(json.dumps(describe_optimizer(train_state(one))))
     lines = optimizer_differences(saved, describe_optimizer(train_state(other)))
-    assert any(message in line for line in lines), lines
+    found = [str(line) for line in lines if line.kind == "differs"]
+    assert any(message in line for line in found), lines
     for tx, described in ((one, saved), (other, describe_optimizer(None, other))):
         assert not optimizer_differences(described, describe_optimizer(None, tx))
 
@@ -254,8 +256,8 @@ def test_what_is_used_is_described_as_before():
 PROGRAM = """
 import json
 from tests.checkpoint.test_optimizer_record import PAIRS, TOPOLOGIES
-from sparseopt_jax.checkpoint_record import describe_topology
-from sparseopt_jax.optimizer_record import describe_optimizer
+from sparseopt_jax.checkpoint.record import describe_topology
+from sparseopt_jax.checkpoint.optimizer_record import describe_optimizer
 found = [describe_optimizer(None, tx) for pair in PAIRS.values() for tx in pair[:2]]
 found += [describe_topology(t) for pair in TOPOLOGIES.values() for t in pair]
 print(json.dumps(found))
@@ -321,8 +323,8 @@ TOPOLOGIES = {
 def test_topologies_of_one_shape_are_told_apart(name):
     one, other = map(describe_topology, TOPOLOGIES[name])
     assert json.loads(json.dumps(one)) == one
-    assert not same(one, other)
-    assert same(one, one)
+    assert {part.kind for part in compare("", one, other)} == {"differs"}
+    assert not list(compare("", one, one))
 
 
 def test_names_in_the_record_are_those_of_the_format():
@@ -330,14 +332,18 @@ def test_names_in_the_record_are_those_of_the_format():
     described = describe_topology(so.rigl(0.5, every=3, stop=100, start=2))
     expected = {
         "method": "rigl",
+        "is": "rewiring",
         "sparsity": 0.5,
-        "every": 3,
-        "start": 2,
-        "stop": 100,
-        "drop_fraction": 0.3,
-        "decay": "cosine",
+        "schedule": {
+            "is": "every",
+            "every": 3,
+            "start": 2,
+            "stop": 100,
+            "drop_fraction": 0.3,
+            "decay": "cosine",
+        },
         "distribution": "erdos_renyi_kernel",
-        "structure": "Unstructured()",
+        "structure": {"is": "unstructured"},
         "drop": "magnitude",
         "grow": "gradient",
         "replaces_step": True,
@@ -348,8 +354,65 @@ def test_names_in_the_record_are_those_of_the_format():
     }
     assert {name: described.get(name, "missing") for name in expected} == expected
     described = describe_topology(so.ste(0.5))
-    assert described["topology"]["sparsity"] == 0.5
+    assert described["used"]["sparsity"] == 0.5
     assert described["method"] == "ste"
+
+
+@pytest.mark.parametrize("kind", NAMES, ids=lambda kind: kind.__name__)
+def test_every_field_has_its_name_in_the_record(kind):
+    # A field that is new or renamed needs an entry there; the names on the right stay.
+    _, names = NAMES[kind]
+    assert set(names) == {field.name for field in dataclasses.fields(kind)}
+    assert len(set(names.values())) == len(names)
+
+
+def test_a_setting_that_only_one_of_them_knows_is_an_error(tmp_path, monkeypatch):
+    state = train_state(around(optax.sgd(0.1)))
+    with Checkpoints(tmp_path, topology=TOPOLOGY) as checkpoints:
+        checkpoints.save(1, state)
+    kind, names = NAMES[so.topologies.rewiring.Rewiring]
+    renamed = {type(TOPOLOGY): (kind, {**names, "min_fan_in": "least"})}
+    monkeypatch.setattr(
+        "sparseopt_jax.checkpoint.described.NAMES", {**NAMES, **renamed}
+    )
+    with Checkpoints(tmp_path, topology=TOPOLOGY) as checkpoints:
+        with pytest.raises(ValueError) as error:
+            checkpoints.restore(state)
+        assert checkpoints.restore(state, check_topology=False)
+    for line in (
+        "topology, min_fan_in: 0 in the checkpoint, nothing in this run",
+        "topology, least: nothing in the checkpoint, 0 in this run",
+    ):
+        assert line in str(error.value)
+
+
+class Opaque:
+    """Says nothing about itself."""
+
+    def of(self, updates):
+        return updates
+
+
+def held(setting):
+    def update(updates, state, params=None):
+        del params
+        return setting.of(updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def test_what_cannot_be_compared_is_warned_of(tmp_path):
+    state = {"w": jnp.ones(3)}
+    with Checkpoints(tmp_path, optimizer=held(Opaque())) as checkpoints:
+        checkpoints.save(1, state)
+        with pytest.warns(UserWarning, match=r"held.setting: Opaque in the checkpoint"):
+            assert checkpoints.restore(state)
+
+
+def test_another_way_to_choose_the_same_leaves_is_no_other_topology():
+    one = describe_topology(so.static(0.5))
+    other = describe_topology(so.static(0.5, where=lambda path, leaf: True))
+    assert not _topology_differences(one, other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,9 +424,9 @@ class Named:
 
 
 def test_objects_may_name_themselves():
-    assert describe(Named(3)) == {"function": "cubic", "start": 3}
-    assert same("cubic", describe(Named(3))) and not same("linear", describe(Named(3)))
-    assert not same(describe(Named(3)), describe(Named(4)))
+    assert describe(Named(3)) == {"is": "cubic", "start": 3}
+    (difference,) = compare("decay", describe(Named(3)), describe(Named(4)))
+    assert str(difference) == "decay.start: 3 in the checkpoint, 4 in this run"
 
 
 def test_functions_are_told_by_what_they_do():
@@ -371,10 +434,11 @@ def test_functions_are_told_by_what_they_do():
         return lambda y: x + y
 
     assert describe(made(1)) == describe(made(1)) != describe(made(2))
-    assert same(describe(score), describe(score))
-    assert describe(jax.random.key(0)) is describe(object())
+    assert describe(score) == describe(score)
+    assert describe(jax.random.key(0)) == {"unknown": "key<fry>"}
+    assert describe(Opaque()) == {"unknown": "Opaque"}
     # Another Python has other instructions: then names and settings decide.
     one, other = describe(lambda x: x + 1), describe(lambda x: x + 2)
-    assert not same(one, other)
+    assert {part.kind for part in compare("", one, other)} == {"differs"}
     moved = {key.replace("Python 3", "Python 4"): x for key, x in other.items()}
-    assert same(one, moved)
+    assert [part.kind for part in compare("", one, moved)] == ["unknown"]

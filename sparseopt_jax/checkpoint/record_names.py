@@ -1,0 +1,86 @@
+"""The names that a checkpoint's record gives to the settings of a topology.
+
+Checkpoints outlive versions of the library: what is renamed in the code keeps its name
+here. What is not in this table, such as the stages of one method or a user's own
+classes, is recorded under the names of its class and fields.
+"""
+
+from collections.abc import Mapping
+
+from sparseopt_jax.layers.structures import (
+    NM,
+    Block,
+    Channel,
+    ConstantFanIn,
+    Unstructured,
+)
+from sparseopt_jax.topologies.forward_masks import ForwardMasks
+from sparseopt_jax.topologies.gradient_memory import GradientMomentum, MeanGradient
+from sparseopt_jax.topologies.phases import Phases
+from sparseopt_jax.topologies.rewiring import Rewiring
+from sparseopt_jax.topologies.schedules import DensitySchedule, StepList, UpdateSchedule
+
+# Class -> what the record says that it is, and field -> name.
+NAMES: Mapping[type, tuple[str, Mapping[str, str]]] = {
+    Rewiring: (
+        "rewiring",
+        {
+            "name": "method",
+            "sparsity": "sparsity",
+            "distribution": "distribution",
+            "first": "first",
+            "structure": "structure",
+            "where": "where",
+            "include": "include",
+            "masks": "masks",
+            "dims": "dims",
+            "schedule": "schedule",
+            "drop": "drop",
+            "grow": "grow",
+            "replaces_step": "replaces_step",
+            "density": "density",
+            "starts_from": "starts_from",
+            "scope": "scope",
+            "memory": "memory",
+            "corrected_growth": "corrected_growth",
+            "redistributes": "redistributes",
+            "ablation": "ablation",
+            "min_fan_in": "min_fan_in",
+            "regrows": "regrows",
+            "track_explored": "track_explored",
+        },
+    ),
+    ForwardMasks: (
+        "forward_masks",
+        {
+            "topology": "used",
+            "schedule": "schedule",
+            "decay": "decay",
+            "trained": "trained",
+            "penalty": "penalty",
+        },
+    ),
+    Phases: ("phases", {"starts": "starts", "topologies": "topologies"}),
+    UpdateSchedule: (
+        "every",
+        {
+            "every": "every",
+            "start": "start",
+            "stop": "stop",
+            "drop_fraction": "drop_fraction",
+            "decay": "decay",
+        },
+    ),
+    StepList: ("steps", {"steps": "steps"}),
+    DensitySchedule: (
+        "density",
+        {"initial_sparsity": "initial_sparsity", "progress": "progress"},
+    ),
+    MeanGradient: ("mean_gradient", {"steps": "steps"}),
+    GradientMomentum: ("gradient_momentum", {"decay": "decay"}),
+    Unstructured: ("unstructured", {}),
+    ConstantFanIn: ("constant_fan_in", {}),
+    NM: ("n_of_m", {"n": "n", "m": "m", "axis": "axis"}),
+    Block: ("block", {"shape": "shape"}),
+    Channel: ("channel", {"axis": "axis"}),
+}
