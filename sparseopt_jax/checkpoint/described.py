@@ -213,8 +213,7 @@ def compare(name: str, saved: Any, given: Any) -> Iterator[Difference]:
     if _is_unknown(saved) or _is_unknown(given):
         yield Difference(name, _short(saved), _short(given), "unknown")
         return
-    if isinstance(saved, Mapping) or isinstance(given, Mapping):
-        saved, given = _as_mapping(saved), _as_mapping(given)
+    saved, given = _alike(saved, given), _alike(given, saved)
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
         yield from _compare_parts(name, saved, given)
     elif _holds_mappings(saved, given):
@@ -248,9 +247,12 @@ def _is_unknown(described: Any) -> bool:
     return isinstance(described, Mapping) and _UNKNOWN in described
 
 
-def _as_mapping(described: Any) -> Any:
-    """A function that holds nothing like one that does."""
-    return {"function": described} if isinstance(described, str) else described
+def _alike(described: Any, other: Any) -> Any:
+    """A function that holds nothing, described like one that does."""
+    is_function = isinstance(other, Mapping) and "function" in other
+    if isinstance(described, str) and is_function:
+        return {"function": described}
+    return described
 
 
 def _holds_mappings(*lists: Any) -> bool:
@@ -265,7 +267,10 @@ def _holds_mappings(*lists: Any) -> bool:
 def _short(described: Any) -> Any:
     if not isinstance(described, Mapping):
         return described
-    for key in ("is", "function", _UNKNOWN):
+    for key in ("function", _UNKNOWN):
         if key in described:
             return described[key]
+    if "is" in described:
+        held = [f"{key}={_short(x)}" for key, x in described.items() if key != "is"]
+        return f"{described['is']}({', '.join(held)})"
     return described

@@ -167,7 +167,9 @@ def _topology_differences(saved: Any, given: Any) -> list[Difference]:
     if saved is None or given is None:
         return []
     return [
-        difference._replace(name=f"topology, {difference.name}")
+        difference._replace(
+            name=f"topology, {difference.name.removeprefix('schedule.')}"
+        )
         for difference in compare("", saved, given)
         if _SHOWN_BY_MASKS not in (difference.saved, difference.given)
     ]

@@ -7,6 +7,7 @@ classes, is recorded under the names of its class and fields.
 
 from collections.abc import Mapping
 
+from sparseopt_jax.layers.neuron_dims import NeuronDims
 from sparseopt_jax.layers.structures import (
     NM,
     Block,
@@ -78,6 +79,10 @@ NAMES: Mapping[type, tuple[str, Mapping[str, str]]] = {
     ),
     MeanGradient: ("mean_gradient", {"steps": "steps"}),
     GradientMomentum: ("gradient_momentum", {"decay": "decay"}),
+    NeuronDims: (
+        "neuron_dims",
+        {"reduction_axis": "reduction_axis", "output_axis": "output_axis"},
+    ),
     Unstructured: ("unstructured", {}),
     ConstantFanIn: ("constant_fan_in", {}),
     NM: ("n_of_m", {"n": "n", "m": "m", "axis": "axis"}),
