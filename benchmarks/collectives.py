@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import sparseopt_jax as so
@@ -121,7 +120,7 @@ def describe(compiled: jax.stages.Compiled) -> dict[str, int]:
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
-    report = harness.Report("collectives", options)
+    report = harness.Report("benchmarks.collectives", options)
     shapes = transformer_shapes(1, 64) if options.quick else transformer_shapes(2, 512)
     leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
     size = sum(map(math.prod, leaves))
@@ -140,4 +139,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -9,53 +9,27 @@ of the topology in it.
 
 import functools
 import itertools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-import tyro
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import sparseopt_jax as so
-from benchmarks import step_overhead as steps
+from benchmarks.steps import looping
+from examples.common.mlp import MLP
 from examples.digits.model import ResNet
 from reporting import harness
+from reporting.training import IMAGE, Split, batches, load_digits, loss_of
 
 DEVICES = (1, 2, 4, 8)
 LIMIT = 1.05
 
 
-class MLP(nn.Module):
-    """Two hidden layers, about the size that digits need."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        del train
-        x = x.reshape(x.shape[0], -1)
-        for _ in range(2):
-            x = nn.relu(nn.Dense(256)(x))
-        return nn.Dense(10)(x)
-
-
-def loss_of(model: nn.Module) -> Any:
-    """The loss that ``so.make_train_step`` takes, with batch statistics or none."""
-
-    def loss_fn(params, batch_stats, batch):
-        images, labels = batch
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, changed = model.apply(
-            variables, images, train=True, mutable=["batch_stats"]
-        )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, ({}, changed.get("batch_stats", {}))
-
-    return loss_fn
-
-
 def candidates(
-    name: str, model: nn.Module, devices: int, every: int
+    name: str, model: nn.Module, devices: int, every: int, train: Split
 ) -> list[harness.Candidate]:
     """Blocks of dense and of sparse steps on so many devices."""
     mesh = jax.make_mesh(
@@ -66,9 +40,9 @@ def candidates(
     )
     by_data = NamedSharding(mesh, PartitionSpec("data"))
     replicated = NamedSharding(mesh, PartitionSpec())
-    batches = jax.device_put(steps.digit_batches(64), by_data)
+    seen = jax.device_put([*batches(train, 1, np.random.default_rng(0))], by_data)
     init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    variables = init(jax.random.key(0), IMAGE)
     variables = {"batch_stats": {}, **variables}
     sgd = optax.sgd(0.05, momentum=0.9)
     topology = so.rigl(0.95, every=every, stop=10**9)
@@ -79,10 +53,10 @@ def candidates(
         state = so.linen.TrainState.create(
             apply_fn=None, tx=tx, **jax.tree.map(jnp.copy, variables)
         )
-        run = steps.looping(
+        run = looping(
             lambda state, *batch: step(state, batch)[0],
             jax.device_put(state, replicated),
-            itertools.cycle(batches),
+            itertools.cycle(seen),
             every,
             wait=True,
         )
@@ -95,22 +69,24 @@ def candidates(
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
-    report = harness.Report("devices", options)
-    models: dict[str, nn.Module] = {"MLP": MLP()}
+    report = harness.Report("benchmarks.devices", options)
+    models: dict[str, nn.Module] = {"MLP": MLP(2, 256, 10, momentum=None)}
     if not options.quick:
         models["ResNet"] = ResNet(16)
     every = 5 if options.quick else 100
+    train, _ = load_digits(options.quick)
     for name, model in models.items():
         for devices in DEVICES[:2] if options.quick else DEVICES:
             timings = harness.measure(
-                candidates(name, model, devices, every), options.rounds_or(10)
+                candidates(name, model, devices, every, train), options.rounds_or(10)
             )
             dense, sparse = timings
-            report.table(f"{name} on {devices} devices", timings, dense)
+            key = {"network": name, "devices": devices}
+            report.table(f"{name} on {devices} devices", timings, dense, **key)
             ratio = timings[sparse].ratio(timings[dense]).median
-            report.claim(f"{sparse} / dense", ratio, at_most=LIMIT)
+            report.claim(f"{sparse} / dense", ratio, at_most=LIMIT, **key)
     report.store()
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

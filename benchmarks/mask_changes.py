@@ -11,11 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from benchmarks.method_arms import ARMS, Arm, When
+from benchmarks.method_arms import ARMS, QUICK, Arm, When
 from benchmarks.method_changes import begin, change, change_by_sorting, masks_of
-from benchmarks.methods import QUICK
 from reporting import harness
 
 KERNEL = (3200, 3136)
@@ -64,7 +62,8 @@ def time_change(
 
     timings = harness.measure(candidates, rounds, check)
     size = sum(kernel.size for kernel in params.values())
-    report.table(f"{arm.label}: a change of {size:,} weights", timings, LIBRARY)
+    title = f"{arm.label}: a change of {size:,} weights"
+    report.table(title, timings, LIBRARY, method=arm.label, weights=size)
     # There are so few channels that sorting them costs nothing.
     limit = None if arm.structure == "channels" else SLOWER_BY_SORTING
     ratio = timings[SORTING].ratio(timings[LIBRARY]).median
@@ -94,7 +93,7 @@ def check_same(arm: Arm, found: Any, expected: Any) -> None:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("mask_changes", options)
+    report = harness.Report("benchmarks.mask_changes", options)
     shape = (32, 16) if options.quick else KERNEL
     for label in QUICK if options.quick else ARMS:
         if ARMS[label].moves:
@@ -103,4 +102,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

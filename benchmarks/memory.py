@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 import sparseopt_jax as so
 from reporting import harness
@@ -171,7 +170,7 @@ def main(options: harness.Options) -> None:
     """Runs the benchmark."""
     # Read when JAX first asks for its devices; as a compiler's option it has no effect.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
-    report = harness.Report("memory", options)
+    report = harness.Report("benchmarks.memory", options)
     params = shapes(options.quick)
     leaf = "layer_0/gate/kernel"
     weights = math.prod(params["layer_0"]["gate"]["kernel"].shape)
@@ -229,4 +228,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -202,3 +202,10 @@ def _arms() -> list[Arm]:
 
 
 ARMS = {arm.label: arm for arm in _arms()}
+
+BASELINE = "dense"
+STE = (f"STE, {ANY}", f"STE, {TWO_OF_FOUR}")
+STATIC = (f"static, {ANY}", f"static, {TWO_OF_FOUR}")
+CHANGE = f"RigL, {ANY}"
+# One of each kind, to see that they run.
+QUICK = (BASELINE, *STATIC, CHANGE, *STE, "STR")

@@ -2,9 +2,7 @@
 
 import functools
 import itertools
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,17 +12,21 @@ import numpy as np
 import optax
 
 import sparseopt_jax as so
-from benchmarks import devices
 from benchmarks.method_arms import Arm, When
 from benchmarks.method_changes import begin, change
-from examples.digits import dataset
 from examples.digits.model import ResNet
 from reporting import harness
+from reporting.training import (
+    BATCH,
+    IMAGE,
+    accuracy_of,
+    batches,
+    is_kernel,
+    learning_rate,
+    loss_of,
+)
 from sparseopt_jax.masks.state import is_sparse_state
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
-
-BATCH = 64
-IMAGE = jnp.zeros((1, 8, 8, 1))
 
 
 class EncoderBlock(nn.Module):
@@ -106,31 +108,6 @@ def tasks(quick: bool) -> list[Task]:
     ]
 
 
-class Split(NamedTuple):
-    """Images (n, 8, 8, 1) and labels (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def load_digits(quick: bool) -> tuple[Any, Any]:
-    """The training and the test split of the scanned digits; noise, if quick."""
-    if quick:
-        draw = np.random.default_rng(0)
-        images = draw.standard_normal((2 * BATCH, 8, 8, 1), np.float32)
-        noise = Split(images, draw.integers(10, size=2 * BATCH, dtype=np.int32))
-        return noise, noise
-    with tempfile.TemporaryDirectory() as folder:
-        return dataset.load(Path(folder))
-
-
-def learning_rate(peak: float, steps: int) -> optax.Schedule:
-    """Linear warm-up over a tenth of the steps, then a cosine to nearly nothing."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak, max(1, steps // 10), steps, 1e-3 * peak
-    )
-
-
 def _sgd(steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(5e-4, mask=is_kernel),
@@ -141,11 +118,6 @@ def _sgd(steps: int) -> optax.GradientTransformation:
 def _adamw(steps: int) -> optax.GradientTransformation:
     schedule = learning_rate(3e-3, steps)
     return optax.adamw(schedule, weight_decay=1e-2, mask=is_kernel)
-
-
-def is_kernel(params: Any) -> Any:
-    """What weight decay is for: a tree of bools like the parameters."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 class Outcome(NamedTuple):
@@ -187,7 +159,7 @@ class Trainer:
         self.method = arm.build(self.when, misfits=True)
         self.inner = task.optimizer(self.steps)
         self.tx = self._tx(0)
-        loss_fn = devices.loss_of(task.model)
+        loss_fn = loss_of(task.model)
         if isinstance(self.method, SoftThreshold):
             loss_fn = _thresholded(loss_fn, self.method)
         step = so.make_train_step(loss_fn, has_batch_stats=True)
@@ -277,27 +249,6 @@ class Trainer:
         return weights, _density(masks), (own.masks, trained, own.topology_state)
 
 
-def batches(
-    train: Any, epochs: int, draw: np.random.Generator, size: int = BATCH
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The full batches of some epochs, each in a random order of its own.
-
-    Args:
-      train: images and labels.
-      epochs: how many.
-      draw: decides the orders.
-      size: images in a batch.
-
-    Yields:
-      Images and labels of a batch.
-    """
-    for _ in range(epochs):
-        order = draw.permutation(len(train.labels))
-        for first in range(0, len(order) - size + 1, size):
-            chosen = order[first : first + size]
-            yield train.images[chosen], train.labels[chosen]
-
-
 def _thresholded(loss_fn: Callable[..., Any], soft: SoftThreshold) -> Callable:
     """The loss of weights behind thresholds, both of them trained."""
 
@@ -319,12 +270,3 @@ def _bytes(tree: Any) -> int:
 @functools.partial(jax.jit, static_argnames="model")
 def _init(model: nn.Module, key: jax.Array) -> Any:
     return model.init(key, IMAGE, train=False)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def accuracy_of(
-    model: nn.Module, variables: Any, images: Any, labels: Any
-) -> jax.Array:
-    """The fraction of images that are told right."""
-    logits: Any = model.apply(variables, images, train=False)
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)

@@ -17,20 +17,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
-
-from benchmarks.method_arms import ANY, ARMS, TWO_OF_FOUR
-from benchmarks.method_models import Task, Trainer, load_digits, tasks
+from benchmarks.method_arms import ARMS, BASELINE, CHANGE, QUICK, STATIC, STE
+from benchmarks.method_models import Task, Trainer, tasks
 from reporting import harness
+from reporting.training import load_digits
 
 SEEDS, EPOCHS, STEPS = 2, 10, 10
 STRAIGHT_THROUGH = 1.20
-BASELINE = "dense"
-STE = (f"STE, {ANY}", f"STE, {TWO_OF_FOUR}")
-STATIC = (f"static, {ANY}", f"static, {TWO_OF_FOUR}")
-CHANGE = f"RigL, {ANY}"
-# One of each kind, to see that they run.
-QUICK = (BASELINE, *STATIC, CHANGE, *STE, "STR")
 
 
 def train(
@@ -60,7 +53,8 @@ def train(
             }
         )
         print(f"  {task.name}, {label}: {rows[-1]['accuracy_mean']:.1%}", flush=True)
-    report.listing(f"{task.name}: trained, {seeds} seeds, {epochs} epochs", rows)
+    title = f"{task.name}: trained, {seeds} seeds, {epochs} epochs"
+    report.listing(title, rows, network=task.name, kind="training")
     return trainers
 
 
@@ -73,12 +67,15 @@ def time_steps(
         [own.steps_from_last(label, steps) for label, own in trainers.items()],
         report.options.rounds_or(20),
     )
-    report.table(f"{task.name}: a step", timings, BASELINE)
+    network = task.name
+    title = f"{network}: a step"
+    report.table(title, timings, BASELINE, network=network, kind="step")
     timings = harness.measure(
         [own.change_of_first() for own in trainers.values() if own.arm.moves],
         report.options.rounds_or(20),
     )
-    report.table(f"{task.name}: a change", timings, CHANGE)
+    title = f"{network}: a change"
+    report.table(title, timings, CHANGE, network=network, kind="change")
 
 
 def time_straight_through(
@@ -93,7 +90,8 @@ def time_straight_through(
     ]
     candidates.append(trainers[BASELINE].steps_from_last(again, steps))
     timings = harness.measure(candidates, report.options.rounds_or(60))
-    report.table(f"{task.name}: a step by STE", timings, BASELINE)
+    title = f"{task.name}: a step by STE"
+    report.table(title, timings, BASELINE, network=task.name, kind="ste")
     for label, static in zip(STE, STATIC, strict=True):
         name = f"{task.name}: {label}"
         ratio = timings[label].ratio(timings[BASELINE]).median
@@ -104,7 +102,7 @@ def time_straight_through(
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("methods", options)
+    report = harness.Report("benchmarks.methods", options)
     labels = QUICK if options.quick else tuple(ARMS)
     networks, data = tasks(options.quick), load_digits(options.quick)
     trained = [train(report, task, data, labels) for task in networks]
@@ -116,4 +114,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 import optax
-import tyro
 
 import sparseopt_jax as so
-from benchmarks import step_overhead as steps
+from benchmarks import steps
 from reporting import harness
 
 
@@ -26,7 +25,7 @@ def mask_bytes(opt_state: so.SparseState) -> int:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("packed_masks", options)
+    report = harness.Report("benchmarks.packed_masks", options)
     shapes: Any = steps.TINY if options.quick else steps.resnet_shapes()
     params = steps.random_arrays(shapes, seed=0)
     grads = steps.random_arrays(shapes, seed=1)
@@ -55,4 +54,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import sparseopt_jax as so
 from reporting import harness
@@ -165,7 +164,7 @@ def changes(steps: int = STEPS) -> dict[str, dict[str, float]]:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("placement", options)
+    report = harness.Report("benchmarks.placement", options)
     found = changes(2 if options.quick else STEPS)
     rows = [{"optimizer": name, **places} for name, places in found.items()]
     report.listing(f"change of the way by the correction, {STEPS} steps", rows)
@@ -173,4 +172,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

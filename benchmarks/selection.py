@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from reporting import harness
 from sparseopt_jax.arrays.selection import top_k_mask
@@ -132,7 +131,7 @@ def compare(report: harness.Report, size: int, leaves: int, rounds: int) -> None
     ]
     timings = harness.measure(candidates, rounds, check)
     title = f"{size:,} scores in {leaves} array{'s' if leaves > 1 else ''}"
-    report.table(title, timings, "top_k_mask")
+    report.table(title, timings, "top_k_mask", scores=size, arrays=leaves)
     report_claims(report, title, size, timings, list(reads))
 
 
@@ -155,7 +154,7 @@ def report_claims(
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("selection", options)
+    report = harness.Report("benchmarks.selection", options)
     sizes = (4_000,) if options.quick else (1_000_000, 10_000_000)
     splits = (1, 4) if options.quick else (1, 40)
     for size, leaves in itertools.product(sizes, splits):
@@ -164,4 +163,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -11,28 +11,33 @@ steps.
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-from sklearn.datasets import load_digits
 
 import sparseopt_jax as so
-from examples.digits import __main__ as digits
+from benchmarks.steps import (
+    NEVER_DUE,
+    SPARSITY,
+    TINY,
+    count,
+    looping,
+    optimizer_step,
+    random_arrays,
+    resnet_shapes,
+    start,
+)
+from examples.digits.config import Config
 from examples.digits.model import ResNet
+from examples.digits.training import train_step
 from reporting import harness
+from reporting.training import batches, load_digits
 
-SPARSITY = 0.9
 EVERY = 100
-TINY = {"head": {"kernel": (16, 8), "bias": (8,)}}
 MOVING = {"SET": so.set_, "RigL": so.rigl}
-# The condition is in the program, and never holds.
-NEVER_DUE: dict[str, Any] = {"every": EVERY, "start": 10**9, "stop": 2 * 10**9}
 AT_ONCE_DUE: dict[str, Any] = {"every": EVERY, "stop": 10**9}
 
 BY_HAND = "masks by hand"
@@ -73,61 +78,6 @@ OPTIMIZERS = (
 )
 
 
-def resnet_shapes(
-    blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, classes: int = 1000
-) -> dict[str, Any]:
-    """Shapes of a bottleneck ResNet's parameters: by default ResNet-50's, 25.6 million.
-
-    Args:
-      blocks: how many in each stage.
-      width: channels of the stem and of the first stage's 3x3 convolutions.
-      classes: outputs of the head.
-
-    Returns:
-      A tree in Flax's layout, a tuple for each parameter.
-    """
-
-    def conv(size, inputs, outputs):
-        return {
-            "conv": {"kernel": (size, size, inputs, outputs)},
-            "norm": {"scale": (outputs,), "bias": (outputs,)},
-        }
-
-    shapes: dict[str, Any] = {"stem": conv(7, 3, width)}
-    inputs = width
-    for stage, count in enumerate(blocks):
-        features = width * 2**stage
-        for index in range(count):
-            block = {
-                "reduce": conv(1, inputs, features),
-                "middle": conv(3, features, features),
-                "expand": conv(1, features, 4 * features),
-            }
-            if index == 0:
-                block["shortcut"] = conv(1, inputs, 4 * features)
-            shapes[f"stage_{stage}_block_{index}"] = block
-            inputs = 4 * features
-    shapes["head"] = {"kernel": (inputs, classes), "bias": (classes,)}
-    return shapes
-
-
-def random_arrays(shapes: Any, seed: int) -> Any:
-    """Normal numbers of a hundredth, as float32 arrays of these shapes."""
-    draw = np.random.default_rng(seed).standard_normal
-    return jax.tree.map(
-        lambda shape: jnp.asarray(0.01 * draw(shape, dtype=np.float32)),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-
-
-def optimizer_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
-    """Updates (state, params)."""
-    opt_state, params = carry
-    updates, opt_state = tx.update(grads, opt_state, params)
-    return opt_state, optax.apply_updates(params, updates)
-
-
 def step_by_hand(
     tx: optax.GradientTransformation, carry: Any, grads: Any
 ) -> tuple[Any, Any]:
@@ -153,51 +103,6 @@ def start_by_hand(tx: optax.GradientTransformation, params: Any) -> Any:
 def topology_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
     """Changes the masks of (state, params)."""
     return so.update_topology(tx, grads, *carry)
-
-
-def start(tx: optax.GradientTransformation, params: Any) -> Any:
-    """A state and weights of its own, sparse if the state holds masks."""
-    params = jax.tree.map(jnp.copy, params)
-    opt_state = tx.init(params)
-    if isinstance(opt_state, so.SparseState):
-        params = so.apply_masks(params, opt_state)
-    return opt_state, params
-
-
-def looping(
-    step: Callable[..., Any],
-    carry: Any,
-    inputs: Iterable[tuple],
-    steps: int = 1,
-    in_place: bool = True,
-    wait: bool = False,
-) -> Callable[[], Any]:
-    """Takes steps, each on what the one before has left.
-
-    Args:
-      step: ``step(carry, *given) -> carry``, to be compiled.
-      carry: what the first step is given; it must not be used afterwards.
-      inputs: what else the steps are given, without end.
-      steps: how many to take at each call.
-      in_place: whether a step donates what it is given, as training programs do, and
-        so writes over it.
-      wait: whether each step is waited for before the next is started.
-
-    Returns:
-      A function that takes them, and returns what they leave.
-    """
-    compiled = jax.jit(step, donate_argnums=0 if in_place else ())
-    remaining = iter(inputs)
-
-    def run():
-        nonlocal carry
-        for given in itertools.islice(remaining, steps):
-            carry = compiled(carry, *given)
-            if wait:
-                jax.block_until_ready(carry)
-        return carry
-
-    return run
 
 
 def time_steps(
@@ -227,6 +132,7 @@ def time_steps(
         label: (optimizer_step, start, tx) for label, tx in transformations.items()
     }
     programs[BY_HAND] = (step_by_hand, start_by_hand, bare)
+    size = f"{count(shapes):,} parameters"
     for words, in_place in (("into new arrays", False), ("in place", True)):
         timings = harness.measure(
             [
@@ -243,8 +149,9 @@ def time_steps(
             ],
             rounds,
         )
-        title = f"{name}, {_size(shapes)}: a step without a change, {words}"
-        report.table(title, timings, name)
+        title = f"{name}, {size}: a step without a change, {words}"
+        key = {"optimizer": name, "in_place": in_place}
+        report.table(title, timings, name, kind="step", **key)
         for labels, limit in ((inside, IN_GRAPH), (from_host, FROM_HOST)):
             for label in labels:
                 ratio = timings[label].ratio(timings[name]).median
@@ -285,7 +192,8 @@ def time_changes(
             run = functools.partial(change, start(tx, params), grads)
             candidates.append(harness.Candidate(f"{label}, {words}", run))
     timings = harness.measure(candidates, rounds)
-    report.table(f"{name}, {_size(shapes)}: a change", timings, name)
+    title = f"{name}, {count(shapes):,} parameters: a change"
+    report.table(title, timings, name, kind="change", optimizer=name)
     for label in MOVING:
         due = timings[f"{label}, step with a change"].ratio(timings[name]).median
         rest = without[label].ratio(without[name]).median
@@ -294,21 +202,20 @@ def time_changes(
 
 
 def time_training(
-    report: harness.Report, steps: int, rounds: int, **model_options: Any
+    report: harness.Report, model: ResNet, steps: int, rounds: int
 ) -> None:
     """A whole training step of the example, a change in every block of steps included.
 
     Args:
       report: where it is told.
+      model: the network.
       steps: how many in a block, and from one change to the next.
       rounds: blocks of each.
-      **model_options: what the network differs in from the example's.
     """
-    config = digits.Config()
-    model = ResNet(**{"width": config.width, **model_options})
-    batches = digit_batches(config.batch_size)
+    train, _ = load_digits(report.options.quick)
+    seen = jax.device_put([*batches(train, 1, np.random.default_rng(0))])
     init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(jax.random.key(0), batches[0][0])
+    variables = init(jax.random.key(0), seen[0][0])
 
     def block(tx):
         state = so.linen.TrainState.create(
@@ -318,9 +225,9 @@ def time_training(
             tx=tx,
         )
         return looping(
-            lambda state, *batch: digits.train_step(state, *batch)[0],
+            lambda state, *batch: train_step(state, *batch)[0],
             state,
-            itertools.cycle(batches),
+            itertools.cycle(seen),
             steps,
         )
 
@@ -331,7 +238,7 @@ def time_training(
             optax.sgd(0.05, momentum=0.9),
         )
 
-    topology = so.rigl(config.sparsity, every=steps, stop=10**9)
+    topology = so.rigl(Config.sparsity, every=steps, stop=10**9)
     sparse = so.sparsify(inner(so.scale_by_sparseopt()), topology)
     timings = harness.measure(
         [
@@ -342,49 +249,30 @@ def time_training(
     )
     size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     title = f"training on digits, {size:,} parameters: a step, changes included"
-    report.table(title, timings, "dense")
+    report.table(title, timings, "dense", kind="training")
     ratio = timings["RigL + SparseOpt"].ratio(timings["dense"]).median
     report.claim(
         f"digits: RigL + SparseOpt changing every {steps} steps / dense",
         ratio,
         at_most=IN_TRAINING,
+        kind="training",
     )
-
-
-def digit_batches(batch_size: int) -> list[tuple[jax.Array, jax.Array]]:
-    """Whole batches of the scanned digits, standardised: (n, 8, 8, 1) and (n,)."""
-    images, labels = load_digits(return_X_y=True)
-    images = (images - images.mean()) / images.std()
-    images = images.reshape(-1, 8, 8, 1).astype(np.float32)
-    starts = range(0, len(labels) - batch_size + 1, batch_size)
-    return [
-        (
-            jnp.asarray(images[start : start + batch_size]),
-            jnp.asarray(labels[start : start + batch_size], jnp.int32),
-        )
-        for start in starts
-    ]
-
-
-def _size(shapes: Any) -> str:
-    leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
-    return f"{sum(map(math.prod, leaves)):,} parameters"
 
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("step_overhead", options)
+    report = harness.Report("benchmarks.step_overhead", options)
     shapes = TINY if options.quick else resnet_shapes()
     for optimizer in OPTIMIZERS:
         without = time_steps(report, optimizer, shapes, options.rounds_or(30))
         time_changes(report, optimizer, shapes, options.rounds_or(5), without)
     rounds = options.rounds_or(30)
     if options.quick:
-        time_training(report, 5, rounds, width=4, strides=())
+        time_training(report, ResNet(4, strides=()), 5, rounds)
     else:
-        time_training(report, EVERY, rounds)
+        time_training(report, ResNet(Config.width), EVERY, rounds)
     report.store()
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

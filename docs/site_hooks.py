@@ -9,7 +9,7 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = "benchmarks/results"
+RESULTS = "studies/results"
 
 _BLOCK = re.compile(r"^( *)\.\. math::\n((?:\1 +.*\n|\n)+)", re.MULTILINE)
 _INLINE = re.compile(r":math:`([^`]+)`")
@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, **options: Any) -> str:
     ```python
     1
     ```
-    >>> on_page_markdown("[`a.py`](../examples/a.py) ![b](../benchmarks/results/b.png)")
+    >>> on_page_markdown("[`a.py`](../examples/a.py) ![b](../studies/results/b.png)")
     '`a.py` ![b](results/b.png)'
     """
     del options

@@ -8,13 +8,10 @@ the caches: in a fixed order one program measured twice differed by 5 %.
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import random
 import re
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tyro
 
 from reporting import stored
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path("benchmarks/results")
-PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
+from reporting.machine import machine, versions, working_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Options:
       quick: Tiny sizes and few rounds, to see that it runs. Stored only where --output
         says.
       rounds: How often each candidate is timed; the slow ones less often.
-      output: File for the record, instead of one in benchmarks/results.
+      output: File for the record, instead of one beside the program.
       overwrite: Replace the file that --output names.
       allow_dirty: Measure although the working tree differs from the commit. The
         record says so.
@@ -165,12 +160,11 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
 class Report:
     """What one benchmark finds: shown as it comes, stored at the end."""
 
-    def __init__(self, name: str, options: Options, root: Path = ROOT):
+    def __init__(self, program: str, options: Options, root: Path = stored.ROOT):
         """Opens the report, before anything is measured.
 
         Args:
-          name: of the benchmark, and of its record; ``"folder/name"`` puts the record
-            into a folder of its own.
+          program: the module that measures, such as ``"studies.paper.skew"``.
           options: as given on the command line.
           root: the checkout.
 
@@ -186,7 +180,7 @@ class Report:
             )
         device = jax.devices()[0]
         self.record: dict[str, Any] = {
-            "benchmark": name,
+            "program": program,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "commit": commit,
             "dirty": dirty,
@@ -199,23 +193,27 @@ class Report:
         }
         self.path = options.output
         if self.path is None and not options.quick:
-            file = record_name(name, device.platform, device.device_kind)
-            self.path = root / RESULTS / file
+            self.path = stored.path_of(
+                program, device_name(device.platform, device.device_kind), root
+            )
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         about = {**self.record["machine"], **self.record["versions"]}
-        print(f"{name} on {device.device_kind} ({device.platform})")
+        print(f"{program} on {device.device_kind} ({device.platform})")
         print(", ".join(f"{key} {value}" for key, value in about.items()))
         if options.quick:
             print("Tiny sizes: the numbers and their limits mean nothing.")
 
-    def table(self, title: str, timings: Mapping[str, Timing], baseline: str) -> None:
+    def table(
+        self, title: str, timings: Mapping[str, Timing], baseline: str, **key: Any
+    ) -> None:
         """Adds timings, each compared with one of them.
 
         Args:
-          title: what was timed.
+          title: what was timed, in words.
           timings: by name, as ``measure`` gives them.
           baseline: the name that all are compared with.
+          **key: what was timed, for ``stored.select``.
         """
         rows = []
         for name, timing in timings.items():
@@ -230,21 +228,23 @@ class Report:
                 }
             )
         self.record["tables"].append(
-            {"title": title, "baseline": baseline, "rows": rows}
+            {"key": key, "title": title, "baseline": baseline, "rows": rows}
         )
         print(f"\n{title}\n{format_rows(rows, baseline)}")
 
-    def listing(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def listing(
+        self, title: str, rows: Sequence[Mapping[str, Any]], **key: Any
+    ) -> None:
         """Adds numbers that are counted, not timed.
 
         Args:
-          title: what they are about.
+          title: what they are about, in words.
           rows: each with the same keys, which head the columns.
+          **key: what they are about, for ``stored.select``.
         """
-        self.record["tables"].append({"title": title, "rows": [*map(dict, rows)]})
-        head = [key.replace("_", " ") for key in rows[0]]
-        lines = [head, *([_cell(x) for x in row.values()] for row in rows)]
-        print(f"\n{title}\n{_columns(lines)}")
+        rows = [*map(dict, rows)]
+        self.record["tables"].append({"key": key, "title": title, "rows": rows})
+        show(title, rows)
 
     def claim(
         self,
@@ -253,6 +253,7 @@ class Report:
         *,
         at_least: float | None = None,
         at_most: float | None = None,
+        **key: Any,
     ) -> None:
         """Adds a number that the table is about, beside its limit where it has one.
 
@@ -261,8 +262,9 @@ class Report:
           measured: its value.
           at_least: the limit from below.
           at_most: the limit from above.
+          **key: what the number is, for ``stored.select``.
         """
-        claim: dict[str, Any] = {"what": what, "measured": measured}
+        claim: dict[str, Any] = {"key": key, "what": what, "measured": measured}
         if at_least is not None:
             claim |= {"at_least": at_least, "met": measured >= at_least}
         if at_most is not None:
@@ -286,6 +288,20 @@ class Report:
             return
         self.path.write_text(json.dumps(self.record, indent=2) + "\n")
         print(f"\nStored in {self.path}")
+
+
+def start(main: Callable[[Options], None], description: str | None) -> None:
+    """Runs a program with the options of the command line."""
+    spec = sys.modules["__main__"].__spec__
+    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    main(tyro.cli(Options, prog=prog, description=description))
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows that have the same keys, which head the columns."""
+    head = [key.replace("_", " ") for key in rows[0]]
+    lines = [head, *([_cell(x) for x in row.values()] for row in rows)]
+    print(f"\n{title}\n{_columns(lines)}")
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
@@ -335,75 +351,8 @@ def format_claim(claim: Mapping[str, Any]) -> str:
     return text
 
 
-def record_name(name: str, backend: str, device: str) -> str:
-    """The file of a record: the device is named, except for a CPU."""
+def device_name(backend: str, device: str) -> str:
+    """What tells the record of a device from those of others: empty for a CPU."""
     if backend == "cpu":
-        return f"{name}.json"
-    slug = re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
-    return f"{name}-{slug}.json"
-
-
-def working_tree(root: Path) -> tuple[str | None, bool]:
-    """The commit that is checked out, if any, and whether the files differ from it.
-
-    Stored records do not count: one benchmark's must not stop the next.
-    """
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
-    changes = git("status", "--porcelain", "--", ".", f":(exclude){RESULTS.as_posix()}")
-    return commit, commit is None or changes != ""
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on, and nothing that tells whose machine it is."""
-    return {
-        "cpu": _cpu(),
-        "cores": _cores(),
-        "memory_gib": _memory(),
-        "os": _system(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Python's version, and those of the packages underneath."""
-    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **installed}
-
-
-def _cpu() -> str:
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        info = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
-    return model[1] if model else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory() -> float:
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return round(size / 2**30, 1)
-
-
-def _system() -> str:
-    try:
-        return platform.freedesktop_os_release()["PRETTY_NAME"]
-    except OSError:
-        return f"{platform.system()} {platform.release()}"
+        return ""
+    return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")

@@ -1,6 +1,7 @@
 """Markdown tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -13,3 +14,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def measured_on(record: Mapping[str, Any]) -> str:
+    """What times of a record depend on most, as a sentence."""
+    cores, version = record["machine"]["cores"], record["versions"]["jax"]
+    return f"{cores} cores, jax {version}, medians."

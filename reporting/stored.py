@@ -1,23 +1,47 @@
-"""The results that benchmarks have stored, and the pictures beside them."""
+"""The records that programs have stored, and the pictures beside them.
+
+Programs keep their records beside them: ``studies.paper.skew`` in
+``studies/results/paper/skew.json``.
+"""
 
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(name: str) -> dict[str, Any]:
-    """The record of a benchmark, read once and shared: it is not to be changed.
+def path_of(program: str, device: str = "", root: Path = ROOT) -> Path:
+    """The file of a record.
 
     Args:
-      name: of the benchmark; ``"paper/skew"`` lies in a folder.
+      program: the module that measures.
+      device: that it was measured on, unless that is a CPU.
+      root: the checkout.
 
     Returns:
-      What ``harness.Report`` has stored.
+      The path.
     """
-    return _read(RESULTS / f"{name}.json")
+    folder, *names = program.split(".")
+    file = "-".join(filter(None, (names.pop(), device)))
+    return Path(root, folder, "results", *names, f"{file}.json")
+
+
+def load(program: str) -> dict[str, Any]:
+    """The record of a program, read once and shared: it is not to be changed."""
+    return _read(path_of(program))
+
+
+def select(entries: Iterable[dict[str, Any]], **key: Any) -> list[dict[str, Any]]:
+    """The tables or claims of a record whose keys have these values.
+
+    >>> tables = [{"key": {"kind": "step"}}, {"key": {"kind": "step", "batch": 32}}]
+    >>> select(tables, batch=32)
+    [{'key': {'kind': 'step', 'batch': 32}}]
+    """
+    return [entry for entry in entries if key.items() <= entry["key"].items()]
 
 
 def write_picture(figure: Any, path: Path) -> None:

@@ -31,12 +31,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import traverse_util
 
 import sparseopt_jax as so
-from benchmarks.devices import loss_of
 from reporting import harness
+from reporting.training import loss_of
 from studies.convergence.conditions import Condition
 from studies.convergence.runs import Trainer, networks
 
@@ -276,7 +275,7 @@ def table_of_jumps(courses: Mapping[str, Sequence[Course]]) -> list[dict[str, An
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("neuron_scales", options)
+    report = harness.Report("studies.neuron_scales", options)
     available, courses = networks(options.quick), {}
     for condition, rate in RUNS[:1] if options.quick else RUNS:
         if options.quick:
@@ -285,9 +284,10 @@ def main(options: harness.Options) -> None:
         seeds = range(2 if options.quick else SEEDS)
         courses[condition.name] = [follow(trainer, rate, seed) for seed in seeds]
         print(f"  {condition.name}", flush=True)
-    report.listing("exponents of fan-in", table_of_exponents(courses))
+    rows = table_of_exponents(courses)
+    report.listing("exponents of fan-in", rows, kind="exponents")
     jumps = table_of_jumps(courses)
-    report.listing("changes of the masks", jumps)
+    report.listing("changes of the masks", jumps, kind="jumps")
     for row in jumps:
         what = f"{row['run']}: change of the deviation / what the fan-in says"
         report.claim(what, row["follows"])
@@ -295,4 +295,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -12,36 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from examples.common.layers import conv_and_norm
+from examples.common.layers import Block, conv_and_norm
 
 STAGES = 3
-
-
-class Block(nn.Module):
-    """conv - BN - relu - conv - BN, added to the shortcut, then relu.
-
-    Attributes:
-      features: channels of the output.
-      stride: of the first convolution, and of the shortcut.
-      dtype: type that everything is computed in.
-    """
-
-    features: int
-    stride: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv, norm = conv_and_norm(self.dtype, train, "fan_in")
-        strides = (self.stride, self.stride)
-        y = conv(self.features, (3, 3), strides, name="conv_1")(x)
-        y = nn.relu(norm(name="norm_1")(y))
-        y = conv(self.features, (3, 3), name="conv_2")(y)
-        y = norm(name="norm_2")(y)
-        if x.shape != y.shape:
-            x = conv(self.features, (1, 1), strides, name="conv_shortcut")(x)
-            x = norm(name="norm_shortcut")(x)
-        return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -71,10 +44,11 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Logits (n, classes), float32, of images (n, height, width, channels)."""
-        conv, norm = conv_and_norm(self.dtype, train, "fan_in")
+        layers = functools.partial(conv_and_norm, self.dtype, fan="fan_in")
+        conv, norm = layers(train=train)
         x = conv(self.width, (3, 3), name="stem")(images)
         x = nn.relu(norm(name="norm_stem")(x))
-        block = functools.partial(Block, dtype=self.dtype)
+        block = functools.partial(Block, layers=layers)
         x = _stages(block, self.width, self.blocks, x, train)
         return _logits(self.classes, x)
 

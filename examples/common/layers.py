@@ -1,9 +1,11 @@
 """What residual networks are made of, in Flax linen."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 
 
 def conv_and_norm(dtype: Any, train: bool, fan: Literal["fan_in", "fan_out"]):
@@ -34,3 +36,30 @@ def conv_and_norm(dtype: Any, train: bool, fan: Literal["fan_in", "fan_out"]):
         dtype=dtype,
     )
     return conv, norm
+
+
+class Block(nn.Module):
+    """conv - BN - relu - conv - BN, added to the shortcut, then relu.
+
+    Attributes:
+      features: channels of the output.
+      stride: of the first convolution, and of the shortcut.
+      layers: makes constructors of the convolution and of the normalisation.
+    """
+
+    features: int
+    stride: int
+    layers: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv, norm = self.layers(train=train)
+        strides = (self.stride, self.stride)
+        y = conv(self.features, (3, 3), strides, name="conv_1")(x)
+        y = nn.relu(norm(name="norm_1")(y))
+        y = conv(self.features, (3, 3), name="conv_2")(y)
+        y = norm(name="norm_2")(y)
+        if x.shape != y.shape:
+            x = conv(self.features, (1, 1), strides, name="conv_shortcut")(x)
+            x = norm(name="norm_shortcut")(x)
+        return nn.relu(x + y)

@@ -7,30 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-class Block(nn.Module):
-    """conv - BN - relu - conv - BN, added to the shortcut, then relu.
-
-    Attributes:
-      features: channels of the output.
-      stride: of the first convolution, and of the shortcut.
-    """
-
-    features: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv, norm = _layers(train)
-        strides = (self.stride, self.stride)
-        y = conv(self.features, (3, 3), strides, name="conv_1")(x)
-        y = nn.relu(norm(name="norm_1")(y))
-        y = conv(self.features, (3, 3), name="conv_2")(y)
-        y = norm(name="norm_2")(y)
-        if x.shape != y.shape:
-            x = conv(self.features, (1, 1), strides, name="conv_shortcut")(x)
-            x = norm(name="norm_shortcut")(x)
-        return nn.relu(x + y)
+from examples.common.layers import Block
 
 
 class ResNet(nn.Module):
@@ -56,9 +33,9 @@ class ResNet(nn.Module):
         x = conv(self.width, (3, 3), name="stem")(images)
         x = nn.relu(norm(name="norm_stem")(x))
         for index, stride in enumerate(self.strides):
-            x = Block(self.width * 2**index, stride, name=f"block_{index + 1}")(
-                x, train
-            )
+            x = Block(
+                self.width * 2**index, stride, _layers, name=f"block_{index + 1}"
+            )(x, train)
         return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2)))
 
 

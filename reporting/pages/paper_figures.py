@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reporting import stored
-from reporting.convergence_records import by_arm
 from reporting.markdown import table
-from reporting.pages import when_it_helps as convergence_tables
+from reporting.pages import when_it_helps
+from reporting.statistics import by_arm
 
 # The paper's figures, by the program that measures them.
 FIGURES = {
@@ -24,7 +24,12 @@ SHOWN = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # sparsities
 
 def load(name: str) -> dict[str, Any]:
     """The stored result of a program."""
-    return stored.load(f"paper/{name}")
+    return stored.load(f"studies.paper.{name}")
+
+
+def _rows(name: str, kind: str) -> list[dict[str, Any]]:
+    (found,) = stored.select(load(name)["tables"], kind=kind)
+    return found["rows"]
 
 
 def met(record: Mapping[str, Any]) -> str:
@@ -89,7 +94,7 @@ def student_teacher_claims() -> str:
 def gradient_ratio() -> str:
     """Ratios by sparsity, the theory's and the paper's above them."""
     record = load("gradient_ratio")
-    rows = record["tables"][0]["rows"]
+    rows = _rows("gradient_ratio", "ratios")
     theory = {row["sparsity"]: f"{row['theory']:.2f}" for row in rows}
     lines = [("theory, with BN", *(theory[s] for s in SHOWN))]
     for norm, points in record["paper"].items():
@@ -108,7 +113,7 @@ def ratio_layers() -> str:
     """The ResNet's layers at the largest sparsity that the paper has, with BN."""
     rows = [
         row
-        for row in load("gradient_ratio")["tables"][1]["rows"]
+        for row in _rows("gradient_ratio", "layers")
         if row["network"].startswith("ResNet") and row["batch_norm"]
     ]
     layers = dict.fromkeys(row["layer"] for row in rows)
@@ -167,7 +172,7 @@ def one_neuron() -> str:
             *_speed(row),
             _percent(row["same_end"]),
         )
-        for row in load("student_teacher")["tables"][0]["rows"]
+        for row in _rows("student_teacher", "one_neuron")
     ]
     return table(head, lines)
 
@@ -184,7 +189,7 @@ def first_sizes() -> str:
             f"x {row['size']:g}",
             *_speed(row),
         )
-        for row in load("student_teacher")["tables"][1]["rows"]
+        for row in _rows("student_teacher", "first_sizes")
     ]
     return table(head, lines)
 
@@ -205,7 +210,7 @@ def two_neurons() -> str:
             *(_percent(row[f"off_{name}"]) for name in scalings),
             *(_percent(row[f"reached_{name}"]) for name in scalings),
         )
-        for row in load("student_teacher")["tables"][2]["rows"]
+        for row in _rows("student_teacher", "two_neurons")
     ]
     return table(head, lines)
 
@@ -234,24 +239,29 @@ def accuracy_claims() -> str:
 
 def accuracy_without() -> str:
     """Accuracies without a correction, by condition and length."""
-    return _by_length(lambda arms: convergence_tables.accuracy(arms["none"]))
+    return _by_length(lambda arms: when_it_helps.accuracy(arms["none"]))
 
 
 def accuracy_fan_in() -> str:
     """What the paper's correction adds to them."""
-    return _by_length(lambda arms: convergence_tables.interval(arms["fan_in"]))
+    return _by_length(lambda arms: when_it_helps.interval(arms["fan_in"]))
 
 
 def accuracy_batch_variance() -> str:
     """What the correction by measured variances adds to them."""
-    return _by_length(lambda arms: convergence_tables.interval(arms["batch_variance"]))
+    return _by_length(lambda arms: when_it_helps.interval(arms["batch_variance"]))
 
 
 def _by_length(cell: Callable[[Mapping[str, Any]], str]) -> str:
     """A row for each method and sparsity, a column for each way to train it."""
     found: dict[str, dict[str, str]] = {}
     for own in load("accuracy")["conditions"]:
-        base, way = own["condition"]["name"].rsplit(", ", 1)
+        condition = own["condition"]
+        way = "norms kept" if condition["keep_norms"] else f"{condition['length']} x"
+        method = when_it_helps.METHODS[condition["method"]]
+        base = f"{method}, {100 * condition['sparsity']:g} %"
+        if condition["ham"]:
+            base += ", HAM"
         found.setdefault(base, {})[way] = cell(by_arm(own))
     ways = list(dict.fromkeys(way for cells in found.values() for way in cells))
     lines = [

@@ -5,25 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from reporting import convergence_records as records
 from reporting.markdown import table
-from reporting.pages import paper_figures as paper_tables
+from reporting.pages import paper_figures
 from reporting.pages.published import EARLY, GAINS, RIGL, SPARSEOPT, Published
 from reporting.pages.when_it_helps import interval
-from reporting.paired import difference
-from reporting.stored import load
+from reporting.statistics import accuracies as accuracies_of
+from reporting.statistics import by_arm, difference, epochs_at
+from reporting.stored import load, select
 
 OUT_OF_REACH = "*out of reach here*"
 KEPT = "RigL, 95 %, norms kept"  # the paper's ablation, without numbers
-
-
-# The programs that measure what several records hold.
-PROGRAMS = {
-    "convergence": "studies.convergence",
-    "convergence_further": "studies.convergence.further",
-    "large_batch": "studies.large_batch",
-    "large_batch_text": "studies.large_batch.text",
-}
 
 
 def verdict(row: Mapping[str, Any], gain: float) -> str:
@@ -49,7 +40,7 @@ def _compared() -> dict[str, tuple[str, Mapping[str, Any]]]:
     """
     return {
         own["condition"]["name"]: (program, own)
-        for program in ("convergence", "convergence_further")
+        for program in ("studies.convergence", "studies.convergence.further")
         for own in load(program)["conditions"]
     }
 
@@ -63,7 +54,7 @@ def small_scale() -> str:
     lines = []
     for name, (program, own) in _compared().items():
         if name in GAINS or name == KEPT:
-            row = records.by_arm(own)["fan_in"]
+            row = by_arm(own)["fan_in"]
             gain = GAINS.get(name)
             lines.append(
                 (
@@ -73,7 +64,7 @@ def small_scale() -> str:
                     f"{row['p']:.2g}",
                     str(len(own["accuracies"][0])),
                     verdict(row, (gain or 0.0) / 100),
-                    f"`python -m {PROGRAMS[program]}`",
+                    f"`python -m {program}`",
                 )
             )
     return table(head, lines)
@@ -86,14 +77,14 @@ def early() -> str:
         _, own = found[name]
         epochs = np.shape(own["accuracies"])[-1]
         for share, gain in EARLY.items():
-            runs = (records.accuracies(own, arm, share) for arm in ("fan_in", "none"))
+            runs = (accuracies_of(own, arm, share) for arm in ("fan_in", "none"))
             row = difference(*runs)
             lines.append(
                 (
                     name,
                     f"{round(90 * share)} of 90",
                     f"{100 * gain:+.1f}",
-                    f"{records.epochs_at(share, epochs)} of {epochs}",
+                    f"{epochs_at(share, epochs)} of {epochs}",
                     interval(row),
                     verdict(row, gain),
                 )
@@ -108,12 +99,12 @@ def early() -> str:
 def figures() -> str:
     """The paper's figures that take little computing."""
     lines = []
-    for name, figure in paper_tables.FIGURES.items():
-        found = paper_tables.load(name)
+    for name, figure in paper_figures.FIGURES.items():
+        found = paper_figures.load(name)
         lines.append(
             (
                 figure,
-                paper_tables.met(found),
+                paper_figures.met(found),
                 f"*{found['verdict']}*",
                 f"`python -m studies.paper.{name}`",
             )
@@ -149,7 +140,7 @@ def _published(rows: Sequence[Published]) -> str:
 
 def _smet() -> Iterator[tuple[str, ...]]:
     """SMET's Figure 1 and its losses, on the small language model."""
-    entries = {own["method"]: own for own in load("language_model")["results"]}
+    entries = {own["method"]: own for own in load("examples.language_model")["results"]}
     adam, smet = (entries[name] for name in ("sparse_adam", "smet"))
     setbacks = [1e3 * own["setback"]["probe"]["mean"] for own in (adam, smet)]
     command = "`python -m examples.language_model --seeds 3`"
@@ -168,7 +159,7 @@ def _smet() -> Iterator[tuple[str, ...]]:
         "*reproduced*" if gaps[1] < gaps[0] else "*undecided*",
         command,
     )
-    rows = load("memory")["tables"][0]["rows"]
+    rows = load("benchmarks.memory")["tables"][0]["rows"]
     sizes = [
         (row["leaf"] / rows[0]["leaf"], row["density"])
         for row in rows
@@ -185,26 +176,27 @@ def _smet() -> Iterator[tuple[str, ...]]:
 
 def _lamb() -> Iterator[tuple[str, ...]]:
     """LAMB's claim, on images and on text."""
-    for name, what in (("large_batch", "digits"), ("large_batch_text", "text")):
-        record = load(name)
-        claims = {own["what"]: own for own in record["claims"]}
+    for program, what in (
+        ("studies.large_batch", "digits"),
+        ("studies.large_batch.text", "text"),
+    ):
+        record = load(program)
         smallest = min(row["batch"] for own in record["tables"] for row in own["rows"])
         for density in ("dense", "sparse"):
-            reach = {
-                optimizer: claims[
-                    f"{density}: the largest batch that {optimizer} reaches"
-                ]
-                for optimizer in ("Adam", "LAMB")
-            }
-            met = claims[f"{density}: the largest batch of LAMB / of Adam"]["met"]
+            claims = select(record["claims"], density=density)
+            adam, lamb, ratio = (
+                *select(claims, optimizer="Adam"),
+                *select(claims, optimizer="LAMB"),
+                *select(claims, of="LAMB", over="Adam"),
+            )
             # Where all are good for the smallest batch alone, runs were too short.
-            told = any(own["measured"] != smallest for own in reach.values())
+            told = any(own["measured"] != smallest for own in (adam, lamb))
             missed = "*not reproduced*" if told else "*undecided*"
             yield (
                 f"LAMB: its rule holds further than Adam's, {what}, {density}",
-                ", ".join(f"{own}: {x['measured']}" for own, x in reach.items()),
-                "*reproduced*" if met else missed,
-                f"`python -m {PROGRAMS[name]}`",
+                f"Adam: {adam['measured']}, LAMB: {lamb['measured']}",
+                "*reproduced*" if ratio["met"] else missed,
+                f"`python -m {program}`",
             )
 
 

@@ -1,14 +1,12 @@
-"""Runs the tutorials and keeps what they print, for ``docs/tutorials.md``.
-
-python -m reporting.pages.tutorials
-"""
+"""The tutorials of ``docs/tutorials.md``, and what they print."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from reporting.stored import ROOT
+
 OUTPUTS = ROOT / "docs" / "outputs"
 
 
@@ -27,6 +25,12 @@ def run(name: str) -> str:
         text=True,
     )
     return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+
+
+def run_all() -> None:
+    """Runs the tutorials and keeps what they print."""
+    for name in (tutorial.__name__ for tutorial in PAGE):
+        (OUTPUTS / f"{name}.txt").write_text(run(name), encoding="utf-8")
 
 
 def shown(name: str) -> str:
@@ -55,10 +59,3 @@ def prune_trained() -> str:
 
 
 PAGE = (linen, stop_and_go_on, prune_trained)
-
-
-if __name__ == "__main__":
-    OUTPUTS.mkdir(exist_ok=True)
-    for tutorial in PAGE:
-        name = tutorial.__name__
-        (OUTPUTS / f"{name}.txt").write_text(run(name), encoding="utf-8")

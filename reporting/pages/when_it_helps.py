@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from reporting.convergence_records import accuracies, by_arm
 from reporting.markdown import table
-from reporting.paired import difference
-from reporting.stored import load
+from reporting.statistics import accuracies, by_arm, difference
+from reporting.stored import load, select
 
 ARMS = ("fan_in", "batch_variance", "weight_norm")
 METHODS = {"rigl": "RigL", "set": "SET", "static": "static", "spread": "static"}
@@ -19,20 +18,20 @@ BY_RATE = ("RigL, 90 %", "RigL, 95 %", "RigL, 97 %")
 def conditions() -> str:
     """The accuracy after the last epoch, and what corrections add to it."""
     head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
-    lines, together = [], _together(load("convergence"))
-    for own in load("convergence")["conditions"]:
+    lines, together = [], _together(load("studies.convergence"))
+    for own in load("studies.convergence")["conditions"]:
         name, rows = own["condition"]["name"], by_arm(own)
         cells = [accuracy(rows["none"])]
         for arm in ARMS:
             cells.append(_gain(rows[arm], together[name, arm]))
         lines.append((name, *cells))
-    return table(head, lines) + _legend(load("convergence"))
+    return table(head, lines) + _legend(load("studies.convergence"))
 
 
 def pooled() -> str:
     """Mean gains over several conditions, the mean taken seed by seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for own in load("convergence")["conditions"]:
+    for own in load("studies.convergence")["conditions"]:
         condition = own["condition"]
         on = f"{condition['network']}, {METHODS[condition['method']]}"
         groups.setdefault(on, []).append(own)
@@ -51,10 +50,12 @@ def pooled() -> str:
 
 def candidates() -> str:
     """What the other candidates add, where they were tried."""
-    tried = [own for own in load("convergence")["conditions"] if len(own["arms"]) > 4]
+    tried = [
+        own for own in load("studies.convergence")["conditions"] if len(own["arms"]) > 4
+    ]
     head = ("correction", *(own["condition"]["name"] for own in tried))
     arms = [row["arm"] for row in tried[0]["arms"][1:]]
-    together = _together(load("convergence"))
+    together = _together(load("studies.convergence"))
     lines = [
         (
             _name(arm),
@@ -76,7 +77,7 @@ def starts() -> str:
         "spread of fan-ins: without, fan-in, batch variance",
     )
     lines: list[tuple[str, ...]] = []
-    for own in load("convergence")["conditions"]:
+    for own in load("studies.convergence")["conditions"]:
         rows = by_arm(own)
         none, shown = rows["none"], [rows[arm] for arm in ARMS[:2]]
         early = [_points(row["early_mean"], row["early_p"]) for row in shown]
@@ -95,7 +96,7 @@ def starts() -> str:
 
 def rates() -> str:
     """What tuning saw: accuracy by learning rate on images left out for it."""
-    tried = _tried(load("convergence"), BY_RATE)
+    tried = _tried(load("studies.convergence"), BY_RATE)
     shown = {
         name: [row for row in rows if row["arm"] in ("none", *ARMS)]
         for name, rows in tried.items()
@@ -105,7 +106,7 @@ def rates() -> str:
 
 def further() -> str:
     """The conditions that were added, each arm with the rate that was chosen for it."""
-    record = load("convergence_further")
+    record = load("studies.convergence.further")
     together = _together(record)
     arms = (*ARMS[:2], "fan_in_but_head")
     names = (f"{_name(arm)}, points (rate)" for arm in arms)
@@ -126,7 +127,7 @@ def further() -> str:
 
 def further_rates() -> str:
     """What their tuning saw, at all rates that any of them tried."""
-    record = load("convergence_further")
+    record = load("studies.convergence.further")
     names = [own["condition"]["name"] for own in record["conditions"]]
     return _rates(_tried(record, names))
 
@@ -135,8 +136,8 @@ def _tried(
     record: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What was tried in conditions of a record."""
-    found = {own["title"]: own["rows"] for own in record["tables"]}
-    return {name: found[f"{name}: learning rates tried"] for name in names}
+    found = {own["condition"]["name"]: own["tried"] for own in record["conditions"]}
+    return {name: found[name] for name in names}
 
 
 def _rates(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -158,7 +159,7 @@ def _rates(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def scales() -> str:
     """Exponents of fan-in, from the start of a run to its end."""
-    (found, _) = load("neuron_scales")["tables"]
+    (found,) = select(load("studies.neuron_scales")["tables"], kind="exponents")
     head = ("run", "share of training", "deviation", "weights", "gradient", "pace")
     lines: list[tuple[str, ...]] = [("theory", "0", "0.50", "0.50", "0.00", "-0.50")]
     for row in found["rows"]:
@@ -172,7 +173,7 @@ def scales() -> str:
 
 def jumps() -> str:
     """What changes of the masks do to the deviations, and what fan-in says."""
-    (_, found) = load("neuron_scales")["tables"]
+    (found,) = select(load("studies.neuron_scales")["tables"], kind="jumps")
     head = ("run", "changes", "fan-in says", "measured", "share that it follows")
     lines = [
         (
@@ -200,8 +201,8 @@ def interval(row: Mapping[str, Any]) -> str:
 
 def _together(record: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """The p-values of all tests together, by condition and arm."""
-    rows: Sequence[Mapping[str, Any]] = record["tables"][-1]["rows"]
-    return {(row["condition"], row["arm"]): row["holm"] for row in rows}
+    (tests,) = select(record["tables"], kind="p_values")
+    return {(row["condition"], row["arm"]): row["holm"] for row in tests["rows"]}
 
 
 def _gain(row: Mapping[str, Any], holm: float = 1.0) -> str:
@@ -224,7 +225,7 @@ def _name(arm: str) -> str:
 
 def _legend(record: Mapping[str, Any]) -> str:
     seeds = len(record["conditions"][0]["accuracies"][0])
-    tests = len(record["tables"][-1]["rows"])
+    tests = len(_together(record))
     return (
         f"{seeds} seeds; differences by seed with their 95 % intervals; **bold** where "
         f"p < 0.05 among all {tests} tests (Holm). jax {record['versions']['jax']}.\n"

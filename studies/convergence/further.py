@@ -11,17 +11,17 @@ the classifier left out of the correction, growth that sees corrected gradients.
 All else is as there: the networks, the seeds, the tuning, and the statistics.
 """
 
-import tyro
-
 from reporting import harness
-from studies.convergence.__main__ import run
+from studies.convergence.compare import run
 from studies.convergence.conditions import FURTHER
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
-    run("convergence_further", options, FURTHER)
+    """Runs the study."""
+    report = harness.Report("studies.convergence.further", options)
+    run(report, FURTHER)
+    report.store()
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -39,167 +39,22 @@ begin.
 """
 
 import functools
-import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
-import tyro
 
-import sparseopt_jax as so
-from benchmarks.devices import loss_of
-from benchmarks.method_models import IMAGE, load_digits, tasks
+from examples.digits.model import ResNet
 from reporting import harness
+from reporting.training import IMAGE, load_digits, loss_of
+from studies.large_batch.compare import OPTIMIZERS, Plan, Task, compare, quicker
 from studies.large_batch.picture import draw
 
 BATCHES = (32, 64, 128, 256, 512, 1024)
 EPOCHS, SEEDS = 40, 2
 TARGET = 0.01
-LARGEST_WARM_UP = 1 / 5  # of the training, at the largest batch
-SPARSITY, CHANGES = 0.9, 10  # in the whole training, of which the last quarter has none
-# The seed that learning rates are tuned with; no other run has it.
-TUNING = 1_000
-# An optimizer reaches as far as the batches take at most so many times the epochs.
-HOLDS = 2.0
-# How much further LARS and LAMB have to reach, to say that their rule is the better.
-FURTHER = 2.0
-
-
-class Optimizer(NamedTuple):
-    """One of the four.
-
-    Attributes:
-      make: from a learning rate, a topology and a key.
-      rates: learning rates that are tried with digits at the smallest batch, ascending.
-    """
-
-    make: Callable[..., optax.GradientTransformation]
-    rates: tuple[float, ...]
-
-
-def _sparse(alias: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    return functools.partial(alias, sparseopt=False, **options)
-
-
-OPTIMIZERS = {
-    "SGD": Optimizer(
-        _sparse(so.sparse_sgd, momentum=0.9, weight_decay=5e-4),
-        (0.025, 0.05, 0.1, 0.2, 0.4),
-    ),
-    "LARS": Optimizer(
-        _sparse(
-            so.sparse_lars, momentum=0.9, weight_decay=5e-4, trust_coefficient=0.02
-        ),
-        (0.025, 0.05, 0.1, 0.2, 0.4),
-    ),
-    "Adam": Optimizer(
-        _sparse(so.sparse_adamw, weight_decay=1e-2),
-        (0.002, 0.004, 0.008, 0.016, 0.032),
-    ),
-    "LAMB": Optimizer(
-        _sparse(so.sparse_lamb, weight_decay=1e-2),
-        (0.00125, 0.0025, 0.005, 0.01, 0.02),
-    ),
-}
-# Whose rule is to reach further than whose.
-PAIRS = (("LARS", "SGD"), ("LAMB", "Adam"))
-
-
-class Plan(NamedTuple):
-    """How many steps a run with some batch has.
-
-    Attributes:
-      images: to train on, or so many windows of a text, of which each is seen once.
-      batch: images in a step.
-      epochs: passes over the images.
-      warm_up_share: of the training, at this batch.
-    """
-
-    images: int
-    batch: int
-    epochs: int
-    warm_up_share: float
-
-    @property
-    def steps(self) -> int:
-        """Steps in all: batches are cut from one epoch after another without a gap."""
-        return self.epochs * self.images // self.batch
-
-    @property
-    def warm_up(self) -> int:
-        """Steps of the warm-up."""
-        return max(1, round(self.warm_up_share * self.steps))
-
-    def rates(self, peak: float) -> np.ndarray:
-        """The learning rate of each step."""
-        step, warm_up = np.arange(self.steps), self.warm_up
-        rising = (step + 1) / warm_up
-        falling = (self.steps - step) / (self.steps - warm_up + 1)
-        return np.float32(peak) * np.minimum(rising, falling).astype(np.float32)
-
-    def epochs_of(self, steps: float) -> float:
-        """Passes over the images in so many steps."""
-        return steps * self.batch / self.images
-
-    def topology(self, density: str) -> so.Topology:
-        """RigL that changes as often at every batch, or nothing sparse at all."""
-        if density == "dense":
-            return so.static(0.0)
-        every = max(2, self.steps // CHANGES)
-        stop = max(every + 1, 3 * self.steps // 4)
-        return so.rigl(SPARSITY, every=every, start=every, stop=stop)
-
-
-class Trained(Protocol):
-    """What is trained: a network with what it learns."""
-
-    gradient: Callable[[Any, Any], Any]
-
-    def start(self, seed: int) -> Any:
-        """The weights before the first step."""
-        ...
-
-    def loss(self, params: Any) -> float:
-        """What is to come down."""
-        ...
-
-    def batches(self, plan: Plan, seed: int) -> Iterator[Any]:
-        """As many as the plan has steps."""
-        ...
-
-
-class Task(NamedTuple):
-    """A network, and how long it is trained at which batches.
-
-    Attributes:
-      network: what is trained.
-      images: how many make an epoch.
-      epochs: passes over the images.
-      batches: images in a step, ascending.
-      target: the loss that is to be reached.
-      rates: of each optimizer, those that are tried at the smallest batch, ascending.
-      seeds: runs at each batch.
-    """
-
-    network: Trained
-    images: int
-    epochs: int
-    batches: tuple[int, ...]
-    target: float
-    rates: Mapping[str, tuple[float, ...]]
-    seeds: int
-
-    def plans(self) -> list[Plan]:
-        """The steps at each batch; the warm-up takes as many of them at any."""
-        largest = self.batches[-1]
-        return [
-            Plan(self.images, batch, self.epochs, LARGEST_WARM_UP * batch / largest)
-            for batch in self.batches
-        ]
 
 
 class Network:
@@ -248,197 +103,12 @@ class Network:
             yield self.images[chosen], self.labels[chosen]
 
 
-class Outcome(NamedTuple):
-    """What one run has come to.
-
-    Attributes:
-      steps: until the loss was reached, in parts of them; None if it never was.
-      loss: the last one seen.
-    """
-
-    steps: float | None
-    loss: float
-
-    def order(self) -> tuple[float, float]:
-        """Less is better."""
-        loss = self.loss if math.isfinite(self.loss) else math.inf
-        return (math.inf if self.steps is None else self.steps, loss)
-
-
-@functools.cache
-def update_of(name: str, topology: so.Topology) -> Callable[..., Any]:
-    """A step of the optimizer, compiled once for all batches, rates and seeds."""
-
-    def update(grads, opt_state, params, rate):
-        tx = OPTIMIZERS[name].make(rate, topology)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return jax.jit(update, donate_argnums=(1, 2))
-
-
-class Trainer:
-    """An optimizer at one batch."""
-
-    def __init__(self, task: Task, name: str, density: str, plan: Plan):
-        """Compiles nothing yet.
-
-        Args:
-          task: what is trained, and to which loss.
-          name: a key of ``OPTIMIZERS``.
-          density: ``"dense"`` or ``"sparse"``.
-          plan: the steps.
-        """
-        self.network, self.target = task.network, task.target
-        self.name, self.plan = name, plan
-        self._topology = plan.topology(density)
-        self._make = OPTIMIZERS[name].make
-        self._update = update_of(name, self._topology)
-
-    def run(self, peak: float, seed: int) -> Outcome:
-        """Trains until the loss is reached, or to the end.
-
-        Args:
-          peak: the learning rate after the warm-up.
-          seed: of the weights, the masks and the order of the images.
-
-        Returns:
-          Where the loss was reached.
-        """
-        params = self.network.start(seed)
-        tx = self._make(peak, self._topology, key=seed)
-        opt_state = tx.init(params)
-        params = so.apply_masks(params, opt_state)
-        rates = self.plan.rates(peak)
-        batches = self.network.batches(self.plan, seed)
-        at, loss, epoch = 0, self.network.loss(params), 1
-        for step, (rate, batch) in enumerate(zip(rates, batches, strict=True), 1):
-            grads = self.network.gradient(params, batch)
-            params, opt_state = self._update(grads, opt_state, params, rate)
-            if self.plan.epochs_of(step) < epoch and step < self.plan.steps:
-                continue
-            epoch = math.floor(self.plan.epochs_of(step)) + 1
-            before, loss = loss, self.network.loss(params)
-            if loss <= self.target:
-                reached = crossing((at, before), (step, loss), self.target)
-                return Outcome(reached, loss)
-            if not math.isfinite(loss):
-                break
-            at = step
-        return Outcome(None, loss)
-
-
-def crossing(
-    before: tuple[float, float], after: tuple[float, float], target: float
-) -> float:
-    """Where the line between two losses crosses a third, in their logarithms.
-
-    >>> crossing((10, 1.0), (20, 0.01), 0.1)
-    15.0
-    """
-    (start, high), (end, low) = before, after
-    part = math.log(high / target) / math.log(high / low)
-    return start + part * (end - start)
-
-
-def scaled(rate: float, batch: int, smallest: int) -> float:
-    """The square-root rule."""
-    return rate * math.sqrt(batch / smallest)
-
-
-def row_of(
-    trainer: Trainer, rate: float, outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
-    """What runs at one learning rate have come to.
-
-    Epochs and steps are means, and None where one of the runs did not reach the loss.
-    """
-    plan = trainer.plan
-    steps = [outcome.steps for outcome in outcomes if outcome.steps is not None]
-    mean = statistics.mean(steps) if len(steps) == len(outcomes) else None
-    loss = statistics.mean(outcome.loss for outcome in outcomes)
-    return {
-        "optimizer": trainer.name,
-        "batch": plan.batch,
-        "rate": float(f"{rate:.4g}"),
-        "warm_up": plan.warm_up,
-        "of_steps": plan.steps,
-        "of_epochs": plan.epochs,
-        "reached": f"{len(steps)} of {len(outcomes)}",
-        "epochs": None if mean is None else round(plan.epochs_of(mean), 2),
-        "steps": None if mean is None else round(mean, 1),
-        "last_loss": float(f"{loss:.4g}") if math.isfinite(loss) else None,
-    }
-
-
-def tune(
-    trainer: Trainer, rates: Sequence[float]
-) -> tuple[float, list[dict[str, Any]]]:
-    """The learning rate that takes the fewest steps, and a row for each.
-
-    If none reaches the loss it is that which comes closest.
-    """
-    outcomes = {rate: trainer.run(rate, TUNING) for rate in rates}
-    best = min(outcomes, key=lambda rate: outcomes[rate].order())
-    rows = [row_of(trainer, rate, [own]) for rate, own in outcomes.items()]
-    return best, [
-        row | {"best": own == best} for row, own in zip(rows, rates, strict=True)
-    ]
-
-
-def compare(report: harness.Report, task: Task, density: str) -> None:
-    """Trains with all optimizers at all batches, and says how far each reaches."""
-    smallest, largest, seeds = task.batches[0], task.batches[-1], task.seeds
-    tuning, rows, control, reach = [], [], [], {}
-    for name, rates in task.rates.items():
-        trainers = [Trainer(task, name, density, plan) for plan in task.plans()]
-        best, tried = tune(trainers[0], rates)
-        tuning += tried
-        own = []
-        for trainer in trainers:
-            rate = scaled(best, trainer.plan.batch, smallest)
-            outcomes = [trainer.run(rate, seed) for seed in range(seeds)]
-            own.append(row_of(trainer, rate, outcomes))
-            took = own[-1]["epochs"] or f"more than {task.epochs}"
-            print(f"  {density}, {name}, {trainer.plan.batch}: {took}", flush=True)
-        rows += own
-        reach[name] = reached(own)
-        rates = [scaled(rate, largest, smallest) for rate in rates]
-        control += tune(trainers[-1], rates)[1]
-    what = f"{density}, to a loss of {task.target}"
-    report.listing(f"{what}: rates tried at a batch of {smallest}", tuning)
-    report.listing(f"{what}: the rule, {seeds} seeds", rows)
-    report.listing(f"{what}: rates tried at a batch of {largest}", control)
-    for name, batch in reach.items():
-        report.claim(f"{density}: the largest batch that {name} reaches", batch)
-    for own, other in PAIRS:
-        ratio = reach[own] / max(reach[other], 1)
-        what = f"{density}: the largest batch of {own} / of {other}"
-        report.claim(what, ratio, at_least=FURTHER)
-
-
-def reached(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The largest batch up to which the epochs stay below ``HOLDS`` times the first's.
-
-    Args:
-      rows: of one optimizer, the batches ascending.
-
-    Returns:
-      The batch; 0 if not even the first reaches the loss.
-    """
-    largest, first = 0, rows[0]["epochs"]
-    for row in rows:
-        if row["epochs"] is None or row["epochs"] > HOLDS * first:
-            break
-        largest = row["batch"]
-    return largest
-
-
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("large_batch", options)
-    (train, _), task = load_digits(options.quick), tasks(options.quick)[0]
-    network = Network(task.model, *train)
+    report = harness.Report("studies.large_batch", options)
+    train, _ = load_digits(options.quick)
+    model = ResNet(4, strides=()) if options.quick else ResNet(16)
+    network = Network(model, *train)
     rates = {name: optimizer.rates for name, optimizer in OPTIMIZERS.items()}
     digits = Task(network, len(train.labels), EPOCHS, BATCHES, TARGET, rates, SEEDS)
     if options.quick:
@@ -449,12 +119,5 @@ def main(options: harness.Options) -> None:
     report.store()
 
 
-def quicker(task: Task) -> Task:
-    """The same task, to see that it runs: two batches, rates and epochs, one seed."""
-    rates = {name: own[:2] for name, own in task.rates.items()}
-    batches = task.batches[:2]
-    return task._replace(epochs=2, batches=batches, rates=rates, seeds=1)
-
-
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

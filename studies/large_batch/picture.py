@@ -1,10 +1,4 @@
-"""Epochs to the loss against the batch, from what large_batch.py and its like store.
-
-    python -m studies.large_batch.picture
-
-The programs that measure draw the picture themselves. Started by itself this one draws
-both again from the stored records, and measures nothing.
-"""
+"""Epochs to the loss against the batch, an optimizer a line."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,19 +9,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from reporting import stored
+from reporting.figures import COLORS, panels
 
 # Of each record, what was trained.
 TRAINED = {
-    "large_batch": "Digits, a small ResNet",
-    "large_batch_text": "Text, a small decoder",
+    "studies.large_batch": "Digits, a small ResNet",
+    "studies.large_batch.text": "Text, a small decoder",
 }
 STYLES = {
     "SGD": ("0.35", "o"),
-    "LARS": ("tab:blue", "s"),
-    "Adam": ("tab:green", "^"),
-    "LAMB": ("tab:orange", "D"),
+    "LARS": (COLORS[0], "s"),
+    "Adam": (COLORS[2], "^"),
+    "LAMB": (COLORS[1], "D"),
 }
-RULE = ": the rule, "  # in the titles of the tables that are drawn
 EPOCHS = (1, 2, 5, 10, 20, 50, 100)
 # Open markers stand so many times above the last epoch, and beside each other by this
 # part of the axis.
@@ -41,30 +35,29 @@ def draw(record: Mapping[str, Any]) -> Figure:
     a gap in the line.
 
     Args:
-      record: as ``large_batch.py`` stores it.
+      record: as ``python -m studies.large_batch`` stores it.
 
     Returns:
       The figure.
     """
-    tables = [table for table in record["tables"] if RULE in table["title"]]
+    tables = stored.select(record["tables"], kind="rule")
     rows = [row for table in tables for row in table["rows"]]
     last, batches = rows[0]["of_epochs"], sorted({row["batch"] for row in rows})
     first = min((row["epochs"] for row in rows if row["epochs"]), default=last / 2)
-    figure = Figure((8.0, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-    for axes, table in zip(panels, tables, strict=True):
+    figure, places = panels(1, len(tables), (8.0, 3.6), sharey=True)
+    for axes, table in zip(places[0], tables, strict=True):
         _scale(axes, batches, last)
         _lines(axes, table["rows"], last)
-        axes.set_title(table["title"].split(",")[0], fontsize=9)
+        axes.set_title(table["key"]["density"], fontsize=9)
         axes.set_xlabel("batch", fontsize=9)
-    panels[0].set_ylim(first / 1.4, last * ABOVE**2)
-    panels[0].set_ylabel("epochs", fontsize=9)
-    what, seeds = tables[0]["title"].split(RULE)
-    target, trained = float(what.rpartition(" ")[2]), TRAINED[record["benchmark"]]
-    title = f"{trained}: epochs to a loss of {target:.3g}, mean of {seeds}"
+    places[0, 0].set_ylim(first / 1.4, last * ABOVE**2)
+    places[0, 0].set_ylabel("epochs", fontsize=9)
+    key, trained = tables[0]["key"], TRAINED[record["program"]]
+    goal = f"epochs to a loss of {key['target']:.3g}"
+    title = f"{trained}: {goal}, mean of {key['seeds']} seeds"
     figure.suptitle(title, fontsize=10)
     missed = _open("0.35", "o", f"not all seeds within {last} epochs")
-    handles = [*panels[0].get_legend_handles_labels()[0], missed]
+    handles = [*places[0, 0].get_legend_handles_labels()[0], missed]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8
     )
@@ -81,7 +74,6 @@ def _scale(axes: Any, batches: Sequence[int], last: int) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
         axis.set_minor_locator(NullLocator())
-    axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 
 
@@ -116,14 +108,3 @@ def _open(color: str, marker: str, label: str) -> Line2D:
         markersize=5.5,
         label=label,
     )
-
-
-def main() -> None:
-    """Draws the pictures of the stored records again."""
-    for name in TRAINED:
-        picture = draw(stored.load(name))
-        stored.write_picture(picture, stored.RESULTS / f"{name}.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,12 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
-from examples.language_model import data as text
-from examples.language_model import net
+from examples.language_model import data, net
 from reporting import harness
-from studies.large_batch.__main__ import Plan, Task, compare, quicker
+from studies.large_batch.compare import Plan, Task, compare, quicker
 from studies.large_batch.picture import draw
 
 BATCHES = (32, 128, 512, 2048)
@@ -53,7 +51,7 @@ class Reader:
           size: of the network, an entry of ``SIZES`` or one like it.
           splits: the text, as ``language_model_data.load`` gives it.
         """
-        self._model = net.LanguageModel(size, text.VOCABULARY, tied=False)
+        self._model = net.LanguageModel(size, data.VOCABULARY, tied=False)
         self._train = splits.train
         self._held_out = self._windows(splits.validation, 0, 0, HELD_OUT)
         self._init = jax.jit(self._model.init)
@@ -75,7 +73,7 @@ class Reader:
             yield self._windows(self._train, seed, number, plan.batch)
 
     def _windows(self, source: Any, seed: int, number: int, rows: int) -> np.ndarray:
-        return text.batch(source, seed=seed, number=number, rows=rows, length=LENGTH)
+        return data.batch(source, seed=seed, number=number, rows=rows, length=LENGTH)
 
     def _loss_of(self, params: Any, windows: jax.Array) -> jax.Array:
         logits: Any = self._model.apply({"params": params}, windows[:, :-1])
@@ -85,11 +83,11 @@ class Reader:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = harness.Report("large_batch_text", options)
+    report = harness.Report("studies.large_batch.text", options)
     size, windows = SIZE, WINDOWS
     if options.quick:
         size, windows = net.Size(width=8, hidden=16, heads=1, layers=1), 128
-    splits = text.load("stdlib", length=LENGTH)
+    splits = data.load("stdlib", length=LENGTH)
     task = Task(Reader(size, splits), windows, EPOCHS, BATCHES, TARGET, RATES, SEEDS)
     if options.quick:
         task = quicker(task)
@@ -100,4 +98,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

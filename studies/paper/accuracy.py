@@ -27,19 +27,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tyro
 
-from studies.paper.figures import Report, harness
-
-# isort: split
-# These lie beside the harness, where figures.py has looked for it.
-from reporting import stored
-from reporting.convergence_records import accuracies
-from reporting.paired import difference
-from studies.convergence.__main__ import compare
+from reporting import harness, stored
+from reporting.statistics import accuracies, difference
+from studies.convergence.compare import compare
 from studies.convergence.conditions import Condition
 from studies.convergence.picture import draw
 from studies.convergence.runs import networks
+from studies.paper.report import Report
 
 ARMS = ("none", "fan_in", "batch_variance")
 METHODS = {"rigl": "RigL", "set": "SET"}
@@ -145,9 +140,9 @@ def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = Report("accuracy", options)
+    report = Report("studies.paper.accuracy", options)
     network = networks(options.quick)["glyphs"]
-    rates = chosen_rates(stored.load("convergence")["conditions"])
+    rates = chosen_rates(stored.load("studies.convergence")["conditions"])
     for condition in conditions(options.quick):
         seeds = SEEDS[:2] if options.quick else SEEDS
         compare(report, network, condition, rates, seeds)
@@ -158,4 +153,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

@@ -12,19 +12,21 @@ import jax
 import numpy as np
 
 import sparseopt_jax as so
-from benchmarks.method_models import batches, load_digits
-from examples.digits import __main__ as digits
+from examples.digits import training
+from examples.digits.config import WEIGHT_DECAY, Config
+from examples.digits.model import ResNet
+from reporting.training import batches, load_digits
 
 
 def config(sparsity: float, quick: bool) -> Any:
     """What decides a run; a few epochs only, if quick."""
-    of = digits.Config(sparsity=sparsity)
+    of = Config(sparsity=sparsity)
     return dataclasses.replace(of, epochs=4) if quick else of
 
 
 def topology(of: Any, *, corrected_growth: bool = False) -> so.Topology:
     """The example's RigL, which counts what it explores."""
-    rigl = digits.make_topology(of, "rigl")
+    rigl = training.make_topology(of, "rigl")
     return dataclasses.replace(rigl, corrected_growth=corrected_growth)
 
 
@@ -48,19 +50,17 @@ class Runs:
           quick: whether to train a network without blocks, on noise.
         """
         self.config, self._topology, self._sparseopt = of, rigl, sparseopt
-        self.model = digits.ResNet(of.width)
-        if quick:
-            self.model = digits.ResNet(of.width, strides=())
+        self.model = ResNet(of.width, strides=()) if quick else ResNet(of.width)
         self.train, self.test = load_digits(quick)
         self.steps = of.epochs * (len(self.train.labels) // of.batch_size)
         self.tx = self._optimizer(0)
 
     def _optimizer(self, key: Any) -> Any:
         return so.sparse_sgd(
-            digits.learning_rate(self.config),
+            training.learning_rate(self.config),
             self._topology,
             momentum=0.9,
-            weight_decay=digits.WEIGHT_DECAY["sgd"],
+            weight_decay=WEIGHT_DECAY["sgd"],
             sparseopt=self._sparseopt,
             key=key,
         )
@@ -69,7 +69,7 @@ class Runs:
         """The state before the first step, weights and masks drawn from the seed."""
         # The default kind of key compiles for seconds for each network on CPU.
         keys = jax.random.split(jax.random.key(seed, impl="rbg"))
-        variables = digits.init(self.model, keys[0])
+        variables = training.init(self.model, keys[0])
         state = so.linen.TrainState.create(
             apply_fn=self.model.apply,
             params=variables["params"],
@@ -87,4 +87,4 @@ class Runs:
     def accuracy(self, state: so.linen.TrainState) -> float:
         """On the test images."""
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return float(digits.evaluate(self.model, variables, *self.test)[0])
+        return float(training.evaluate(self.model, variables, *self.test)[0])

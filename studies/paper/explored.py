@@ -23,11 +23,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import tyro
 
 import sparseopt_jax as so
-from studies.paper.digits_runs import Runs, config, digits, topology
-from studies.paper.figures import COLORS, Report, harness, legend, panels
+from examples.digits.training import train_step
+from reporting import harness
+from reporting.figures import COLORS, legend, panels
+from studies.paper.digits_runs import Runs, config, topology
+from studies.paper.report import Report
 
 SPARSITIES, SEEDS = (0.90, 0.95, 0.97), 5
 # For each arm whether the correction is on, and whether growth sees it.
@@ -126,7 +128,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = Report("explored", options)
+    report = Report("studies.paper.explored", options)
     seeds = 1 if options.quick else SEEDS
     rows = []
     for sparsity in SPARSITIES[:1] if options.quick else SPARSITIES:
@@ -134,7 +136,7 @@ def main(options: harness.Options) -> None:
         for arm, (sparseopt, corrected_growth) in ARMS.items():
             rigl = topology(of, corrected_growth=corrected_growth)
             runs = Runs(of, rigl, sparseopt=sparseopt, quick=options.quick)
-            step = jax.jit(digits.train_step, donate_argnums=0)
+            step = jax.jit(train_step, donate_argnums=0)
             outcomes = [explored(runs, step, seed) for seed in range(seeds)]
             rows.append(row_of(arm, sparsity, outcomes))
             mean = rows[-1]["explored_mean"]
@@ -146,4 +148,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

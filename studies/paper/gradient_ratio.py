@@ -36,14 +36,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import traverse_util
 
 import sparseopt_jax as so
+from reporting import harness
+from reporting.figures import COLORS, legend, panels
 from sparseopt_jax.arrays.selection import random_mask
 from sparseopt_jax.trees.leaf_keys import leaf_key
-from studies.paper.figures import COLORS, Report, harness, legend, panels
 from studies.paper.ratio_networks import MLPS, Batch, Network, networks
+from studies.paper.report import Report
 
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Read off the authors' figure, for sparsities 0 to 0.9.
@@ -258,7 +259,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = Report("gradient_ratio", options)
+    report = Report("studies.paper.gradient_ratio", options)
     seeds = 2 if options.quick else SEEDS
     sparsities = SPARSITIES[::5] if options.quick else SPARSITIES
     rows, layers, means = [], [], {}
@@ -280,8 +281,10 @@ def main(options: harness.Options) -> None:
             for path, values in by_layer.items():
                 row = {"layer": path, "sparsity": sparsities[-2]}
                 layers.append({**about, **row, **_spread(values[:, -2])})
-    report.listing(f"gradient norm per weight, sparse / dense, {seeds} seeds", rows)
-    report.listing(f"by layer, {seeds} seeds", layers)
+    report.listing(
+        f"gradient norm per weight, sparse / dense, {seeds} seeds", rows, kind="ratios"
+    )
+    report.listing(f"by layer, {seeds} seeds", layers, kind="layers")
     report.record["paper"] = {"with BN": FIGURE[True], "without BN": FIGURE[False]}
     judge(report, sparsities, means)
     report.picture(draw(rows))
@@ -289,4 +292,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

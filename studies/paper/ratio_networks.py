@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.method_models import load_digits
+from examples.common.mlp import MLP
 from examples.digits.model import ResNet
+from reporting.training import load_digits
 
 BATCH, HIDDEN, CLASSES = 512, 128, 10
 MLPS = ("MLP, normal inputs", "MLP, digits")
@@ -17,19 +18,6 @@ EXPLAINS = "MLP, digits, equal pixels"
 VARY = 0.1  # pixels vary whose deviation is at least this part of the largest
 
 Batch = tuple[jax.Array, jax.Array]
-
-
-class Mlp(nn.Module):
-    """Two layers, with Batch Normalization and a ReLU between them."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Logits (n, classes) of inputs (n, ...)."""
-        x = x.reshape(len(x), -1)
-        initial = nn.initializers.he_normal()
-        x = nn.Dense(HIDDEN, use_bias=False, kernel_init=initial, name="hidden")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
-        return nn.Dense(CLASSES, name="head")(x)
 
 
 class Network(NamedTuple):
@@ -65,11 +53,12 @@ def networks(quick: bool) -> list[Network]:
     def equal_digits(seed):
         return digits(seed, equal_pixels(train.images))
 
+    mlp = MLP(layers=1, width=HIDDEN, classes=CLASSES)
     resnet = ResNet(4, strides=(2,)) if quick else ResNet(16)
     return [
-        Network(MLPS[0], Mlp(), normal),
-        Network(MLPS[1], Mlp(), digits),
-        Network(EXPLAINS, Mlp(), equal_digits),
+        Network(MLPS[0], mlp, normal),
+        Network(MLPS[1], mlp, digits),
+        Network(EXPLAINS, mlp, equal_digits),
         Network("ResNet, digits", resnet, digits),
     ]
 

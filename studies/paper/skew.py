@@ -25,13 +25,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from flax import traverse_util
 
 import sparseopt_jax as so
+from examples.digits.training import cross_entropy
+from reporting import harness
+from reporting.figures import COLORS, legend, panels
 from sparseopt_jax.layers.neurons import correction_factor, fan_in, resolve_axes
-from studies.paper.digits_runs import Runs, config, digits, topology
-from studies.paper.figures import COLORS, Report, harness, legend, panels
+from studies.paper.digits_runs import Runs, config, topology
+from studies.paper.report import Report
 
 SPARSITY, SEEDS = 0.95, 3
 ARMS = {"RigL": False, "RigL + SparseOpt": True}
@@ -92,7 +94,7 @@ def observed_step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
             train=True,
             mutable=["batch_stats"],
         )
-        return digits.cross_entropy(logits, labels), variables["batch_stats"]
+        return cross_entropy(logits, labels), variables["batch_stats"]
 
     grads, batch_stats = jax.grad(loss, has_aux=True)(state.params)
     new = state.apply_gradients(grads=grads, batch_stats=batch_stats)
@@ -260,7 +262,7 @@ def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = Report("skew", options)
+    report = Report("studies.paper.skew", options)
     # A layer of few weights would have hardly any left.
     of = config(0.5 if options.quick else SPARSITY, options.quick)
     seeds = 1 if options.quick else SEEDS
@@ -279,4 +281,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

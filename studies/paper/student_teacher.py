@@ -25,9 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from studies.paper.figures import COLORS, Report, harness, legend, panels
+from reporting import harness
+from reporting.figures import COLORS, legend, panels
+from studies.paper.report import Report
 from studies.paper.student import (
     TARGET,
     Lane,
@@ -219,7 +220,7 @@ def invariant(cell: Cell, seeds: int, steps: int) -> tuple[float, float]:
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    report = Report("student_teacher", options)
+    report = Report("studies.paper.student_teacher", options)
     quick = options.quick
     seeds, two_seeds = (2, 2) if quick else (SEEDS, TWO_SEEDS)
     alphas = TWO_ALPHAS if quick else ALPHAS
@@ -257,9 +258,11 @@ def main(options: harness.Options) -> None:
             twos += two_neurons(cell, eta, found)
             print(f"  two neurons, eta {eta:g}, {cell}: done", flush=True)
     drifts = invariant(cells[0], seeds, 20 if quick else 10_000)
-    report.listing(f"one neuron, {seeds} seeds", ones)
-    report.listing(f"one neuron by the size of its first weights, {seeds} seeds", sized)
-    report.listing(f"a dense neuron and a sparse one, {two_seeds} seeds", twos)
+    report.listing(f"one neuron, {seeds} seeds", ones, kind="one_neuron")
+    title = f"one neuron by the size of its first weights, {seeds} seeds"
+    report.listing(title, sized, kind="first_sizes")
+    title = f"a dense neuron and a sparse one, {two_seeds} seeds"
+    report.listing(title, twos, kind="two_neurons")
     judge_one(report, ones, drifts)
     judge_sizes(report, sized)
     judge_two(report, twos)
@@ -268,4 +271,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(harness.Options, description=__doc__))
+    harness.start(main, __doc__)

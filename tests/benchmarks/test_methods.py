@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import mask_changes, method_arms, method_changes, method_models, methods
-from reporting import __main__ as tables
 from reporting import harness, stored
+from reporting.pages import methods as page
 
 WHEN = method_arms.When(every=100, stop=1000)
 
@@ -18,12 +18,12 @@ def test_a_quick_run_has_its_rows_and_tables(tmp_path, monkeypatch):
     output = tmp_path / "methods.json"
     methods.main(harness.Options(quick=True, rounds=1, output=output, allow_dirty=True))
     record = json.loads(output.read_text())
-    found = {table["title"]: table["rows"] for table in record["tables"]}
-    trained = found["ResNet: trained, 1 seeds, 2 epochs"]
+    found = {table["key"]["kind"]: table["rows"] for table in record["tables"]}
+    trained = found["training"]
     labels = [
         ", ".join(filter(None, (row["method"], row["structure"]))) for row in trained
     ]
-    assert labels == [*methods.QUICK]
+    assert labels == [*method_arms.QUICK]
     assert all(0 <= row["accuracy_mean"] <= 1 for row in trained)
     rows = {label: row for label, row in zip(labels, trained, strict=True)}
     assert rows["dense"]["density"] == 1 and rows["dense"]["state_bytes"] == 0
@@ -32,14 +32,14 @@ def test_a_quick_run_has_its_rows_and_tables(tmp_path, monkeypatch):
     assert 0 < rows["STR"]["density"] < 1
 
     moving = [label for label in labels if method_arms.ARMS[label].moves]
-    assert [row["name"] for row in found["ResNet: a step"]] == labels
-    assert [row["name"] for row in found["ResNet: a change"]] == moving
+    assert [row["name"] for row in found["step"]] == labels
+    assert [row["name"] for row in found["change"]] == moving
     limits = {claim["what"]: claim.get("at_most") for claim in record["claims"]}
     assert limits["ResNet: STE, 2:4 / dense"] == 1.2
 
-    monkeypatch.setattr(stored, "RESULTS", tmp_path)
-    assert "| STE | 2:4 | 0.5 | " in tables.method_results()
-    assert "| STE, 2:4 | " in tables.straight_through_steps()
+    monkeypatch.setattr(stored, "path_of", lambda program: output)
+    assert "| STE | 2:4 | 0.5 | " in page.method_results()
+    assert "| STE, 2:4 | " in page.straight_through_steps()
 
 
 @pytest.mark.slow
@@ -49,16 +49,17 @@ def test_a_quick_run_of_changes_has_its_rows_and_table(tmp_path, monkeypatch):
         harness.Options(quick=True, rounds=1, output=output, allow_dirty=True)
     )
     record = json.loads(output.read_text())
-    found = {table["title"]: table["rows"] for table in record["tables"]}
-    for label in methods.QUICK:
+    found = {table["key"]["method"]: table for table in record["tables"]}
+    for label in method_arms.QUICK:
         if method_arms.ARMS[label].moves:
-            names = [row["name"] for row in found[f"{label}: a change of 512 weights"]]
+            names = [row["name"] for row in found[label]["rows"]]
+            assert found[label]["key"]["weights"] == 512
             assert names == ["topology.update", "argsort"]
     limits = {claim["what"]: claim.get("at_least") for claim in record["claims"]}
     assert limits["RigL, unstructured: argsort / topology.update"] == 10
 
-    monkeypatch.setattr(stored, "RESULTS", tmp_path)
-    assert "| RigL, unstructured | " in tables.method_changes()
+    monkeypatch.setattr(stored, "path_of", lambda program: output)
+    assert "| RigL, unstructured | " in page.method_changes()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What ``docs/methods.md`` says is so."""
 
 import inspect
-import json
 import typing
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import optax
 import pytest
 
 import sparseopt_jax as so
+from reporting.stored import load, select
 from sparseopt_jax.layers.structures import Structure
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
 from tests.helpers.compilations import compilations
@@ -302,25 +302,26 @@ def test_the_page_about_large_batches_runs(params):
 
 
 def test_how_far_batches_reach_is_what_was_measured():
-    record = json.loads(read("benchmarks/results/large_batch.json"))
-    found = {claim["what"]: claim["measured"] for claim in record["claims"]}
+    record = load("studies.large_batch")
     dense = {"LARS": 512, "SGD": 256, "LAMB": 128, "Adam": 512}
-    reach = "{}: the largest batch that {} reaches"
     for name, batch in dense.items():
-        assert found[reach.format("dense", name)] == batch
-        assert found[reach.format("sparse", name)] == 512
+        for density, reached in (("dense", batch), ("sparse", 512)):
+            (claim,) = select(record["claims"], density=density, optimizer=name)
+            assert claim["measured"] == reached
     assert "LARS reaches 512 and SGD 256, but LAMB 128 and Adam 512" in LARGE
-    tables = [t["rows"] for t in record["tables"] if "batch of 1024" in t["title"]]
-    for density, tried in zip(("dense", "sparse"), tables, strict=True):
+    for density in ("dense", "sparse"):
+        tables = select(record["tables"], density=density)
+        (ruled,) = select(tables, kind="rule")
+        (tried,) = select(tables, kind="rates", batch=1024)
         (rule,) = (
             row["rate"]
-            for table in record["tables"]
-            if table["title"].startswith(density) and ": the rule" in table["title"]
-            for row in table["rows"]
+            for row in ruled["rows"]
             if (row["optimizer"], row["batch"]) == ("LAMB", 1024)
         )
         (best,) = (
-            row["rate"] for row in tried if row["optimizer"] == "LAMB" and row["best"]
+            row["rate"]
+            for row in tried["rows"]
+            if row["optimizer"] == "LAMB" and row["best"]
         )
         assert best == pytest.approx(2 * rule, rel=1e-3)
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import sparseopt_jax as so
-from reporting import __main__ as tables
+from reporting import tables
 from tests.helpers.pages import ROOT, find, names, read, run_block
 
 README = read("README.md")

@@ -1,15 +1,12 @@
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
-from benchmarks import packed_masks, selection, step_overhead
-from reporting import harness
+from reporting import harness, machine, stored
 from tests.helpers.pages import ROOT
 
 
@@ -135,7 +132,7 @@ def test_spread_of_a_sample():
 
 
 def test_a_commit_with_nothing_changed_is_clean(checkout):
-    assert harness.working_tree(checkout) == (git(checkout, "rev-parse", "HEAD"), False)
+    assert machine.working_tree(checkout) == (git(checkout, "rev-parse", "HEAD"), False)
 
 
 @pytest.mark.parametrize("name", ["code.py", "new.py", "benchmarks/new.py"])
@@ -143,28 +140,28 @@ def test_a_changed_or_new_file_makes_the_tree_dirty(checkout, name):
     path = checkout / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("x = 2\n")
-    assert harness.working_tree(checkout)[1]
+    assert machine.working_tree(checkout)[1]
 
 
 def test_a_folder_without_commits_counts_as_dirty(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert harness.working_tree(tmp_path) == (None, True)
+    assert machine.working_tree(tmp_path) == (None, True)
     git(tmp_path, "init", "--quiet")
-    assert harness.working_tree(tmp_path) == (None, True)
+    assert machine.working_tree(tmp_path) == (None, True)
 
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_dirty_tree_is_refused_unless_allowed(checkout, quick):
     (checkout / "code.py").write_text("x = 2\n")
     with pytest.raises(SystemExit, match="--allow-dirty"):
-        harness.Report("some", harness.Options(quick=quick), checkout)
+        harness.Report("benchmarks.some", harness.Options(quick=quick), checkout)
     allowed = harness.Options(quick=quick, allow_dirty=True)
-    assert harness.Report("some", allowed, checkout).record["dirty"]
+    assert harness.Report("benchmarks.some", allowed, checkout).record["dirty"]
 
 
 def test_records_lie_in_results_and_leave_the_tree_clean(checkout):
     for name in ("first", "second"):
-        report = harness.Report(name, harness.Options(), checkout)
+        report = harness.Report(f"benchmarks.{name}", harness.Options(), checkout)
         report.store()
         assert report.path.parent == checkout / "benchmarks" / "results"
         record = json.loads(report.path.read_text())
@@ -173,26 +170,28 @@ def test_records_lie_in_results_and_leave_the_tree_clean(checkout):
 
 
 def test_a_quick_run_is_stored_only_where_it_is_told(checkout):
-    harness.Report("some", harness.Options(quick=True), checkout).store()
+    harness.Report("benchmarks.some", harness.Options(quick=True), checkout).store()
     assert not (checkout / "benchmarks").exists()
     output = checkout / "else" / "where.json"
-    harness.Report("some", harness.Options(quick=True, output=output), checkout).store()
+    harness.Report(
+        "benchmarks.some", harness.Options(quick=True, output=output), checkout
+    ).store()
     assert json.loads(output.read_text())["quick"]
     assert not (checkout / "benchmarks").exists()
 
 
 def test_output_takes_the_place_of_results(checkout, tmp_path):
     output = tmp_path / "record.json"
-    harness.Report("some", harness.Options(output=output), checkout).store()
+    harness.Report("benchmarks.some", harness.Options(output=output), checkout).store()
     assert output.exists()
     assert not (checkout / "benchmarks").exists()
 
 
 def test_a_record_says_on_what_and_with_what_it_was_measured(checkout):
-    record = harness.Report("some", harness.Options(), checkout).record
+    record = harness.Report("benchmarks.some", harness.Options(), checkout).record
     assert record["machine"].keys() == {"cpu", "cores", "memory_gib", "os"}
     assert all(record["machine"].values())
-    assert record["versions"].keys() == {"python", *harness.PACKAGES}
+    assert record["versions"].keys() == {"python", *machine.PACKAGES}
     assert record["versions"]["jax"] == jax.__version__
     device = jax.devices()[0]
     assert record["device"] == {
@@ -203,7 +202,9 @@ def test_a_record_says_on_what_and_with_what_it_was_measured(checkout):
 
 
 def test_a_record_names_no_folder(checkout):
-    text = json.dumps(harness.Report("some", harness.Options(), checkout).record)
+    text = json.dumps(
+        harness.Report("benchmarks.some", harness.Options(), checkout).record
+    )
     for path in (checkout, ROOT, Path.home(), Path(sys.prefix)):
         assert str(path) not in text
 
@@ -217,11 +218,29 @@ def test_a_record_names_no_folder(checkout):
     ],
 )
 def test_a_record_of_an_accelerator_is_named_after_it(backend, device, name):
-    assert harness.record_name("some", backend, device) == name
+    path = stored.path_of("studies.some", harness.device_name(backend, device))
+    assert path == ROOT / "studies" / "results" / name
+
+
+def test_modules_of_a_package_have_a_folder_of_their_own():
+    path = stored.path_of("studies.paper.skew", root=ROOT)
+    assert path == ROOT / "studies" / "results" / "paper" / "skew.json"
+
+
+def test_tables_and_claims_are_found_by_their_keys(checkout):
+    report = harness.Report("benchmarks.some", harness.Options(), checkout)
+    for batch in (32, 64):
+        report.listing("steps", [{"steps": 2}], kind="step", batch=batch)
+        report.claim("a / b", batch, kind="ratio", batch=batch)
+    (table,) = stored.select(report.record["tables"], kind="step", batch=64)
+    (claim,) = stored.select(report.record["claims"], batch=32)
+    assert table["rows"] == [{"steps": 2}] and claim["measured"] == 32
+    assert len(stored.select(report.record["tables"], kind="step")) == 2
+    assert not stored.select(report.record["tables"], kind="ratio")
 
 
 def test_a_table_is_printed_and_recorded_with_ratios_to_its_baseline(checkout, capsys):
-    report = harness.Report("some", harness.Options(), checkout)
+    report = harness.Report("benchmarks.some", harness.Options(), checkout)
     timings = {"bare": timing(0.001, 0.002), "masked": timing(0.002, 0.008)}
     report.table("two ways", timings, "bare")
     [table] = report.record["tables"]
@@ -245,19 +264,19 @@ def test_a_table_is_printed_and_recorded_with_ratios_to_its_baseline(checkout, c
     ],
 )
 def test_a_claim_is_compared_with_its_limit(checkout, capsys, limit, met):
-    report = harness.Report("some", harness.Options(), checkout)
+    report = harness.Report("benchmarks.some", harness.Options(), checkout)
     report.claim("a / b", 1.15, **limit)
     assert report.record["claims"] == [
-        {"what": "a / b", "measured": 1.15, **limit, "met": met}
+        {"key": {}, "what": "a / b", "measured": 1.15, **limit, "met": met}
     ]
     verdict = "met" if met else "MISSED"
     assert capsys.readouterr().out.splitlines()[-1].endswith(verdict)
 
 
 def test_a_claim_without_a_limit_is_neither_met_nor_missed(checkout):
-    report = harness.Report("some", harness.Options(), checkout)
+    report = harness.Report("benchmarks.some", harness.Options(), checkout)
     report.claim("a / b", 2.0)
-    assert report.record["claims"] == [{"what": "a / b", "measured": 2.0}]
+    assert report.record["claims"] == [{"key": {}, "what": "a / b", "measured": 2.0}]
 
 
 def test_no_round_at_all_is_refused():
@@ -277,50 +296,3 @@ def test_a_record_that_is_there_is_replaced_only_when_told(tmp_path):
         harness.Options(output=output)
     assert harness.Options(output=output, overwrite=True).output == output
     assert output.read_text() == "kept"
-
-
-def test_only_the_kth_largest_score_is_left_with_its_value():
-    scores = np.array([3.0, 2.0, 1.0, 2.0, 2.0], np.float32)
-    selection.separate(scores, 2)
-    below = np.nextafter(np.float32(2), np.float32(0))
-    assert sorted(scores) == [1.0, below, below, 2.0, 3.0]
-
-
-def test_different_masks_are_found():
-    mask = np.arange(10) == 3
-    with pytest.raises(AssertionError, match="b and a give different masks"):
-        selection.check_same({"a": [mask], "b": [np.roll(mask, 1)]})
-    with pytest.raises(AssertionError, match="a selects 2 of 10"):
-        selection.check_same({"a": [mask | np.roll(mask, 1)]})
-
-
-def test_the_parameters_are_those_of_resnet_50():
-    shapes = jax.tree.leaves(
-        step_overhead.resnet_shapes(), is_leaf=lambda x: isinstance(x, tuple)
-    )
-    assert sum(map(math.prod, shapes)) == 25_557_032
-    assert sum(len(shape) > 1 for shape in shapes) == 54
-
-
-def test_steps_go_on_from_where_they_were():
-    run = step_overhead.looping(
-        lambda total, x: total + x, jax.numpy.zeros([]), [(1.0,), (2.0,), (4.0,)], 2
-    )
-    assert float(run()) == 3.0
-    assert float(run()) == 7.0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("program", [selection, step_overhead, packed_masks])
-def test_a_quick_run_goes_through_and_reports_every_limit(program, tmp_path):
-    output = tmp_path / "record.json"
-    options = harness.Options(quick=True, rounds=1, output=output, allow_dirty=True)
-    program.main(options)
-    record = json.loads(output.read_text())
-    rows = [row for table in record["tables"] for row in table["rows"]]
-    assert all(row["median_ms"] > 0 for row in rows)
-    limits = {c["what"]: c.get("at_most") for c in record["claims"] if "met" in c}
-    if program is step_overhead:
-        assert limits["sgd, in place: RigL / bare"] == 1.15
-        assert limits["adamw, into new arrays: SET, from the host / bare"] == 1.05
-        assert limits["digits: RigL + SparseOpt changing every 5 steps / dense"] == 1.05

@@ -52,7 +52,10 @@ def test_further_conditions_replace_those_of_their_name(monkeypatch):
         own = {"condition": condition, "arms": rows, "accuracies": curves}
         return {"conditions": [own]}
 
-    stored_records = {"convergence": record(-0.01), "convergence_further": record(0.02)}
+    stored_records = {
+        "studies.convergence": record(-0.01),
+        "studies.convergence.further": record(0.02),
+    }
     monkeypatch.setattr(results, "load", stored_records.__getitem__)
     shown = results.small_scale()
     assert "+2.0 [+2.0, +2.0]" in shown and "-1.0" not in shown
@@ -69,8 +72,8 @@ def test_early_gains_are_taken_at_the_shares_of_the_training(monkeypatch):
         return {"conditions": [own]}
 
     found = {
-        "convergence": record("SET, 97 %", (0.1, 0.05, -0.01)),
-        "convergence_further": record("RigL, 97 %", (0.0, 0.0, 0.02)),
+        "studies.convergence": record("SET, 97 %", (0.1, 0.05, -0.01)),
+        "studies.convergence.further": record("RigL, 97 %", (0.0, 0.0, 0.02)),
     }
     monkeypatch.setattr(results, "load", found.__getitem__)
     lines = results.early().splitlines()[2:]
@@ -100,8 +103,8 @@ def test_verdicts(low, high, wanted):
 class TestWhatIsTakenFromIt:
     """What ``docs/when_it_helps.md`` ends with, held against the stored results."""
 
-    RECORD = stored.load("convergence")
-    SCALES = stored.load("neuron_scales")
+    RECORD = stored.load("studies.convergence")
+    SCALES = stored.load("studies.neuron_scales")
 
     def of(self, arm, **wanted):
         """The rows of an arm in all conditions with such values, by name."""
@@ -134,7 +137,7 @@ class TestWhatIsTakenFromIt:
         assert min(astray) > 0.05
 
     def test_what_was_added(self):
-        conditions = stored.load("convergence_further")["conditions"]
+        conditions = stored.load("studies.convergence.further")["conditions"]
         found = {
             own["condition"]["name"]: {row["arm"]: row for row in own["arms"]}
             for own in conditions

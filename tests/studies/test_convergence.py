@@ -11,11 +11,9 @@ import pytest
 from scipy import stats
 
 import sparseopt_jax as so
-from benchmarks import method_models as models
-from reporting import convergence_records as records
-from reporting import harness, paired
-from studies.convergence import __main__ as convergence
-from studies.convergence import conditions, runs
+from reporting import harness, statistics, stored, training
+from studies.convergence import __main__ as program
+from studies.convergence import compare, conditions, runs
 from studies.convergence import corrections as candidates
 from studies.convergence import masks as masks_of
 from tests.helpers.small_networks import small_network
@@ -29,7 +27,7 @@ class TestDifference:
     def test_is_the_paired_t_test(self):
         draw = np.random.default_rng(0)
         own, other = draw.normal(size=(2, 9))
-        found = paired.difference(own, other)
+        found = statistics.difference(own, other)
         wanted = stats.ttest_rel(own, other)
         interval = wanted.confidence_interval(0.95)
         np.testing.assert_allclose(found["p"], wanted.pvalue, rtol=1e-9)
@@ -38,28 +36,28 @@ class TestDifference:
         np.testing.assert_allclose(found["mean"], np.mean(own - other), rtol=1e-9)
 
     def test_without_any_spread(self):
-        same = paired.difference([0.5, 0.25], [0.5, 0.25])
+        same = statistics.difference([0.5, 0.25], [0.5, 0.25])
         assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
-        assert paired.difference([1.5, 1.25], [1.0, 0.75])["p"] == 0.0
+        assert statistics.difference([1.5, 1.25], [1.0, 0.75])["p"] == 0.0
 
 
-@pytest.mark.parametrize("module", [paired, records], ids=lambda own: own.__name__)
+@pytest.mark.parametrize("module", [statistics], ids=lambda own: own.__name__)
 def test_its_examples(module):
     assert doctest.testmod(module).failed == 0
 
 
 def test_holm_steps_down_from_the_smallest():
     # By hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the last not below those before it.
-    found = paired.holm([0.04, 0.005, 0.03, 0.01])
+    found = statistics.holm([0.04, 0.005, 0.03, 0.01])
     assert found == pytest.approx([0.06, 0.02, 0.06, 0.03])
-    assert paired.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert paired.holm([]) == []
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
 
 
 def test_tuning_takes_the_best_mean_and_the_lower_of_equals():
     accuracies = {(0.1, 0): 0.5, (0.1, 1): 1.0, (0.2, 0): 1.0, (0.2, 1): 0.5}
     accuracies |= {(0.4, 0): 0.7, (0.4, 1): 0.7}
-    best, rows = convergence.tuned(
+    best, rows = compare.tuned(
         lambda rate, seed: outcome(accuracies[rate, seed]), (0.1, 0.2, 0.4), (0, 1)
     )
     assert best == 0.1
@@ -81,7 +79,7 @@ class TestSummary:
     def test_ratios_are_of_seeds_with_which_both_arrive(self):
         own = [outcome(0.5, 0.9), outcome(0.9, 0.9), outcome(0.1, 0.2)]
         other = [outcome(0.9, 0.8), outcome(0.5, 0.9), outcome(0.9, 0.9)]
-        row = convergence.summary(0.1, own, other, 0.9)
+        row = compare.summary(0.1, own, other, 0.9)
         # 2 epochs against 1, and 1 against 2: as long, in the geometric mean.
         assert (row["both_reach_it"], row["epochs_ratio"]) == (2, pytest.approx(1.0))
         assert row["mean"] == pytest.approx((0.1 + 0.0 - 0.7) / 3)
@@ -89,13 +87,13 @@ class TestSummary:
 
     @pytest.mark.parametrize("target", [None, 0.95])
     def test_where_no_run_arrives(self, target):
-        row = convergence.summary(0.1, [outcome(0.9)] * 2, [outcome(0.9)] * 2, target)
+        row = compare.summary(0.1, [outcome(0.9)] * 2, [outcome(0.9)] * 2, target)
         assert (row["both_reach_it"], row["epochs_ratio"]) == (0, None)
 
 
 def test_images_for_tuning_are_left_out_of_training():
     images = np.arange(20, dtype=np.float32).reshape(20, 1, 1, 1)
-    split = models.Split(images, np.arange(20, dtype=np.int32))
+    split = training.Split(images, np.arange(20, dtype=np.int32))
     train, left = runs.held_out(split, 5)
     assert len(left.labels) == 5
     assert sorted([*train.labels, *left.labels]) == list(range(20))
@@ -111,13 +109,15 @@ def test_synthetic_images_have_classes_in_equal_numbers():
 
 
 def test_each_epoch_sees_every_image_at_most_once():
-    count = 2 * models.BATCH + 3
-    split = models.Split(np.zeros((count, 1, 1, 1)), np.arange(count))
-    seen = [labels for _, labels in models.batches(split, 2, np.random.default_rng(0))]
+    count = 2 * training.BATCH + 3
+    split = training.Split(np.zeros((count, 1, 1, 1)), np.arange(count))
+    seen = [
+        labels for _, labels in training.batches(split, 2, np.random.default_rng(0))
+    ]
     assert len(seen) == 4
     for epoch in (seen[:2], seen[2:]):
         labels = np.concatenate(epoch)
-        assert len(set(labels)) == len(labels) == 2 * models.BATCH
+        assert len(set(labels)) == len(labels) == 2 * training.BATCH
 
 
 class TestConditions:
@@ -281,16 +281,18 @@ def test_growth_can_see_corrected_gradients():
 def test_a_quick_run(monkeypatch, tmp_path):
     (first, *_) = conditions.CONDITIONS
     short = first._replace(arms=("none", "batch_variance"))
-    monkeypatch.setattr(convergence, "CONDITIONS", (short,))
+    monkeypatch.setattr(program, "CONDITIONS", (short,))
     output = tmp_path / "record.json"
     options = harness.Options(quick=True, output=output, allow_dirty=True)
-    convergence.main(options)
+    program.main(options)
     assert output.with_suffix(".png").exists()
     record = json.loads(output.read_text())
-    tried, rows, tests = (table["rows"] for table in record["tables"])
+    (tests,) = stored.select(record["tables"], kind="p_values")
+    (own,) = record["conditions"]
+    tried, rows = own["tried"], own["arms"]
     assert [row["arm"] for row in rows] == ["none", "batch_variance"]
     assert rows[0]["mean"] == 0.0 and rows[0]["p"] == 1.0
-    assert [row["arm"] for row in tests] == ["batch_variance"]
-    assert np.shape(record["conditions"][0]["accuracies"]) == (2, 2, 2)
+    assert [row["arm"] for row in tests["rows"]] == ["batch_variance"]
+    assert np.shape(own["accuracies"]) == (2, 2, 2)
     for arm, group in itertools.groupby(tried, key=lambda row: row["arm"]):
         assert sum(row["best"] for row in group) == 1, arm

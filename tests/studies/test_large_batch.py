@@ -9,21 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-from reporting import __main__ as tables
 from reporting import harness, stored
-from studies.large_batch import __main__ as large_batch
-from studies.large_batch import picture as large_batch_picture
-from studies.large_batch import text as large_batch_text
+from reporting.pages import large_batches
+from studies import pictures
+from studies.large_batch import __main__ as program
+from studies.large_batch import compare, picture, text
 from tests.helpers.pages import ROOT
 
 
 def plan(batch, images=1197, epochs=40):
-    share = large_batch.LARGEST_WARM_UP * batch / large_batch.BATCHES[-1]
-    return large_batch.Plan(images, batch, epochs, share)
+    share = compare.LARGEST_WARM_UP * batch / program.BATCHES[-1]
+    return compare.Plan(images, batch, epochs, share)
 
 
 def outcome(steps, loss=0.01):
-    return large_batch.Outcome(steps, loss)
+    return compare.Outcome(steps, loss)
 
 
 def row(batch, epochs):
@@ -34,13 +34,13 @@ def row(batch, epochs):
 def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
     output = tmp_path / "large_batch.json"
     options = harness.Options(quick=True, output=output, allow_dirty=True)
-    large_batch.main(options)
+    program.main(options)
     record = json.loads(output.read_text())
-    found = {table["title"]: table["rows"] for table in record["tables"]}
-    names = list(large_batch.OPTIMIZERS)
+    names = list(compare.OPTIMIZERS)
     for density in ("dense", "sparse"):
-        what = f"{density}, to a loss of {large_batch.TARGET}"
-        rows = found[f"{what}: the rule, 1 seeds"]
+        tables = stored.select(record["tables"], density=density, target=program.TARGET)
+        (rule,) = stored.select(tables, kind="rule", seeds=1)
+        rows = rule["rows"]
         assert [(own["optimizer"], own["batch"]) for own in rows] == [
             (name, batch) for name in names for batch in (32, 64)
         ]
@@ -48,22 +48,23 @@ def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
         for small, large in zip(rows[::2], rows[1::2], strict=True):
             assert large["rate"] == pytest.approx(2**0.5 * small["rate"], rel=1e-2)
         for batch in (32, 64):
-            tried = found[f"{what}: rates tried at a batch of {batch}"]
+            (rates,) = stored.select(tables, kind="rates", batch=batch)
+            tried = rates["rows"]
             best = [own["optimizer"] for own in tried if own["best"]]
             assert best == names and len(tried) == 2 * len(names)
             assert all(math.isfinite(own["last_loss"]) for own in tried)
     limits = {claim["what"]: claim.get("at_least") for claim in record["claims"]}
-    assert limits["sparse: the largest batch of LAMB / of Adam"] == large_batch.FURTHER
+    assert limits["sparse: the largest batch of LAMB / of Adam"] == compare.FURTHER
     assert limits["dense: the largest batch that SGD reaches"] is None
 
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+    monkeypatch.setattr(stored, "path_of", lambda program: output)
     # Noise is not learned in two epochs.
-    assert "| sparse | 64 | > 2 | > 2 | > 2 | > 2 |" in tables.large_batch()
+    assert "| sparse | 64 | > 2 | > 2 | > 2 | > 2 |" in large_batches.large_batch()
 
 
 def test_the_same_number_of_images_and_of_warm_up_steps_at_every_batch():
-    plans = [plan(batch) for batch in large_batch.BATCHES]
+    plans = [plan(batch) for batch in program.BATCHES]
     assert [own.steps for own in plans] == [1496, 748, 374, 187, 93, 46]
     assert {own.warm_up for own in plans} == {9}
     assert plans[0].epochs_of(1197) == 32
@@ -77,7 +78,7 @@ def test_rates_rise_to_the_peak_and_fall_to_nothing():
     np.testing.assert_allclose(rates[[0, -1]], [0.5 / 9, 0.5 / 85], rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch", large_batch.BATCHES)
+@pytest.mark.parametrize("batch", program.BATCHES)
 def test_masks_change_as_often_at_every_batch(batch):
     own = plan(batch)
     topology = own.topology("sparse")
@@ -87,12 +88,12 @@ def test_masks_change_as_often_at_every_batch(batch):
 
 
 def test_the_rule_is_the_square_root():
-    assert large_batch.scaled(0.1, 128, 32) == pytest.approx(0.2)
+    assert compare.scaled(0.1, 128, 32) == pytest.approx(0.2)
 
 
 def test_every_image_is_seen_as_often():
     images = np.arange(7)
-    network = large_batch.Network.__new__(large_batch.Network)
+    network = program.Network.__new__(program.Network)
     network.images = network.labels = images
     batches = [
         chosen for chosen, _ in network.batches(plan(3, images=7, epochs=3), seed=0)
@@ -102,8 +103,8 @@ def test_every_image_is_seen_as_often():
 
 
 def test_where_a_loss_is_crossed():
-    assert large_batch.crossing((10, 1.0), (20, 0.01), 0.1) == pytest.approx(15)
-    assert large_batch.crossing((0, 2.0), (4, 0.5), 0.5) == 4
+    assert compare.crossing((10, 1.0), (20, 0.01), 0.1) == pytest.approx(15)
+    assert compare.crossing((0, 2.0), (4, 0.5), 0.5) == 4
 
 
 def test_the_best_rate_takes_the_fewest_steps_then_has_the_least_loss():
@@ -119,7 +120,7 @@ def test_the_best_rate_takes_the_fewest_steps_then_has_the_least_loss():
 
 
 def test_how_far_a_rule_reaches():
-    reached = large_batch.reached
+    reached = compare.reached
     assert reached([row(32, 4.0), row(64, 8.0), row(128, 8.1)]) == 64
     assert reached([row(32, 4.0), row(64, None), row(128, 4.0)]) == 32
     assert reached([row(32, 4.0), row(64, 3.0), row(128, 5.0)]) == 128
@@ -128,7 +129,7 @@ def test_how_far_a_rule_reaches():
 
 def test_runs_that_do_not_reach_the_loss_are_counted():
     trainer = types.SimpleNamespace(name="SGD", plan=plan(32))
-    row_of = functools.partial(large_batch.row_of, trainer, 0.1)
+    row_of = functools.partial(compare.row_of, trainer, 0.1)
     some = row_of([outcome(598.5), outcome(None, 0.2)])
     assert some["reached"] == "1 of 2" and some["epochs"] is None
     every = row_of([outcome(598.5), outcome(598.5)])
@@ -137,7 +138,7 @@ def test_runs_that_do_not_reach_the_loss_are_counted():
 
 
 def test_both_densities_differ_by_the_masks_alone():
-    for optimizer in large_batch.OPTIMIZERS.values():
+    for optimizer in compare.OPTIMIZERS.values():
         params = {"kernel": jax.numpy.ones((40, 30)), "bias": jax.numpy.ones(30)}
         small = {"kernel": jax.numpy.ones((40, 40)), "head": params}
         dense, sparse = (
@@ -160,7 +161,7 @@ def drawn(axes):
             for x, y in zip(*lines[name].get_data(), strict=True)
             if math.isfinite(y)
         }
-        for name in large_batch.OPTIMIZERS
+        for name in compare.OPTIMIZERS
     }
     missed = {
         tuple(label.removeprefix("_").split(" at "))
@@ -170,14 +171,14 @@ def drawn(axes):
     return reached, {(name, int(batch)) for name, batch in missed}
 
 
-@pytest.mark.parametrize("name", large_batch_picture.TRAINED)
+@pytest.mark.parametrize("name", picture.TRAINED)
 def test_the_picture_has_all_that_the_record_has(name):
     record = stored.load(name)
-    figure = large_batch_picture.draw(record)
-    tables = [own for own in record["tables"] if ": the rule, " in own["title"]]
+    figure = picture.draw(record)
+    tables = stored.select(record["tables"], kind="rule")
     assert [axes.get_title() for axes in figure.axes] == ["dense", "sparse"]
     for axes, table in zip(figure.axes, tables, strict=True):
-        assert table["title"].startswith(axes.get_title())
+        assert table["key"]["density"] == axes.get_title()
         reached, missed = drawn(axes)
         rows = table["rows"]
         assert {
@@ -199,20 +200,19 @@ def test_the_picture_has_all_that_the_record_has(name):
                 assert rows[0]["of_epochs"] < height < axes.get_ylim()[1]
     (legend,) = figure.legends
     words = [text.get_text() for text in legend.get_texts()]
-    assert words[:-1] == [*large_batch.OPTIMIZERS]
+    assert words[:-1] == [*compare.OPTIMIZERS]
     assert words[-1] == f"not all seeds within {rows[0]['of_epochs']} epochs"
-    what = "Digits" if name == "large_batch" else "Text"
+    what = "Text" if name.endswith("text") else "Digits"
     assert figure.get_suptitle().startswith(f"{what}, ")
 
 
 def test_a_picture_of_runs_that_all_missed():
-    record = stored.load("large_batch_text")
+    record = stored.load("studies.large_batch.text")
     tables = [
         {**own, "rows": [{**row, "epochs": None} for row in own["rows"][:1]]}
-        for own in record["tables"]
-        if ": the rule, " in own["title"]
+        for own in stored.select(record["tables"], kind="rule")
     ]
-    figure = large_batch_picture.draw({**record, "tables": tables})
+    figure = picture.draw({**record, "tables": tables})
     figure.savefig(io.BytesIO())
     (missed,) = (
         line
@@ -222,55 +222,54 @@ def test_a_picture_of_runs_that_all_missed():
     assert missed.get_label() == "_SGD at 32" and list(missed.get_xdata()) == [32]
 
 
-@pytest.mark.parametrize("name", large_batch_picture.TRAINED)
+@pytest.mark.parametrize("name", picture.TRAINED)
 def test_pictures_are_stored_and_shown(name):
-    picture = ROOT / "benchmarks" / "results" / f"{name}.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size < 150_000
+    file = stored.path_of(name).with_suffix(".png")
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert file.stat().st_size < 150_000
     page = (ROOT / "docs" / "large_batches.md").read_text()
-    assert f"](../benchmarks/results/{name}.png)" in page
+    assert f"](../{file.relative_to(ROOT)})" in page
 
 
 def test_what_is_said_of_the_picture_is_in_the_record():
     page = (ROOT / "docs" / "large_batches.md").read_text()
     assert "at 1,024\nLAMB's has ended in both panels" in page
-    for axes in large_batch_picture.draw(stored.load("large_batch")).axes:
+    for axes in picture.draw(stored.load("studies.large_batch")).axes:
         reached, missed = drawn(axes)
         assert ("LAMB", 1024) in missed
         for own in reached.values():
             assert 1024 not in own or own[1024] > 2 * own[32]
-    text = large_batch_picture.draw(stored.load("large_batch_text"))
-    points = [drawn(axes) for axes in text.axes]
+    figure = picture.draw(stored.load("studies.large_batch.text"))
+    points = [drawn(axes) for axes in figure.axes]
     batches = {x for reached, _ in points for own in reached.values() for x in own}
     assert batches == {32, 128}
     assert sum(len(missed) for _, missed in points) > 16  # most of 32
 
 
 def test_pictures_are_drawn_again_from_what_is_stored(tmp_path, monkeypatch):
-    for name in large_batch_picture.TRAINED:
-        source = ROOT / "benchmarks" / "results" / f"{name}.json"
-        (tmp_path / source.name).write_text(source.read_text())
-    monkeypatch.setattr(stored, "RESULTS", tmp_path)
-    large_batch_picture.main()
-    names = {path.stem for path in tmp_path.glob("*.png")}
-    assert names == set(large_batch_picture.TRAINED)
+    found = {name: stored.load(name) for name in pictures.PROGRAMS}
+    monkeypatch.setattr(stored, "load", found.__getitem__)
+    monkeypatch.setattr(stored, "path_of", lambda name: tmp_path / f"{name[8:]}.json")
+    pictures.main()
+    names = {f"studies.{path.stem}" for path in tmp_path.glob("*.png")}
+    assert names == {*pictures.PROGRAMS}
 
 
 @pytest.fixture(scope="module")
 def reader():
-    size = large_batch_text.net.Size(width=8, hidden=16, heads=1, layers=1)
+    size = text.net.Size(width=8, hidden=16, heads=1, layers=1)
     draw = np.random.default_rng(0)
-    text = draw.integers(16, size=10_000, dtype=np.uint8)  # of 256 bytes that could be
-    source = large_batch_text.text.Text(text)
-    splits = large_batch_text.text.Splits(source, source, "sixteen bytes")
-    return large_batch_text.Reader(size, splits)
+    sixteen = draw.integers(16, size=10_000, dtype=np.uint8)  # of 256 that could be
+    source = text.data.Text(sixteen)
+    splits = text.data.Splits(source, source, "sixteen bytes")
+    return text.Reader(size, splits)
 
 
 class TestText:
     def test_as_much_text_and_as_many_warm_up_steps_at_every_batch(self):
-        task = large_batch.Task(
-            *(None, large_batch_text.WINDOWS, large_batch_text.EPOCHS),
-            *(large_batch_text.BATCHES, 1.0, {}, 1),
+        task = compare.Task(
+            *(None, text.WINDOWS, text.EPOCHS),
+            *(text.BATCHES, 1.0, {}, 1),
         )
         plans = task.plans()
         assert [own.steps for own in plans] == [1024, 256, 64, 16]
@@ -281,11 +280,11 @@ class TestText:
             assert 5 <= changes <= 8
 
     def test_steps_see_other_windows_and_seeds_other_ones(self, reader):
-        own = large_batch.Plan(6, 3, 2, 0.2)
+        own = compare.Plan(6, 3, 2, 0.2)
         first, again, other = (
             np.stack(list(reader.batches(own, seed))) for seed in (0, 0, 1)
         )
-        assert first.shape == (4, 3, large_batch_text.LENGTH)
+        assert first.shape == (4, 3, text.LENGTH)
         np.testing.assert_array_equal(first, again)
         rows = {tuple(row) for row in np.concatenate([*first, *other])}
         assert len(rows) == 24
@@ -294,7 +293,7 @@ class TestText:
         params = reader.start(0)
         before = reader.loss(params)
         assert before == pytest.approx(math.log(256), rel=0.05)
-        (windows,) = reader.batches(large_batch.Plan(4, 4, 1, 0.2), 0)
+        (windows,) = reader.batches(compare.Plan(4, 4, 1, 0.2), 0)
         grads = reader.gradient(params, windows)
         params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
         assert reader.loss(params) < before

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reporting import harness
+from reporting import figures, harness
 from reporting.pages import paper_figures as paper_tables
+from studies.convergence import compare
 from studies.paper import (
     accuracy,
     explored,
-    figures,
     gradient_ratio,
     ratio_networks,
+    report,
     skew,
     student,
     student_teacher,
@@ -30,7 +31,7 @@ def quick_record(program, tmp_path):
     program.main(harness.Options(quick=True, output=output, allow_dirty=True))
     assert (tmp_path / "record.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads(output.read_text())
-    assert record["verdict"] == figures.verdict(record["claims"])
+    assert record["verdict"] == report.verdict(record["claims"])
     return record
 
 
@@ -40,7 +41,7 @@ def quick_record(program, tmp_path):
 def test_the_verdict_goes_by_the_claims_of_the_paper_alone():
     def judge(*met):
         ours = [{"met": False}, {"what": "no limit"}]
-        return figures.verdict([*ours, *({"published": True, "met": m} for m in met)])
+        return report.verdict([*ours, *({"published": True, "met": m} for m in met)])
 
     assert judge(True, True) == "reproduced"
     assert judge(True, False) == "partly reproduced"
@@ -51,19 +52,19 @@ def test_the_verdict_goes_by_the_claims_of_the_paper_alone():
 
 def test_figures_lie_in_a_folder_of_their_own(tmp_path):
     options = harness.Options(allow_dirty=True)
-    report = figures.Report("some", options, tmp_path)
-    report.published("a", 1.0, at_most=2.0)
+    own = report.Report("studies.paper.some", options, tmp_path)
+    own.published("a", 1.0, at_most=2.0)
     figure, _ = figures.panels(1, 2, (2, 1))
-    report.picture(figure)
-    report.store()
-    folder = tmp_path / "benchmarks" / "results" / "paper"
+    own.picture(figure)
+    own.store()
+    folder = tmp_path / "studies" / "results" / "paper"
     assert sorted(path.name for path in folder.iterdir()) == ["some.json", "some.png"]
     assert json.loads((folder / "some.json").read_text())["verdict"] == "reproduced"
 
 
 # What docs/paper_figures.md says of the stored results.
 
-STORED = ROOT / "benchmarks" / "results" / "paper"
+STORED = ROOT / "studies" / "results" / "paper"
 
 
 def stored(name):
@@ -79,11 +80,11 @@ def measured(record):
 def test_stored_figures_are_clean_whole_and_pictured(name):
     record, _ = stored(name)
     assert not record["dirty"] and not record["quick"]
-    assert record["benchmark"] == f"paper/{name}"
-    assert record["verdict"] == figures.verdict(record["claims"])
+    assert record["program"] == f"studies.paper.{name}"
+    assert record["verdict"] == report.verdict(record["claims"])
     assert (STORED / f"{name}.png").stat().st_size < 1_000_000
     page = (ROOT / "docs" / "paper_figures.md").read_text()
-    assert f"(../benchmarks/results/paper/{name}.png)" in page
+    assert f"(../studies/results/paper/{name}.png)" in page
     assert f"python -m studies.paper.{name}\n" in page
     assert f"studies.paper.{name}\n" in (ROOT / "Makefile").read_text()
 
@@ -478,9 +479,7 @@ def test_learning_rates_are_the_tuned_ones():
 
 
 def test_its_seeds_are_new():
-    from studies.convergence import __main__ as convergence
-
-    seen = {*range(convergence.SEEDS), *convergence.TUNING_SEEDS}
+    seen = {*range(compare.SEEDS), *compare.TUNING_SEEDS}
     assert len(accuracy.SEEDS) >= 5
     assert not seen & {*accuracy.SEEDS}
 

@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from examples.common import run_folder
 from examples.common.versions import versions
 from examples.digits import __main__ as program
-from examples.digits import dataset, report
+from examples.digits import dataset, report, training
+from examples.digits.config import TEST_IMAGES, TRAIN_IMAGES, Config
 from tests.helpers.programs import FILES, help_of, log
 
 LABELS = ["dense", "static", "SET", "RigL", "RigL + SparseOpt"]
@@ -26,10 +27,10 @@ TINY = ["--epochs", "1", "--width", "4", "--batch-size", "256"]
 @pytest.fixture(scope="module")
 def digits():
     """The program, with one small residual block, which compiles faster."""
-    full = program.ResNet
-    program.ResNet = lambda width: full(width, strides=(1,))
+    full = training.ResNet
+    training.ResNet = lambda width: full(width, strides=(1,))
     yield program
-    program.ResNet = full
+    training.ResNet = full
 
 
 def start(program, output, *args):
@@ -233,7 +234,7 @@ class TestMistakes:
 
     def test_methods_in_code(self, digits):
         with pytest.raises(ValueError, match="'lottery' is none of dense, static"):
-            digits.Config(methods=("lottery",))
+            Config(methods=("lottery",))
 
 
 class TestConfig:
@@ -247,23 +248,23 @@ class TestConfig:
         ],
     )
     def test_arms(self, digits, methods, correction, labels):
-        config = digits.Config(methods=methods, correction=correction)
+        config = Config(methods=methods, correction=correction)
         assert [arm.label for arm in config.arms] == labels
 
     @pytest.mark.parametrize("epochs", [1, 2, 5, 20, 100])
     @pytest.mark.parametrize("method", ["set", "rigl"])
     def test_topology_changes_often_enough(self, digits, method, epochs):
-        config = digits.Config(epochs=epochs)
+        config = Config(epochs=epochs)
         steps = epochs * config.steps_per_epoch
-        due = digits.make_topology(config, method).due(np.arange(steps))
+        due = training.make_topology(config, method).due(np.arange(steps))
         assert due.sum() >= min(20, 3 * steps // 4)
         assert not due[math.ceil(3 * steps / 4) :].any()
 
     @pytest.mark.parametrize("epochs", [1, 20])
     @pytest.mark.parametrize("batch_size", [64, 1197])
     def test_learning_rate(self, digits, epochs, batch_size):
-        config = digits.Config(epochs=epochs, batch_size=batch_size)
-        schedule = digits.learning_rate(config)
+        config = Config(epochs=epochs, batch_size=batch_size)
+        schedule = training.learning_rate(config)
         steps = epochs * config.steps_per_epoch
         rates = np.array([schedule(step) for step in range(steps)])
         assert rates.max() == pytest.approx(0.1)
@@ -271,15 +272,15 @@ class TestConfig:
         assert np.all(np.diff(rates[steps // 10 :]) < 0)
 
     def test_adamw_is_corrected_behind_adam(self, digits):
-        config = digits.Config(optimizer="adamw")
+        config = Config(optimizer="adamw")
         assert config.peak == 0.01
         assert dataclasses.replace(config, learning_rate=0.5).peak == 0.5
-        correction = digits.make_correction(config, "fan_in")
+        correction = training.make_correction(config, "fan_in")
         params = {"kernel": np.ones((40, 8), np.float32)}
         grads = {"kernel": jax.random.normal(jax.random.key(0), (40, 8))}
         steps = []
-        for own in (correction, digits.make_correction(config, "none")):
-            tx = digits.make_optimizer(config, "static", own, key=0)
+        for own in (correction, training.make_correction(config, "none")):
+            tx = training.make_optimizer(config, "static", own, key=0)
             state = tx.init(params)
             for _ in range(2):  # the learning rate starts at 0
                 updates, state = tx.update(grads, state, params)
@@ -290,12 +291,12 @@ class TestConfig:
         assert np.nanmin(ratio) < 0.8
 
     def test_batch_variance_reads_every_norm(self, digits):
-        config = digits.Config()
-        correction = digits.make_correction(config, "batch_variance")
+        config = Config()
+        correction = training.make_correction(config, "batch_variance")
         random = np.random.default_rng(0)
         variables = jax.tree.map(
             lambda x: random.uniform(1, 2, x.shape).astype(x.dtype),
-            digits.abstract_variables(config),
+            training.abstract_variables(config),
         )
         params = jax.tree.map(np.ones_like, variables["params"])
         factors, _ = correction.update(
@@ -434,8 +435,8 @@ class TestDataset:
 
     def test_sizes(self, prepared):
         _, (train, test) = prepared
-        assert len(train.labels) == len(train.images) == program.TRAIN_IMAGES
-        assert len(test.labels) == len(test.images) == program.TEST_IMAGES
+        assert len(train.labels) == len(train.images) == TRAIN_IMAGES
+        assert len(test.labels) == len(test.images) == TEST_IMAGES
 
     def test_splits_are_stratified(self, prepared):
         _, (train, test) = prepared

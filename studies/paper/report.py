@@ -1,31 +1,19 @@
-"""What the figures of the SparseOpt paper share: claims, a verdict, and how to draw.
+"""Reports on figures of the SparseOpt paper: its claims, and a verdict on them.
 
 The paper is Adnan et al., 2026 (arXiv 2605.27541). A claim that it makes is told apart
 from one of ours, and the verdict goes by the paper's alone.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-# The other benchmarks are programs, too, that are not installed.
 from reporting import harness
-
-# Colours that the colour-blind can tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
 class Report(harness.Report):
-    """A report on one figure, stored in ``benchmarks/results/paper``."""
+    """A report on one figure, or on several that belong together."""
 
-    def __init__(self, name: str, options: harness.Options, root: Path = harness.ROOT):
-        """Opens the report, as ``harness.Report`` does."""
-        super().__init__(f"paper/{name}", options, root)
-
-    def published(self, what: str, measured: float, **limit: float) -> None:
+    def published(self, what: str, measured: float, **limit: Any) -> None:
         """Adds a claim that the paper makes, with a limit that we have set beforehand.
 
         Args:
@@ -55,18 +43,3 @@ def verdict(claims: Iterable[Mapping[str, Any]]) -> str:
     if all(met):
         return "reproduced"
     return "partly reproduced" if any(met) else "not reproduced"
-
-
-def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
-    """A figure, and its axes in an array (rows, columns)."""
-    figure = Figure(figsize=size, layout="constrained")
-    places: Any = figure.subplots(rows, columns, squeeze=False)
-    for axes in places.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    return figure, places
-
-
-def legend(axes: Axes, **options: Any) -> None:
-    """A legend without a frame."""
-    axes.legend(frameon=False, fontsize=8, **options)

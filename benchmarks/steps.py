@@ -1,0 +1,124 @@
+"""Steps of an optimizer on the parameters of ResNet-50, and loops of steps."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparseopt_jax as so
+
+SPARSITY = 0.9
+TINY = {"head": {"kernel": (16, 8), "bias": (8,)}}
+# The condition is in the program, and never holds.
+NEVER_DUE: dict[str, Any] = {"every": 100, "start": 10**9, "stop": 2 * 10**9}
+
+
+def resnet_shapes(
+    blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, classes: int = 1000
+) -> dict[str, Any]:
+    """Shapes of a bottleneck ResNet's parameters: by default ResNet-50's, 25.6 million.
+
+    Args:
+      blocks: how many in each stage.
+      width: channels of the stem and of the first stage's 3x3 convolutions.
+      classes: outputs of the head.
+
+    Returns:
+      A tree in Flax's layout, a tuple for each parameter.
+    """
+
+    def conv(size, inputs, outputs):
+        return {
+            "conv": {"kernel": (size, size, inputs, outputs)},
+            "norm": {"scale": (outputs,), "bias": (outputs,)},
+        }
+
+    shapes: dict[str, Any] = {"stem": conv(7, 3, width)}
+    inputs = width
+    for stage, count in enumerate(blocks):
+        features = width * 2**stage
+        for index in range(count):
+            block = {
+                "reduce": conv(1, inputs, features),
+                "middle": conv(3, features, features),
+                "expand": conv(1, features, 4 * features),
+            }
+            if index == 0:
+                block["shortcut"] = conv(1, inputs, 4 * features)
+            shapes[f"stage_{stage}_block_{index}"] = block
+            inputs = 4 * features
+    shapes["head"] = {"kernel": (inputs, classes), "bias": (classes,)}
+    return shapes
+
+
+def random_arrays(shapes: Any, seed: int) -> Any:
+    """Normal numbers of a hundredth, as float32 arrays of these shapes."""
+    draw = np.random.default_rng(seed).standard_normal
+    return jax.tree.map(
+        lambda shape: jnp.asarray(0.01 * draw(shape, dtype=np.float32)),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def count(shapes: Any) -> int:
+    """The numbers in arrays of these shapes."""
+    leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return sum(map(math.prod, leaves))
+
+
+def optimizer_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
+    """Updates (state, params)."""
+    opt_state, params = carry
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return opt_state, optax.apply_updates(params, updates)
+
+
+def start(tx: optax.GradientTransformation, params: Any) -> Any:
+    """A state and weights of its own, sparse if the state holds masks."""
+    params = jax.tree.map(jnp.copy, params)
+    opt_state = tx.init(params)
+    if isinstance(opt_state, so.SparseState):
+        params = so.apply_masks(params, opt_state)
+    return opt_state, params
+
+
+def looping(
+    step: Callable[..., Any],
+    carry: Any,
+    inputs: Iterable[tuple],
+    steps: int = 1,
+    in_place: bool = True,
+    wait: bool = False,
+) -> Callable[[], Any]:
+    """Takes steps, each on what the one before has left.
+
+    Args:
+      step: ``step(carry, *given) -> carry``, to be compiled.
+      carry: what the first step is given; it must not be used afterwards.
+      inputs: what else the steps are given, without end.
+      steps: how many to take at each call.
+      in_place: whether a step donates what it is given, as training programs do, and
+        so writes over it.
+      wait: whether each step is waited for before the next is started.
+
+    Returns:
+      A function that takes them, and returns what they leave.
+    """
+    compiled = jax.jit(step, donate_argnums=0 if in_place else ())
+    remaining = iter(inputs)
+
+    def run():
+        nonlocal carry
+        for given in itertools.islice(remaining, steps):
+            carry = compiled(carry, *given)
+            if wait:
+                jax.block_until_ready(carry)
+        return carry
+
+    return run

@@ -1,0 +1,35 @@
+"""A multilayer perceptron, in Flax linen."""
+
+import flax.linen as nn
+import jax
+
+
+class MLP(nn.Module):
+    """Hidden layers with Batch Normalization, and a head.
+
+    Attributes:
+      layers: how many are hidden.
+      width: of each hidden layer.
+      classes: number of classes.
+      momentum: of the running statistics; None leaves normalisations out.
+    """
+
+    layers: int
+    width: int
+    classes: int
+    momentum: float | None = 0.99
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Logits (n, classes) of images (n, height, width, channels)."""
+        x = images.reshape(len(images), -1)
+        init = nn.initializers.he_normal()
+        plain = self.momentum is None
+        for index in range(1, self.layers + 1):
+            name = f"hidden_{index}"
+            x = nn.Dense(self.width, use_bias=plain, kernel_init=init, name=name)(x)
+            if self.momentum is not None:
+                norm = f"norm_{index}"
+                x = nn.BatchNorm(not train, momentum=self.momentum, name=norm)(x)
+            x = nn.relu(x)
+        return nn.Dense(self.classes, name="head")(x)

@@ -1,0 +1,246 @@
+"""How the ResNet is trained on scanned digits: its optimizer, its steps, one arm."""
+
+import collections
+import functools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+import sparseopt_jax as so
+from examples.digits.config import WEIGHT_DECAY, Arm, Config
+from examples.digits.model import ResNet
+
+Correction = optax.GradientTransformationExtraArgs
+IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+    """Linear warm-up over a tenth of the steps, then a cosine to nearly nothing."""
+    steps = config.epochs * config.steps_per_epoch
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.peak,
+        warmup_steps=steps // 10,
+        decay_steps=steps,
+        end_value=1e-3 * config.peak,
+    )
+
+
+def make_topology(config: Config, method: str) -> so.Topology:
+    """Which weights a sparse method has active."""
+    if method == "static":
+        return so.static(config.sparsity, distribution=config.distribution)
+    stop = max(1, 3 * config.epochs * config.steps_per_epoch // 4)
+    # In the first step of an epoch, long before it is evaluated; also in between, if
+    # that makes fewer than 20 changes.
+    changes_per_epoch = math.ceil(20 * config.steps_per_epoch / stop)
+    return {"set": so.set_, "rigl": so.rigl}[method](
+        config.sparsity,
+        every=max(1, config.steps_per_epoch // changes_per_epoch),
+        stop=stop,
+        distribution=config.distribution,
+        track_explored=True,
+    )
+
+
+def abstract_variables(config: Config) -> Any:
+    """Shapes and types of the network's variables; nothing is computed."""
+    return jax.eval_shape(
+        functools.partial(init, ResNet(config.width)), jax.random.key(0)
+    )
+
+
+def make_correction(config: Config, correction: str) -> Correction:
+    """What scales the gradient per neuron."""
+    if correction == "fan_in":
+        return so.scale_by_sparseopt()
+    if correction == "batch_variance":
+        links = so.infer_norm_links(
+            ResNet(config.width).apply, abstract_variables(config), IMAGE, train=False
+        )
+        return so.scale_by_batch_variance(links)
+    return optax.with_extra_args_support(optax.identity())
+
+
+def make_optimizer(
+    config: Config,
+    method: str,
+    correction: Correction,
+    key: jax.typing.ArrayLike,
+) -> optax.GradientTransformation:
+    """The optimizer of one arm: for SparseOpt what ``so.sparse_sgd`` puts together."""
+    schedule = learning_rate(config)
+    decay = optax.add_decayed_weights(WEIGHT_DECAY[config.optimizer], mask=_is_kernel)
+    if config.optimizer == "sgd":
+        inner = optax.chain(correction, decay, optax.sgd(schedule, momentum=0.9))
+    else:
+        # In front of Adam the correction would be divided out again.
+        inner = optax.chain(
+            optax.scale_by_adam(),
+            correction,
+            decay,
+            optax.scale_by_learning_rate(schedule),
+        )
+    if method == "dense":
+        return inner
+    return so.sparsify(inner, make_topology(config, method), key=key)
+
+
+def train_step(
+    state: so.linen.TrainState, images: jax.Array, labels: jax.Array
+) -> tuple[so.linen.TrainState, jax.Array]:
+    """One step on one batch; returns the next state and the loss."""
+
+    def loss_fn(params):
+        logits, variables = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return cross_entropy(logits, labels), variables["batch_stats"]
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, batch_stats), grads = gradient(state.params)
+    return state.apply_gradients(grads=grads, batch_stats=batch_stats), loss
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def init(model: ResNet, key: jax.Array) -> Any:
+    """The network's variables."""
+    return model.init(key, jnp.zeros(IMAGE.shape, IMAGE.dtype), train=False)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def evaluate(
+    model: ResNet, variables: Any, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Accuracy and loss."""
+    logits: Any = model.apply(variables, images, train=False)
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+    return accuracy, cross_entropy(logits, labels)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over the images."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+class Trainer:
+    """One arm, compiled once for all its seeds."""
+
+    def __init__(self, config: Config, arm: Arm, train: Any, test: Any):
+        self.config, self.arm, self.train, self.test = config, arm, train, test
+        self.model = ResNet(config.width)
+        self.correction = make_correction(config, arm.correction)
+        self.tx = make_optimizer(config, arm.method, self.correction, key=0)
+        step = jax.jit(train_step, donate_argnums=0)
+        batch = next(self._batches(np.random.default_rng()))
+        self.step = step.lower(self._start(0), *batch).compile()
+
+    def run(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Trains with one seed; yields a row for each epoch and one for the run."""
+        own = {**self.arm._asdict(), "label": self.arm.label, "seed": seed}
+        state = self._start(seed)
+        order = np.random.default_rng(seed)
+        curves = collections.defaultdict(list)
+        seconds = []
+        for epoch in range(1, self.config.epochs + 1):
+            losses = []
+            for images, labels in self._batches(order):
+                started = time.perf_counter()
+                state, loss = jax.block_until_ready(self.step(state, images, labels))
+                seconds.append(time.perf_counter() - started)
+                losses.append(float(loss))
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            accuracy, loss = evaluate(self.model, variables, *self.test)
+            row = {
+                "train_loss": float(np.mean(losses)),
+                "test_loss": float(loss),
+                "test_accuracy": float(accuracy),
+            }
+            for name, value in row.items():
+                curves[name].append(value)
+            yield {"event": "epoch", **own, "epoch": epoch, **row}
+        yield {
+            "event": "run",
+            **own,
+            "ms_per_step": 1e3 * float(np.median(seconds)),
+            **self._sparsity(state),
+            "curves": dict(curves),
+        }
+
+    def _start(self, seed: int) -> so.linen.TrainState:
+        """The state before the first step, weights and masks drawn from the seed."""
+        # The default kind of key compiles for seconds for each network on CPU.
+        key = jax.random.key(seed, impl="rbg")
+        params_key, topology_key = jax.random.split(key)
+        variables = init(self.model, params_key)
+        tx = make_optimizer(self.config, self.arm.method, self.correction, topology_key)
+        state = so.linen.TrainState.create(
+            apply_fn=self.model.apply,
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            tx=tx,
+        )
+        # All seeds share one optimizer, or each would compile anew: the masks and the
+        # key that a seed decides are data, in the optimizer's state.
+        return state.replace(tx=self.tx)
+
+    def _batches(
+        self, order: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The full batches of one epoch, in random order."""
+        size = self.config.batch_size
+        indices = order.permutation(len(self.train.labels))
+        for first in range(0, size * self.config.steps_per_epoch, size):
+            chosen = indices[first : first + size]
+            yield self.train.images[chosen], self.train.labels[chosen]
+
+    def _sparsity(self, state: so.linen.TrainState) -> dict[str, Any]:
+        """What has become of the masks at the end of a run."""
+        if self.arm.method == "dense":
+            return {"explored": 1.0, "layers": []}
+        numbers = jax.jit(so.metrics)(state.params, state.opt_state)
+        masks = so.get_masks(state.opt_state)
+        # What the correction makes of ones is its factors.
+        factors, _ = self.correction.update(
+            jax.tree.map(jnp.ones_like, state.params),
+            self.correction.init(state.params),
+            state.params,
+            masks=masks,
+            batch_stats=state.batch_stats,
+        )
+        return {
+            "explored": float(numbers.get("explored", numbers["density"])),
+            "layers": [
+                {
+                    "path": path,
+                    "size": mask.size,
+                    "fan_in": per_neuron(mask).sum(axis=0).tolist(),
+                    "factor": per_neuron(factor)[0].tolist(),
+                }
+                for (path, mask), factor in zip(
+                    traverse_util.flatten_dict(masks, sep="/").items(),
+                    traverse_util.flatten_dict(factors).values(),
+                    strict=True,
+                )
+                if isinstance(mask, jax.Array)
+            ],
+        }
+
+
+def per_neuron(kernel: Any) -> np.ndarray:
+    """A kernel as (inputs, neurons), on the host."""
+    return np.asarray(kernel).reshape(-1, kernel.shape[-1])
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,35 @@
+"""The tables of ``docs/large_batches.md``."""
+
+from reporting.markdown import table
+from reporting.stored import load, select
+
+
+def large_batch() -> str:
+    """Epochs and steps to a fixed loss on digits by batch, as a Markdown table."""
+    return _reached("studies.large_batch")
+
+
+def large_batch_text() -> str:
+    """The same on text."""
+    return _reached("studies.large_batch.text")
+
+
+def _reached(program: str) -> str:
+    tables = select(load(program)["tables"], kind="rule")
+    cells: dict[tuple[str, int], list[str]] = {}
+    names: list[str] = []
+    for found in tables:
+        for row in found["rows"]:
+            if row["optimizer"] not in names:
+                names.append(row["optimizer"])
+            took = f"> {row['of_epochs']}"
+            if row["epochs"] is not None:
+                took = f"{row['epochs']:.1f} ({row['steps']:.0f})"
+            cells.setdefault((found["key"]["density"], row["batch"]), []).append(took)
+    lines = [(density, str(batch), *own) for (density, batch), own in cells.items()]
+    key = tables[0]["key"]
+    about = f"Epochs (steps) to a loss of {key['target']:.3g}, {key['seeds']} seeds."
+    return f"{table(('network', 'batch', *names), lines)}\n{about}\n"
+
+
+PAGE = (large_batch, large_batch_text)

@@ -1,0 +1,74 @@
+"""The tables of ``docs/methods.md``."""
+
+from reporting.markdown import measured_on, table
+from reporting.stored import load, select
+
+
+def method_results() -> str:
+    """What every method learns on small networks, as a Markdown table."""
+    record = load("benchmarks.methods")
+    head = ["method", "structure", "sparsity"]
+    tables = {
+        (own["key"]["network"], own["key"]["kind"]): own["rows"]
+        for own in record["tables"]
+    }
+    networks = [network for network, kind in tables if kind == "training"]
+    for name in networks:
+        head += [f"{name}: accuracy %", "density", "step / dense", "change", "state"]
+    found: dict[str, list[str]] = {}
+    for name in networks:
+        steps = {row["name"]: row for row in tables[name, "step"]}
+        changes = {row["name"]: row for row in tables[name, "change"]}
+        for row in tables[name, "training"]:
+            label = ", ".join(filter(None, (row["method"], row["structure"])))
+            asked = "-" if row["sparsity"] is None else f"{row['sparsity']:g}"
+            cells = found.setdefault(
+                label, [row["method"], row["structure"] or "-", asked]
+            )
+            sd = row["accuracy_sd"]
+            accuracy = f"{100 * row['accuracy_mean']:.1f}"
+            change = changes.get(label)
+            cells += [
+                accuracy if sd is None else f"{accuracy} ± {100 * sd:.1f}",
+                f"{row['density']:.3f}",
+                f"{steps[label]['ratio']['median']:.2f}x",
+                f"{change['median_ms']:.1f} ms" if change else "-",
+                f"{row['state_bytes']:,} B",
+            ]
+    return f"{table(head, list(found.values()))}\n{measured_on(record)}\n"
+
+
+def straight_through_steps() -> str:
+    """What masks that follow every step add to it, as a Markdown table."""
+    record = load("benchmarks.methods")
+    found = select(record["tables"], kind="ste")
+    tables = {own["key"]["network"]: own["rows"] for own in found}
+    head = ("masks", *(f"{name}: step / dense" for name in tables))
+    ratios: dict[str, list[str]] = {}
+    for rows in tables.values():
+        for row in rows:
+            ratio = f"{row['ratio']['median']:.2f}x"
+            ratios.setdefault(row["name"], []).append(ratio)
+    lines = [(label, *cells) for label, cells in ratios.items()]
+    return f"{table(head, lines)}\n{measured_on(record)}\n"
+
+
+def method_changes() -> str:
+    """A change of large masks against the same by sorting, as a Markdown table."""
+    record = load("benchmarks.mask_changes")
+    head = ("method", "a change", "by argsort", "argsort / change")
+    lines = []
+    for own in record["tables"]:
+        rows = {row["name"]: row for row in own["rows"]}
+        cells = (
+            own["key"]["method"],
+            f"{rows['topology.update']['median_ms']:,.0f} ms",
+            f"{rows['argsort']['median_ms']:,.0f} ms",
+            f"{rows['argsort']['ratio']['median']:.1f}x",
+        )
+        lines.append(cells)
+    (weights,) = {own["key"]["weights"] for own in record["tables"]}
+    return f"{table(head, lines)}\n{weights:,} weights; {measured_on(record)}\n"
+
+
+PAGE = (method_results, straight_through_steps, method_changes)

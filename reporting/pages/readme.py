@@ -1,0 +1,99 @@
+"""The tables of ``README.md``."""
+
+from typing import Any
+
+from reporting.markdown import measured_on, table
+from reporting.stored import load, select
+
+OPTIMIZERS = ("sgd", "adamw")
+STEPS = (
+    "masks by hand",
+    "static",
+    "SET",
+    "RigL",
+    "RigL + SparseOpt",
+    "SET, from the host",
+    "RigL, from the host",
+)
+
+
+def digits() -> str:
+    """The comparison that ``make demo`` makes, as a Markdown table."""
+    head = ("method", "test accuracy %", "active weights", "explored", "ms per step")
+    rows = []
+    for entry in load("examples.digits")["results"]:
+        mean, sd = (entry[f"test_accuracy_{name}"] for name in ("mean", "sd"))
+        explored = entry["explored"]
+        cells = (
+            entry["label"],
+            f"{100 * mean:.1f} ± {100 * sd:.1f}",
+            f"{entry['active']:,}",
+            "-" if explored is None else f"{100 * explored:.0f} %",
+            f"{entry['ms_per_step']:.1f}",
+        )
+        rows.append(cells)
+    return table(head, rows)
+
+
+def speed() -> str:
+    """What the selection takes against a sort, as a Markdown table."""
+    record = load("benchmarks.selection")
+    head = (
+        "exact top-k of",
+        "top_k_mask",
+        "lax.top_k",
+        "argsort",
+        "argsort / top_k_mask",
+    )
+    lines = []
+    for found in record["tables"]:
+        rows = {row["name"]: row for row in found["rows"]}
+        times = [
+            f"{rows[name]['median_ms']:,.1f} ms"
+            for name in ("top_k_mask", "lax.top_k", "argsort")
+        ]
+        ratio = f"{rows['argsort']['ratio']['median']:.0f}x"
+        lines.append((found["title"], *times, ratio))
+    return f"{table(head, lines)}\n{measured_on(record)}\n"
+
+
+def overhead() -> str:
+    """What masks add to an optimizer's step, as a Markdown table."""
+    record = load("benchmarks.step_overhead")
+
+    def rows(**key: Any) -> dict[str, Any]:
+        (found,) = select(record["tables"], **key)
+        return {row["name"]: row for row in found["rows"]}
+
+    steps, changes = {}, {}
+    for name in OPTIMIZERS:
+        steps[name] = rows(kind="step", optimizer=name, in_place=True)
+        changes[name] = rows(kind="change", optimizer=name)
+    head = ("on ResNet-50's 25.6 million parameters", *OPTIMIZERS)
+    alone = [f"{steps[name][name]['median_ms']:.1f} ms" for name in OPTIMIZERS]
+    lines = [("the optimizer alone", *alone)]
+    for label in STEPS:
+        ratios = [steps[name][label]["ratio"]["median"] for name in OPTIMIZERS]
+        lines.append((label, *(f"{ratio:.2f}x" for ratio in ratios)))
+    for label in ("SET", "RigL"):
+        times = [
+            changes[name][f"{label}, step with a change"]["median_ms"]
+            for name in OPTIMIZERS
+        ]
+        cells = (f"{time:.0f} ms" for time in times)
+        lines.append((f"{label}: a step with a change", *cells))
+    return f"{table(head, lines)}\n{measured_on(record)}\n"
+
+
+def training() -> str:
+    """What sparse training costs in whole on the digits, as a sentence."""
+    claims = load("benchmarks.step_overhead")["claims"]
+    (claim,) = select(claims, kind="training")
+    ratio = claim["measured"]
+    return (
+        "A whole training step of the digits' ResNet, with RigL, SparseOpt and a\n"
+        f"change every 100 steps, took {ratio:.2f} times as long as the dense one.\n"
+    )
+
+
+PAGE = (digits, speed, overhead, training)

@@ -1,0 +1,40 @@
+"""The tables of ``docs/scaling.md``."""
+
+from reporting.markdown import measured_on, table
+from reporting.stored import load, select
+
+DEVICES = (1, 2, 4, 8)
+NETWORKS = ("MLP", "ResNet")
+
+
+def collectives() -> str:
+    """What a change of the masks sends between devices, as a Markdown table."""
+    (found,) = load("benchmarks.collectives")["tables"]
+    head = ("devices", "method", "sums", "arrays moved", "temporary memory")
+    lines = []
+    for row in found["rows"]:
+        cells = (
+            str(row["devices"]),
+            row["method"],
+            f"{row['summed_bytes']:,} B",
+            f"{row['moved_bytes']:,} B",
+            f"{row['temporary_bytes'] / 1e6:.1f} MB",
+        )
+        lines.append(cells)
+    about = f"{found['title'].capitalize()}, for each device; compiled for CPU devices."
+    return f"{table(head, lines)}\n{about}\n"
+
+
+def devices() -> str:
+    """What sparse training costs on several devices, as a Markdown table."""
+    record = load("benchmarks.devices")
+    head = ("devices", *NETWORKS)
+    lines = []
+    for count in DEVICES:
+        claims = select(record["claims"], devices=count)
+        ratios = {own["key"]["network"]: own["measured"] for own in claims}
+        lines.append((str(count), *(f"{ratios[name]:.2f}x" for name in NETWORKS)))
+    return f"{table(head, lines)}\n{measured_on(record)}\n"
+
+
+PAGE = (collectives, devices)

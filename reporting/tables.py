@@ -1,0 +1,49 @@
+"""The pages that have tables, and the tables in them."""
+
+from pathlib import Path
+
+from reporting.pages import (
+    large_batches,
+    memory,
+    methods,
+    paper_figures,
+    readme,
+    results,
+    scaling,
+    tutorials,
+    when_it_helps,
+    where_sparseopt_goes,
+)
+from reporting.stored import ROOT
+
+PAGES = {
+    ROOT / "README.md": readme.PAGE,
+    **{
+        ROOT / "docs" / f"{page.__name__.rpartition('.')[2]}.md": page.PAGE
+        for page in (
+            large_batches,
+            memory,
+            methods,
+            paper_figures,
+            results,
+            scaling,
+            tutorials,
+            when_it_helps,
+            where_sparseopt_goes,
+        )
+    },
+}
+
+
+def render(page: Path) -> str:
+    """A page with its tables as the results have them."""
+    text = page.read_text()
+    for table in PAGES[page]:
+        name = table.__name__
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        head, _, rest = text.partition(begin)
+        _, marker, tail = rest.partition(end)
+        if not marker:
+            raise ValueError(f"{page} has no markers {begin.strip()} and {end}")
+        text = head + begin + table() + marker + tail
+    return text
