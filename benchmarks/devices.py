@@ -20,9 +20,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import sparseopt_jax as so
 from benchmarks.steps import looping
 from examples.common.mlp import MLP
+from examples.digits.dataset import Split
 from examples.digits.model import ResNet
+from examples.digits.training import batches
 from reporting import harness
-from reporting.training import IMAGE, Split, batches, load_digits, loss_of
+from reporting.training import BATCH, IMAGE, load_digits, loss_of
 
 DEVICES = (1, 2, 4, 8)
 LIMIT = 1.05
@@ -40,7 +42,9 @@ def candidates(
     )
     by_data = NamedSharding(mesh, PartitionSpec("data"))
     replicated = NamedSharding(mesh, PartitionSpec())
-    seen = jax.device_put([*batches(train, 1, np.random.default_rng(0))], by_data)
+    seen = jax.device_put(
+        [*batches(train, 1, np.random.default_rng(0), BATCH)], by_data
+    )
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(jax.random.key(0), IMAGE)
     variables = {"batch_stats": {}, **variables}

@@ -15,16 +15,15 @@ import sparseopt_jax as so
 from benchmarks.method_arms import Arm, When
 from benchmarks.method_changes import begin, change
 from examples.digits.model import ResNet
-from reporting import harness
-from reporting.training import (
-    BATCH,
-    IMAGE,
-    accuracy_of,
+from examples.digits.training import (
     batches,
+    evaluate,
+    init,
     is_kernel,
-    learning_rate,
-    loss_of,
+    warmed_up_cosine,
 )
+from reporting import harness
+from reporting.training import BATCH, loss_of
 from sparseopt_jax.masks.state import is_sparse_state
 from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
 
@@ -111,12 +110,12 @@ def tasks(quick: bool) -> list[Task]:
 def _sgd(steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(5e-4, mask=is_kernel),
-        optax.sgd(learning_rate(0.1, steps), momentum=0.9),
+        optax.sgd(warmed_up_cosine(0.1, steps), momentum=0.9),
     )
 
 
 def _adamw(steps: int) -> optax.GradientTransformation:
-    schedule = learning_rate(3e-3, steps)
+    schedule = warmed_up_cosine(3e-3, steps)
     return optax.adamw(schedule, weight_decay=1e-2, mask=is_kernel)
 
 
@@ -172,12 +171,12 @@ class Trainer:
         """Trains with one seed."""
         state = self._start(seed)
         draw = np.random.default_rng(seed)
-        for batch in batches(self.train, self.epochs, draw):
+        for batch in batches(self.train, self.epochs, draw, BATCH):
             state = self.step(state, batch)
         self.last = jax.block_until_ready(state)
         weights, density, kept = self._forward(state)
         variables = {"params": weights, "batch_stats": state.batch_stats}
-        accuracy = accuracy_of(self.task.model, variables, *self.test)
+        accuracy, _ = evaluate(self.task.model, variables, *self.test)
         return Outcome(float(accuracy), density, _bytes(kept))
 
     def steps_from_last(self, name: str, count: int) -> harness.Candidate:
@@ -188,7 +187,7 @@ class Trainer:
         state = jax.tree.map(jnp.copy, self.last)
         order = np.random.default_rng(0)
         cycle = itertools.cycle(
-            [jax.device_put(batch) for batch in batches(self.train, 1, order)]
+            [jax.device_put(batch) for batch in batches(self.train, 1, order, BATCH)]
         )
 
         def block():
@@ -219,7 +218,7 @@ class Trainer:
         """The state before the first step, weights and masks drawn from the seed."""
         # The default kind of key compiles for seconds for each network on CPU.
         params_key, key = jax.random.split(jax.random.key(seed, impl="rbg"))
-        variables = {"batch_stats": {}, **_init(self.task.model, params_key)}
+        variables = {"batch_stats": {}, **init(self.task.model, params_key)}
         params = variables["params"]
         if isinstance(self.method, SoftThreshold):
             thresholds = self.method.init(params)
@@ -265,8 +264,3 @@ def _density(masks: Any) -> float:
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _init(model: nn.Module, key: jax.Array) -> Any:
-    return model.init(key, IMAGE, train=False)

@@ -32,9 +32,9 @@ from benchmarks.steps import (
 )
 from examples.digits.config import Config
 from examples.digits.model import ResNet
-from examples.digits.training import train_step
+from examples.digits.training import batches, train_step
 from reporting import harness
-from reporting.training import batches, load_digits
+from reporting.training import BATCH, load_digits
 
 EVERY = 100
 MOVING = {"SET": so.set_, "RigL": so.rigl}
@@ -213,7 +213,7 @@ def time_training(
       rounds: blocks of each.
     """
     train, _ = load_digits(report.options.quick)
-    seen = jax.device_put([*batches(train, 1, np.random.default_rng(0))])
+    seen = jax.device_put([*batches(train, 1, np.random.default_rng(0), BATCH)])
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(jax.random.key(0), seen[0][0])
 

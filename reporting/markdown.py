@@ -1,6 +1,6 @@
 """Markdown tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -14,6 +14,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def named(*tables: Callable[[], str]) -> dict[str, Callable[[], str]]:
+    """The tables of a page, by the names that stand in its markers."""
+    return {table.__name__: table for table in tables}
 
 
 def measured_on(record: Mapping[str, Any]) -> str:

@@ -38,8 +38,7 @@ PAGES = {
 def render(page: Path) -> str:
     """A page with its tables as the results have them."""
     text = page.read_text()
-    for table in PAGES[page]:
-        name = table.__name__
+    for name, table in PAGES[page].items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         head, _, rest = text.partition(begin)
         _, marker, tail = rest.partition(end)

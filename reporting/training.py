@@ -1,31 +1,20 @@
 """How benchmarks and studies train small networks on scanned digits."""
 
-import functools
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from examples.digits import dataset
+from examples.digits.dataset import Split, load
 
 BATCH = 64
 IMAGE = np.zeros((1, 8, 8, 1), np.float32)
 
 
-class Split(NamedTuple):
-    """Images (n, 8, 8, 1) and labels (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def load_digits(quick: bool) -> tuple[Any, Any]:
+def load_digits(quick: bool) -> tuple[Split, Split]:
     """The training and the test split of the scanned digits; noise, if quick."""
     if quick:
         draw = np.random.default_rng(0)
@@ -33,40 +22,7 @@ def load_digits(quick: bool) -> tuple[Any, Any]:
         noise = Split(images, draw.integers(10, size=2 * BATCH, dtype=np.int32))
         return noise, noise
     with tempfile.TemporaryDirectory() as folder:
-        return dataset.load(Path(folder))
-
-
-def batches(
-    train: Any, epochs: int, draw: np.random.Generator, size: int = BATCH
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The full batches of some epochs, each in a random order of its own.
-
-    Args:
-      train: images and labels.
-      epochs: how many.
-      draw: decides the orders.
-      size: images in a batch.
-
-    Yields:
-      Images and labels of a batch.
-    """
-    for _ in range(epochs):
-        order = draw.permutation(len(train.labels))
-        for first in range(0, len(order) - size + 1, size):
-            chosen = order[first : first + size]
-            yield train.images[chosen], train.labels[chosen]
-
-
-def learning_rate(peak: float, steps: int) -> optax.Schedule:
-    """Linear warm-up over a tenth of the steps, then a cosine to nearly nothing."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak, max(1, steps // 10), steps, 1e-3 * peak
-    )
-
-
-def is_kernel(params: Any) -> Any:
-    """What weight decay is for: a tree of bools like the parameters."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        return load(Path(folder))
 
 
 def loss_of(model: nn.Module) -> Any:
@@ -82,12 +38,3 @@ def loss_of(model: nn.Module) -> Any:
         return loss, ({}, changed.get("batch_stats", {}))
 
     return loss_fn
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def accuracy_of(
-    model: nn.Module, variables: Any, images: Any, labels: Any
-) -> jax.Array:
-    """The fraction of images that are told right."""
-    logits: Any = model.apply(variables, images, train=False)
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)

@@ -4,9 +4,10 @@ import collections
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,13 +24,17 @@ IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 
 def learning_rate(config: Config) -> optax.Schedule:
     """Linear warm-up over a tenth of the steps, then a cosine to nearly nothing."""
-    steps = config.epochs * config.steps_per_epoch
+    return warmed_up_cosine(config.peak, config.epochs * config.steps_per_epoch)
+
+
+def warmed_up_cosine(peak: float, steps: int) -> optax.Schedule:
+    """``learning_rate`` of a peak and a number of steps."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.peak,
-        warmup_steps=steps // 10,
+        peak_value=peak,
+        warmup_steps=max(1, steps // 10),
         decay_steps=steps,
-        end_value=1e-3 * config.peak,
+        end_value=1e-3 * peak,
     )
 
 
@@ -77,7 +82,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of one arm: for SparseOpt what ``so.sparse_sgd`` puts together."""
     schedule = learning_rate(config)
-    decay = optax.add_decayed_weights(WEIGHT_DECAY[config.optimizer], mask=_is_kernel)
+    decay = optax.add_decayed_weights(WEIGHT_DECAY[config.optimizer], mask=is_kernel)
     if config.optimizer == "sgd":
         inner = optax.chain(correction, decay, optax.sgd(schedule, momentum=0.9))
     else:
@@ -113,14 +118,14 @@ def train_step(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def init(model: ResNet, key: jax.Array) -> Any:
+def init(model: nn.Module, key: jax.Array) -> Any:
     """The network's variables."""
     return model.init(key, jnp.zeros(IMAGE.shape, IMAGE.dtype), train=False)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def evaluate(
-    model: ResNet, variables: Any, images: jax.Array, labels: jax.Array
+    model: nn.Module, variables: Any, images: Any, labels: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Accuracy and loss."""
     logits: Any = model.apply(variables, images, train=False)
@@ -131,6 +136,46 @@ def evaluate(
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean over the images."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def start(
+    model: nn.Module, make: Callable[[jax.Array], Any], seed: int
+) -> so.linen.TrainState:
+    """The state before the first step, weights and masks drawn from the seed.
+
+    Args:
+      model: the network.
+      make: builds the optimizer from the key of the masks.
+      seed: decides both.
+
+    Returns:
+      The state.
+    """
+    # The default kind of key compiles for seconds for each network on CPU.
+    params_key, key = jax.random.split(jax.random.key(seed, impl="rbg"))
+    variables = {"batch_stats": {}, **init(model, params_key)}
+    return so.linen.TrainState.create(apply_fn=model.apply, tx=make(key), **variables)
+
+
+def batches(
+    train: Any, epochs: int, draw: np.random.Generator, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The full batches of some epochs, each in a random order of its own.
+
+    Args:
+      train: images and labels.
+      epochs: how many.
+      draw: decides the orders.
+      size: images in a batch.
+
+    Yields:
+      Images and labels of a batch.
+    """
+    for _ in range(epochs):
+        order = draw.permutation(len(train.labels))
+        for first in range(0, len(order) - size + 1, size):
+            chosen = order[first : first + size]
+            yield train.images[chosen], train.labels[chosen]
 
 
 class Trainer:
@@ -179,30 +224,18 @@ class Trainer:
 
     def _start(self, seed: int) -> so.linen.TrainState:
         """The state before the first step, weights and masks drawn from the seed."""
-        # The default kind of key compiles for seconds for each network on CPU.
-        key = jax.random.key(seed, impl="rbg")
-        params_key, topology_key = jax.random.split(key)
-        variables = init(self.model, params_key)
-        tx = make_optimizer(self.config, self.arm.method, self.correction, topology_key)
-        state = so.linen.TrainState.create(
-            apply_fn=self.model.apply,
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            tx=tx,
+        make = functools.partial(
+            make_optimizer, self.config, self.arm.method, self.correction
         )
         # All seeds share one optimizer, or each would compile anew: the masks and the
         # key that a seed decides are data, in the optimizer's state.
-        return state.replace(tx=self.tx)
+        return start(self.model, make, seed).replace(tx=self.tx)
 
     def _batches(
         self, order: np.random.Generator
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The full batches of one epoch, in random order."""
-        size = self.config.batch_size
-        indices = order.permutation(len(self.train.labels))
-        for first in range(0, size * self.config.steps_per_epoch, size):
-            chosen = indices[first : first + size]
-            yield self.train.images[chosen], self.train.labels[chosen]
+        return batches(self.train, 1, order, self.config.batch_size)
 
     def _sparsity(self, state: so.linen.TrainState) -> dict[str, Any]:
         """What has become of the masks at the end of a run."""
@@ -242,5 +275,6 @@ def per_neuron(kernel: Any) -> np.ndarray:
     return np.asarray(kernel).reshape(-1, kernel.shape[-1])
 
 
-def _is_kernel(params: Any) -> Any:
+def is_kernel(params: Any) -> Any:
+    """What weight decay is for: a tree of bools like the parameters."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,20 +1,13 @@
 """The tables of ``docs/large_batches.md``."""
 
+import functools
+
 from reporting.markdown import table
 from reporting.stored import load, select
 
 
-def large_batch() -> str:
-    """Epochs and steps to a fixed loss on digits by batch, as a Markdown table."""
-    return _reached("studies.large_batch")
-
-
-def large_batch_text() -> str:
-    """The same on text."""
-    return _reached("studies.large_batch.text")
-
-
-def _reached(program: str) -> str:
+def reached(program: str) -> str:
+    """Epochs and steps to a fixed loss by batch, as a Markdown table."""
     tables = select(load(program)["tables"], kind="rule")
     cells: dict[tuple[str, int], list[str]] = {}
     names: list[str] = []
@@ -32,4 +25,7 @@ def _reached(program: str) -> str:
     return f"{table(('network', 'batch', *names), lines)}\n{about}\n"
 
 
-PAGE = (large_batch, large_batch_text)
+PAGE = {
+    "large_batch": functools.partial(reached, "studies.large_batch"),
+    "large_batch_text": functools.partial(reached, "studies.large_batch.text"),
+}

@@ -1,6 +1,6 @@
 """The tables of ``docs/memory.md``."""
 
-from reporting.markdown import table
+from reporting.markdown import named, table
 from reporting.stored import load
 
 
@@ -62,4 +62,4 @@ def language_model() -> str:
     return f"{table(head, lines)}\n{about}\n"
 
 
-PAGE = (memory, language_model)
+PAGE = named(memory, language_model)

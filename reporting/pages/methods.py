@@ -1,6 +1,6 @@
 """The tables of ``docs/methods.md``."""
 
-from reporting.markdown import measured_on, table
+from reporting.markdown import measured_on, named, table
 from reporting.stored import load, select
 
 
@@ -71,4 +71,4 @@ def method_changes() -> str:
     return f"{table(head, lines)}\n{weights:,} weights; {measured_on(record)}\n"
 
 
-PAGE = (method_results, straight_through_steps, method_changes)
+PAGE = named(method_results, straight_through_steps, method_changes)

@@ -3,11 +3,12 @@
 Each function of ``PAGE`` reads stored results and returns Markdown.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from reporting import stored
-from reporting.markdown import table
+from reporting.markdown import named, table
 from reporting.pages import when_it_helps
 from reporting.statistics import by_arm
 
@@ -56,7 +57,7 @@ def verdicts() -> str:
     return table(head, rows)
 
 
-def _claims(name: str) -> str:
+def claims(name: str) -> str:
     """The claims of one figure, with their limits."""
     rows = []
     for claim in load(name)["claims"]:
@@ -69,26 +70,6 @@ def _claims(name: str) -> str:
         what = claim["what"].replace("|", r"\|")
         rows.append((whose, what, f"{claim['measured']:.3g}", limit, met))
     return table(("who says", "what", "measured", "limit", "met"), rows)
-
-
-def skew_claims() -> str:
-    """The claims about figure 1."""
-    return _claims("skew")
-
-
-def gradient_ratio_claims() -> str:
-    """The claims about figure 2."""
-    return _claims("gradient_ratio")
-
-
-def explored_claims() -> str:
-    """The claims about figures 5 and 10."""
-    return _claims("explored")
-
-
-def student_teacher_claims() -> str:
-    """The claims about figures 6 to 9."""
-    return _claims("student_teacher")
 
 
 def gradient_ratio() -> str:
@@ -232,11 +213,6 @@ def explored() -> str:
     return table(head, lines)
 
 
-def accuracy_claims() -> str:
-    """The claims about accuracies against epochs."""
-    return _claims("accuracy")
-
-
 def accuracy_without() -> str:
     """Accuracies without a correction, by condition and length."""
     return _by_length(lambda arms: when_it_helps.accuracy(arms["none"]))
@@ -295,11 +271,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-PAGE = (
-    verdicts,
-    *(skew, skew_claims),
-    *(gradient_ratio, ratio_layers, gradient_ratio_claims),
-    *(explored, explored_claims),
-    *(one_neuron, first_sizes, two_neurons, student_teacher_claims),
-    *(accuracy_without, accuracy_fan_in, accuracy_batch_variance, accuracy_claims),
-)
+PAGE = named(
+    *(verdicts, skew, gradient_ratio, ratio_layers, explored),
+    *(one_neuron, first_sizes, two_neurons),
+    *(accuracy_without, accuracy_fan_in, accuracy_batch_variance),
+) | {f"{name}_claims": functools.partial(claims, name) for name in FIGURES}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from reporting.markdown import measured_on, table
+from reporting.markdown import measured_on, named, table
 from reporting.stored import load, select
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -96,4 +96,4 @@ def training() -> str:
     )
 
 
-PAGE = (digits, speed, overhead, training)
+PAGE = named(digits, speed, overhead, training)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from reporting.markdown import table
+from reporting.markdown import named, table
 from reporting.pages import paper_figures
 from reporting.pages.published import EARLY, GAINS, RIGL, SPARSEOPT, Published
 from reporting.pages.when_it_helps import interval
@@ -200,4 +200,4 @@ def _lamb() -> Iterator[tuple[str, ...]]:
             )
 
 
-PAGE = (small_scale, early, figures, accuracies, rigl, others)
+PAGE = named(small_scale, early, figures, accuracies, rigl, others)

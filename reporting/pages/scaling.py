@@ -1,6 +1,6 @@
 """The tables of ``docs/scaling.md``."""
 
-from reporting.markdown import measured_on, table
+from reporting.markdown import measured_on, named, table
 from reporting.stored import load, select
 
 DEVICES = (1, 2, 4, 8)
@@ -37,4 +37,4 @@ def devices() -> str:
     return f"{table(head, lines)}\n{measured_on(record)}\n"
 
 
-PAGE = (collectives, devices)
+PAGE = named(collectives, devices)

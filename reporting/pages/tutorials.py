@@ -1,5 +1,6 @@
 """The tutorials of ``docs/tutorials.md``, and what they print."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def run(name: str) -> str:
 
 def run_all() -> None:
     """Runs the tutorials and keeps what they print."""
-    for name in (tutorial.__name__ for tutorial in PAGE):
+    for name in PAGE:
         (OUTPUTS / f"{name}.txt").write_text(run(name), encoding="utf-8")
 
 
@@ -43,19 +44,7 @@ def shown(name: str) -> str:
     )
 
 
-def linen() -> str:
-    """The first sparse run."""
-    return shown("linen")
-
-
-def stop_and_go_on() -> str:
-    """Watching a run, stopping it, going on."""
-    return shown("stop_and_go_on")
-
-
-def prune_trained() -> str:
-    """Pruning what is trained already."""
-    return shown("prune_trained")
-
-
-PAGE = (linen, stop_and_go_on, prune_trained)
+PAGE = {
+    name: functools.partial(shown, name)
+    for name in ("linen", "stop_and_go_on", "prune_trained")
+}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from reporting.markdown import table
+from reporting.markdown import named, table
 from reporting.statistics import accuracies, by_arm, difference
 from reporting.stored import load, select
 
@@ -232,8 +232,6 @@ def _legend(record: Mapping[str, Any]) -> str:
     )
 
 
-PAGE = (
-    *(conditions, pooled, starts, rates),
-    *(further, further_rates),
-    *(candidates, scales, jumps),
+PAGE = named(
+    conditions, pooled, starts, rates, further, further_rates, candidates, scales, jumps
 )

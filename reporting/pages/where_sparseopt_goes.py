@@ -1,6 +1,6 @@
 """The table of ``docs/where_sparseopt_goes.md``."""
 
-from reporting.markdown import table
+from reporting.markdown import named, table
 from reporting.stored import load
 
 
@@ -15,4 +15,4 @@ def placement() -> str:
     return table(head, lines)
 
 
-PAGE = (placement,)
+PAGE = named(placement)

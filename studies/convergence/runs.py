@@ -14,17 +14,16 @@ import optax
 import sparseopt_jax as so
 from examples.common import glyphs
 from examples.common.mlp import MLP
+from examples.digits.dataset import Split
 from examples.digits.model import ResNet
-from reporting.statistics import epochs_at
-from reporting.training import (
-    Split,
-    accuracy_of,
+from examples.digits.training import (
     batches,
+    evaluate,
     is_kernel,
-    learning_rate,
-    load_digits,
-    loss_of,
+    warmed_up_cosine,
 )
+from reporting.statistics import epochs_at
+from reporting.training import load_digits, loss_of
 from studies.convergence import corrections as candidates
 from studies.convergence.conditions import Condition
 
@@ -207,7 +206,8 @@ class Trainer:
             losses.append(loss)
             if step % (self.steps // self.epochs) == 0:
                 variables = {"params": params, "batch_stats": batch_stats}
-                accuracies.append(accuracy_of(self.model, variables, *judge))
+                accuracy, _ = evaluate(self.model, variables, *judge)
+                accuracies.append(accuracy)
         early = np.asarray(jax.device_get(losses[: max(1, self.steps // 5)]))
         spreads = [
             np.std(fan_ins) / np.mean(fan_ins)
@@ -233,7 +233,7 @@ class Trainer:
 
     def schedule(self, peak: float, seed: int) -> Iterator[tuple[Any, Any]]:
         """The learning rate and the batch of every step."""
-        schedule = learning_rate(peak, self.steps)
+        schedule = warmed_up_cosine(peak, self.steps)
         rates = np.asarray(jax.vmap(schedule)(jnp.arange(self.steps)))
         draw, train = np.random.default_rng(seed), self.network.data.train
         seen = batches(train, self.epochs, draw, self.network.batch)

@@ -8,14 +8,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 import sparseopt_jax as so
 from examples.digits import training
 from examples.digits.config import WEIGHT_DECAY, Config
 from examples.digits.model import ResNet
-from reporting.training import batches, load_digits
+from reporting.training import load_digits
 
 
 def config(sparsity: float, quick: bool) -> Any:
@@ -35,7 +34,6 @@ class Runs:
 
     Attributes:
       tx: the optimizer.
-      steps: how many a run has.
     """
 
     def __init__(
@@ -52,7 +50,6 @@ class Runs:
         self.config, self._topology, self._sparseopt = of, rigl, sparseopt
         self.model = ResNet(of.width, strides=()) if quick else ResNet(of.width)
         self.train, self.test = load_digits(quick)
-        self.steps = of.epochs * (len(self.train.labels) // of.batch_size)
         self.tx = self._optimizer(0)
 
     def _optimizer(self, key: Any) -> Any:
@@ -67,22 +64,14 @@ class Runs:
 
     def start(self, seed: int) -> so.linen.TrainState:
         """The state before the first step, weights and masks drawn from the seed."""
-        # The default kind of key compiles for seconds for each network on CPU.
-        keys = jax.random.split(jax.random.key(seed, impl="rbg"))
-        variables = training.init(self.model, keys[0])
-        state = so.linen.TrainState.create(
-            apply_fn=self.model.apply,
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            tx=self._optimizer(keys[1]),
-        )
         # All seeds share one optimizer, or each would compile anew.
-        return state.replace(tx=self.tx)
+        return training.start(self.model, self._optimizer, seed).replace(tx=self.tx)
 
     def batches(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The full batches of all epochs, in an order that the seed decides."""
         draw = np.random.default_rng(seed)
-        return batches(self.train, self.config.epochs, draw, self.config.batch_size)
+        size = self.config.batch_size
+        return training.batches(self.train, self.config.epochs, draw, size)
 
     def accuracy(self, state: so.linen.TrainState) -> float:
         """On the test images."""

@@ -199,23 +199,6 @@ def judge(report: Report, arm: str, courses: Sequence[Course]) -> None:
     report.claim(what, last - first)
 
 
-def series(arm: str, course: Course) -> list[dict[str, Any]]:
-    """A row for each change: every layer's angle by the old masks and by the new."""
-    return [
-        {
-            "arm": arm,
-            "step": int(step),
-            **{
-                path: [round(float(own), 2) for own in (old, old + jump)]
-                for path, old, jump in zip(
-                    course.layers, course.angles[step], jumps, strict=True
-                )
-            },
-        }
-        for step, jumps in zip(course.changes, course.jumps, strict=True)
-    ]
-
-
 def between_changes(course: Course, index: int) -> tuple[list[float], list[float]]:
     """The middles of the stretches that share their masks, and a layer's mean angle."""
     # The step of a change still has the old masks.
@@ -275,7 +258,6 @@ def main(options: harness.Options) -> None:
     report.listing(f"layers at sparsity {of.sparsity:g}, {seeds} runs", rows)
     for arm, courses in found.items():
         judge(report, arm, courses)
-    report.record["series"] = [row for a, c in first.items() for row in series(a, c)]
     report.picture(draw(first, rows))
     report.store()
 

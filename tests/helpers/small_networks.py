@@ -3,7 +3,7 @@
 import numpy as np
 
 from examples.common.mlp import MLP
-from reporting.training import Split
+from examples.digits.dataset import Split
 from studies.convergence import runs
 
 

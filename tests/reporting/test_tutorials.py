@@ -6,7 +6,7 @@ import pytest
 
 from reporting.pages import tutorials
 
-NAMES = [tutorial.__name__ for tutorial in tutorials.PAGE]
+NAMES = [*tutorials.PAGE]
 
 
 def words(output):

@@ -11,7 +11,9 @@ import pytest
 from scipy import stats
 
 import sparseopt_jax as so
-from reporting import harness, statistics, stored, training
+from examples.digits.dataset import Split
+from examples.digits.training import batches
+from reporting import harness, statistics, stored
 from studies.convergence import __main__ as program
 from studies.convergence import compare, conditions, runs
 from studies.convergence import corrections as candidates
@@ -93,7 +95,7 @@ class TestSummary:
 
 def test_images_for_tuning_are_left_out_of_training():
     images = np.arange(20, dtype=np.float32).reshape(20, 1, 1, 1)
-    split = training.Split(images, np.arange(20, dtype=np.int32))
+    split = Split(images, np.arange(20, dtype=np.int32))
     train, left = runs.held_out(split, 5)
     assert len(left.labels) == 5
     assert sorted([*train.labels, *left.labels]) == list(range(20))
@@ -109,15 +111,14 @@ def test_synthetic_images_have_classes_in_equal_numbers():
 
 
 def test_each_epoch_sees_every_image_at_most_once():
-    count = 2 * training.BATCH + 3
-    split = training.Split(np.zeros((count, 1, 1, 1)), np.arange(count))
-    seen = [
-        labels for _, labels in training.batches(split, 2, np.random.default_rng(0))
-    ]
+    size, draw = 64, np.random.default_rng(0)
+    count = 2 * size + 3
+    split = Split(np.zeros((count, 1, 1, 1)), np.arange(count))
+    seen = [labels for _, labels in batches(split, 2, draw, size)]
     assert len(seen) == 4
     for epoch in (seen[:2], seen[2:]):
         labels = np.concatenate(epoch)
-        assert len(set(labels)) == len(labels) == 2 * training.BATCH
+        assert len(set(labels)) == len(labels) == 2 * size
 
 
 class TestConditions:

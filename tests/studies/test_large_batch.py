@@ -60,7 +60,9 @@ def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(stored, "path_of", lambda program: output)
     # Noise is not learned in two epochs.
-    assert "| sparse | 64 | > 2 | > 2 | > 2 | > 2 |" in large_batches.large_batch()
+    assert "| sparse | 64 | > 2 | > 2 | > 2 | > 2 |" in large_batches.reached(
+        "studies.large_batch"
+    )
 
 
 def test_the_same_number_of_images_and_of_warm_up_steps_at_every_batch():

@@ -200,7 +200,7 @@ def test_what_the_page_says_of_students():
 
 
 def test_a_claim_with_bars_keeps_its_cells():
-    lines = paper_tables.student_teacher_claims().splitlines()
+    lines = paper_tables.claims("student_teacher").splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in lines)
     assert any(r"\|a²" in line for line in lines)
 
@@ -285,8 +285,6 @@ def test_a_course_is_told_apart_into_changes_and_noise():
     np.testing.assert_allclose(skew.movements(course), [[0.0], [0.6]])
     [row] = skew.summarize("arm", [course])
     assert row["jump"] == 18.5 and row["angle"] == pytest.approx(30.6)
-    series = skew.series("arm", course)
-    assert [own["a"] for own in series] == [[10.0, 19.0], [21.0, -7.0]]
 
 
 @pytest.mark.slow
@@ -297,7 +295,6 @@ def test_a_quick_figure_1(tmp_path):
     for row in table["rows"]:
         assert row["angle"] > 0 and row["factor_min"] < 1 < row["factor_max"]
         assert row["factors_moved"] > 0 and row["jump"] > 0
-    assert [row["step"] for row in record["series"]] == 2 * [0, 2, 4, 6]
 
 
 # Figures 6 to 9: students and teachers.
