@@ -131,13 +131,7 @@ def of_leaf(state: Any, name: str) -> int:
 def peak(function: Callable[..., Any], *args: Any, given: tuple[int, ...]) -> int:
     """Bytes that a compiled function takes at the most, its arguments included.
 
-    Args:
-      function: what is compiled.
-      *args: its arguments, or what stands for their shapes.
-      given: which of them it may write over.
-
-    Returns:
-      The bytes.
+    It may write over the arguments that are ``given`` to it.
     """
     lowered = jax.jit(function, donate_argnums=given).lower(*args)
     analysis: Any = lowered.compile().memory_analysis()

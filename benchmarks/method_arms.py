@@ -1,4 +1,4 @@
-"""The methods that ``methods.py`` compares, each in the structures it is tried with."""
+"""The methods that are compared, each in the structures it is tried with."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

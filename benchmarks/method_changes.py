@@ -29,14 +29,7 @@ Arrays = dict[str, jax.Array]
 def begin(method: Method, params: Any, grads: Any, count: int) -> tuple[Any, Any]:
     """The state and the weights that a change at a step starts from.
 
-    Args:
-      method: what ``sparsify`` takes.
-      params: dense weights.
-      grads: gradient, that methods with a memory have seen once.
-      count: the step.
-
-    Returns:
-      The state with the first masks, and the weights, sparse unless they stay dense.
+    Methods with a memory have seen the gradient once.
     """
     assert method is not None and not isinstance(method, SoftThreshold)
     state: Any = so.sparsify(optax.identity(), method).init(params)
@@ -174,14 +167,7 @@ def largest(
 ) -> jax.Array:
     """Marks the k largest scores, by sorting; ties by the lowest index.
 
-    Args:
-      scores: float array.
-      k: how many, in all or for each group.
-      where: what may be marked.
-      axis: of a group; None for the whole array.
-
-    Returns:
-      Bool array.
+    With an axis k are marked in each group along it.
     """
     scores = jnp.where(where, scores, -jnp.inf)
     if axis is not None:

@@ -1,4 +1,4 @@
-"""The two networks that ``methods.py`` trains on scanned digits, and their training."""
+"""Two networks that learn scanned digits by all methods, and their training."""
 
 import functools
 import itertools
@@ -142,14 +142,7 @@ class Trainer:
     """
 
     def __init__(self, task: Task, arm: Arm, epochs: int, data: tuple[Any, Any]):
-        """Builds the step; nothing is trained yet.
-
-        Args:
-          task: the network.
-          arm: the method.
-          epochs: passes over the training images.
-          data: the training and the test split.
-        """
+        """Builds the step; nothing is trained yet."""
         self.task, self.arm, self.epochs = task, arm, epochs
         self.label = arm.label
         self.train, self.test = data

@@ -29,11 +29,7 @@ STRAIGHT_THROUGH = 1.20
 def train(
     report: harness.Report, task: Task, data: Any, labels: Sequence[str]
 ) -> dict[str, Trainer]:
-    """Trains one network by all methods.
-
-    Returns:
-      What they were trained by.
-    """
+    """Trains one network by all methods, and returns what trained it."""
     seeds, epochs = (1, 2) if report.options.quick else (SEEDS, EPOCHS)
     trainers = {label: Trainer(task, ARMS[label], epochs, data) for label in labels}
     rows = []

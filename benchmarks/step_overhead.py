@@ -204,13 +204,9 @@ def time_changes(
 def time_training(
     report: harness.Report, model: ResNet, steps: int, rounds: int
 ) -> None:
-    """A whole training step of the example, a change in every block of steps included.
+    """A whole training step of the example.
 
-    Args:
-      report: where it is told.
-      model: the network.
-      steps: how many in a block, and from one change to the next.
-      rounds: blocks of each.
+    A block has so many steps, one of which changes the masks.
     """
     train, _ = load_digits(report.options.quick)
     seen = jax.device_put([*batches(train, 1, np.random.default_rng(0), BATCH)])

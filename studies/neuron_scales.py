@@ -39,8 +39,8 @@ from reporting.training import loss_of
 from studies.convergence.conditions import Condition
 from studies.convergence.runs import Trainer, networks
 
-# Learning rates that all of these train with; in ``convergence.py`` tuning chose them
-# or, for most, twice as much.
+# Learning rates that all of these train with; in ``studies.convergence`` tuning chose
+# them or, for most, twice as much.
 RUNS = (
     (Condition("MLP, RigL, 95 %"), 0.4),
     (Condition("MLP, RigL, 95 %, no weight decay", weight_decay=0.0), 0.4),
@@ -92,16 +92,8 @@ def neurons_of(
 ) -> dict[str, Neurons]:
     """What is measured, by path of each sparse kernel that a normalisation follows.
 
-    Args:
-      trainer: whose network it is.
-      params: its parameters.
-      batch_stats: anything in the form of its statistics.
-      masks: of the parameters.
-      batch: images and labels.
-
-    Returns:
-      All neurons. Those with a single input are all 0, as are those without: their
-      normalisation leaves nothing to learn but a sign.
+    Neurons with a single input are all 0, as are those without: their normalisation
+    leaves nothing to learn but a sign. ``batch_stats`` is anything in that form.
     """
     grads, stats = _measure(trainer.model, params, batch_stats, batch)
     flat = functools.partial(traverse_util.flatten_dict, sep="/")
@@ -162,16 +154,7 @@ class Course(NamedTuple):
 
 
 def follow(trainer: Trainer, rate: float, seed: int) -> Course:
-    """Trains, and measures at the moments, and before and after each change.
-
-    Args:
-      trainer: of some condition, without a correction.
-      rate: the learning rate after the warm-up.
-      seed: of all that is random.
-
-    Returns:
-      What is found.
-    """
+    """Trains, and measures at the moments, and before and after each change."""
     train = trainer.network.data.train
     batch = train.images[:IMAGES], train.labels[:IMAGES]
     moments = {round(share * trainer.steps) for share in MOMENTS}
@@ -210,15 +193,10 @@ def follow(trainer: Trainer, rate: float, seed: int) -> Course:
 def jump(
     before: Mapping[str, Neurons], after: Mapping[str, Neurons]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a change has done to neurons whose fan-in it has changed.
+    """What a change of the masks does to the neurons whose fan-in it changes.
 
-    Args:
-      before: by path.
-      after: by the same paths.
-
-    Returns:
-      The logarithms, after over before, of the square root of fan-in and of the
-      deviation, of neurons that have inputs before and after.
+    These are logarithms, after over before: of the square root of fan-in, and of the
+    deviation.
     """
     said, measured = [], []
     for path, old in before.items():
@@ -274,7 +252,7 @@ def table_of_jumps(courses: Mapping[str, Sequence[Course]]) -> list[dict[str, An
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = harness.Report("studies.neuron_scales", options)
     available, courses = networks(options.quick), {}
     for condition, rate in RUNS[:1] if options.quick else RUNS:

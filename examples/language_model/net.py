@@ -1,4 +1,4 @@
-"""A LLaMA-style language model in Flax linen: the network of ``language_model.py``.
+"""A LLaMA-style language model in Flax linen.
 
 A decoder of RMSNorm, rotary positions, causal attention and SwiGLU, without biases.
 Every kernel is that of a ``Dense``, (in, out), so that what a topology makes sparse by

@@ -99,8 +99,8 @@ RIGL = (
     _wide("dense", "94.1", "dense_wrn22_2"),
 )
 
-# Gains of the correction, in points, that the conditions of ``convergence.py`` are to
-# be held against: ResNet-20's of 100 epochs and more, and SET's of ResNet-50.
+# Gains of the correction, in points, that conditions of ``studies.convergence`` are
+# held against: ResNet-20's of 100 epochs and more, and SET's of ResNet-50.
 GAINS = {
     "RigL, 90 %": 61.34 - 60.66,
     "RigL, 95 %": 56.80 - 55.80,

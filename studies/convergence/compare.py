@@ -16,16 +16,7 @@ SEEDS, TUNING_SEEDS = 8, (1_000, 1_001)
 def tuned(
     run: Callable[[float, int], Outcome], rates: Sequence[float], seeds: Sequence[int]
 ) -> tuple[float, list[dict[str, Any]]]:
-    """The rate of the highest mean accuracy, the lower of equals, and all tried.
-
-    Args:
-      run: trains with a rate and a seed.
-      rates: those to try.
-      seeds: each rate's.
-
-    Returns:
-      The rate, and a row for each.
-    """
+    """The rate of the highest mean accuracy, the lower of equals, and all rows."""
     rows = [
         {
             "rate": rate,
@@ -92,17 +83,10 @@ def compare(
     rates: dict[str, dict[str, float]],
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Trains all arms of a condition; adds what was tried and what came out.
+    """Trains all arms of a condition; adds what was tried, returns a row for each arm.
 
-    Args:
-      report: what it is added to.
-      network: what is trained.
-      condition: how.
-      rates: the learning rates that were chosen, by condition and arm; gets this one's.
-      seeds: of the runs that are compared.
-
-    Returns:
-      A row for each arm.
+    ``rates`` has the learning rates that were chosen, by condition and arm, and gets
+    this condition's.
     """
     tuning_seeds = TUNING_SEEDS[:1] if report.options.quick else TUNING_SEEDS
     data, tried, rows = network.data, [], []
@@ -148,11 +132,9 @@ def judge(report: harness.Report, rows: Mapping[str, Sequence[Mapping[str, Any]]
 
 
 def run(report: harness.Report, conditions: Sequence[Condition]) -> None:
-    """Compares the arms of conditions, and adds what comes out.
+    """Compares the arms of conditions, none of which is ``like`` a later one.
 
-    Args:
-      report: what it is added to; a quick run has the first condition alone.
-      conditions: in an order in which none is ``like`` a later one.
+    A quick run has the first condition alone.
     """
     options = report.options
     available, rates, rows = networks(options.quick), {}, {}

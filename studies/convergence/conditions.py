@@ -1,4 +1,4 @@
-"""The conditions under which ``convergence.py`` compares corrections."""
+"""The conditions under which ``studies.convergence`` compares corrections."""
 
 from typing import Any, NamedTuple
 

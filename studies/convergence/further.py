@@ -1,4 +1,4 @@
-"""Corrections of gradients, compared where ``convergence.py`` left a question open.
+"""Corrections of gradients, compared where ``studies.convergence`` left it open.
 
     python -m studies.convergence.further
 

@@ -17,15 +17,7 @@ STYLE = {
 
 
 def draw(conditions: Sequence[Mapping[str, Any]], columns: int = 3) -> Figure:
-    """A panel for each condition, a line for each arm, mean and standard deviation.
-
-    Args:
-      conditions: as the record has them.
-      columns: panels side by side.
-
-    Returns:
-      The figure.
-    """
+    """A panel for each condition, a line for each arm: mean and standard deviation."""
     columns = min(columns, len(conditions))
     rows = -(-len(conditions) // columns)
     figure, places = panels(rows, columns, (4.0 * columns, 2.6 * rows))

@@ -1,4 +1,4 @@
-"""What ``convergence.py`` trains: two small networks, by one arm of one condition."""
+"""What is trained: two small networks, by one arm of one condition."""
 
 import dataclasses
 import functools
@@ -155,13 +155,7 @@ class Trainer:
     """One arm of one condition, compiled once for all rates and seeds."""
 
     def __init__(self, network: Network, condition: Condition, arm: str):
-        """Compiles nothing yet.
-
-        Args:
-          network: what is trained.
-          condition: how.
-          arm: which correction, one of those in ``convergence_conditions``.
-        """
+        """Compiles nothing yet."""
         self.network, self.condition, self.arm = network, condition, arm
         self.model = network.build(condition)
         self.epochs = network.epochs * condition.length
@@ -187,16 +181,7 @@ class Trainer:
         self.step = jax.jit(step, donate_argnums=(0, 1, 2))
 
     def run(self, peak: float, seed: int, judge: Split) -> Outcome:
-        """Trains with one learning rate and one seed.
-
-        Args:
-          peak: the learning rate after the warm-up.
-          seed: of the weights, the masks and the order of the images.
-          judge: the images that accuracies are taken on.
-
-        Returns:
-          What it has come to.
-        """
+        """Trains with a peak of the learning rate and a seed, judged by some images."""
         params, batch_stats, opt_state = self.start(peak, seed)
         losses, accuracies = [], []
         for step, (rate, batch) in enumerate(self.schedule(peak, seed), 1):

@@ -65,13 +65,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, images: np.ndarray, labels: np.ndarray):
-        """Compiles no step yet.
-
-        Args:
-          model: called with images and ``train``.
-          images: to train on (n, 8, 8, 1).
-          labels: (n,).
-        """
+        """Compiles no step yet."""
         self.images, self.labels = images, labels
         self._all = jax.device_put((images, labels))
         self._init = jax.jit(functools.partial(model.init, train=False))
@@ -104,7 +98,7 @@ class Network:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = harness.Report("studies.large_batch", options)
     train, _ = load_digits(options.quick)
     model = ResNet(4, strides=()) if options.quick else ResNet(16)

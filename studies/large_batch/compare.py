@@ -189,14 +189,7 @@ class Trainer:
     """An optimizer at one batch."""
 
     def __init__(self, task: Task, name: str, density: str, plan: Plan):
-        """Compiles nothing yet.
-
-        Args:
-          task: what is trained, and to which loss.
-          name: a key of ``OPTIMIZERS``.
-          density: ``"dense"`` or ``"sparse"``.
-          plan: the steps.
-        """
+        """Compiles nothing yet; a density is ``"dense"`` or ``"sparse"``."""
         self.network, self.target = task.network, task.target
         self.name, self.plan = name, plan
         self._topology = plan.topology(density)
@@ -204,15 +197,7 @@ class Trainer:
         self._update = update_of(name, self._topology)
 
     def run(self, peak: float, seed: int) -> Outcome:
-        """Trains until the loss is reached, or to the end.
-
-        Args:
-          peak: the learning rate after the warm-up.
-          seed: of the weights, the masks and the order of the images.
-
-        Returns:
-          Where the loss was reached.
-        """
+        """Trains until the loss is reached, or to the end."""
         params = self.network.start(seed)
         tx = self._make(peak, self._topology, key=seed)
         opt_state = tx.init(params)

@@ -33,12 +33,6 @@ def draw(record: Mapping[str, Any]) -> Figure:
 
     Where not all seeds reach the loss there is an open marker above the last epoch, and
     a gap in the line.
-
-    Args:
-      record: as ``python -m studies.large_batch`` stores it.
-
-    Returns:
-      The figure.
     """
     tables = stored.select(record["tables"], kind="rule")
     rows = [row for table in tables for row in table["rows"]]

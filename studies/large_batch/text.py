@@ -2,8 +2,8 @@
 
     python -m studies.large_batch.text
 
-What ``large_batch.py`` asks of a ResNet, asked of a decoder that learns the bytes of
-Python's standard library, by the same rules: one tuning at the smallest batch, then the
+What ``studies.large_batch`` asks of a ResNet, asked of a decoder that learns the bytes
+of Python's standard library, by the same rules: one tuning at the smallest batch, then the
 rule alone; a run sees 32,768 windows of 64 bytes, each once, whatever the batch; RigL
 changes masks ten times. The loss, in nats a byte, is that of held-out text, looked at
 after every 1,024 windows. At a batch of 2,048 a run has 16 steps, at 4,096 it would
@@ -45,12 +45,7 @@ class Reader:
     """A decoder and the text that it learns."""
 
     def __init__(self, size: Any, splits: Any):
-        """Compiles no step yet.
-
-        Args:
-          size: of the network, an entry of ``SIZES`` or one like it.
-          splits: the text, as ``language_model_data.load`` gives it.
-        """
+        """Compiles no step yet."""
         self._model = net.LanguageModel(size, data.VOCABULARY, tied=False)
         self._train = splits.train
         self._held_out = self._windows(splits.validation, 0, 0, HELD_OUT)
@@ -82,7 +77,7 @@ class Reader:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = harness.Report("studies.large_batch.text", options)
     size, windows = SIZE, WINDOWS
     if options.quick:

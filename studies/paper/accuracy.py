@@ -7,10 +7,10 @@ SparseOpt RigL and SET get further in as many epochs, most so when the training 
 and the sparsity high, and the difference shrinks the longer they train; HAM adds to it;
 and it is there, too, when the gradient is only turned and stays as long as it was.
 
-What is measured here: the perceptron of ``convergence.py`` on synthetic images, at the
-paper's sparsities and at 1, 2, 3 and 5 times the usual length (20 epochs), without a
+What is measured here: the perceptron of ``studies.convergence`` on synthetic images,
+at the paper's sparsities and at 1, 2, 3 and 5 times the usual length (20 epochs), without a
 correction, with the paper's and with that by the variances that Batch Normalization
-measures (ours). Seeds are none of those that ``convergence.py`` has seen; learning
+measures (ours). Seeds are none of those that ``studies.convergence`` has seen; learning
 rates are those that its tuning chose for each correction at the usual length. Where
 gradients keep their norms, steps are as long with a correction as without, and all take
 the rate without.
@@ -68,13 +68,9 @@ def conditions(quick: bool = False) -> Iterator[Condition]:
 
 
 def chosen_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Learning rates by condition and arm.
+    """Learning rates by condition and arm, as ``studies.convergence`` chose them.
 
-    Args:
-      records: what ``convergence.py`` has stored of its conditions.
-
-    Returns:
-      Those that it chose; and under another name the uncorrected arm's for all.
+    Under another name of each condition all arms have that of the uncorrected one.
     """
     rates: dict[str, dict[str, float]] = {
         own["condition"]["name"]: {row["arm"]: row["rate"] for row in own["arms"]}
@@ -94,16 +90,7 @@ def _uncorrected(name: str) -> str:
 def gains(
     records: Sequence[Mapping[str, Any]], arm: str, share: float = 1.0
 ) -> np.ndarray:
-    """What an arm has beyond the uncorrected one, by seed, mean over conditions.
-
-    Args:
-      records: of the conditions.
-      arm: the correction.
-      share: of the epochs after which accuracies are taken.
-
-    Returns:
-      Differences of accuracies in points, one for each seed.
-    """
+    """Points gained over no correction, a number a seed: the mean over conditions."""
     found = [
         accuracies(own, arm, share) - accuracies(own, "none", share) for own in records
     ]
@@ -139,7 +126,7 @@ def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = Report("studies.paper.accuracy", options)
     network = networks(options.quick)["glyphs"]
     rates = chosen_rates(stored.load("studies.convergence")["conditions"])

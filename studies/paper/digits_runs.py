@@ -39,14 +39,7 @@ class Runs:
     def __init__(
         self, of: Any, rigl: so.Topology, *, sparseopt: bool, quick: bool
     ) -> None:
-        """Compiles nothing yet.
-
-        Args:
-          of: from ``config``.
-          rigl: from ``topology``.
-          sparseopt: whether the gradient is corrected before the weights move.
-          quick: whether to train a network without blocks, on noise.
-        """
+        """Compiles nothing yet; quick networks have no blocks and learn noise."""
         self.config, self._topology, self._sparseopt = of, rigl, sparseopt
         self.model = ResNet(of.width, strides=()) if quick else ResNet(of.width)
         self.train, self.test = load_digits(quick)

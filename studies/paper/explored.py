@@ -127,7 +127,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = Report("studies.paper.explored", options)
     seeds = 1 if options.quick else SEEDS
     rows = []

@@ -258,7 +258,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = Report("studies.paper.gradient_ratio", options)
     seeds = 2 if options.quick else SEEDS
     sparsities = SPARSITIES[::5] if options.quick else SPARSITIES

@@ -1,4 +1,4 @@
-"""The networks of ``gradient_ratio.py`` and their batches."""
+"""The networks of ``gradient_ratio`` and their batches."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -14,13 +14,7 @@ class Report(harness.Report):
     """A report on one figure, or on several that belong together."""
 
     def published(self, what: str, measured: float, **limit: Any) -> None:
-        """Adds a claim that the paper makes, with a limit that we have set beforehand.
-
-        Args:
-          what: the number in words.
-          measured: its value.
-          **limit: ``at_least`` or ``at_most``.
-        """
+        """Adds a claim that the paper makes, with a limit that was set beforehand."""
         self.claim(what, measured, **limit)
         self.record["claims"][-1]["published"] = True
 

@@ -244,7 +244,7 @@ def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = Report("studies.paper.skew", options)
     # A layer of few weights would have hardly any left.
     of = config(0.5 if options.quick else SPARSITY, options.quick)

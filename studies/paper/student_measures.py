@@ -1,4 +1,4 @@
-"""What the runs of ``student_teacher.py`` are compared by, and its tables' rows."""
+"""What the runs of ``student_teacher`` are compared by, and its tables' rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

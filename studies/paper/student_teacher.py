@@ -14,7 +14,7 @@ beta) and a start of gamma = 1, beta = 0, a = 1 or -1:
 
 Numbers of inputs, densities and the strength of HAM are not given: a small grid of them
 is run, with 32 seeds each (16 for two neurons), and the tables say where a claim holds.
-What else we chose is in ``student.py``. Rescaling is by sqrt(1 - s): SparseOpt's own
+What else we chose is in ``student``. Rescaling is by sqrt(1 - s): SparseOpt's own
 rule, which divides by the layer's mean, leaves a layer of one neuron as it is. For two
 neurons both are tried.
 """
@@ -219,7 +219,7 @@ def invariant(cell: Cell, seeds: int, steps: int) -> tuple[float, float]:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Runs the study."""
     report = Report("studies.paper.student_teacher", options)
     quick = options.quick
     seeds, two_seeds = (2, 2) if quick else (SEEDS, TWO_SEEDS)
