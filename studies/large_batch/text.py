@@ -3,10 +3,10 @@
     python -m studies.large_batch.text
 
 What ``studies.large_batch`` asks of a ResNet, asked of a decoder that learns the bytes
-of Python's standard library, by the same rules: one tuning at the smallest batch, then the
-rule alone; a run sees 32,768 windows of 64 bytes, each once, whatever the batch; RigL
-changes masks ten times. The loss, in nats a byte, is that of held-out text, looked at
-after every 1,024 windows. At a batch of 2,048 a run has 16 steps, at 4,096 it would
+of Python's standard library, by the same rules: one tuning at the smallest batch, then
+the rule alone; a run sees 32,768 windows of 64 bytes, each once, whatever the batch;
+RigL changes masks ten times. The loss, in nats a byte, is that of held-out text, looked
+at after every 1,024 windows. At a batch of 2,048 a run has 16 steps, at 4,096 it would
 have eight: the batches end there.
 
 Weight decay and momentum are those of the ResNet, and the learning rates that are tried

@@ -7,9 +7,9 @@ SparseOpt RigL and SET get further in as many epochs, most so when the training 
 and the sparsity high, and the difference shrinks the longer they train; HAM adds to it;
 and it is there, too, when the gradient is only turned and stays as long as it was.
 
-What is measured here: the perceptron of ``studies.convergence`` on synthetic images,
-at the paper's sparsities and at 1, 2, 3 and 5 times the usual length (20 epochs), without a
-correction, with the paper's and with that by the variances that Batch Normalization
+What is measured here: the perceptron of ``studies.convergence`` on synthetic images, at
+the paper's sparsities and at 1, 2, 3 and 5 times the usual length (20 epochs), without
+a correction, with the paper's and with that by the variances that Batch Normalization
 measures (ours). Seeds are none of those that ``studies.convergence`` has seen; learning
 rates are those that its tuning chose for each correction at the usual length. Where
 gradients keep their norms, steps are as long with a correction as without, and all take
