@@ -143,7 +143,7 @@ class Cut(NamedTuple):
         self, score: Any, key: jax.Array, param: jax.Array, grad: jax.Array
     ) -> jax.Array:
         """Sums over units; a random number is drawn for the unit itself."""
-        if score is scores.random:
+        if scores.is_drawn(score):
             param = self.any(param != 0)
             return score(key, param, param)
         return self.sum(score(key, param, grad))

@@ -17,6 +17,7 @@ from flax import traverse_util
 import sparseopt_jax as so
 from examples.digits.config import WEIGHT_DECAY, Arm, Config
 from examples.digits.model import ResNet
+from sparseopt_jax.topologies.rewiring import Rewiring
 
 Correction = optax.GradientTransformationExtraArgs
 IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
@@ -38,7 +39,7 @@ def warmed_up_cosine(peak: float, steps: int) -> optax.Schedule:
     )
 
 
-def make_topology(config: Config, method: str) -> so.Topology:
+def make_topology(config: Config, method: str) -> Rewiring:
     """Which weights a sparse method has active."""
     if method == "static":
         return so.static(config.sparsity, distribution=config.distribution)

@@ -51,6 +51,7 @@ from examples.common.versions import versions
 from examples.language_model import data as text
 from examples.language_model.jumps import AROUND, judged
 from examples.language_model.net import SIZES, LanguageModel
+from sparseopt_jax.topologies.rewiring import Rewiring
 
 METHODS = {"dense": "dense", "sparse_adam": "sparse Adam", "smet": "SMET"}
 # Those of the larger networks are what the authors' scripts train with, times the
@@ -169,7 +170,7 @@ def learning_rate(config: Config, method: str) -> optax.Schedule:
     )
 
 
-def make_topology(config: Config) -> so.Topology:
+def make_topology(config: Config) -> Rewiring:
     """Which weights the sparse methods have active: the same for both."""
     sparsity = 1.0 - config.density
     return so.set_smet(
