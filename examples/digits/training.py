@@ -33,7 +33,7 @@ def warmed_up_cosine(peak: float, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=peak,
-        warmup_steps=max(1, steps // 10),
+        warmup_steps=steps // 10,
         decay_steps=steps,
         end_value=1e-3 * peak,
     )

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import mask_changes, method_arms, method_changes, method_models, methods
 from reporting import harness, stored
 from reporting.pages import methods as page
+from reporting.training import IMAGE
 
 WHEN = method_arms.When(every=100, stop=1000)
 
@@ -131,7 +132,7 @@ def test_rounding_may_exchange_a_few_weights_between_layers():
 def test_every_method_fits_both_networks():
     for task in method_models.tasks(quick=False):
         init = functools.partial(task.model.init, train=False)
-        shapes = jax.eval_shape(init, jax.random.key(0), method_models.IMAGE)
+        shapes = jax.eval_shape(init, jax.random.key(0), IMAGE)
         params = shapes["params"]
         for arm in method_arms.ARMS.values():
             method = arm.build(WHEN, misfits=True)
