@@ -46,10 +46,7 @@ def change(method: Method, state: Any, params: Any, grads: Any) -> Any:
     masks, topology_state = method.update(
         *(_key(state), state.count, state.masks, state.topology_state, params, grads)
     )
-    state = state._replace(masks=masks, topology_state=topology_state)
-    if isinstance(method, ForwardMasks):
-        return state._replace(trained_masks=method.choose_trained(params))
-    return state
+    return state._replace(masks=masks, topology_state=topology_state)
 
 
 def _key(state: Any) -> jax.Array:
@@ -58,7 +55,7 @@ def _key(state: Any) -> jax.Array:
 
 def masks_of(state: Any) -> list[Arrays]:
     """The masks of a state, and those of the trained weights where it has some."""
-    trained = getattr(state, "trained_masks", ())
+    trained = getattr(state.topology_state, "trained", ())
     return [state.masks, trained] if trained else [state.masks]
 
 

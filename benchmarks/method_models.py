@@ -236,9 +236,8 @@ class Trainer:
         own: Any = state.opt_state
         assert is_sparse_state(own)
         masks = so.get_masks(own)
-        trained = getattr(own, "trained_masks", ())
         weights = so.apply_masks(state.params, masks)
-        return weights, _density(masks), (own.masks, trained, own.topology_state)
+        return weights, _density(masks), (own.masks, own.topology_state)
 
 
 def _thresholded(loss_fn: Callable[..., Any], soft: SoftThreshold) -> Callable:

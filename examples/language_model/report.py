@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from examples.common.figures import grouped, legend_above, without_frame
-from examples.common.markdown import table
 from examples.language_model.jumps import AROUND, differences, jumps
 
 HEAD = (
@@ -102,7 +101,9 @@ def rich_table(entries: Sequence[Mapping[str, Any]], caption: str) -> Table:
 
 def markdown(entries: Sequence[Mapping[str, Any]], caption: str) -> str:
     """The table for a page."""
-    return f"{table(HEAD, map(cells, entries), numbers=True)}\n{caption}\n"
+    rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *map(cells, entries)]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", caption, ""])
 
 
 def draw(runs: Runs, title: str, path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from examples.common.markdown import table
-from reporting.pages.parts import measured_on, named
+from reporting.markdown import measured_on, named, table
 from reporting.stored import load, select
 
 OPTIMIZERS = ("sgd", "adamw")

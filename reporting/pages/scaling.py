@@ -1,7 +1,6 @@
 """The tables of ``docs/scaling.md``."""
 
-from examples.common.markdown import table
-from reporting.pages.parts import measured_on, named
+from reporting.markdown import measured_on, named, table
 from reporting.stored import load, select
 
 DEVICES = (1, 2, 4, 8)

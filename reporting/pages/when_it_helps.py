@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.common.markdown import table
-from reporting.pages.parts import named
+from reporting.markdown import named, table
 from reporting.statistics import accuracies, by_arm, difference
 from reporting.stored import load, select
 

@@ -1,7 +1,6 @@
 """The table of ``docs/where_sparseopt_goes.md``."""
 
-from examples.common.markdown import table
-from reporting.pages.parts import named
+from reporting.markdown import named, table
 from reporting.stored import load
 
 

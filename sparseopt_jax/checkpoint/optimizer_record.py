@@ -102,7 +102,7 @@ def _names(link: Link) -> str:
 def _settings(link: Link) -> Iterator[tuple[str, Any]]:
     """The hyper-parameters of a transformation and of its parts, by name."""
     if _topology(link) is not None:
-        yield f"{_OWNER}.host_updates", _leaves_changes_to_the_host(link)
+        yield f"{_OWNER}.host_updates", _leaves_updates_to_the_host(link)
     elif not link.in_turn:
         for name, value in sorted(_held(link).items()):
             if _is_told_elsewhere(name, value):
@@ -115,26 +115,25 @@ def _settings(link: Link) -> Iterator[tuple[str, Any]]:
 
 
 def _held(link: Link) -> Mapping[str, Any]:
-    owner = getattr(link.update, "__self__", None)
-    return {**getattr(owner, "__dict__", {}), **link.variables}
+    held: dict[str, Any] = {}
+    for function in (link.init, link.update):
+        held |= getattr(getattr(function, "__self__", None), "__dict__", {})
+    return {**held, **link.variables}
 
 
 def _topology(link: Link) -> Topology | None:
     """The topology of what owns masks; None for any other transformation."""
-    values = link.variables.values()
+    values = _held(link).values()
     return next((value for value in values if isinstance(value, Topology)), None)
 
 
-def _leaves_changes_to_the_host(link: Link) -> bool:
-    variables = dict(link.variables)
-    for value in link.variables.values():
+def _leaves_updates_to_the_host(link: Link) -> bool:
+    held = dict(_held(link))
+    for value in _held(link).values():
         if callable(value):  # a function that another one wraps
-            variables = {**variables_of(value), **variables}
-    if "host_updates" in variables:
-        return variables["host_updates"]
-    within = (variables.get(name) for name in ("moves", "moves_first", "moves_after"))
+            held = {**variables_of(value), **held}
     topology = _topology(link)
-    return topology is not None and topology.moves and not any(within)
+    return topology is not None and topology.moves and held["host_updates"]
 
 
 def _is_told_elsewhere(name: str, value: Any) -> bool:

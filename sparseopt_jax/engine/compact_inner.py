@@ -13,7 +13,8 @@ from jax.core import Tracer
 from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.layers.structures import Unstructured
 from sparseopt_jax.masks import environment
-from sparseopt_jax.masks.active_weights import ActiveWeights, Layout
+from sparseopt_jax.masks.active_weights import ActiveWeights
+from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.tracing import transformation_links
 from sparseopt_jax.tracing.jaxpr_analysis import is_elementwise
 from sparseopt_jax.tracing.transformation_links import Link

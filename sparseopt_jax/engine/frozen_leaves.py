@@ -61,10 +61,10 @@ def warn_of_frozen(
       inner_state: the state of ``inner``.
       params: as in ``frozen_leaves``.
     """
-    sparse = paths.leaves_by_path(told["masks"])
-    if not topology.moves or not sparse or are_recorded():
+    if not topology.moves or topology.stays_dense or are_recorded():
         return
-    if getattr(topology, "masks", None) is not None:
+    sparse = paths.leaves_by_path(told["masks"])
+    if not sparse or getattr(topology, "masks", None) is not None:
         return
     frozen = frozen_leaves(inner, told, inner_state, params)
     listed = ", ".join(path for path in sparse if path in frozen)

@@ -8,20 +8,12 @@ import optax
 
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.arrays.sharding_types import typed_like
-from sparseopt_jax.engine.compact import (
-    active_entries,
-    in_types_of,
-    masks_like,
-    refreshed,
-)
 from sparseopt_jax.engine.frozen_leaves import frozen_leaves
-from sparseopt_jax.engine.inner_state import refresh
-from sparseopt_jax.engine.straight_through import with_chosen_masks
+from sparseopt_jax.engine.inner_state import in_types_of, reset
+from sparseopt_jax.engine.mask_update import MaskUpdate
 from sparseopt_jax.masks import environment
-from sparseopt_jax.masks.active_weights import ActiveIndices
 from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
 from sparseopt_jax.masks.state import (
-    ForwardMaskState,
     SparseState,
     check_order,
     find_states,
@@ -29,9 +21,8 @@ from sparseopt_jax.masks.state import (
     map_masked,
     zero_masked,
 )
-from sparseopt_jax.masks.stored_masks import filled, loaded, stored, whole, without
+from sparseopt_jax.masks.storage import Masks, whole
 from sparseopt_jax.trees.evened_boxes import evened
-from sparseopt_jax.trees.prng_keys import load_key
 
 
 def update_topology(
@@ -85,85 +76,78 @@ def update_topology(
         )
 
     def change(grads, opt_state, params):
-        return _all_changed(tx, grads, opt_state, params)
+        return _all_updated(tx, grads, opt_state, params)
 
     params, opt_state = evened(change)(grads, opt_state, params)
     return opt_state, params
 
 
-def _all_changed(
+def _all_updated(
     tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """The parameters and the state after a change by every owner in it."""
-    owners = find_owners(tx, params)
-    by_structure = {owner.structure: owner for owner in owners}
+    """The parameters and the state after an update by every owner in it."""
+    owners = {owner.structure: owner for owner in find_owners(tx, params)}
 
-    def change(node):
+    def update(node):
         nonlocal params
         if not is_sparse_state(node):
             return node
-        old = node = whole(node)
-        owner = by_structure.get(structure_of(node.masks))
+        state = whole(node)
+        owner = owners.get(structure_of(state.masks))
         if owner is None:
             raise ValueError("opt_state was not made by this tx: other masks")
         if not owner.topology.moves:
             raise ValueError("a static topology never changes; use set_ or rigl")
-        seen = owner.seen(params)
-        if isinstance(node, ForwardMaskState):
-            new = with_chosen_masks(
-                owner.topology, node, node.count - 1, seen, owner.packed
-            )
-            return typed_like(old, new)
-        node, zeros = _changed(owner, node, seen, grads)
-        params = zero_masked(zeros, params)
-        return typed_like(old, node)
+        new, kept = _updated(owner, state, owner.seen(params), grads)
+        if not owner.topology.stays_dense:
+            params = zero_masked(kept, params)
+        return typed_like(state, new)
 
-    opt_state = jax.tree.map(change, opt_state, is_leaf=is_sparse_state)
+    opt_state = jax.tree.map(update, opt_state, is_leaf=is_sparse_state)
     return params, opt_state
 
 
-def _changed(
-    owner: Owner, node: SparseState, params: Any, grads: Any
-) -> tuple[SparseState, Any]:
-    """The state after a change, and the masks of what is to be kept of the weights."""
-    topology, topology_state = owner.topology, node.topology_state
-    # A change that follows the gradient step belongs to the step just taken.
-    step = node.count if topology.replaces_step else node.count - 1
+def _updated(
+    owner: Owner, state: SparseState, params: Any, grads: Any
+) -> tuple[SparseState, Masks]:
+    """The state after an update, and the masks of what is to be kept of the weights."""
+    topology, storage = owner.topology, owner.storage
+    state = in_types_of(params, owner.inner, storage, state)
+    topology_state, count = state.topology_state, state.count
     if topology.replaces_step:
         # The step's own gradient counts, but the step itself will remember it.
-        topology_state = topology.observe(step, topology_state, grads)
-    is_compact = isinstance(node.masks, ActiveIndices)
-    if is_compact:
-        masks, inner_state = in_types_of(
-            params, owner.inner, node.masks, node.inner_state
-        )
-        node = node._replace(masks=masks, inner_state=inner_state)
-    masks = masks_like(node.masks, params) if is_compact else node.masks
-    old, topology_state = loaded(masks, topology_state, params)
-    told = environment.of_masks(
-        node.masks.weights() if is_compact else old,
-        topology_state.fan_ins,
-        topology.dims,
-    )
-    seen = active_entries(node.masks, params) if is_compact else params
-    frozen = frozen_leaves(owner.inner, told, node.inner_state, seen)
-    new, topology_state = topology.update(
-        *(jax.random.fold_in(load_key(node.key, owner.key), step), step),
-        *(without(frozen, old), topology_state, params, grads),
-    )
-    new = filled(new, old)
-    topology_state = topology_state._replace(memory=node.topology_state.memory)
-    masks, topology_state = stored(owner.packed, (new, topology_state))
-    kept = map_masked(jnp.logical_and, old, new)
-    if is_compact:
-        masks = node.masks.moved(new)
-        inner_state = refreshed(
-            *(owner.inner, node.masks, masks, node.inner_state),
-            zero_masked(kept, params),
-        )
+        topology_state = topology.observe(count, topology_state, grads)
     else:
-        inner_state = refresh(owner.inner, new, node.inner_state, params, changed=True)
-    node = node._replace(
-        masks=masks, topology_state=topology_state, inner_state=inner_state
+        # An update that follows the gradient step belongs to the step just taken.
+        count = count - 1
+    old = storage.view(state.masks, topology_state, params)
+    told = environment.of_masks(
+        storage.told(old), topology_state.fan_ins, topology.dims
     )
-    return node, kept
+    alone = topology.full_leaves(params)
+    if not topology.stays_dense:
+        seen = storage.weights(old, params)
+        alone |= frozen_leaves(owner.inner, told, state.inner_state, seen)
+    update = MaskUpdate.of(topology, storage, state, owner.key, count, alone)
+    masks, topology_state = update(state.masks, topology_state, params, grads)
+    new = storage.view(masks, topology_state, params)
+    kept = map_masked(
+        jnp.logical_and,
+        storage.load(state.masks, params),
+        storage.load(masks, params),
+    )
+    inner_state = reset(
+        owner.inner,
+        storage,
+        old,
+        new,
+        state.inner_state,
+        zero_masked(kept, params),
+        updated=True,
+    )
+    state = state._replace(
+        masks=masks,
+        topology_state=topology_state._replace(memory=state.topology_state.memory),
+        inner_state=inner_state,
+    )
+    return state, kept

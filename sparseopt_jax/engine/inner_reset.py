@@ -5,19 +5,15 @@ from typing import Any
 import jax
 import optax
 
-from sparseopt_jax.masks.active_weights import ActiveIndices
-from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
-from sparseopt_jax.masks.packing import unpack
+from sparseopt_jax.masks.owners import find_owners, structure_of
 from sparseopt_jax.masks.state import (
-    ForwardMaskState,
     find_states,
     get_masks,
     is_sparse_state,
-    map_masked,
     stays_dense,
     zero_masked,
 )
-from sparseopt_jax.masks.stored_masks import whole
+from sparseopt_jax.masks.storage import whole
 
 
 def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
@@ -66,11 +62,13 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
     def fresh(node):
         if not is_sparse_state(node):
             return node
-        own = whole(node)
-        owner = by_structure.get(structure_of(own.masks))
+        state = whole(node)
+        owner = by_structure.get(structure_of(state.masks))
         if owner is None:
             raise ValueError("opt_state was not made by this tx: other masks")
-        inner_state = _initial(owner, own, owner.seen(params))
+        seen = owner.seen(params)
+        view = owner.storage.view(state.masks, state.topology_state, seen)
+        inner_state = owner.inner.init(owner.storage.take(view, seen))
         return node._replace(inner_state=inner_state)
 
     if any(owner.is_link for owner in owners):
@@ -87,16 +85,6 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
         *(opt_state, pure),
         is_leaf=_is_variable,
     )
-
-
-def _initial(owner: Owner, state: Any, params: Any) -> Any:
-    """What the inner optimizer keeps before its first step from these weights."""
-    if isinstance(state, ForwardMaskState):
-        return owner.inner.init(params)
-    if isinstance(state.masks, ActiveIndices):
-        weights = state.masks.weights()
-        return owner.inner.init(map_masked(lambda m, x: m.take(x), weights, params))
-    return owner.inner.init(zero_masked(unpack(state.masks), params))
 
 
 def _is_variable(x: Any) -> bool:

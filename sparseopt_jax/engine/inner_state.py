@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax.arrays.sharding_types import typed_like
 from sparseopt_jax.engine.inner_program import InnerProgram
-from sparseopt_jax.masks.state import zero_masked
+from sparseopt_jax.masks.state import SparseState
+from sparseopt_jax.masks.storage import MaskStorage, View
 from sparseopt_jax.trees import paths
 
 Parts = tuple[str, ...]
@@ -52,37 +54,66 @@ def map_weight_state(
     return paths.map_with_key_paths(at_leaf, state, other)
 
 
-def refresh(
+def reset(
     inner: optax.GradientTransformation,
-    masks: Any,
+    storage: MaskStorage,
+    old: View,
+    new: View,
     inner_state: Any,
     params: Any,
-    changed: Any = False,
+    updated: Any,
 ) -> Any:
-    """The inner state, with what ``inner.init`` gives for inactive weights.
-
-    Kept so at every step, it is there when a weight is grown, and costs nothing: the
-    mask is at hand, and initial states are constants to the compiler.
+    """The inner state, with what ``inner.init`` gives where nothing is to be kept.
 
     Args:
       inner: the transformation.
-      masks: tree of masks.
+      storage: what it sees of the weights.
+      old: the masks that its state was of.
+      new: those that it is of now.
       inner_state: its state.
       params: the weights.
-      changed: whether the masks were updated, a bool or bool scalar: values and
+      updated: whether the masks were updated, a bool or bool scalar: values and
         gradients that are cached are then of another network, and void.
 
     Returns:
       A tree like ``inner_state``.
     """
-    fresh = initial_state(inner, zero_masked(masks, params))
-    inner_state = map_weight_state(
-        lambda m, new, fresh: jnp.where(m, new, fresh).astype(new.dtype),
-        masks,
-        inner_state,
-        fresh,
-    )
-    return without_caches(changed, inner_state, fresh)
+    entries = storage.kept_entries(old, new)
+    if not entries and not _caches(inner_state):
+        return inner_state
+    fresh = initial_state(inner, storage.take(new, params))
+
+    def keep(mask, state, fresh):
+        return jnp.where(mask, state, fresh).astype(state.dtype)
+
+    for masks in entries:
+        inner_state = map_weight_state(keep, masks, inner_state, fresh)
+    return _without_caches(updated, inner_state, fresh)
+
+
+def in_types_of(
+    params: Any,
+    inner: optax.GradientTransformation,
+    storage: MaskStorage,
+    state: SparseState,
+) -> SparseState:
+    """A state with what belongs to weights in type sharded as the weights are.
+
+    Args:
+      params: the weights.
+      inner: what its inner state belongs to.
+      storage: how its masks are kept.
+      state: the state of an owner.
+
+    Returns:
+      The same without any change where no mesh is explicit.
+    """
+    masks = storage.typed(state.masks, params)
+    if masks is state.masks:
+        return state
+    fresh = initial_state(inner, storage.take(masks, params))
+    inner_state = typed_like(fresh, state.inner_state)
+    return state._replace(masks=masks, inner_state=inner_state)
 
 
 def initial_state(inner: optax.GradientTransformation, params: Any) -> Any:
@@ -91,15 +122,15 @@ def initial_state(inner: optax.GradientTransformation, params: Any) -> Any:
     return program.updates_only(params)
 
 
-def without_caches(changed: Any, state: Any, fresh: Any) -> Any:
-    """The state with the value of every cache as it is at first, where ``changed``.
+def _without_caches(updated: Any, state: Any, fresh: Any) -> Any:
+    """The state with the value of every cache as it is at first, where ``updated``.
 
     Line searches keep the value and the gradient that they saw last, for
     ``optax.value_and_grad_from_state``, which takes them unless the value is infinite,
     as it is at first.
 
     Args:
-      changed: a bool or bool scalar.
+      updated: a bool or bool scalar.
       state: an optimizer state.
       fresh: the state at first.
 
@@ -107,20 +138,15 @@ def without_caches(changed: Any, state: Any, fresh: Any) -> Any:
       A tree like ``state``.
     """
     values = {(*cache[:-1], "value") for cache in _caches(state)}
-    if not values or changed is False:
+    if not values or updated is False:
         return state
 
     def at_leaf(key_path, leaf, first):
         if paths.path_parts(key_path) not in values:
             return leaf
-        return jnp.where(changed, first, leaf).astype(jnp.result_type(leaf))
+        return jnp.where(updated, first, leaf).astype(jnp.result_type(leaf))
 
     return paths.map_with_key_paths(at_leaf, state, fresh)
-
-
-def has_caches(state: Any) -> bool:
-    """Whether an optimizer caches values and gradients of the network as a whole."""
-    return bool(_caches(state))
 
 
 def _caches(state: Any) -> set[Parts]:
@@ -154,4 +180,11 @@ def hold(condition: Any, old: Any, new: Any) -> Any:
             return new
         return jnp.where(condition, old, new).astype(dtype)
 
-    return jax.tree.map(at_leaf, old, new)
+    return new if condition is False else jax.tree.map(at_leaf, old, new)
+
+
+def nothing_where(condition: Any, updates: Any) -> Any:
+    """Updates of zero where the condition holds, a bool or bool scalar."""
+    if condition is False:
+        return updates
+    return jax.tree.map(lambda u: jnp.where(condition, jnp.zeros_like(u), u), updates)

@@ -4,20 +4,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from sparseopt_jax.engine.compact import first_indices
-from sparseopt_jax.masks.active_weights import ActiveIndices, Layout
-from sparseopt_jax.masks.owners import find_owners, structure_of
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.layouts import Layout
+from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
 from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.masks.state import (
-    ForwardMaskState,
     find_states,
     get_masks,
     is_sparse_state,
+    stays_dense,
 )
-from sparseopt_jax.masks.stored_masks import stored, whole
+from sparseopt_jax.masks.storage import whole
 from sparseopt_jax.trees import paths
 
 Layouts = dict[tuple[str, ...], tuple[Layout, Any]]
@@ -83,66 +82,48 @@ def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
     found = []
     for node, old_node in zip(nodes, old_nodes, strict=True):
         if is_sparse_state(node) != is_sparse_state(old_node) or (
-            is_sparse_state(node) and type(node) is not type(old_node)
+            is_sparse_state(node) and stays_dense(node) != stays_dense(old_node)
         ):
             raise ValueError(
-                f"opt_state holds {type(old_node).__name__} where tx has "
-                f"{type(node).__name__}: masks of the forward pass alone (ste) and "
-                "masks of the weights do not take each other's place"
+                f"opt_state holds {_told(old_node)} where tx has {_told(node)}, which "
+                "do not take each other's place"
             )
         if is_sparse_state(node):
-            seen = owners[structure_of(node.masks)].seen(params)
-            old_node = _converted_node(node, whole(old_node), seen)
+            owner = owners[structure_of(node.masks)]
+            old_node = _converted_node(owner, node, whole(old_node), params)
         found.append(old_node)
     return structure.unflatten(found)
 
 
-def _converted_node(node: Any, old: Any, params: Any) -> Any:
+def _told(node: Any) -> str:
+    if not is_sparse_state(node):
+        return type(node).__name__
+    if stays_dense(node):
+        return "masks of the forward pass alone (ste)"
+    return "masks of the weights"
+
+
+def _converted_node(owner: Owner, node: Any, old: Any, params: Any) -> Any:
     """A new state with the masks of an old one and all that it keeps besides."""
-    packed = _is_packed(node)
     kept = {
-        name: stored(packed, unpack(getattr(old.topology_state, name)))
+        name: owner.storage.pack(unpack(getattr(old.topology_state, name)))
         for name in node.topology_state._fields
         # What one of the two does not keep begins as `init` gives it.
         if jax.tree.leaves(getattr(old.topology_state, name))
         and jax.tree.leaves(getattr(node.topology_state, name))
     }
+    masks = old.masks  # in the order that moments have
+    if jax.tree.structure(masks) != jax.tree.structure(node.masks):
+        masks = owner.storage.converted(node.masks, get_masks(old))
     node = node._replace(
         count=old.count,
         key=old.key,
-        masks=_masks(node.masks, old),
+        masks=masks,
         topology_state=node.topology_state._replace(**kept),
     )
-    if isinstance(node, ForwardMaskState):
-        trained = stored(packed, unpack(old.trained_masks))
-        node = node._replace(trained_masks=trained)
-    inner_state = _inner_state(node, old.masks, old.inner_state, params)
+    seen = owner.seen(params)
+    inner_state = _inner_state(node, old.masks, old.inner_state, seen)
     return node._replace(inner_state=inner_state)
-
-
-def _is_packed(node: Any) -> bool:
-    is_compact = isinstance(node.masks, ActiveIndices)
-    return is_compact or unpack(node.masks) is not node.masks
-
-
-def _masks(like: Any, old: Any) -> Any:
-    """The masks of an old state in the form of others."""
-    masks = get_masks(old)
-    if not isinstance(like, ActiveIndices):
-        return stored(unpack(like) is not like, masks)
-    if isinstance(old.masks, ActiveIndices) and like.layouts == old.masks.layouts:
-        return old.masks  # in the order that moments have
-    by_path = paths.leaves_by_path(masks)
-    for path, layout in like.layouts:
-        counts = np.asarray(layout.units.count(layout.units.any(by_path[path])))
-        if (counts != layout.per_cell).any():
-            raise ValueError(
-                f"the masks of opt_state have between {counts.min()} and "
-                f"{counts.max()} active units in a layer or neuron of {path!r}, the "
-                f"topology of tx {layout.per_cell}: compact=True takes over the masks "
-                "of a topology with the same numbers only"
-            )
-    return first_indices(dict(like.layouts), masks)
 
 
 def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:

@@ -6,8 +6,8 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sparseopt_jax.engine.compact import check_sharding, layouts_of
-from sparseopt_jax.masks.active_weights import Layout
+from sparseopt_jax.masks.compact_storage import check_sharding, layouts_of
+from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.owners import find_owners
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.boxes import unbox_tree
@@ -85,7 +85,7 @@ def _layouts(
     """How active weights stand side by side, where ``sparsify`` is compact."""
     found = {}
     for owner in find_owners(tx, shapes):
-        if not owner.compact:
+        if not owner.storage.is_compact:
             continue
         for path, layout in layouts_of(owner.topology, owner.seen(shapes)).items():
             parts = tuple(path.split("/"))

@@ -22,7 +22,7 @@ def check_not_lost(topology: Any, state: Any, params: Any) -> None:
 
     Args:
       topology: what made the masks.
-      state: a ``SparseState`` or ``ForwardMaskState``.
+      state: a ``SparseState``.
       params: the weights.
 
     Raises:

@@ -2,13 +2,13 @@
 
 import contextvars
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax.masks.storage import MaskStorage, Stored
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.boxes import unbox_tree
 
@@ -19,22 +19,20 @@ class Owner(NamedTuple):
     Attributes:
       topology: its topology.
       inner: its inner transformation.
-      structure: the structure of its masks.
-      holes: True where a wrapper kept parameters from it, a leaf or a subtree.
-      packed: whether its masks are stored as bits.
-      compact: whether its inner transformation sees active weights alone.
+      storage: how its masks are kept.
       key: the seed or PRNG key that it was given.
       is_link: whether the optimizer follows it in a chain, as with ``sparseopt``.
+      structure: the structure of its masks.
+      holes: True where a wrapper kept parameters from it, a leaf or a subtree.
     """
 
     topology: Any
     inner: optax.GradientTransformationExtraArgs
+    storage: MaskStorage
+    key: jax.typing.ArrayLike
+    is_link: bool
     structure: Any
     holes: Any
-    packed: bool
-    compact: bool
-    key: Any
-    is_link: bool
 
     def seen(self, params: Any) -> Any:
         """The parameters that a wrapper left to it, holes in place of the others."""
@@ -50,23 +48,21 @@ _OWNERS: contextvars.ContextVar[list[Owner] | None] = contextvars.ContextVar(
 
 
 def record_owner(
+    *,
     topology: Any,
     inner: optax.GradientTransformationExtraArgs,
+    storage: MaskStorage,
+    key: jax.typing.ArrayLike,
+    is_link: bool,
     params: Any,
-    masks: Any,
-    packed: bool,
-    compact: bool = False,
-    key: Any = 0,
-    is_link: bool = False,
+    masks: Stored,
 ) -> None:
-    """Called by an owner's ``init``."""
+    """Called by an owner's ``init``, with its parameters and its masks."""
     owners = _OWNERS.get()
     if owners is not None:
         holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
         structure = structure_of(masks)
-        owners.append(
-            Owner(*(topology, inner, structure, holes, packed, compact, key, is_link))
-        )
+        owners.append(Owner(topology, inner, storage, key, is_link, structure, holes))
 
 
 def structure_of(masks: Any) -> Any:
@@ -95,7 +91,9 @@ def check_update(
     updates: Any,
     params: Any,
     extra_args: dict[str, Any],
-    other_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    scored_by: str | None,
 ) -> None:
     """Raises unless an owner's ``update`` can work with these arguments.
 
@@ -103,7 +101,9 @@ def check_update(
       updates: the gradients.
       params: the weights.
       extra_args: the caller's keywords.
-      other_shapes: shapes that gradients may have instead of the weights', by path.
+      shapes: shapes that gradients may have instead of the weights', by path.
+      scored_by: the topology that needs the gradients of inactive weights, too; None
+        if it needs none.
 
     Raises:
       ValueError: without parameters, with masks from outside, or with gradients of
@@ -119,16 +119,27 @@ def check_update(
             "masks must not be passed to update, sparsify owns them; to start from "
             "given masks, pass them to the topology: static(masks=...)"
         )
-    shapes = {path: jnp.shape(x) for path, x in paths.leaves_by_path(params).items()}
+    leaves = paths.leaves_by_path(params)
     for path, grad in paths.leaves_by_path(updates).items():
-        shape, found = shapes.get(path), jnp.shape(grad)
-        if shape is None or found in (shape, other_shapes.get(path)):
+        if path not in leaves or jnp.shape(grad) == jnp.shape(leaves[path]):
             continue
-        message = f"the gradient at {path!r} has shape {found}, its parameter {shape}"
-        if found[1:] == shape:
-            message += (
-                ": gradients of single examples are aggregated before sparsify, as in "
-                "optax.chain(optax.contrib.differentially_private_aggregate(...), "
-                "so.sparsify(...))"
+        if jnp.shape(grad) != shapes.get(path):
+            raise ValueError(_misshapen(path, grad, leaves[path]))
+        if scored_by:
+            raise ValueError(
+                f"{scored_by} scores inactive weights by their gradients, which "
+                f"the compact gradient of {path!r} leaves out: pass the gradient "
+                "itself, or use a topology that grows at random"
             )
-        raise ValueError(message)
+
+
+def _misshapen(path: str, grad: Any, param: Any) -> str:
+    found, shape = jnp.shape(grad), jnp.shape(param)
+    message = f"the gradient at {path!r} has shape {found}, its parameter {shape}"
+    if found[1:] == shape:
+        message += (
+            ": gradients of single examples are aggregated before sparsify, as in "
+            "optax.chain(optax.contrib.differentially_private_aggregate(...), "
+            "so.sparsify(...))"
+        )
+    return message

@@ -38,31 +38,9 @@ class SparseState(NamedTuple):
     inner_state: Any
 
 
-class ForwardMaskState(NamedTuple):
-    """State of ``sparsify`` where masks are the forward pass's alone.
-
-    The weights behind them stay dense, as straight-through estimators want them.
-
-    Attributes:
-      count: int32 scalar, steps taken.
-      key: uint32 data of a PRNG key, the same on every replica and at every step.
-      masks: as in ``SparseState``: weights that the forward pass uses.
-      trained_masks: masks of the weights that are trained; ``()`` where all are.
-      topology_state: what the topology keeps.
-      inner_state: state of the inner transformation.
-    """
-
-    count: jax.Array
-    key: jax.Array
-    masks: Any
-    trained_masks: Any
-    topology_state: Any
-    inner_state: Any
-
-
 def is_sparse_state(x: Any) -> bool:
     """Whether ``x`` is a state that holds masks."""
-    return isinstance(x, SparseState | ForwardMaskState)
+    return isinstance(x, SparseState)
 
 
 def map_masked_with_path(
@@ -231,7 +209,7 @@ def _bools(masks: Any) -> Any:
     return masks.masks() if isinstance(masks, ActiveIndices) else unpack(masks)
 
 
-def find_states(opt_state: Any) -> list[Any]:
+def find_states(opt_state: Any) -> list[SparseState]:
     """Every state with masks in a pytree, or in an object's ``opt_state``.
 
     Also where a tool has made dictionaries of named tuples, as a checkpoint restored
@@ -245,31 +223,28 @@ def find_states(opt_state: Any) -> list[Any]:
     return [x for x in found if is_sparse_state(x)]
 
 
-# What has no leaves is left out by some tools: ``trained_masks``, ``inner_state``.
+# What has no leaves is left out by some tools: ``inner_state``.
 _ALWAYS_THERE = {"count", "key", "masks", "topology_state"}
 
 
 def _is_taken_apart(x: Any) -> bool:
     if not isinstance(x, Mapping):
         return False
-    return _ALWAYS_THERE <= set(x) <= set(ForwardMaskState._fields)
+    return _ALWAYS_THERE <= set(x) <= set(SparseState._fields)
 
 
-def _rebuilt(parts: Mapping[str, Any]) -> SparseState | ForwardMaskState:
+def _rebuilt(parts: Mapping[str, Any]) -> SparseState:
     """The state that a dictionary has been made of; its inner state stays as it is."""
-    is_forward = "trained_masks" in parts
-    kind = ForwardMaskState if is_forward else SparseState
-    own = {name: parts.get(name, ()) for name in kind._fields}
-    for name in ("masks", "trained_masks") if is_forward else ("masks",):
-        own[name] = _with_holes(unbox(own[name]))
-    masks = own["masks"]
+    fields = {name: parts.get(name, ()) for name in SparseState._fields}
+    masks = _with_holes(unbox(parts["masks"]))
     if isinstance(masks, Mapping) and set(masks) == set(ActiveIndices._fields):
-        own["masks"] = ActiveIndices(**masks)
-    topology_state = own["topology_state"]
+        masks = ActiveIndices(**masks)
+    fields["masks"] = masks
+    topology_state = parts["topology_state"]
     if isinstance(topology_state, Mapping):
         kept = {"explored": (), "turned": (), "memory": ()} | dict(topology_state)
-        own["topology_state"] = types.SimpleNamespace(**kept)
-    return kind(**own)
+        fields["topology_state"] = types.SimpleNamespace(**kept)
+    return SparseState(**fields)
 
 
 def _with_holes(masks: Any) -> Any:
@@ -308,8 +283,12 @@ def check_order(call: str, other: Any, opt_state: Any) -> None:
 
 def stays_dense(opt_state: Any) -> bool:
     """Whether masks are the forward pass's alone, and the weights are to stay dense."""
-    states = find_states(opt_state)
-    return any(isinstance(state, ForwardMaskState) for state in states)
+    return any(map(_has_dense_weights, find_states(opt_state)))
+
+
+def _has_dense_weights(state: SparseState) -> bool:
+    # What a topology of the forward pass keeps has masks of the trained weights.
+    return hasattr(state.topology_state, "trained")
 
 
 def check_masks(masks: Any) -> None:

@@ -4,10 +4,10 @@ import jax
 import optax
 
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
-from sparseopt_jax.engine.sparsify import make_owner
+from sparseopt_jax.engine.owner import make_owner
 from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.masks.byte_storage import ByteStorage
 from sparseopt_jax.topologies.base import Topology
-from sparseopt_jax.trees.evened_boxes import with_evened_boxes
 
 
 def sparseopt(
@@ -57,11 +57,10 @@ def sparseopt(
       >>> updates, state = tx.update(params, state, params)
       >>> params = so.apply_updates(params, updates, state)
     """
-    owner = make_owner(
+    return make_owner(
         scale_by_sparseopt(dims=dims),
         topology,
+        ByteStorage(),
         key=key,
-        host_updates=False,
-        zeros=False,
+        is_link=True,
     )
-    return with_evened_boxes(owner)

@@ -20,10 +20,10 @@ from sparseopt_jax.layers.neurons import (
 )
 from sparseopt_jax.masks.active_weights import ActiveIndices
 from sparseopt_jax.masks.state import (
-    ForwardMaskState,
     check_order,
     find_states,
     get_masks,
+    stays_dense,
 )
 from sparseopt_jax.reports import flops, tables
 from sparseopt_jax.reports.optimizer_bytes import optimizer_bytes
@@ -289,7 +289,7 @@ def _axes_warnings(
 
 def _dense_paths(opt_state: Any) -> frozenset[str]:
     """The sparse leaves whose weights are meant to stay dense."""
-    states = [s for s in find_states(opt_state) if isinstance(s, ForwardMaskState)]
+    states = [state for state in find_states(opt_state) if stays_dense(state)]
     return frozenset(
         path for s in states for path in paths.leaves_by_path(get_masks(s))
     )

@@ -8,6 +8,7 @@ import optax
 
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.masks.storage import MaskStorage
 
 
 class TopologyState(NamedTuple):
@@ -18,8 +19,8 @@ class TopologyState(NamedTuple):
       explored: bool arrays like the masks, True where a weight has ever been active;
         ``()`` unless the topology tracks it.
       turned: bool arrays like the masks, True where the last change turned a weight on
-        or off; ``()`` unless someone asks for it, as ``sparsify`` does where a change
-        follows a gradient step in the same program: that step is still the old masks'.
+        or off; ``()`` unless ``sparsify`` needs it, which keeps it here where a change
+        follows a gradient step in the same program. No topology reads or writes it.
       fan_ins: int32 arrays, each neuron's number of active incoming weights, the
         reduction axes kept with size 1; ``optax.MaskedNode()`` at leaves without
         neurons. Counted at a change, so that no step has to.
@@ -89,6 +90,13 @@ class Topology(abc.ABC):
     def stays_dense(self) -> bool:
         """Whether masks are of the forward pass alone, and weights behind them stay."""
         return False
+
+    def storage(self, form: MaskStorage) -> MaskStorage:
+        """How masks are kept and weights are shown to the optimizer, in a given form.
+
+        Masks of the forward pass alone have the optimizer see all weights.
+        """
+        return form
 
     @property
     def dense_gradients(self) -> float:

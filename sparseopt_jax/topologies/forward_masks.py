@@ -6,7 +6,7 @@ ones.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,41 @@ from sparseopt_jax.arrays.counting import count_true
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.masks.state import map_masked
-from sparseopt_jax.topologies.base import Topology, TopologyState
+from sparseopt_jax.masks.storage import (
+    Masks,
+    MaskStorage,
+    Stored,
+    View,
+    unpacked,
+)
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import UpdateSchedule, told_updates
+from sparseopt_jax.topologies.schedules import FOREVER, UpdateSchedule, told_updates
 from sparseopt_jax.trees import paths
+
+
+class ForwardState(NamedTuple):
+    """What a topology keeps whose masks are of the forward pass alone.
+
+    Its field ``trained`` is what tells that from the state.
+
+    Attributes:
+      updated_at: as in ``TopologyState``.
+      explored: ``()``.
+      turned: ``()``.
+      fan_ins: as in ``TopologyState``.
+      grown: as in ``TopologyState``.
+      memory: ``()``.
+      trained: masks of the weights that are trained; ``()`` where all are.
+    """
+
+    updated_at: jax.Array
+    explored: Any
+    turned: Any
+    fan_ins: Any
+    grown: Any
+    memory: Any
+    trained: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,53 +119,52 @@ class ForwardMasks(Topology):
 
     def due(self, count: Any) -> Any:
         """Whether masks are chosen anew after step ``count``: as ``Topology.due``."""
-        return self.schedule.due(count)
+        always = self.schedule == UpdateSchedule(1, 0, FOREVER)
+        return always or self.schedule.due(count)
 
-    def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, TopologyState]:
+    def storage(self, form: MaskStorage) -> MaskStorage:
+        """The optimizer sees all weights: as ``Topology.storage``."""
+        return ForwardStorage(form, self)
+
+    def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, ForwardState]:
         """Make the first masks: as ``Topology.init``.
 
         They are chosen by magnitude where ``params`` holds arrays, at random where it
         holds shapes only.
         """
         masks, state = self.topology.init(key, params)
-        if _are_arrays(params):
-            masks = _largest(self.topology, params)
+        trained = () if self.trained is None else self.trained.init(key, params)[0]
+        leaves = jax.tree.leaves(params)
+        if leaves and all(isinstance(x, jax.Array | np.ndarray) for x in leaves):
+            masks, trained = self._choose(params)
             state = state._replace(fan_ins=self.topology.fan_ins(masks))
-        return masks, state
+        return masks, ForwardState(**state._asdict(), trained=trained)
 
-    def init_trained(self, key: jax.Array, params: optax.Params) -> Any:
-        """Make the first masks of the trained weights, by ``init``'s key.
-
-        Returns:
-          A tree like the masks; ``()`` where all weights are trained.
-        """
-        if self.trained is None or _are_arrays(params):
-            return self.choose_trained(params)
-        return self.trained.init(key, params)[0]
-
-    def choose_trained(self, params: optax.Params) -> Any:
-        """Mask the largest weights, as many as are trained; ``()`` where all are."""
-        return () if self.trained is None else _largest(self.trained, params)
+    def _choose(self, params: optax.Params) -> tuple[Any, Any]:
+        """Masks of the largest weights: those used, and those trained."""
+        masks = _largest(self.topology, params)
+        return masks, () if self.trained is None else _largest(self.trained, params)
 
     def update(
         self,
         key: jax.Array,
         count: jax.Array,
         masks: Any,
-        state: TopologyState,
+        state: ForwardState,
         params: optax.Params,
         grads: optax.Updates,
-    ) -> tuple[Any, TopologyState]:
+    ) -> tuple[Any, ForwardState]:
         """Choose masks of the largest weights: as ``Topology.update``.
 
         Neither the key nor the gradient is read.
         """
         del key, grads
-        chosen = _largest(self.topology, params)
+        chosen, trained = self._choose(params)
         return chosen, state._replace(
             updated_at=jnp.asarray(count, jnp.int32),
             fan_ins=self.topology.fan_ins(chosen),
             grown=map_masked(lambda new, old: count_true(new & ~old), chosen, masks),
+            trained=trained,
         )
 
     def gradient(self, masks: Any, trained: Any, params: Any, grads: Any) -> Any:
@@ -169,11 +199,6 @@ class ForwardMasks(Topology):
         return map_masked(lambda m, x: jnp.where(m, x, 0), trained, tree)
 
 
-def _are_arrays(params: optax.Params) -> bool:
-    leaves = jax.tree.leaves(params)
-    return bool(leaves) and all(isinstance(x, jax.Array | np.ndarray) for x in leaves)
-
-
 def _largest(topology: Rewiring, params: optax.Params) -> Any:
     plans = {plan.path: plan for plan in topology.plan(params)}
 
@@ -185,3 +210,78 @@ def _largest(topology: Rewiring, params: optax.Params) -> Any:
         return plan.units.choose(score, plan.per_cell)
 
     return paths.map_with_paths(at_leaf, params)
+
+
+class ForwardView(NamedTuple):
+    """What a step reads: the masks of the forward pass, and of the trained weights."""
+
+    masks: View
+    trained: Any
+
+
+class ForwardStorage(MaskStorage):
+    """Masks in a given form, behind which the optimizer sees and moves all weights."""
+
+    def __init__(self, form: MaskStorage, method: ForwardMasks):
+        self.form = form
+        self.method = method
+
+    def init(self, topology: Any, masks: Masks, state: Any, params: Any) -> View:
+        """As ``MaskStorage.init``."""
+        return ForwardView(
+            self.form.init(topology, masks, state, params), state.trained
+        )
+
+    def store(self, view: View) -> Stored:
+        """As ``MaskStorage.store``."""
+        return self.form.store(view.masks)
+
+    def pack(self, tree: Any) -> Any:
+        """As ``MaskStorage.pack``."""
+        return self.form.pack(tree)
+
+    def view(self, stored: Stored, state: Any, params: Any) -> View:
+        """As ``MaskStorage.view``."""
+        masks = self.form.view(stored, state, params)
+        return ForwardView(masks, unpacked(state.trained, params))
+
+    def load(self, stored: Stored, params: Any) -> Masks:
+        """As ``MaskStorage.load``."""
+        return self.form.load(stored, params)
+
+    def move(
+        self, stored: Stored, masks: Masks, new: Masks, state: Any
+    ) -> tuple[Stored, Any]:
+        """As ``MaskStorage.move``."""
+        return self.form.move(stored, masks, new, state)
+
+    def converted(self, like: Stored, masks: Masks) -> Stored:
+        """As ``MaskStorage.converted``."""
+        return self.form.converted(like, masks)
+
+    def take(self, view: View, tree: Any) -> Any:
+        """As ``MaskStorage.take``: everything."""
+        del view
+        return tree
+
+    def gradient(self, view: View, grads: Any, params: Any) -> Any:
+        """As ``MaskStorage.gradient``: with the decays of the method."""
+        return self.method.gradient(view.masks, view.trained, params, grads)
+
+    def moved(self, view: View, updates: Any) -> Any:
+        """As ``MaskStorage.moved``: weight decay would move what is not trained."""
+        return self.method.restricted(view.trained, updates)
+
+    def told(self, view: View) -> Any:
+        """As ``MaskStorage.told``."""
+        return view.masks
+
+    def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
+        """As ``MaskStorage.to_zero``: no weight is."""
+        del before, after, params
+        return updates
+
+    def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
+        """As ``MaskStorage.kept_entries``: everything is kept."""
+        del old, new
+        return ()

@@ -157,10 +157,9 @@ class Phases(Topology):
 
         def frozen(key, masks, state, params, grads):
             del key, params, grads
-            turned, grown = jax.tree.map(jnp.zeros_like, (state.turned, state.grown))
+            grown = jax.tree.map(jnp.zeros_like, state.grown)
             return masks, state._replace(
                 updated_at=jnp.asarray(count, jnp.int32),
-                turned=turned,
                 grown=grown,
                 memory=(),
             )

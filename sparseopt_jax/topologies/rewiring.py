@@ -568,18 +568,10 @@ class Rewiring(Topology):
             path: count_true(mask & ~found[path].mask) for path, mask in new.items()
         }
         masks_now = paths.map_with_paths(lambda path, old: new.get(path, old), masks)
-        turned = state.turned
-        if jax.tree.leaves(turned):
-            # As a change of the old masks the new ones take their place in memory.
-            turns = jax.lax.optimization_barrier(
-                map_masked(jnp.logical_xor, masks, masks_now)
-            )
-            masks_now = map_masked(jnp.logical_xor, masks, turns)
-            turned = map_masked(lambda own, _: own, turns, turned)
         return masks_now, TopologyState(
             updated_at=jnp.asarray(count, jnp.int32),
             explored=map_masked(jnp.logical_or, masks_now, state.explored),
-            turned=turned,
+            turned=state.turned,
             fan_ins=map_masked_with_path(self._fan_in, masks_now, state.fan_ins),
             grown=paths.map_with_paths(
                 lambda path, old: grown.get(path, old), state.grown

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 import sparseopt_jax as so
-from sparseopt_jax.masks.state import ForwardMaskState
+from sparseopt_jax.masks.state import stays_dense
 
 SCHEDULE = {"every": 2, "stop": 9}
 TOPOLOGIES = {
@@ -92,7 +92,7 @@ def host_steps(tx, topology, due):
 
 
 def trained(tx, topology, params, state, due, like=lambda grads: grads, steps=STEPS):
-    dense = isinstance(state, ForwardMaskState)
+    dense = stays_dense(state)
     params = params if dense else so.apply_masks(params, state)
     run = host_steps(tx, topology, due and topology.moves)
     for step in range(steps):

@@ -335,16 +335,16 @@ class TestRefusals:
             so.snfs(0.5, **SCHEDULE),
             so.srigl(0.5, **SCHEDULE),
             so.gradual_magnitude(0.5, every=3, start=2, stop=5),
+            so.phases((0, so.static(0.5))),
         ],
     )
     def test_numbers_that_change(self, topology):
         with pytest.raises(ValueError, match=f"{topology.name} changes how many"):
             so.sparsify(optax.adam(0.1), topology, compact=True)
 
-    @pytest.mark.parametrize("topology", [so.ste(0.5), so.phases((0, so.static(0.5)))])
-    def test_what_is_no_single_topology(self, topology):
-        with pytest.raises(TypeError, match="one topology"):
-            so.sparsify(optax.adam(0.1), topology, compact=True)
+    def test_weights_that_stay_dense(self):
+        with pytest.raises(TypeError, match="ste keeps the weights behind its masks"):
+            so.sparsify(optax.adam(0.1), so.ste(0.5), compact=True)
 
     def test_masks_with_uneven_cells(self):
         mask = jnp.zeros((4, 6, 2), bool).at[0, 0].set(True)

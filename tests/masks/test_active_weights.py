@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 import sparseopt_jax as so
 from sparseopt_jax.layers.neurons import Axes
-from sparseopt_jax.masks.active_weights import ActiveWeights, Layout, at_active
+from sparseopt_jax.masks.active_weights import ActiveWeights, at_active
+from sparseopt_jax.masks.layouts import Layout
 
 FLAX = {2: Axes((), (0,), (1,)), 4: Axes((), (0, 1, 2), (3,))}
 STACKED = Axes((0,), (1,), (2,))

@@ -117,7 +117,7 @@ def test_shapes_have_masks_of_the_same_numbers():
     tx = so.sparsify(momentum(), so.top_kast(0.5, trained_sparsity=0.25))
     state = tx.init(shapes)
     assert int(state.masks["k"].sum()) == 24
-    assert int(state.trained_masks["k"].sum()) == 36
+    assert int(state.topology_state.trained["k"].sum()) == 36
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(PARAMS))
 
 
@@ -158,7 +158,7 @@ def test_top_kast_leaves_the_smallest_weights_alone():
         weights = history[chosen_by[moment]][0]["k"]
         np.testing.assert_array_equal(state.masks["k"], largest(weights, 12))
         still = ~largest(weights, 24)
-        np.testing.assert_array_equal(state.trained_masks["k"], ~still)
+        np.testing.assert_array_equal(state.topology_state.trained["k"], ~still)
         if moment + 1 < len(history):
             # Not even by momentum or weight decay.
             after = np.asarray(history[moment + 1][0]["k"])

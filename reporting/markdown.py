@@ -1,7 +1,19 @@
-"""What the tables of a page have in common."""
+"""Markdown tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with a head.
+
+    >>> print(table(("a", "b"), [("1", "2")]), end="")
+    | a | b |
+    | --- | --- |
+    | 1 | 2 |
+    """
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def named(*tables: Callable[[], str]) -> dict[str, Callable[[], str]]:

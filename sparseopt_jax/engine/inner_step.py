@@ -1,0 +1,126 @@
+"""The step of the optimizer inside, which sees what a storage of masks shows it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from sparseopt_jax.engine.inner_program import InnerProgram
+from sparseopt_jax.engine.inner_state import hold, nothing_where
+from sparseopt_jax.masks import environment
+from sparseopt_jax.masks.storage import MaskStorage, Stored
+from sparseopt_jax.topologies.base import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerStep:
+    """One step, traced once.
+
+    Attributes:
+      topology: whose masks they are.
+      storage: what the optimizer sees of the weights.
+      program: ``program(view, fan_ins, grads, inner_state, params)``.
+      taken: the updates and the new state, where the step has been taken already.
+    """
+
+    topology: Topology
+    storage: MaskStorage
+    program: InnerProgram
+    taken: tuple[Any, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        inner: optax.GradientTransformationExtraArgs,
+        topology: Topology,
+        storage: MaskStorage,
+        args: tuple[Any, ...],
+        extra_args: dict[str, Any],
+    ) -> "InnerStep":
+        """Traces a step.
+
+        Args:
+          inner: the optimizer.
+          topology: whose masks they are.
+          storage: how they are kept.
+          args: a view of the masks, fan-ins, gradients, state of ``inner``, weights.
+          extra_args: the caller's keywords.
+
+        Returns:
+          The step, to be taken with arguments like these.
+        """
+        named = environment.named_by(inner)
+
+        def step(view, fan_ins, grads, inner_state, params):
+            masks = storage.told(view)
+            told = environment.of_masks(masks, fan_ins, topology.dims)
+            grads = storage.gradient(view, grads, params)
+            seen = (grads, inner_state, storage.weights(view, params))
+            updates, new = environment.run(inner, named, told, *seen, **extra_args)
+            return storage.moved(view, updates), new
+
+        return cls(topology, storage, InnerProgram.of(step, *args))
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Paths of leaves that the optimizer never moves, whose masks stay, too."""
+        fixed = not self.topology.moves or self.topology.stays_dense
+        return frozenset() if fixed else self.program.frozen()
+
+    def taken_if_once(self, args: tuple[Any, ...]) -> "InnerStep":
+        """The step, taken now where it may be taken only once.
+
+        What the host was asked for is not to be asked for again. Nor is a step of dense
+        weights: their masks change all the time.
+        """
+        if self.program.is_repeatable and not self.topology.stays_dense:
+            return self
+        return dataclasses.replace(self, taken=self.program.run(args))
+
+    def weights_after(
+        self, masks: Stored, state: Any, params: Any, grads: Any, inner_state: Any
+    ) -> tuple[Any, Any]:
+        """Returns the weights after the step, and the gradient.
+
+        The step is taken a second time: handed over instead, the stepped weights would
+        have to be written out at every step, due or not.
+        """
+        view = self.storage.view(masks, state, params)
+        if self.taken is None:
+            updates = self.program.updates_only(
+                view, state.fan_ins, grads, inner_state, params
+            )
+        else:
+            updates, _ = self.taken
+        updates = self.storage.to_zero(view, view, updates, params)
+        return optax.apply_updates(params, updates), grads
+
+    def take(
+        self,
+        args: tuple[Any, ...],
+        replaced: Any,
+        reset: Callable[[Any], Any],
+    ) -> tuple[Any, Any]:
+        """Takes the step and amends its new state.
+
+        Args:
+          args: as the step was traced with.
+          replaced: whether an update of the masks takes its place, a bool or bool
+            scalar: then no weight moves, and only counters of the state do.
+          reset: as ``refresh`` in ``InnerProgram.run``.
+
+        Returns:
+          The updates and the state to keep.
+        """
+        old_state = args[3]
+
+        def held(new):
+            return hold(replaced, old_state, new)
+
+        if self.taken is None:
+            updates, inner_state = self.program.run(args, held, reset)
+        else:
+            updates, inner_state = self.taken
+            inner_state = reset(held(inner_state))
+        return nothing_where(replaced, updates), inner_state

@@ -1,0 +1,254 @@
+"""The owner of the masks: one step of sparse training, around one of an optimizer."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax.arrays.sharding_types import typed_like
+from sparseopt_jax.engine.compact import check_compact
+from sparseopt_jax.engine.frozen_leaves import warn_of_frozen
+from sparseopt_jax.engine.inner_state import in_types_of, reset
+from sparseopt_jax.engine.inner_step import InnerStep
+from sparseopt_jax.engine.mask_update import MaskUpdate
+from sparseopt_jax.engine.transformations import checked_inner
+from sparseopt_jax.masks import environment
+from sparseopt_jax.masks.lost_masks import check_not_lost
+from sparseopt_jax.masks.owners import check_update, record_owner
+from sparseopt_jax.masks.state import SparseState
+from sparseopt_jax.masks.storage import MaskStorage, filled, whole, without
+from sparseopt_jax.topologies.base import Topology
+from sparseopt_jax.trees.evened_boxes import with_evened_boxes
+from sparseopt_jax.trees.prng_keys import check_key, store_key, typed_key
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskOwner:
+    """An optimizer under masks: ``sparsify``, or the link of a chain, ``sparseopt``.
+
+    Attributes:
+      inner: the optimizer.
+      topology: decides about the masks.
+      storage: how masks are kept, and what ``inner`` sees of the weights.
+      key: seed or PRNG key, as ``sparsify`` takes it.
+      host_updates: whether the host updates the masks.
+      is_link: whether the optimizer follows in a chain. The weights after the step are
+        then not known here: updates leave inactive weights as they are, and a topology
+        that follows the step sees the weights before it.
+    """
+
+    inner: optax.GradientTransformationExtraArgs
+    topology: Topology
+    storage: MaskStorage
+    key: jax.typing.ArrayLike
+    host_updates: bool = False
+    is_link: bool = False
+
+    def init(self, params: optax.Params) -> SparseState:
+        """Makes the first masks, and the optimizer's state of what is active."""
+        topology, storage = self.topology, self.storage
+        masks_key, key = jax.random.split(typed_key(self.key))
+        masks, topology_state = topology.init(masks_key, params)
+        if self._updates_after:
+            topology_state = storage.with_old_masks(topology_state, masks)
+        view = storage.init(topology, masks, topology_state, params)
+        seen = storage.take(view, params)
+        inner_state = self.inner.init(seen)
+        told = environment.of_masks(
+            storage.told(view), topology_state.fan_ins, topology.dims
+        )
+        warn_of_frozen(self.inner, topology, told, inner_state, seen)
+        state = SparseState(
+            count=jnp.zeros([], jnp.int32),
+            key=store_key(key),
+            masks=storage.store(view),
+            topology_state=storage.pack(topology_state),
+            inner_state=inner_state,
+        )
+        record_owner(
+            topology=topology,
+            inner=self.inner,
+            storage=storage,
+            key=self.key,
+            is_link=self.is_link,
+            params=params,
+            masks=state.masks,
+        )
+        return state
+
+    def update(
+        self,
+        updates: optax.Updates,
+        state: SparseState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SparseState]:
+        """Takes one step; the masks are updated within it where they are due."""
+        topology, storage, given = self.topology, self.storage, state
+        state = self._checked(updates, state, params, extra_args)
+        grads, inner_state, count = updates, state.inner_state, state.count
+        # Full layers are dense to everything below: they cost nothing, and a network
+        # of sparsity 0 runs the inner optimizer's own program, to the last bit.
+        full = topology.full_leaves(params)
+        masks = without(full, state.masks)
+        topology_state = topology.observe(count, state.topology_state, grads)
+        first = storage.view(masks, topology_state, params)
+        args = (first, topology_state.fan_ins, grads, inner_state, params)
+        step = InnerStep.of(self.inner, topology, storage, args, extra_args)
+        alone = full | step.frozen
+        update_masks = MaskUpdate.of(topology, storage, state, self.key, count, alone)
+
+        if self._updates_before:  # as RigL does, in place of the step
+            masks, topology_state = update_masks.if_due(
+                self._due(count, before=True),
+                (masks, topology_state),
+                lambda masks, state, params, grads: (params, grads),
+                (params, grads),
+            )
+        view = storage.view(masks, topology_state, params)
+        args = (view, topology_state.fan_ins, grads, inner_state, params)
+        if self._updates_after:  # as SET does, by the weights that the step leads to
+            step = step.taken_if_once(args)
+            masks, topology_state = update_masks.if_due(
+                self._due(count, before=False),
+                (masks, topology_state),
+                step.weights_after,
+                (params, grads, inner_state),
+            )
+        updated = topology.moves and topology_state.updated_at == count
+        after = storage.view(masks, topology_state, params)
+        before = after
+        if self._updates_after:
+            before = storage.before_update(view, after, topology_state, params, updated)
+
+        replaced = self._replaces and (updated & topology.replaces(count))
+        updates, inner_state = step.take(
+            (before, *args[1:]),
+            replaced,
+            lambda new: reset(self.inner, storage, first, after, new, params, updated),
+        )
+        if not self.is_link:
+            updates = storage.to_zero(before, after, updates, params)
+        new = SparseState(
+            count=jnp.asarray(optax.safe_increment(count)),
+            key=state.key,
+            masks=filled(masks, state.masks),
+            topology_state=topology_state,
+            inner_state=inner_state,
+        )
+        return updates, typed_like(given, new)
+
+    def _checked(
+        self,
+        updates: optax.Updates,
+        state: SparseState,
+        params: optax.Params | None,
+        extra_args: dict[str, Any],
+    ) -> SparseState:
+        """The state as a step takes it; raises where arguments do not fit."""
+        state = whole(state)
+        check_update(
+            updates,
+            params,
+            extra_args,
+            shapes=self.storage.shapes(state.masks),
+            scored_by=self.topology.name if self._scores_gradients(state) else None,
+        )
+        check_not_lost(self.topology, state, params)
+        return in_types_of(params, self.inner, self.storage, state)
+
+    def _scores_gradients(self, state: SparseState) -> bool:
+        """Whether this step looks at the gradients of inactive weights."""
+        remembers = bool(jax.tree.leaves(state.topology_state.memory))
+        return remembers or (self._updates and self.topology.dense_gradients > 0)
+
+    def _due(self, count: jax.Array, *, before: bool) -> Any:
+        """Whether the masks are to be updated before the step, or after it."""
+        due = self.topology.due(count)
+        if self._updates_before != self._updates_after:
+            return due
+        return due & (self.topology.replaces(count) == before)
+
+    @property
+    def _updates(self) -> bool:
+        return self.topology.moves and not self.host_updates
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether updates may take the place of the step."""
+        return self.topology.moves and self.topology.replaces_step is not False
+
+    @property
+    def _updates_before(self) -> bool:
+        """Whether masks may be updated before the step."""
+        replaces = self.topology.replaces_step is not False
+        return self._updates and (replaces or self.is_link)
+
+    @property
+    def _updates_after(self) -> bool:
+        """Whether masks may be updated after the step."""
+        follows = self.topology.replaces_step is not True
+        return self._updates and follows and not self.is_link
+
+
+def make_owner(
+    inner: optax.GradientTransformation,
+    topology: Topology,
+    storage: MaskStorage,
+    *,
+    key: jax.typing.ArrayLike,
+    host_updates: bool = False,
+    is_link: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of a ``MaskOwner``.
+
+    Args:
+      inner: as in ``sparsify``.
+      topology: as in ``sparsify``.
+      storage: how masks are kept.
+      key: as in ``sparsify``.
+      host_updates: as in ``sparsify``.
+      is_link: as in ``MaskOwner``.
+
+    Returns:
+      The transformation.
+
+    Raises:
+      TypeError: as ``sparsify``; for a link, if weights stay dense behind the masks.
+      ValueError: as ``sparsify``.
+    """
+    check_key(key)
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"topology must be a Topology, as static, set_ and rigl make it, got "
+            f"{topology!r}"
+        )
+    if is_link and topology.stays_dense:
+        raise TypeError(
+            f"{topology.name} keeps the weights behind its masks dense, which needs "
+            "sparsify; sparseopt masks them"
+        )
+    if host_updates and topology.replaces_step is None:
+        raise ValueError(
+            "host_updates needs phases that all replace the gradient step, or all "
+            "follow it"
+        )
+    inner = checked_inner(inner)
+    if storage.is_compact:
+        check_compact(inner, topology)
+    owner = MaskOwner(
+        inner=inner,
+        topology=topology,
+        storage=topology.storage(storage),
+        key=key,
+        host_updates=host_updates,
+        is_link=is_link,
+    )
+    return with_evened_boxes(
+        optax.GradientTransformationExtraArgs(
+            owner.init,
+            owner.update,  # pyright: ignore[reportArgumentType]
+        )
+    )

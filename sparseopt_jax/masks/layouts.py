@@ -1,0 +1,313 @@
+"""How the active weights of a leaf stand side by side, and the way there and back."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
+
+from sparseopt_jax.arrays.units import Units
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the active weights of one leaf stand side by side.
+
+    A leaf is seen as cells of items, one item being a unit of its structure: a weight,
+    a block. In an index, of the shape ``index_shape``, stands which items of each cell
+    are active. The active weights themselves have the shape ``shape``, of the leaf's
+    own rank, so that whatever tells kernels from biases by their rank still does.
+
+    Attributes:
+      units: how the leaf's weights are switched.
+      per_cell: active units in every cell.
+    """
+
+    units: Units
+    per_cell: int
+
+    @functools.cached_property
+    def _axis(self) -> int:
+        """Where a cell's items stand, in the view and in the index."""
+        return sum(axis < self._items[0] for axis in self._others)
+
+    @functools.cached_property
+    def _items(self) -> tuple[int, ...]:
+        return tuple(a for a in self.units.cell if a not in self.units.inner)
+
+    @functools.cached_property
+    def _others(self) -> tuple[int, ...]:
+        """Axes of ``units.split`` that tell cells apart."""
+        taken = (*self._items, *self.units.inner)
+        return tuple(a for a in range(len(self.units.split)) if a not in taken)
+
+    @functools.cached_property
+    def _order(self) -> tuple[int, ...]:
+        others = self._others
+        before, after = others[: self._axis], others[self._axis :]
+        return (*before, *self._items, *after, *self.units.inner)
+
+    def _with_items(self, count: int) -> tuple[int, ...]:
+        sizes = [self.units.split[a] for a in self._others]
+        return (*sizes[: self._axis], count, *sizes[self._axis :])
+
+    @property
+    def _has_blocks(self) -> bool:
+        return bool(self.units.inner)
+
+    @property
+    def _block(self) -> tuple[int, ...]:
+        return (self.units.size,) if self._has_blocks else ()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every weight of the leaf is active, so that it is a dense one."""
+        return self.per_cell == self.units.per_cell
+
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """Shape of the index: one entry for every active unit."""
+        return self._with_items(self.per_cell)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the active weights, of the rank of the leaf."""
+        shape, axis = [*self.index_shape, *self._block], self._axis
+        missing = len(self.units.shape) - len(shape)
+        shape[axis:axis] = [1] * missing
+        for _ in range(-missing):
+            at = max(axis - 1, 0)
+            shape[at : at + 2] = [shape[at] * shape[at + 1]]
+            axis = at
+        return tuple(shape)
+
+    @property
+    def crossed(self) -> tuple[int, ...]:
+        """Axes of the leaf that must lie on one device: active weights cross them."""
+        taken = {*self._items, *self.units.inner}
+        # What is cut but not crossed may be sharded between the blocks.
+        return tuple(a for a, own in enumerate(self._places()) if own[0] in taken)
+
+    def _index_origins(self) -> list[int | None]:
+        """The leaf's axis that each axis of the index is, or the blocks of which."""
+        found: list[int | None] = []
+        for split_axis in self._others:
+            axes = enumerate(self._places())
+            found += [axis for axis, own in axes if split_axis == own[0]] or [None]
+        found.insert(self._axis, None)
+        return found
+
+    @property
+    def origins(self) -> tuple[int | None, ...]:
+        """The leaf's axis that each axis of the active weights is; None for none."""
+        found = [*self._index_origins(), *[None] * len(self._block)]
+        missing = len(self.units.shape) - len(found)
+        if missing >= 0:
+            found[self._axis : self._axis] = [None] * missing
+        else:
+            # The items of a group have been joined with the groups.
+            del found[self._axis]
+        return tuple(found)
+
+    def spec(
+        self, shape: tuple[int, ...], of_leaf: PartitionSpec
+    ) -> PartitionSpec | None:
+        """How an index or active weights are sharded, if the leaf is sharded so.
+
+        Args:
+          shape: the shape of what is to be sharded.
+          of_leaf: how the leaf is; not along axes that active weights cross.
+
+        Returns:
+          None for any other shape.
+        """
+        entries: dict[int | None, Any] = dict(enumerate(of_leaf))
+        if shape == self.index_shape:
+            return PartitionSpec(*(entries.get(a) for a in self._index_origins()))
+        if shape in (self.shape, (*self.shape[:-1], 1)):
+            return PartitionSpec(*(entries.get(a) for a in self.origins))
+        return None
+
+    def _places(self) -> list[tuple[int, ...]]:
+        """The axes of ``units.split`` that each axis of the leaf became."""
+        places, at = [], 0
+        for axis in range(len(self.units.shape)):
+            width = 2 if axis in self.units.cut else 1
+            places.append(tuple(range(at, at + width)))
+            at += width
+        return places
+
+    def _view(self, x: jax.Array) -> jax.Array:
+        """A leaf as cells of items."""
+        x = jnp.transpose(self.units.divided(x), self._order)
+        return jnp.reshape(x, (*self._with_items(self.units.per_cell), *self._block))
+
+    def _leaf(self, view: jax.Array) -> jax.Array:
+        """A leaf from its view."""
+        split = self.units.split
+        view = jnp.reshape(view, [split[a] for a in self._order])
+        inverse = sorted(range(len(split)), key=self._order.__getitem__)
+        return self.units.joined(jnp.transpose(view, inverse))
+
+    def _items_of(self, units: jax.Array) -> jax.Array:
+        """An array of units, without the axes within them."""
+        units = jnp.squeeze(units, self.units.inner)
+        order = sorted(self._order[: len(self._order) - len(self.units.inner)])
+        kept = [order.index(a) for a in self._order if a in order]
+        shape = self._with_items(self.units.per_cell)
+        return jnp.reshape(jnp.transpose(units, kept), shape)
+
+    def take(self, x: jax.Array, index: jax.Array) -> jax.Array:
+        """The active weights of an array like the leaf.
+
+        Args:
+          x: array of the leaf's shape.
+          index: int32, of ``index_shape``.
+
+        Returns:
+          Array of ``shape``.
+        """
+        return jnp.reshape(self._taken(self._view(x), index), self.shape)
+
+    def _taken(self, view: jax.Array, index: jax.Array) -> jax.Array:
+        index = index[..., None] if view.ndim > index.ndim else index
+        return jnp.take_along_axis(
+            view, index, axis=self._axis, mode="promise_in_bounds"
+        )
+
+    def put(self, x: jax.Array, index: jax.Array, active: jax.Array) -> jax.Array:
+        """An array like the leaf with other values at the active weights.
+
+        Args:
+          x: array of the leaf's shape.
+          index: int32, of ``index_shape``.
+          active: array of ``shape``.
+
+        Returns:
+          Array like ``x``.
+        """
+        active = jnp.reshape(active, (*self.index_shape, *self._block))
+        return self._leaf(self._put(self._view(x), index, active.astype(x.dtype)))
+
+    def _put(
+        self, view: jax.Array, index: jax.Array, active: jax.Array, mode: Any = None
+    ) -> jax.Array:
+        """Sets items; with ``mode="drop"`` those beyond the last are left out."""
+        cells = tuple(a for a in range(index.ndim) if a != self._axis)
+        numbers = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=tuple(range(index.ndim, view.ndim)),
+            inserted_window_dims=(self._axis,),
+            scatter_dims_to_operand_dims=(self._axis,),
+            operand_batching_dims=cells,
+            scatter_indices_batching_dims=cells,
+        )
+        return jax.lax.scatter(
+            view,
+            index[..., None],
+            active,
+            numbers,
+            unique_indices=mode is None,
+            mode=mode or "promise_in_bounds",
+        )
+
+    def mask(self, index: jax.Array) -> jax.Array:
+        """The mask whose active units these are: a bool array like the leaf."""
+        items = self._active(index)
+        if self._has_blocks:
+            block = (*items.shape, self.units.size)
+            items = jnp.broadcast_to(items[..., None], block)
+        return self._leaf(items)
+
+    def _active(self, index: jax.Array) -> jax.Array:
+        items = jnp.zeros(self._with_items(self.units.per_cell), jnp.bool_)
+        return self._put(items, index, jnp.ones(index.shape, jnp.bool_))
+
+    def index(self, mask: jax.Array) -> jax.Array:
+        """Where the active units of a mask stand, in ascending order: int32."""
+        return self._found(self._items_of(self.units.any(mask)))
+
+    def _found(self, items: jax.Array) -> jax.Array:
+        """The places of the first ``per_cell`` True items of each cell, then 0."""
+        # Items that are not meant go beyond the last place, which drops them.
+        rank = jnp.cumsum(items, self._axis, dtype=jnp.int32) - 1
+        rank = jnp.where(items, rank, self.per_cell)
+        places = jax.lax.broadcasted_iota(jnp.int32, items.shape, self._axis)
+        index = jnp.zeros(self.index_shape, jnp.int32)
+        return self._put(index, rank, places, mode="drop")
+
+    def moved(self, index: jax.Array, mask: jax.Array) -> jax.Array:
+        """The index of a new mask, of as many units in each cell.
+
+        Units that stay keep their slot; the slots of those that left are taken by the
+        new ones in ascending order.
+        """
+        active = self._items_of(self.units.any(mask))
+        stays = self._taken(active, index)
+        grown = self._found(active & ~self._active(index))
+        place = jnp.cumsum(~stays, self._axis, dtype=jnp.int32) - 1
+        new = jnp.take_along_axis(
+            grown, jnp.maximum(place, 0), axis=self._axis, mode="promise_in_bounds"
+        )
+        return jnp.where(stays, index, new)
+
+    def spread(self, slots: jax.Array) -> jax.Array:
+        """From one value for each slot of the index to one for each active weight."""
+        if self._has_blocks:
+            slots = jnp.broadcast_to(slots[..., None], (*slots.shape, self.units.size))
+        return jnp.reshape(slots, self.shape)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether every row of the active weights is one block."""
+        fits = len(self.index_shape) < len(self.units.shape)
+        return self._has_blocks and fits
+
+
+_VERSION = 1
+
+
+def write_layouts(layouts: tuple[tuple[str, Layout], ...]) -> np.ndarray:
+    """Layouts by path as an array that any tool can save: JSON in UTF-8, uint8."""
+    leaves = {
+        path: layout.units._asdict() | {"per_cell": layout.per_cell}
+        for path, layout in layouts
+    }
+    text = json.dumps({"version": _VERSION, "leaves": leaves}, separators=(",", ":"))
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def read_layouts(text: Any) -> tuple[tuple[str, Layout], ...]:
+    """What ``write_layouts`` has written.
+
+    Args:
+      text: its array, alone or once for each replica.
+
+    Returns:
+      Path and layout of every sparse leaf.
+
+    Raises:
+      ValueError: for text of another version.
+    """
+    if isinstance(text, Tracer):
+        raise ValueError(
+            "inside of jit the active weights of a compact sparsify are known only in "
+            "the state that tx.init makes: restore the checkpoint into its structure"
+        )
+    text = np.asarray(text)
+    written = json.loads(text.reshape(-1, text.shape[-1])[0].tobytes())
+    if written["version"] != _VERSION:
+        raise ValueError(
+            f"the state's active weights are laid out by version {written['version']} "
+            f"of their description, this package reads version {_VERSION}"
+        )
+    found = []
+    for path, fields in written["leaves"].items():
+        per_cell = fields.pop("per_cell")
+        units = Units(**{name: tuple(axes) for name, axes in fields.items()})
+        found.append((path, Layout(units, per_cell)))
+    return tuple(found)
