@@ -26,7 +26,7 @@ def scale_by_sparse_trust_ratio(
     *,
     trust_coefficient: jax.typing.ArrayLike = 1.0,
     eps: jax.typing.ArrayLike = 0.0,
-    exclude: Where | None = None,
+    where: Where | None = None,
     dims: Dims = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales each layer's update by the size of its active weights.
@@ -48,8 +48,8 @@ def scale_by_sparse_trust_ratio(
     Args:
       trust_coefficient: c, 1 for LAMB, by custom 0.001 for LARS.
       eps: added to the norm of the update.
-      exclude: ``exclude(path, leaf) -> bool``, True for leaves that pass unscaled;
-        None for vectors, biases and normalisation scales.
+      where: ``where(path, leaf) -> bool``; False leaves a leaf unscaled. None leaves
+        vectors, biases and normalisation scales.
       dims: the axes of kernels that do not follow the Flax convention, as in
         ``static``; None takes the topology's. Each layer of a stack has a ratio of its
         own.
@@ -59,7 +59,7 @@ def scale_by_sparse_trust_ratio(
       updates, of any floating type, which is kept; norms are taken in float32.
 
     Raises:
-      TypeError: if ``exclude`` is no function.
+      TypeError: if ``where`` is not a function.
       ValueError: at ``init`` or ``update`` if ``dims`` do not fit the parameters; at
         ``update`` without ``params``.
 
@@ -76,7 +76,7 @@ def scale_by_sparse_trust_ratio(
       A weight whose mask is the forward pass's alone, as with ``ste``, is scaled by the
       ratio of those that the forward pass uses.
 
-      With ``optax.inject_hyperparams`` name ``exclude`` and ``dims`` in
+      With ``optax.inject_hyperparams`` name ``where`` and ``dims`` in
       ``static_args``.
 
     References:
@@ -97,15 +97,15 @@ def scale_by_sparse_trust_ratio(
       >>> print(updates["kernel"][mask])  # norms of (3, 4) and (0.6, 0.8): ratio 5
       [ 3.  4. 45.]
     """
-    check_choice("exclude", exclude)
+    check_choice("where", where)
     check_dims(dims)
 
     def passes(path, leaf):
         if paths.is_hole(leaf):
             return True
-        if exclude is None:
+        if where is None:
             return not is_decayed(path, leaf)
-        return chosen("exclude", exclude, path, leaf)
+        return not chosen("where", where, path, leaf)
 
     def init_fn(params):
         for path, leaf in paths.flatten_with_paths(params):

@@ -68,6 +68,7 @@ def prune(
     *,
     sparsity: float | None = None,
     distribution: str | Mapping[str, float] | Distribution | None = None,
+    scope: str = "layer",
     first: First = True,
     structure: Structures | None = None,
     where: Where | None = None,
@@ -97,8 +98,9 @@ def prune(
       sparsity: fraction of zeros in the sparse layers, in [0, 1). May be left out if
         the structure fixes it.
       distribution: None for the same sparsity in every layer, the first one included,
-        as is customary where nothing is trained afterwards; ``"global"`` for one
-        competition of all weights of all layers; or as in ``static``.
+        as is customary where nothing is trained afterwards; or as in ``static``.
+      scope: ``"layer"`` compares the weights of each layer; ``"global"`` those of all
+        layers, without a distribution.
       first: as in ``static``, for the distribution ``"uniform"``.
       structure: what may be active within a layer, for all or by globs over paths.
         None lets all weights of a layer compete, but for ``"wanda"`` those of each
@@ -157,16 +159,14 @@ def prune(
     """
     name = _check_method(method, calibration, grads)
     key = typed_key(key)
-    is_global = isinstance(distribution, str) and distribution == "global"
-    if is_global:
-        _check_global(name, structure)
+    is_global = _check_scope(scope, name, distribution, structure)
     if structure is None:
         by_neuron = name == "wanda" and not is_global
         structure = ConstantFanIn() if by_neuron else Unstructured()
     plans = _plans(
         params,
         sparsity=sparsity,
-        distribution={} if distribution is None or is_global else distribution,
+        distribution={} if distribution is None else distribution,
         first=first,
         structure=structure,
         where=where,
@@ -241,13 +241,33 @@ def _check_method(method: Any, calibration: Any, grads: Any) -> str:
     return name
 
 
-def _check_global(method: str, structure: Structures | None) -> None:
+def _check_scope(
+    scope: str,
+    method: str,
+    distribution: str | Mapping[str, float] | Distribution | None,
+    structure: Structures | None,
+) -> bool:
+    """Whether all layers compete, which must fit the other arguments."""
+    if not isinstance(scope, str) or scope not in ("layer", "global"):
+        raise ValueError(f"scope must be 'layer' or 'global', got {described(scope)}")
+    if scope == "layer":
+        if isinstance(distribution, str) and distribution == "global":
+            raise ValueError(
+                "distribution='global' is no distribution: pass scope='global'"
+            )
+        return False
+    if distribution is not None:
+        raise ValueError(
+            "scope='global' shares the weights out by their scores: leave distribution "
+            f"out, got {described(distribution)}"
+        )
     if method == "sparsegpt" or structure not in (None, Unstructured()):
         raise ValueError(
-            "distribution='global' compares single weights by their scores: it goes "
+            "scope='global' compares single weights by their scores: it goes "
             f"with no structure and not with 'sparsegpt', got method {method!r} and "
             f"structure {structure!r}"
         )
+    return True
 
 
 def _plans(
@@ -318,7 +338,7 @@ def _choose_globally(
     if empty:
         raise ValueError(
             f"sparsity {sparsity} over all layers would leave no weight of "
-            f"{', '.join(empty)}: lower it, give every layer its own (distribution="
-            "None), or exclude these by where"
+            f"{', '.join(empty)}: lower it, let every layer compete by itself "
+            "(scope='layer'), or exclude these by where"
         )
     return chosen

@@ -276,9 +276,7 @@ CHOOSERS: dict[str, Any] = {
         lambda where: so.ste(0.5, where=where).plan(PARAMS),
         lambda where: so.prune(PARAMS, sparsity=0.5, where=where),
         lambda where: so.str_(where=where).init(PARAMS),
-    ],
-    "exclude": [
-        lambda exclude: so.scale_by_sparse_trust_ratio(exclude=exclude).init(PARAMS),
+        lambda where: so.scale_by_sparse_trust_ratio(where=where).init(PARAMS),
     ],
 }
 

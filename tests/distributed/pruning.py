@@ -66,7 +66,7 @@ def test_a_sharded_network(kind, spec):
     with jax.set_mesh(mesh):
         refined = so.dsnot(*pruned, calibration, params)
     assert_same(refined, refined_alone)
-    options = {"sparsity": 0.5, "distribution": "global"}
+    options = {"sparsity": 0.5, "scope": "global"}
     with jax.set_mesh(mesh):
         pruned = so.prune(params, **options)
     assert_same(pruned, so.prune({"kernel": KERNEL}, **options))

@@ -140,7 +140,7 @@ INJECTED = {
     so.sign_in: ({"inner": optax.sgd(0.1)}, {"every": 3}),
     so.ham: ({"inner": optax.sgd(0.1), "learning_rate": 0.1}, {}),
     so.scale_by_sparse_trust_ratio: (
-        {"exclude": lambda path, leaf: False, "dims": DIMS},
+        {"where": lambda path, leaf: True, "dims": DIMS},
         {},
     ),
     so.scale_by_batch_variance: ({"links": LINKS, "dims": lambda path, leaf: DIMS}, {}),

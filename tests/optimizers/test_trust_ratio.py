@@ -143,11 +143,11 @@ def test_vectors_biases_and_scales_pass_unscaled():
     assert unscaled(dims={"stack/*": so.NeuronDims(-2, -1)}) == vectors | stacked
 
 
-def test_exclude_takes_the_place_of_that():
-    assert unscaled(exclude=lambda path, _: path.startswith("embed")) == {
+def test_where_takes_the_place_of_that():
+    assert unscaled(where=lambda path, _: not path.startswith("embed")) == {
         "embed/embedding"
     }
-    assert unscaled(exclude=lambda _, leaf: leaf.ndim == 3) == {"stack/kernel"}
+    assert unscaled(where=lambda _, leaf: leaf.ndim != 3) == {"stack/kernel"}
 
 
 def test_holes_pass():
@@ -196,8 +196,8 @@ def test_axes_that_nobody_names_are_one_layer():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(TypeError, match=r"exclude must be a function.*got 'bias'"):
-        ratio(exclude="bias")
+    with pytest.raises(TypeError, match=r"where must be a function.*got 'bias'"):
+        ratio(where="bias")
     with pytest.raises(TypeError, match="dims must be None"):
         ratio(dims=3)
     with pytest.raises(

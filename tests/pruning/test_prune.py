@@ -165,12 +165,12 @@ def test_every_layer_has_the_sparsity_unless_a_distribution_says_otherwise():
 
 def test_global_compares_all_layers():
     params = {"w1": jnp.array([[1.0, 9.0], [2.0, 8.0]]), "w2": jnp.array([[3.0, 0.5]])}
-    pruned = so.prune(params, sparsity=0.5, distribution="global")
+    pruned = so.prune(params, sparsity=0.5, scope="global")
     np.testing.assert_array_equal(pruned.masks["w1"], bits([[0, 1], [0, 1]]))
     np.testing.assert_array_equal(pruned.masks["w2"], bits([[1, 0]]))
     params["w2"] /= 100
     with pytest.raises(ValueError, match="leave no weight of w2: lower it"):
-        so.prune(params, sparsity=0.5, distribution="global")
+        so.prune(params, sparsity=0.5, scope="global")
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "saliency", "random"])
@@ -535,7 +535,10 @@ def test_what_it_refuses():
     refuses("where must be a function", where="kernel", error=TypeError)
     refuses("distribution must be one of", distribution="equal")
     refuses("params must hold arrays", tree={})
-    refuses("'global' compares single", distribution="global", structure=NM(2, 4))
+    refuses("'global' compares single", scope="global", structure=NM(2, 4))
+    refuses("leave distribution", scope="global", distribution="uniform")
+    refuses("pass scope='global'", distribution="global")
+    refuses("scope must be 'layer' or 'global', got 'all'", scope="all")
     refuses(
         "'kernel' with shape .8, 4. they hold shape .4, 8.",
         "saliency",
