@@ -95,7 +95,7 @@ def ratio_layers() -> str:
     rows = [
         row
         for row in _rows("gradient_ratio", "layers")
-        if row["network"].startswith("ResNet") and row["batch_norm"]
+        if row["network"] == "ResNet, digits" and row["batch_norm"]
     ]
     layers = dict.fromkeys(row["layer"] for row in rows)
     inits = dict.fromkeys(row["init"] for row in rows)
