@@ -100,6 +100,7 @@ def train_missing(config: Config, folder: RunFolder, console: Console) -> None:
             if arm not in trainers:
                 bar.update(task, description=f"{arm.label}: compiling")
                 trainers[arm] = Trainer(config, arm, train, test)
+            text = ""
             for row in trainers[arm].run(seed):
                 folder.append(row)
                 if row["event"] == "epoch":

@@ -111,12 +111,12 @@ def draw(runs: Runs, title: str, path: Path) -> None:
     loss.set(title="Test loss", xlabel="epoch")
     if any(np.isfinite(_curves(own, "test_loss")).any() for own in by_label.values()):
         loss.set_yscale("log")  # of numbers only: a comparison may diverge altogether
-    if corrected:
-        density, factor, fan_in = below[0].subplots(1, 3)
-        _draw_factors(factor, corrected)
-    elif sparse:
-        density, fan_in = below[0].subplots(1, 2)
     if sparse:
+        if corrected:
+            density, factor, fan_in = below[0].subplots(1, 3)
+            _draw_factors(factor, corrected)
+        else:
+            density, fan_in = below[0].subplots(1, 2)
         _draw_densities(density, next(iter(sparse.values())))
         _draw_fan_ins(fan_in, sparse)
     for axes in figure.axes:

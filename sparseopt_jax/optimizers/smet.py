@@ -95,8 +95,7 @@ def smet(
     )
     topology = _checked(topology, learning_rate, density_exponent, weight_decay)
     factor = _density(topology, density_exponent) ** -density_exponent
-    blocks = compact and isinstance(topology.structure, Block)
-    axis = -1 if blocks else None
+    axis = -1 if compact and isinstance(topology.structure, Block) else None
 
     @functools.cache
     def owner(counted: frozenset[str]):
