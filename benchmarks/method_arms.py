@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import sparseopt_jax as so
 from sparseopt_jax.layers.structures import Structure, Structures
-from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
+from sparseopt_jax.topologies.methods.str_ import SoftThreshold
 
 Method = so.Topology | SoftThreshold | None
 

@@ -17,9 +17,10 @@ import sparseopt_jax as so
 from benchmarks.method_arms import Method
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.forward_masks import ForwardMasks
-from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
+from sparseopt_jax.topologies.methods.snfs import Redistribute, share
+from sparseopt_jax.topologies.methods.srigl import Ablate
+from sparseopt_jax.topologies.methods.str_ import SoftThreshold
 from sparseopt_jax.topologies.phases import Phases
-from sparseopt_jax.topologies.redistribution import share
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.trees.leaf_keys import leaf_key
 
@@ -215,7 +216,7 @@ def _pruned(
         first = jnp.sum(leaves[plan.path].active)
         moved = jnp.round((first - last) * progress).astype(jnp.int32)
         targets[plan.path] = last + moved
-    if method.scope == "layer":
+    if not method.crosses_layers:
         return {
             path: leaf._replace(active=largest(leaf.drop, targets[path], leaf.active))
             for path, leaf in leaves.items()
@@ -243,9 +244,10 @@ def _replaced(
         left = total - jnp.floor(fraction * total).astype(jnp.int32)
         kept[path] = largest(leaf.drop, left, leaf.active)
         sizes[path] = leaf.units.count(leaf.active)
-        if method.ablation is not None:
-            kept[path], sizes[path] = _ablated(leaf, kept[path], method.ablation)
-    if method.redistributes:
+        for stage in method.stages:
+            if isinstance(stage, Ablate):
+                kept[path], sizes[path] = _ablated(leaf, kept[path], stage.gamma)
+    if Redistribute() in method.stages:
         counts = [jnp.sum(kept[path]) for path in leaves]
         before = jnp.stack([jnp.sum(sizes[path]) for path in leaves])
         lost = jnp.sum(before) - sum(counts)

@@ -25,7 +25,7 @@ from examples.digits.training import (
 from reporting import harness
 from reporting.training import BATCH, loss_of
 from sparseopt_jax.masks.state import is_sparse_state
-from sparseopt_jax.topologies.methods.soft_threshold import SoftThreshold
+from sparseopt_jax.topologies.methods.str_ import SoftThreshold
 
 
 class EncoderBlock(nn.Module):

@@ -32,7 +32,7 @@ from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
 from sparseopt_jax.optimizers.plain_chain import sparseopt
 from sparseopt_jax.optimizers.sgd import sparse_sgd
 from sparseopt_jax.optimizers.sign_in import sign_in
-from sparseopt_jax.optimizers.smet import set_smet, smet
+from sparseopt_jax.optimizers.smet import smet
 from sparseopt_jax.optimizers.trust_ratio import scale_by_sparse_trust_ratio
 from sparseopt_jax.pruning.calibration import calibrate
 from sparseopt_jax.pruning.dsnot import dsnot
@@ -45,19 +45,22 @@ from sparseopt_jax.reports.summary import summary
 from sparseopt_jax.topologies import schedules, scores
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.given_masks import masks_of
-from sparseopt_jax.topologies.methods.dense_to_sparse import (
-    ac_dc,
-    gradual_magnitude,
-    granet,
-    one_shot,
-)
-from sparseopt_jax.topologies.methods.itop import rigl_itop, set_itop
+from sparseopt_jax.topologies.methods.ac_dc import ac_dc
+from sparseopt_jax.topologies.methods.gradual_magnitude import gradual_magnitude
+from sparseopt_jax.topologies.methods.granet import granet
 from sparseopt_jax.topologies.methods.mest import mest
+from sparseopt_jax.topologies.methods.one_shot import one_shot
+from sparseopt_jax.topologies.methods.rigl import rigl
+from sparseopt_jax.topologies.methods.rigl_itop import rigl_itop
+from sparseopt_jax.topologies.methods.set_ import set_
+from sparseopt_jax.topologies.methods.set_itop import set_itop
+from sparseopt_jax.topologies.methods.set_smet import set_smet
 from sparseopt_jax.topologies.methods.snfs import snfs
-from sparseopt_jax.topologies.methods.soft_threshold import str_
+from sparseopt_jax.topologies.methods.sr_ste import sr_ste
 from sparseopt_jax.topologies.methods.srigl import srigl
-from sparseopt_jax.topologies.methods.static import rigl, set_, static
-from sparseopt_jax.topologies.methods.ste import sr_ste, ste
+from sparseopt_jax.topologies.methods.static import static
+from sparseopt_jax.topologies.methods.ste import ste
+from sparseopt_jax.topologies.methods.str_ import str_
 from sparseopt_jax.topologies.methods.top_kast import top_kast
 from sparseopt_jax.topologies.phases import phases
 from sparseopt_jax.tracing.infer_dims import infer_dims

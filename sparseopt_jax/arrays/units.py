@@ -145,6 +145,17 @@ class Units(NamedTuple):
         """From a number for each cell to the largest of each layer."""
         return jnp.max(counts, self.layer, keepdims=True)
 
+    def layer_vector(self, numbers: jax.Array) -> jax.Array:
+        """From a number for each layer, as ``count`` gives it, to a vector of them."""
+        return jnp.ravel(numbers)
+
+    def from_layer_vector(self, vector: jax.Array) -> jax.Array:
+        """From a vector with a number for each layer to an array of units' axes."""
+        axes = (*self.layer, *self.inner)
+        return jnp.reshape(
+            vector, [1 if a in axes else n for a, n in enumerate(self.split)]
+        )
+
     def choose(
         self, scores: jax.Array, k: jax.typing.ArrayLike, within: str = "cell"
     ) -> jax.Array:

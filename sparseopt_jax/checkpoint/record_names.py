@@ -16,10 +16,12 @@ from sparseopt_jax.layers.structures import (
     Unstructured,
 )
 from sparseopt_jax.topologies.forward_masks import ForwardMasks
-from sparseopt_jax.topologies.gradient_memory import GradientMomentum, MeanGradient
+from sparseopt_jax.topologies.global_pruning import PruneGlobally
+from sparseopt_jax.topologies.memory import GradientMomentum, MeanGradient
 from sparseopt_jax.topologies.phases import Phases
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import DensitySchedule, StepList, UpdateSchedule
+from sparseopt_jax.topologies.stages import Drop, Grow, Prune
 
 # Class -> what the record says that it is, and field -> name.
 NAMES: Mapping[type, tuple[str, Mapping[str, str]]] = {
@@ -38,16 +40,11 @@ NAMES: Mapping[type, tuple[str, Mapping[str, str]]] = {
             "schedule": "schedule",
             "drop": "drop",
             "grow": "grow",
+            "stages": "stages",
             "replaces_step": "replaces_step",
             "density": "density",
-            "starts_from": "starts_from",
-            "scope": "scope",
             "memory": "memory",
-            "corrected_growth": "corrected_growth",
-            "redistributes": "redistributes",
-            "ablation": "ablation",
             "min_fan_in": "min_fan_in",
-            "regrows": "regrows",
             "track_explored": "track_explored",
         },
     ),
@@ -75,8 +72,16 @@ NAMES: Mapping[type, tuple[str, Mapping[str, str]]] = {
     StepList: ("steps", {"steps": "steps"}),
     DensitySchedule: (
         "density",
-        {"initial_sparsity": "initial_sparsity", "progress": "progress"},
+        {
+            "initial_sparsity": "initial_sparsity",
+            "progress": "progress",
+            "by_weights": "by_weights",
+        },
     ),
+    Prune: ("prune", {}),
+    PruneGlobally: ("prune_globally", {}),
+    Drop: ("drop", {}),
+    Grow: ("grow", {"again": "again"}),
     MeanGradient: ("mean_gradient", {"steps": "steps"}),
     GradientMomentum: ("gradient_momentum", {"decay": "decay"}),
     NeuronDims: (

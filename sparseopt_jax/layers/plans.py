@@ -71,7 +71,7 @@ class LeafPlan(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The part of a topology that decides about leaves: as in ``Topology``.
+    """The part of a topology that decides about leaves: as in ``Rewiring``.
 
     ``begins`` is for masks that a moving density begins with: no structure fixes their
     numbers. ``moves`` is for a density that moves: given masks are where it begins, and
@@ -125,7 +125,10 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
     chosen = included(rules.include, flat, never)
     reasons = {
         path: why_dense(
-            *(path, x, axes[path], rules.where),
+            path,
+            x,
+            axes[path],
+            rules.where,
             kind=kinds[path],
             is_included=path in chosen,
         )
@@ -135,9 +138,9 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
         if axes[path] is not None and not reasons[path]:
             axes[path] = resolve_axes(rules.dims, path, flat[path])
     layers = {
-        path: Layer.of(path, x, own)
+        path: Layer.of(path, x, leaf_axes)
         for path, x in flat.items()
-        if (own := axes[path]) is not None and not reasons[path]
+        if (leaf_axes := axes[path]) is not None and not reasons[path]
     }
     if flat and not layers:
         listed = "; ".join(f"{path}: {why}" for path, why in reasons.items())
@@ -167,7 +170,14 @@ def _plan(
     if rules.min_fan_in:
         _check_min_fan_in(rules.min_fan_in, structure, layer, axes, leaf, active)
     return LeafPlan(
-        *(path, leaf, "", axes, layer, structure, units, per_cell),
+        path=path,
+        leaf=leaf,
+        why_dense="",
+        axes=axes,
+        layer=layer,
+        structure=structure,
+        units=units,
+        per_cell=per_cell,
         active=active * layer.copies,
     )
 
@@ -195,9 +205,9 @@ def _first(
     biases = biases_by_module(leaves)
     # Kernels that the user keeps dense have their places in the network, too.
     kernels = tuple(
-        ends_of(path, x, own, rules.dims, biases.get(path.rpartition("/")[0]))
+        ends_of(path, x, leaf_axes, rules.dims, biases.get(path.rpartition("/")[0]))
         for path, x in leaves.items()
-        if (own := axes[path]) is not None and not kinds[path] and x.size
+        if (leaf_axes := axes[path]) is not None and not kinds[path] and x.size
     )
     embeds = any(
         is_lookup(path, leaves[path]) for path in leaves if kinds[path] == EMBEDDING
@@ -316,10 +326,10 @@ def _plans_of_masks(
                 f"the mask at {path!r} belongs to a parameter of type {x.dtype}; "
                 "only real floating-point parameters can be sparse"
             )
-        own = resolve_axes(rules.dims, path, x) or one_neuron(x)
+        leaf_axes = resolve_axes(rules.dims, path, x) or one_neuron(x)
         structure = resolve_structure(rules.structure, path)
-        units = structure.units(path, tuple(x.shape), own)
-        layer = Layer.of(path, x, own)
+        units = structure.units(path, tuple(x.shape), leaf_axes)
+        layer = Layer.of(path, x, leaf_axes)
         if rules.min_fan_in:
             _check_single_weights(structure, path)
         known = _known(mask)
@@ -327,7 +337,9 @@ def _plans_of_masks(
             _check_legal(path, known, structure, units, moves=rules.moves)
             _check_active(path, known)
         active = None if known is None else int(np.count_nonzero(known))
-        plans.append(LeafPlan(path, x, "", own, layer, structure, units, active=active))
+        plans.append(
+            LeafPlan(path, x, "", leaf_axes, layer, structure, units, active=active)
+        )
     if flat and not any(plan.layer for plan in plans):
         raise ValueError("masks hold no bool array: nothing would be sparse")
     return plans

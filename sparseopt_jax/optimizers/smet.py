@@ -1,27 +1,21 @@
 """SMET: sparse training in the memory of the active weights."""
 
-import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax.arguments.checks import check_rate, integer, number
+from sparseopt_jax.arguments.checks import check_rate
 from sparseopt_jax.arguments.static import check_static
 from sparseopt_jax.engine.sparsify import sparsify
-from sparseopt_jax.layers.distributions import Distribution, First
-from sparseopt_jax.layers.eligibility import Include, Where, decay_mask
-from sparseopt_jax.layers.neurons import Dims
-from sparseopt_jax.layers.structures import Block, Structure, Structures, Unstructured
+from sparseopt_jax.layers.eligibility import decay_mask
+from sparseopt_jax.layers.structures import Block, Structure, Structures
 from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
-from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
 
 
 def smet(
@@ -131,147 +125,6 @@ def smet(
         return owner_of(params).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def set_smet(
-    sparsity: float | None = None,
-    *,
-    stop: int,
-    block: int = 1,
-    every: int = 100,
-    start: int | None = None,
-    drop_fraction: float = 0.2,
-    last_fraction: float | None = None,
-    decay: str | Schedule | None = None,
-    distribution: str | Mapping[str, float] | Distribution | None = None,
-    first: First = True,
-    structure: Structures | None = None,
-    where: Where | None = None,
-    include: Include | None = None,
-    masks: Any = None,
-    dims: Dims = None,
-    min_fan_in: int = 0,
-    track_explored: bool = False,
-) -> Rewiring:
-    """SET as SMET has it: blocks dropped by magnitude, others grown at random.
-
-    The fraction falls along a cosine and stays above zero to the end; what an update
-    drops it does not grow again.
-
-    Args:
-      sparsity: as in ``static``.
-      stop: the run's number of steps: the first step without an update.
-      block: neighbours along the last axis that are switched as one.
-      every: steps between updates.
-      start: first step with an update; None for ``every``, when there is something to
-        drop by.
-      drop_fraction: fraction of the active blocks replaced at first.
-      last_fraction: fraction replaced at ``stop``; None for 0.005.
-      decay: as in ``set_``, in place of the cosine that ends at ``last_fraction``.
-      distribution: as in ``static``; None gives all layers the same sparsity.
-      first: as in ``static``.
-      structure: as in ``static``, in place of ``block``.
-      where: as in ``static``; it should leave out the head, which stays dense in SMET.
-      include: as in ``static``.
-      masks: as in ``static``.
-      dims: as in ``static``.
-      min_fan_in: as in ``static``.
-      track_explored: as in ``set_``.
-
-    Returns:
-      The topology.
-
-    Raises:
-      ValueError: as ``set_``; if the first update would not be before ``stop``; if both
-        ``block`` and ``structure`` are given, or both ``decay`` and ``last_fraction``.
-      TypeError: as ``set_``.
-
-    Note:
-      The defaults are those of the official code, a block of 1 included.
-
-    References:
-      Xiao et al., SMET, 2026 (arXiv 2606.00888).
-
-    Examples:
-      >>> import sparseopt_jax as so
-      >>> topology = so.set_smet(0.5, stop=20_000)
-      >>> round(float(topology.schedule.fraction(20_000)), 6)
-      0.005
-    """
-    number("drop_fraction", drop_fraction, 0, 1)
-    stop, block = integer("stop", stop), integer("block", block, 1)
-    every = integer("every", every)
-    if start is None and every >= 1 and stop <= every:
-        raise ValueError(
-            f"set_smet would never update its masks: its first update is at every = "
-            f"{every}, and stop = {stop} is the first step without one; give a smaller "
-            "every, or start"
-        )
-    if structure is not None and block != 1:
-        raise ValueError(
-            f"give block or structure, not both, got {block} and {structure}"
-        )
-    if structure is None:
-        structure = Block(block) if block != 1 else Unstructured()
-    if decay is not None and last_fraction is not None:
-        raise ValueError(
-            "give decay or last_fraction, which ends the cosine, not both, got "
-            f"{decay!r} and {last_fraction}"
-        )
-    last_fraction = (
-        min(0.005, drop_fraction) if last_fraction is None else last_fraction
-    )
-    number("last_fraction", last_fraction, 0, 1)
-    if last_fraction > drop_fraction:
-        raise ValueError(
-            f"last_fraction must be at most drop_fraction = {drop_fraction}, got "
-            f"{last_fraction}"
-        )
-    if decay is None:
-        decay = _CosineTo(last_fraction, drop_fraction, stop)
-    if distribution is None:
-        # Where masks or a structure give the numbers, nothing has to be shared out.
-        distribution = {} if sparsity is None else {"*": sparsity}
-    return Rewiring(
-        name="set_smet",
-        sparsity=sparsity,
-        distribution=distribution,
-        first=first,
-        structure=structure,
-        where=where,
-        include=include,
-        masks=masks,
-        dims=dims,
-        min_fan_in=min_fan_in,
-        schedule=UpdateSchedule(
-            every, every if start is None else start, stop, drop_fraction, decay
-        ),
-        drop=scores.magnitude,
-        grow=scores.random,
-        replaces_step=False,
-        regrows=False,
-        track_explored=track_explored,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _CosineTo:
-    """A fraction that falls along a cosine, to ``last`` at ``stop``."""
-
-    last: float
-    first: float
-    stop: int
-
-    def __call__(self, count: Any) -> jax.Array:
-        ratio = self.last / self.first if self.first else 0.0
-        steps = max(self.stop, 1)
-        falling = optax.cosine_decay_schedule(self.first, steps, alpha=ratio)
-        return jnp.asarray(falling(jnp.asarray(count, jnp.float32)))
-
-    @property
-    def record(self) -> str:
-        """What stands for it in a checkpoint's record."""
-        return "cosine_decay_schedule.<locals>.schedule"
 
 
 def _checked(

@@ -27,7 +27,7 @@ from sparseopt_jax.masks.storage import (
 )
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import FOREVER, UpdateSchedule, told_updates
+from sparseopt_jax.topologies.schedules import UpdateSchedule, told_updates
 from sparseopt_jax.trees import paths
 
 
@@ -118,9 +118,14 @@ class ForwardMasks(Topology):
         return self.topology.plan(params)
 
     def due(self, count: Any) -> Any:
-        """Whether masks are chosen anew after step ``count``: as ``Topology.due``."""
-        always = self.schedule == UpdateSchedule(1, 0, FOREVER)
-        return always or self.schedule.due(count)
+        """Whether masks are chosen anew after step ``count``: as ``Topology.due``.
+
+        The value True where they always are, so that a step needs no condition.
+        """
+        steps = self.schedule.steps
+        if self.schedule.is_endless and steps[0] == 0 and self.schedule.interval == 1:
+            return True
+        return self.schedule.due(count)
 
     def storage(self, form: MaskStorage) -> MaskStorage:
         """The optimizer sees all weights: as ``Topology.storage``."""

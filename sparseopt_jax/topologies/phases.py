@@ -48,14 +48,14 @@ class Phases(Topology):
     @property
     def replaces_step(self) -> bool | None:
         """Whether changes replace the gradient step; None where phases differ."""
-        kinds = {own.replaces_step for own in self.topologies if own.moves}
+        kinds = {phase.replaces_step for phase in self.topologies if phase.moves}
         return kinds.pop() if len(kinds) == 1 else (None if kinds else False)
 
     def replaces(self, count: Any) -> Any:
         """Whether a change at step ``count`` replaces the gradient step."""
         if self.replaces_step is not None:
             return self.replaces_step
-        return self._of_phase(count, lambda own: own.replaces_step)
+        return self._of_phase(count, lambda phase: phase.replaces_step)
 
     def due(self, count: Any) -> Any:
         """Whether the masks change at step ``count``: as ``Topology.due``.
@@ -63,18 +63,18 @@ class Phases(Topology):
         They do where the topology of the phase is due, and where a phase begins that
         does not just keep them.
         """
-        own = self._of_phase(count, lambda own: own.due(count))
+        due = self._of_phase(count, lambda phase: phase.due(count))
         begins = (
             count == start
-            for start, own in zip(self.starts[1:], self.topologies[1:], strict=True)
-            if own.moves or not own.is_handed_on
+            for start, phase in zip(self.starts[1:], self.topologies[1:], strict=True)
+            if phase.moves or not phase.is_handed_on
         )
-        return own | _any(begins)
+        return due | _any(begins)
 
     def _of_phase(self, count: Any, of: Callable[[Rewiring], Any]) -> Any:
         parts = [
-            (count >= start) & (count < end) & of(own)
-            for own, (start, end) in zip(self.topologies, self._spans(), strict=True)
+            (count >= start) & (count < end) & of(phase)
+            for phase, (start, end) in zip(self.topologies, self._spans(), strict=True)
         ]
         return _any(parts)
 
@@ -85,34 +85,34 @@ class Phases(Topology):
     def updates(self) -> str:
         """How often the masks are updated: as ``Topology.updates``."""
         numbers = []
-        for number, own in enumerate(self.topologies):
-            span = self._spans()[number]
-            steps = _steps_within(own, *span)
-            begins = number > 0 and (own.moves or not own.is_handed_on)
+        for number, (phase, span) in enumerate(
+            zip(self.topologies, self._spans(), strict=True)
+        ):
+            steps = _steps_within(phase, *span)
+            begins = number > 0 and (phase.moves or not phase.is_handed_on)
             numbers.append(len(steps) + (begins and span[0] not in steps))
-        if getattr(self.topologies[-1].schedule, "stop", 0) == FOREVER:
-            return (
-                f"{told_updates(self.topologies[-1].schedule)[:-1]}, in the last phase."
-            )
+        last = self.topologies[-1].schedule
+        if last is not None and last.is_endless:
+            return f"{told_updates(last)[:-1]}, in the last phase."
         return f"Masks are updated {sum(numbers):,} times, in {len(numbers)} phases."
 
     @property
     def dense_gradients(self) -> float:
         """As ``Topology.dense_gradients``, in the phase that needs most."""
-        return max(own.dense_gradients for own in self.topologies)
+        return max(phase.dense_gradients for phase in self.topologies)
 
     def plan(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf in the end: as ``Topology.plan``."""
-        deciding = [own for own in self.topologies if not own.is_handed_on]
+        deciding = [phase for phase in self.topologies if not phase.is_handed_on]
         return deciding[-1].plan(params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
         """Paths of the leaves that are full in all phases."""
         return frozenset.intersection(
             *(
-                own.full_leaves(params)
-                for own in self.topologies
-                if not (own.is_handed_on and own.keeps_counts)
+                phase.full_leaves(params)
+                for phase in self.topologies
+                if not (phase.is_handed_on and phase.keeps_counts)
             )
         )
 
@@ -120,23 +120,23 @@ class Phases(Topology):
         """The first phase's masks, and what all phases keep: as ``Topology.init``."""
         masks, state = self.topologies[0].init(key, params)
         sparse = {plan.path for plan in self.topologies[0].plan(params) if plan.layer}
-        for number, own in enumerate(self.topologies[1:], 2):
-            if own.is_handed_on:
+        for number, phase in enumerate(self.topologies[1:], 2):
+            if phase.is_handed_on:
                 continue
-            theirs = {plan.path for plan in own.plan(params) if plan.layer}
+            theirs = {plan.path for plan in phase.plan(params) if plan.layer}
             if theirs != sparse:
                 raise ValueError(
                     "all phases must make the same leaves sparse; phase 1 and phase "
                     f"{number} differ in {', '.join(sorted(theirs ^ sparse))}"
                 )
-        memory = tuple(own.no_memory(masks) for own in self.topologies)
+        memory = tuple(phase.no_memory(masks) for phase in self.topologies)
         return masks, state._replace(memory=memory)
 
     def observe(self, count: Any, state: TopologyState, grads: Any) -> TopologyState:
         """As ``Topology.observe``, for every phase."""
         memory = tuple(
-            own.observe(count, state._replace(memory=memory), grads).memory
-            for own, memory in zip(self.topologies, state.memory, strict=True)
+            phase.observe(count, state._replace(memory=memory), grads).memory
+            for phase, memory in zip(self.topologies, state.memory, strict=True)
         )
         return state._replace(memory=memory)
 
@@ -165,20 +165,24 @@ class Phases(Topology):
             )
 
         def of(index):
-            own = self.topologies[index]
-            if own.is_handed_on and not own.moves:
+            phase = self.topologies[index]
+            if phase.is_handed_on and not phase.moves:
                 return frozen
             # What neurons or layers have since shared out is not to be taken back.
-            adapts = own.keeps_counts or count == self.starts[index]
+            adapts = phase.keeps_counts or count == self.starts[index]
 
             def update(key, masks, state, params, grads):
                 fraction = jnp.float32(0.0)
-                if own.schedule is not None:
-                    due = own.schedule.due(count)
-                    fraction = jnp.where(due, own.schedule.fraction(count), 0.0)
-                masks, new = own.update(
-                    *(key, count, masks, state._replace(memory=state.memory[index])),
-                    *(params, grads),
+                if phase.schedule is not None:
+                    due = phase.schedule.due(count)
+                    fraction = jnp.where(due, phase.schedule.fraction(count), 0.0)
+                masks, new = phase.update(
+                    key,
+                    count,
+                    masks,
+                    state._replace(memory=state.memory[index]),
+                    params,
+                    grads,
                     fraction=fraction,
                     adapts=adapts,
                 )
@@ -253,21 +257,23 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
         raise ValueError(
             'the first phase has no masks to keep: give it no masks="kept"'
         )
-    for number, own in enumerate(topologies[1:], 2):
-        if own.masks is not None and not own.is_handed_on:
+    for number, phase in enumerate(topologies[1:], 2):
+        if phase.masks is not None and not phase.is_handed_on:
             raise ValueError(
                 f"phase {number} cannot begin with masks of its own, only the first "
                 "can; give it a sparsity, or masks='kept'"
             )
-    if any(own.dims != topologies[0].dims for own in topologies):
+    if any(phase.dims != topologies[0].dims for phase in topologies):
         raise ValueError("all phases must have the same dims")
-    if any(own.track_explored != topologies[0].track_explored for own in topologies):
+    if any(
+        phase.track_explored != topologies[0].track_explored for phase in topologies
+    ):
         raise ValueError("all phases must have the same track_explored")
     result = Phases(starts, topologies)
-    for number, (own, span) in enumerate(
+    for number, (phase, span) in enumerate(
         zip(topologies, result._spans(), strict=True), 1
     ):
-        _check_updates(number, own, *span)
+        _check_updates(number, phase, *span)
     return result
 
 

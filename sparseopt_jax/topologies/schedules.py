@@ -1,11 +1,12 @@
 """When a topology changes, and by how much."""
 
+import abc
 import dataclasses
 import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +23,47 @@ DECAYS = ("constant", "cosine", "inverse_power", "linear")
 Schedule = Callable[[Any], Any]
 
 
+class UpdateSteps(abc.ABC):
+    """At which steps the masks are updated; see ``UpdateSchedule`` and ``StepList``.
+
+    Attributes:
+      steps: the steps, ascending.
+    """
+
+    steps: Sequence[int]
+
+    @property
+    def interval(self) -> int | None:
+        """Steps from one update to the next; None where that varies."""
+        return None
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether updates go on as long as training does."""
+        return False
+
+    @abc.abstractmethod
+    def due(self, count: Any) -> Any:
+        """Whether the topology changes at step ``count``.
+
+        Args:
+          count: an int, or an int array.
+
+        Returns:
+          A bool for an int, so that a host loop waits for nothing; else a bool array.
+        """
+
+    @abc.abstractmethod
+    def previous(self, count: Any) -> Any:
+        """The last step before ``count`` that changes the topology."""
+
+    @abc.abstractmethod
+    def fraction(self, count: jax.typing.ArrayLike) -> jax.Array:
+        """Fraction of the active weights that step ``count`` replaces: float32."""
+
+
 @dataclasses.dataclass(frozen=True)
-class UpdateSchedule:
+class UpdateSchedule(UpdateSteps):
     """Every how many steps a topology changes, and which fraction of it.
 
     Attributes:
@@ -82,19 +122,22 @@ class UpdateSchedule:
             )
 
     def due(self, count: Any) -> Any:
-        """Whether the topology changes at step ``count``.
-
-        Args:
-          count: an int, or an int array.
-
-        Returns:
-          A bool for an int, so that a host loop waits for nothing; else a bool array.
-        """
+        """As ``UpdateSteps.due``."""
         return (
             (count >= self.start)
             & (count < self.stop)
             & ((count - self.start) % self.every == 0)
         )
+
+    @property
+    def interval(self) -> int:
+        """As ``UpdateSteps.interval``."""
+        return self.every
+
+    @property
+    def is_endless(self) -> bool:
+        """As ``UpdateSteps.is_endless``."""
+        return self.stop == FOREVER
 
     @property
     def steps(self) -> range:
@@ -130,7 +173,7 @@ class UpdateSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepList:
+class StepList(UpdateSteps):
     """A topology changes at these steps, and replaces nothing.
 
     Attributes:
@@ -158,7 +201,7 @@ class StepList:
         object.__setattr__(self, "steps", steps)
 
     def due(self, count: Any) -> Any:
-        """Whether the topology changes at step ``count``: as ``UpdateSchedule.due``."""
+        """Whether the topology changes at step ``count``: as ``UpdateSteps.due``."""
         return functools.reduce(operator.or_, (count == step for step in self.steps))
 
     def previous(self, count: Any) -> Any:
@@ -187,6 +230,9 @@ class DensitySchedule:
     Attributes:
       initial_sparsity: the sparsity that a run begins with, in [0, 1).
       progress: function of the step: 1 at the first density, 0 at the last.
+      by_weights: whether the first masks keep the largest of the weights given to
+        ``init``, by the drop score; else, and where ``init`` is given shapes alone,
+        they are random.
 
     References:
       Zhu and Gupta, To prune, or not to prune, 2017 (arXiv 1710.01878): the cubic.
@@ -194,6 +240,7 @@ class DensitySchedule:
 
     initial_sparsity: float
     progress: Schedule
+    by_weights: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +329,7 @@ class Followed:
         return "_ends.<locals>.progress"
 
 
-def told_updates(schedule: UpdateSchedule | StepList | None) -> str:
+def told_updates(schedule: UpdateSteps | None) -> str:
     """How often a schedule updates the masks, as a sentence; empty for None.
 
     >>> told_updates(UpdateSchedule(every=100, start=0, stop=1000))
@@ -291,9 +338,10 @@ def told_updates(schedule: UpdateSchedule | StepList | None) -> str:
     if schedule is None:
         return ""
     steps = schedule.steps
-    if isinstance(schedule, UpdateSchedule) and schedule.stop == FOREVER:
-        often = "every step" if schedule.every == 1 else f"every {schedule.every} steps"
-        return f"Masks are updated {often}, from step {schedule.start} on."
+    if schedule.is_endless:
+        every = schedule.interval
+        often = "every step" if every == 1 else f"every {every} steps"
+        return f"Masks are updated {often}, from step {steps[0]} on."
     if len(steps) == 1:
         return f"Masks are updated once, at step {steps[0]}."
     return (

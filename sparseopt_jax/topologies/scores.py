@@ -4,10 +4,8 @@ A score is a function of a PRNG key, a parameter and its dense gradient that ret
 float32 scores of the parameter's shape. Any function of that kind will do; where a
 structure switches several weights as one, their scores are added.
 
-What a score needs it says itself, by two attributes: ``needs_gradient`` (whether it
-reads the gradient) and ``is_drawn`` (whether it is a random number, which is drawn for
-a block as it is for a weight). A function without them is taken to need the gradient,
-and to score weights.
+What a score needs it says itself, as ``DeclaredScore`` has it. A plain function is
+taken to need the key and the gradient, and to score weights.
 """
 
 import dataclasses
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 
 from sparseopt_jax.arrays.sharding_types import explicit_sharding
 from sparseopt_jax.arrays.units import Units
+from sparseopt_jax.layers.neurons import Axes, correction_factor, fan_in
 
 Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -29,11 +28,28 @@ class DeclaredScore:
 
     Attributes:
       needs_gradient: whether it reads the gradient.
-      is_drawn: whether it is a random number, whatever the weight.
+      needs_key: whether it reads the key.
+      is_drawn: whether it is a random number, whatever the weight: it is drawn for a
+        block as it is for a weight.
+      is_elementwise: whether a weight's score depends on nothing but that weight and
+        its gradient.
     """
 
     needs_gradient: ClassVar[bool] = True
+    needs_key: ClassVar[bool] = False
     is_drawn: ClassVar[bool] = False
+    is_elementwise: ClassVar[bool] = False
+
+    def seen(self, grad: jax.Array, mask: jax.Array, axes: Axes | None) -> jax.Array:
+        """Return the gradient as the score is to see it; by default as it is.
+
+        Args:
+          grad: the dense gradient, or what is remembered of it.
+          mask: the leaf's present mask.
+          axes: the leaf's axes; None if it has no neurons.
+        """
+        del mask, axes
+        return grad
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
         """The scores: float32 of the parameter's shape."""
@@ -52,6 +68,7 @@ class Magnitude(DeclaredScore):
     """The weight's absolute value."""
 
     needs_gradient = False
+    is_elementwise = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
         """The scores: float32 of the parameter's shape."""
@@ -62,10 +79,33 @@ class Magnitude(DeclaredScore):
 class Gradient(DeclaredScore):
     """The dense gradient's absolute value."""
 
+    is_elementwise = True
+
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
         """The scores: float32 of the parameter's shape."""
         del key, param
         return jnp.abs(grad).astype(jnp.float32)
+
+
+class CorrectedGradient(Gradient):
+    """The absolute value of the gradient times SparseOpt's factors.
+
+    References:
+      arXiv 2605.27541, figures 5 and 10: it explores less than the gradient itself.
+    """
+
+    is_elementwise = False
+
+    def seen(self, grad: jax.Array, mask: jax.Array, axes: Axes | None) -> jax.Array:
+        """Return the corrected gradient."""
+        if axes is None:
+            return grad
+        return grad * correction_factor(fan_in(mask, axes), axes).astype(grad.dtype)
+
+    @property
+    def record(self) -> Any:
+        """What stands for it in a checkpoint's record."""
+        return "corrected_gradient"
 
 
 class Saliency(DeclaredScore):
@@ -75,6 +115,8 @@ class Saliency(DeclaredScore):
       Molchanov et al., Pruning convolutional neural networks for resource efficient
       inference, 2017 (arXiv 1611.06440).
     """
+
+    is_elementwise = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
         """The scores: float32 of the parameter's shape."""
@@ -86,6 +128,7 @@ class Random(DeclaredScore):
     """Independent uniform numbers in [0, 1), however the weights are sharded."""
 
     needs_gradient = False
+    needs_key = True
     is_drawn = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
@@ -106,6 +149,8 @@ class MagnitudeAndGradient(DeclaredScore):
       weight: what the gradient counts for.
     """
 
+    is_elementwise = True
+
     weight: float
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
@@ -123,6 +168,7 @@ class MagnitudeAndGradient(DeclaredScore):
 
 magnitude = Magnitude()
 gradient = Gradient()
+corrected_gradient = CorrectedGradient()
 saliency = Saliency()
 random = Random()
 
@@ -145,9 +191,22 @@ def needs_gradient(score: Score) -> bool:
     return getattr(score, "needs_gradient", True)
 
 
+def needs_key(score: Score) -> bool:
+    """Whether a score reads its key; one that does not say is taken to."""
+    return getattr(score, "needs_key", True)
+
+
 def is_drawn(score: Score) -> bool:
     """Whether a score is a random number for each unit."""
     return getattr(score, "is_drawn", False)
+
+
+def seen(
+    score: Score, grad: jax.Array, mask: jax.Array, axes: Axes | None
+) -> jax.Array:
+    """The gradient as a score sees it: as ``DeclaredScore.seen``."""
+    look = getattr(score, "seen", None)
+    return grad if look is None else look(grad, mask, axes)
 
 
 def of_units(

@@ -15,6 +15,7 @@ from examples.digits import training
 from examples.digits.config import WEIGHT_DECAY, Config
 from examples.digits.model import ResNet
 from reporting.training import load_digits
+from sparseopt_jax.topologies import Rewiring
 
 
 def config(sparsity: float, quick: bool) -> Any:
@@ -23,10 +24,12 @@ def config(sparsity: float, quick: bool) -> Any:
     return dataclasses.replace(of, epochs=4) if quick else of
 
 
-def topology(of: Any, *, corrected_growth: bool = False) -> so.Topology:
+def topology(of: Any, *, corrected_growth: bool = False) -> Rewiring:
     """The example's RigL, which counts what it explores."""
     rigl = training.make_topology(of, "rigl")
-    return dataclasses.replace(rigl, corrected_growth=corrected_growth)
+    assert isinstance(rigl, Rewiring)
+    seen = so.scores.corrected_gradient if corrected_growth else so.scores.gradient
+    return dataclasses.replace(rigl, grow=seen)
 
 
 class Runs:

@@ -1,28 +1,61 @@
 """MEST: what is small and does not move is dropped."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax.arguments.checks import number
-from sparseopt_jax.arguments.method_options import check_options
+from sparseopt_jax.layers.distributions import Distribution, First
+from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.structures import Structures, Unstructured
 from sparseopt_jax.topologies import scores
-from sparseopt_jax.topologies.methods.static import set_
+from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.topologies.rewiring import Rewiring
+from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+
+_ANY_WEIGHTS = Unstructured()
 
 
+@method("MEST", "2110.14032")
 def mest(
     sparsity: float | None = None,
     *,
+    every: int,
+    stop: int,
+    start: int = 0,
+    drop_fraction: float = 0.3,
+    decay: str | Schedule = "cosine",
     gradient_weight: float = 1.0,
-    **options: Any,
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
+    structure: Structures = _ANY_WEIGHTS,
+    where: Where | None = None,
+    include: Include | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+    min_fan_in: int = 0,
+    track_explored: bool = False,
 ) -> Rewiring:
     """MEST: drops the least |w| + weight |gradient|, grows random weights.
 
     Args:
       sparsity: as in ``static``.
+      every: as in ``set_``.
+      stop: as in ``set_``.
+      start: as in ``set_``.
+      drop_fraction: as in ``set_``.
+      decay: as in ``set_``.
       gradient_weight: weight of the gradient in the drop score (lambda). The default is
         ours.
-      **options: as in ``set_``.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      structure: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      masks: as in ``static``.
+      dims: as in ``static``.
+      min_fan_in: as in ``static``.
+      track_explored: as in ``static``.
 
     Returns:
       The topology.
@@ -45,9 +78,19 @@ def mest(
       'mest'
     """
     number("gradient_weight", gradient_weight, 0)
-    check_options("mest", set_, options)
-    return dataclasses.replace(
-        set_(sparsity, **options),
+    return Rewiring(
         name="mest",
+        sparsity=sparsity,
+        distribution=distribution,
+        first=first,
+        structure=structure,
+        where=where,
+        include=include,
+        masks=masks,
+        dims=dims,
+        min_fan_in=min_fan_in,
+        track_explored=track_explored,
+        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
         drop=scores.magnitude_and_gradient(gradient_weight),
+        grow=scores.random,
     )

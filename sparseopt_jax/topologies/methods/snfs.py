@@ -1,20 +1,90 @@
 """SNFS: momentum decides what grows, and where."""
 
 import dataclasses
-from typing import Any
+import itertools
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from sparseopt_jax.arguments.method_options import check_options
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.arrays.units import Units
+from sparseopt_jax.layers.distributions import Distribution, First
+from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.structures import Unstructured
 from sparseopt_jax.topologies import scores
-from sparseopt_jax.topologies.gradient_memory import GradientMomentum
-from sparseopt_jax.topologies.methods.static import set_
+from sparseopt_jax.topologies.catalogue import method
+from sparseopt_jax.topologies.memory import GradientMomentum
 from sparseopt_jax.topologies.rewiring import Rewiring
+from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+from sparseopt_jax.topologies.stages import Draft, Drop, Grow, NetworkStage, Prune
 
 
+@dataclasses.dataclass(frozen=True)
+class Redistribute(NetworkStage):
+    """Share out what all layers have dropped, by the mean size of their momentum."""
+
+    keeps_counts: ClassVar[bool] = False
+
+    def check(self, rewiring: Rewiring) -> None:
+        """Raise ValueError unless there are momenta of single weights."""
+        if rewiring.memory is None or rewiring.structure != Unstructured():
+            raise ValueError(
+                "redistribution needs a memory of gradients and Unstructured(), got "
+                f"{rewiring.memory} and {rewiring.structure}"
+            )
+
+    def measure(
+        self, units: Units, active: jax.Array, memory: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Measure the mean size of the momentum of a layer's active weights."""
+        assert memory is not None, "redistribution needs a memory"
+        sizes = jnp.where(active, jnp.abs(memory), 0)
+        total = jnp.sum(sizes, units.layer, keepdims=True)
+        present = units.count(active, "layer").astype(jnp.float32)
+        return {"activity": total / jnp.maximum(present, 1)}
+
+    def over(self, drafts: list[Draft]) -> list[Draft]:
+        """Return drafts with new numbers of weights for all layers."""
+        lost, room, activity, counts = [], [], [], []
+        for draft in drafts:
+            units = draft.units
+            counts.append(units.count(draft.kept, "layer"))
+            lost.append(units.layer_vector(draft.size - counts[-1]))
+            room.append(units.layer_vector(units.per_layer - counts[-1]))
+            activity.append(units.layer_vector(draft.measured["activity"]))
+        shares = share(
+            sum(map(jnp.sum, lost), jnp.int32(0)),
+            jnp.concatenate(activity),
+            jnp.concatenate(room),
+        )
+        ends = itertools.accumulate(own.size for own in room)
+        parts = jnp.split(shares, list(ends)[:-1])
+        return [
+            draft._replace(size=count + draft.units.from_layer_vector(part))
+            for draft, count, part in zip(drafts, counts, parts, strict=True)
+        ]
+
+
+@method("SNFS", "1907.04840")
 def snfs(
     sparsity: float | None = None,
     *,
+    every: int,
+    stop: int,
+    start: int = 0,
+    drop_fraction: float = 0.3,
+    decay: str | Schedule = "cosine",
     momentum: float = 0.9,
-    **options: Any,
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
+    where: Where | None = None,
+    include: Include | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+    min_fan_in: int = 0,
+    track_explored: bool = False,
 ) -> Rewiring:
     """SNFS: sparse momentum, which grows by it and shares weights out between layers.
 
@@ -24,8 +94,20 @@ def snfs(
 
     Args:
       sparsity: as in ``static``.
+      every: as in ``set_``.
+      stop: as in ``set_``.
+      start: as in ``set_``.
+      drop_fraction: as in ``set_``.
+      decay: as in ``set_``.
       momentum: decay of the mean of gradients, in [0, 1).
-      **options: as in ``set_``, without ``structure``.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      masks: as in ``static``.
+      dims: as in ``static``.
+      min_fan_in: as in ``static``.
+      track_explored: as in ``static``.
 
     Returns:
       The topology. The number of active weights is kept over all layers together, not
@@ -47,11 +129,68 @@ def snfs(
       >>> so.snfs(0.9, every=100, stop=1000).keeps_counts
       False
     """
-    check_options("snfs", set_, options)
-    return dataclasses.replace(
-        set_(sparsity, **options),
+    return Rewiring(
         name="snfs",
+        sparsity=sparsity,
+        distribution=distribution,
+        first=first,
+        where=where,
+        include=include,
+        masks=masks,
+        dims=dims,
+        min_fan_in=min_fan_in,
+        track_explored=track_explored,
+        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
+        drop=scores.magnitude,
         grow=scores.gradient,
+        stages=(Prune(), Drop(), Redistribute(), Grow()),
         memory=GradientMomentum(momentum),
-        redistributes=True,
     )
+
+
+def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
+    """Divides ``total`` in proportion to weights, no part beyond its room.
+
+    What a full part cannot take is divided among the others, in rounds; whole numbers
+    are reached by the largest remainders, ties by the lowest index.
+
+    Args:
+      total: int32 scalar; no more than the sum of ``room`` is divided.
+      weights: float32 vector, not negative; all zero, or NaN, counts as all alike.
+      room: int32 vector.
+
+    Returns:
+      int32 vector, whose sum is ``total``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> weights, room = jnp.array([3.0, 1.0, 1.0]), jnp.array([2, 9, 9])
+      >>> share(jnp.int32(6), weights, room).tolist()
+      [2, 2, 2]
+    """
+    weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
+
+    def unsettled(given):
+        return (jnp.sum(given) < total) & jnp.any(given < room)
+
+    def divide(given):
+        left = total - jnp.sum(given)
+        free = given < room
+        own = jnp.where(free, weights, 0.0)
+        # At most 1 each, so that the sum is finite.
+        own = jnp.where(jnp.any(own > 0), own / jnp.max(own), free.astype(jnp.float32))
+        ideal = left.astype(jnp.float32) * (own / jnp.sum(own))
+        whole = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room - given)
+        # Beyond 2**24 a float32 is not exact, and all together may exceed what is left.
+        before = jnp.cumsum(whole) - whole
+        whole = jnp.clip(left - before, 0, whole)
+        # Remainders decide who gets one more; nobody beyond the room or the total.
+        rest = ideal - whole.astype(jnp.float32)
+        rest = jnp.where(given + whole < room, rest, -1.0)
+        order = jnp.argsort(-rest, stable=True)
+        more = jnp.maximum(left - jnp.sum(whole), 0)
+        place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
+        extra = (place < more) & (given + whole < room)
+        return given + whole + extra.astype(jnp.int32)
+
+    return jax.lax.while_loop(unsettled, divide, jnp.zeros_like(room))

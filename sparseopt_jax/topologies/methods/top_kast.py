@@ -1,14 +1,21 @@
 """Top-KAST: the largest weights are used, some more are trained."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
 
-from sparseopt_jax.layers.distributions import check_sparsity
+from sparseopt_jax.layers.distributions import Distribution, First, check_sparsity
+from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.structures import Structures, Unstructured
+from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.topologies.forward_masks import ForwardMasks
-from sparseopt_jax.topologies.methods.static import static
-from sparseopt_jax.topologies.methods.ste import forward_topology
+from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import FOREVER, UpdateSchedule
 
+_ANY_WEIGHTS = Unstructured()
 
+
+@method("Top-KAST", "2106.03517")
 def top_kast(
     sparsity: float | None = None,
     *,
@@ -17,7 +24,12 @@ def top_kast(
     start: int = 0,
     stop: int = FOREVER,
     penalty: float = 1e-4,
-    **options: Any,
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
+    structure: Structures = _ANY_WEIGHTS,
+    where: Where | None = None,
+    include: Include | None = None,
+    dims: Dims = None,
 ) -> ForwardMasks:
     """Top-KAST: uses the largest weights, trains some more, refreshed now and then.
 
@@ -32,7 +44,12 @@ def top_kast(
       stop: as in ``ste``.
       penalty: strength of the decay of trained weights, for those that the forward
         pass does not use divided by the layer's density. The default is ours.
-      **options: as in ``ste``.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      structure: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      dims: as in ``static``.
 
     Returns:
       What ``sparsify`` takes as a topology; to be used as ``ste`` is.
@@ -51,7 +68,16 @@ def top_kast(
       >>> so.top_kast(0.9, trained_sparsity=0.8).trained.sparsity
       0.8
     """
-    topology = forward_topology("top_kast", sparsity, options)
+    used = Rewiring(
+        name="top_kast",
+        sparsity=sparsity,
+        distribution=distribution,
+        first=first,
+        structure=structure,
+        where=where,
+        include=include,
+        dims=dims,
+    )
     check_sparsity(trained_sparsity, "trained_sparsity")
     if sparsity is None:
         raise ValueError(
@@ -64,8 +90,8 @@ def top_kast(
             f"{trained_sparsity}"
         )
     return ForwardMasks(
-        topology=topology,
+        topology=used,
         schedule=UpdateSchedule(every, start, stop),
-        trained=static(trained_sparsity, **options),
+        trained=dataclasses.replace(used, name="static", sparsity=trained_sparsity),
         penalty=penalty,
     )

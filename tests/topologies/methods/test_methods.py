@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import sparseopt_jax as so
-from sparseopt_jax.topologies.redistribution import share
+from sparseopt_jax.topologies.methods.snfs import share
+from sparseopt_jax.topologies.methods.srigl import Ablate
 from sparseopt_jax.topologies.schedules import UpdateSchedule
 
 KEY = jax.random.key(0)
@@ -152,7 +153,7 @@ def test_a_fraction_of_salient_weights_out_of_range_is_refused(gamma_sal):
 
 def test_ablation_needs_fan_ins():
     with pytest.raises(ValueError, match=r"under ConstantFanIn\(\) only, got .*Unstr"):
-        so.topologies.Rewiring(sparsity=0.5, ablation=0.3)
+        so.topologies.Rewiring(sparsity=0.5, stages=(Ablate(0.3),))
 
 
 # SNFS.

@@ -19,6 +19,7 @@ from sparseopt_jax.layers.eligibility import (
     why_never,
 )
 from sparseopt_jax.layers.neurons import Dims, check_dims, resolve_axes
+from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.trees import paths
 
 
@@ -114,6 +115,7 @@ class SoftThreshold:
         return jax.tree.map(at_leaf, params, thresholds, is_leaf=paths.is_hole)
 
 
+@method("STR", "2002.03231")
 def str_(
     *,
     initial: float = -5.0,

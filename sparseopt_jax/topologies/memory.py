@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sparseopt_jax.arguments.checks import integer, number
 from sparseopt_jax.arrays.conditions import if_due
 from sparseopt_jax.masks.state import map_masked
-from sparseopt_jax.topologies.schedules import UpdateSchedule
+from sparseopt_jax.topologies.schedules import UpdateSchedule, UpdateSteps
 
 
 def no_gradients(masks: Any) -> Any:
@@ -25,8 +25,14 @@ class GradientMemory:
     A gradient that is infinite or NaN counts as 0: remembered, it would never pass.
     """
 
-    def check(self, schedule: UpdateSchedule) -> None:
+    def check(self, schedule: UpdateSteps | None) -> None:
         """Raises ``ValueError`` unless it fits the schedule."""
+        if schedule is None or schedule.interval is None:
+            raise ValueError("a memory of gradients needs changes at an interval")
+
+    def dense_gradients(self, interval: int) -> float:
+        """The fraction of the steps whose dense gradients it takes in."""
+        raise NotImplementedError
 
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any
@@ -64,12 +70,18 @@ class MeanGradient(GradientMemory):
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", integer("steps", self.steps, 1))
 
-    def check(self, schedule: UpdateSchedule) -> None:
+    def dense_gradients(self, interval: int) -> float:
+        """As ``GradientMemory.dense_gradients``."""
+        return min(self.steps / (interval + 1), 1.0)
+
+    def check(self, schedule: UpdateSteps | None) -> None:
         """As ``GradientMemory.check``."""
-        if self.steps > schedule.every:
+        super().check(schedule)
+        interval: int = schedule.interval  # pyright: ignore
+        if self.steps > interval:
             raise ValueError(
                 f"gradients of {self.steps} steps cannot be averaged where the "
-                f"topology changes every {schedule.every}"
+                f"topology changes every {interval}"
             )
 
     def observe(
@@ -103,6 +115,11 @@ class GradientMomentum(GradientMemory):
 
     def __post_init__(self) -> None:
         number("momentum", self.decay, 0, below=1)
+
+    def dense_gradients(self, interval: int) -> float:
+        """As ``GradientMemory.dense_gradients``: all."""
+        del interval
+        return 1.0
 
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any

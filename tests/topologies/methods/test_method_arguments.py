@@ -28,24 +28,26 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_wrong_name_is_an_error_of_the_method(name):
     make, arguments = METHODS[name]
-    with pytest.raises(TypeError, match=rf"{name} takes no argument 'blok', .*where"):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected .* 'blok'"):
         make(0.5, blok=3, **arguments)
 
 
 @pytest.mark.parametrize("name", ["mest", "snfs", "srigl"])
 def test_a_missing_argument_is_an_error_of_the_method(name):
-    with pytest.raises(TypeError, match=f"{name} needs the arguments every, stop"):
+    with pytest.raises(
+        TypeError, match=rf"^{name}\(\) missing 2 .*: 'every' and 'stop'"
+    ):
         METHODS[name][0](0.5)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: so.srigl(0.5, structure=so.NM(1, 2), **WHEN), "srigl takes no struct"),
-        (lambda: so.ste(0.5, masks={}), "ste takes no masks: .* largest weights"),
+        (lambda: so.srigl(0.5, structure=so.NM(1, 2), **WHEN), "argument 'structure'"),
+        (lambda: so.ste(0.5, masks={}), "argument 'masks'"),
         (
             lambda: so.top_kast(0.5, trained_sparsity=0.2, min_fan_in=1),
-            "top_kast takes",
+            "argument 'min_fan_in'",
         ),
     ],
 )

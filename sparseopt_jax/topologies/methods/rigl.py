@@ -1,0 +1,106 @@
+"""RigL: growth by the dense gradient."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparseopt_jax.arguments.checks import integer
+from sparseopt_jax.layers.distributions import Distribution, First
+from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.structures import Structures, Unstructured
+from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.catalogue import method
+from sparseopt_jax.topologies.memory import MeanGradient
+from sparseopt_jax.topologies.rewiring import Rewiring
+from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+
+_ANY_WEIGHTS = Unstructured()
+
+
+@method("RigL", "1911.11134")
+def rigl(
+    sparsity: float | None = None,
+    *,
+    every: int,
+    stop: int,
+    start: int = 0,
+    drop_fraction: float = 0.3,
+    decay: str | Schedule = "cosine",
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
+    structure: Structures = _ANY_WEIGHTS,
+    where: Where | None = None,
+    include: Include | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+    min_fan_in: int = 0,
+    averaged_steps: int = 1,
+    corrected_growth: bool = False,
+    track_explored: bool = False,
+) -> Rewiring:
+    """RigL: drops the smallest weights, grows where the dense gradient is largest.
+
+    At every step t with start <= t < stop and (t - start) divisible by ``every`` the
+    masks change instead of the weights: the optimizer's counters and schedules go on,
+    its moments and the surviving weights stay. The paper has every = 100 at batch
+    4096, drop_fraction = 0.3 and stop at 75 % of training.
+
+    Args:
+      sparsity: as in ``static``.
+      every: steps between changes, at least 1 (delta T).
+      stop: first step without changes (T_end).
+      start: first step with a change.
+      drop_fraction: fraction of the active weights replaced at first (alpha).
+      decay: how it falls until ``stop``: ``"cosine"``, ``"linear"``,
+        ``"inverse_power"``, ``"constant"``; or any schedule of optax, which then gives
+        the fraction itself.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      structure: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      masks: as in ``static``.
+      dims: as in ``static``.
+      min_fan_in: as in ``static``.
+      averaged_steps: steps whose gradients are averaged for growth, that of the change
+        being the last; more than one keeps a float32 array of the kernel's size.
+      corrected_growth: grow by the gradient times SparseOpt's factors instead of the
+        gradient itself. The authors of SparseOpt advise against it: it explores less
+        (arXiv 2605.27541, figures 5 and 10).
+      track_explored: record which weights have ever been active, for ``metrics``.
+
+    Returns:
+      The topology.
+
+    Raises:
+      ValueError: as ``set_``.
+      TypeError: as ``static``.
+
+    References:
+      Evci et al., Rigging the lottery: making all tickets winners, 2020
+      (arXiv 1911.11134), algorithm 1.
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.rigl(0.9, every=100, stop=750).replaces_step
+      True
+    """
+    averaged_steps = integer("averaged_steps", averaged_steps, 1)
+    return Rewiring(
+        name="rigl",
+        sparsity=sparsity,
+        distribution=distribution,
+        first=first,
+        structure=structure,
+        where=where,
+        include=include,
+        masks=masks,
+        dims=dims,
+        min_fan_in=min_fan_in,
+        track_explored=track_explored,
+        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
+        drop=scores.magnitude,
+        grow=scores.corrected_gradient if corrected_growth else scores.gradient,
+        replaces_step=True,
+        memory=None if averaged_steps == 1 else MeanGradient(averaged_steps),
+    )

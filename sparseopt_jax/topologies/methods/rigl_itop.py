@@ -1,0 +1,95 @@
+"""RigL with the settings of ITOP, with which it explores more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparseopt_jax.arguments.checks import integer
+from sparseopt_jax.layers.distributions import Distribution, First
+from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.structures import Structures, Unstructured
+from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.catalogue import method
+from sparseopt_jax.topologies.memory import MeanGradient
+from sparseopt_jax.topologies.rewiring import Rewiring
+from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+
+_ANY_WEIGHTS = Unstructured()
+
+
+@method("ITOP", "2102.02887")
+def rigl_itop(
+    sparsity: float | None = None,
+    *,
+    stop: int,
+    every: int = 4000,
+    start: int = 0,
+    drop_fraction: float = 0.5,
+    decay: str | Schedule = "cosine",
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
+    structure: Structures = _ANY_WEIGHTS,
+    where: Where | None = None,
+    include: Include | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+    min_fan_in: int = 0,
+    averaged_steps: int = 1,
+    corrected_growth: bool = False,
+    track_explored: bool = True,
+) -> Rewiring:
+    """RigL with the settings of ITOP: as ``set_itop``, for CIFAR and ImageNet.
+
+    Args:
+      sparsity: as in ``static``.
+      stop: as in ``rigl``.
+      every: steps between changes; the authors'.
+      start: as in ``rigl``.
+      drop_fraction: as in ``rigl``; the authors'.
+      decay: as in ``rigl``.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      structure: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      masks: as in ``static``.
+      dims: as in ``static``.
+      min_fan_in: as in ``static``.
+      averaged_steps: as in ``rigl``.
+      corrected_growth: as in ``rigl``.
+      track_explored: as in ``rigl``, but True.
+
+    Returns:
+      The topology.
+
+    Raises:
+      ValueError: as ``rigl``.
+      TypeError: as ``rigl``.
+
+    References:
+      As ``set_itop``.
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.rigl_itop(0.9, stop=400_000).track_explored
+      True
+    """
+    averaged_steps = integer("averaged_steps", averaged_steps, 1)
+    return Rewiring(
+        name="rigl_itop",
+        sparsity=sparsity,
+        distribution=distribution,
+        first=first,
+        structure=structure,
+        where=where,
+        include=include,
+        masks=masks,
+        dims=dims,
+        min_fan_in=min_fan_in,
+        track_explored=track_explored,
+        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
+        drop=scores.magnitude,
+        grow=scores.corrected_gradient if corrected_growth else scores.gradient,
+        replaces_step=True,
+        memory=None if averaged_steps == 1 else MeanGradient(averaged_steps),
+    )

@@ -1,0 +1,88 @@
+"""SET with the settings of ITOP, with which it explores more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparseopt_jax.layers.distributions import Distribution, First
+from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.structures import Structures, Unstructured
+from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.catalogue import method
+from sparseopt_jax.topologies.rewiring import Rewiring
+from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+
+_ANY_WEIGHTS = Unstructured()
+
+
+@method("ITOP", "2102.02887")
+def set_itop(
+    sparsity: float | None = None,
+    *,
+    stop: int,
+    every: int = 1500,
+    start: int = 0,
+    drop_fraction: float = 0.5,
+    decay: str | Schedule = "cosine",
+    distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
+    first: First = True,
+    structure: Structures = _ANY_WEIGHTS,
+    where: Where | None = None,
+    include: Include | None = None,
+    masks: Any = None,
+    dims: Dims = None,
+    min_fan_in: int = 0,
+    track_explored: bool = True,
+) -> Rewiring:
+    """SET with the settings of ITOP: rarer and larger changes, exploration tracked.
+
+    Args:
+      sparsity: as in ``static``.
+      stop: as in ``set_``.
+      every: steps between changes; the authors' for CIFAR at batch 128.
+      start: as in ``set_``.
+      drop_fraction: as in ``set_``; the authors'.
+      decay: as in ``set_``.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      structure: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      masks: as in ``static``.
+      dims: as in ``static``.
+      min_fan_in: as in ``static``.
+      track_explored: as in ``set_``, but True.
+
+    Returns:
+      The topology.
+
+    Raises:
+      ValueError: as ``set_``.
+      TypeError: as ``set_``.
+
+    References:
+      Liu et al., Do we actually need dense over-parameterization? In-time
+      over-parameterization in sparse training, 2021 (arXiv 2102.02887), and its
+      published code.
+
+    Examples:
+      >>> import sparseopt_jax as so
+      >>> so.set_itop(0.95, stop=97_000).schedule.every
+      1500
+    """
+    return Rewiring(
+        name="set_itop",
+        sparsity=sparsity,
+        distribution=distribution,
+        first=first,
+        structure=structure,
+        where=where,
+        include=include,
+        masks=masks,
+        dims=dims,
+        min_fan_in=min_fan_in,
+        track_explored=track_explored,
+        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
+        drop=scores.magnitude,
+        grow=scores.random,
+    )
