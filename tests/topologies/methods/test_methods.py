@@ -1,5 +1,6 @@
 """The methods of the literature: what each adds to SET and RigL, worked by hand."""
 
+import dataclasses
 import functools
 
 import jax
@@ -233,7 +234,7 @@ def test_snfs_needs_single_weights_and_a_momentum():
     with pytest.raises(
         ValueError, match=r"needs a memory .* and Unstructured\(\), got"
     ):
-        so.snfs(0.5, structure=so.Channel(), every=1, stop=2)
+        dataclasses.replace(so.snfs(0.5, every=1, stop=2), structure=so.Channel())
     with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1.0"):
         so.snfs(0.5, momentum=1.0, every=1, stop=2)
 
