@@ -375,6 +375,8 @@ class Rewiring(Topology):
         drafts = collect(self, key, masks, params, grads, state.memory, demand)
         rewired = rewire(self.stages, list(drafts.values()))
         new = spread(dict(zip(drafts, rewired, strict=True)), masks)
+        # What is counted reads the masks, instead of choosing them a second time.
+        new = jax.lax.optimization_barrier(new)
         return write_back(self, count, masks, state, new)
 
 
