@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sparseopt_jax import topologies
 from sparseopt_jax._version import __version__
 from sparseopt_jax.corrections.batch_variance import scale_by_batch_variance
-from sparseopt_jax.corrections.norm_links import infer_norm_links
+from sparseopt_jax.corrections.norm_links import NormLinks, infer_norm_links
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
 from sparseopt_jax.engine.compact import compact_gradients
 from sparseopt_jax.engine.host_updates import update_topology
@@ -15,7 +15,11 @@ from sparseopt_jax.engine.sparsify import sparsify
 from sparseopt_jax.engine.state_conversion import convert_state
 from sparseopt_jax.engine.state_sharding import state_sharding
 from sparseopt_jax.layers import distributions, structures
+from sparseopt_jax.layers.distributions import First
+from sparseopt_jax.layers.eligibility import Include, Where
 from sparseopt_jax.layers.neuron_dims import InferredDims, NeuronDims
+from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.layers.structures import (
     NM,
     Block,
@@ -25,23 +29,24 @@ from sparseopt_jax.layers.structures import (
 )
 from sparseopt_jax.masks.state import SparseState, apply_masks, apply_updates, get_masks
 from sparseopt_jax.optimizers.adamw import sparse_adamw
-from sparseopt_jax.optimizers.ham import ham
+from sparseopt_jax.optimizers.ham import HamState, ham
 from sparseopt_jax.optimizers.lamb import sparse_lamb
 from sparseopt_jax.optimizers.lars import sparse_lars
-from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
+from sparseopt_jax.optimizers.local_adam import LocalAdamState, scale_by_local_adam
 from sparseopt_jax.optimizers.plain_chain import sparseopt
 from sparseopt_jax.optimizers.sgd import sparse_sgd
-from sparseopt_jax.optimizers.sign_in import sign_in
+from sparseopt_jax.optimizers.sign_in import SignInState, sign_in
 from sparseopt_jax.optimizers.smet import smet
 from sparseopt_jax.optimizers.trust_ratio import scale_by_sparse_trust_ratio
-from sparseopt_jax.pruning.calibration import calibrate
+from sparseopt_jax.pruning.calibration import Calibration, calibrate
 from sparseopt_jax.pruning.dsnot import dsnot
-from sparseopt_jax.pruning.prune import prune
+from sparseopt_jax.pruning.input_statistics import Inputs
+from sparseopt_jax.pruning.prune import Pruned, prune
 from sparseopt_jax.pruning.sparsegpt import SparseGPT
 from sparseopt_jax.reports.metrics import metrics
 from sparseopt_jax.reports.optimizer_bytes import optimizer_bytes
-from sparseopt_jax.reports.plan import plan
-from sparseopt_jax.reports.summary import summary
+from sparseopt_jax.reports.plan import Plan, plan
+from sparseopt_jax.reports.summary import Summary, summary
 from sparseopt_jax.topologies import schedules, scores
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.given_masks import masks_of
@@ -60,12 +65,16 @@ from sparseopt_jax.topologies.methods.sr_ste import sr_ste
 from sparseopt_jax.topologies.methods.srigl import srigl
 from sparseopt_jax.topologies.methods.static import static
 from sparseopt_jax.topologies.methods.ste import ste
-from sparseopt_jax.topologies.methods.str_ import str_
+from sparseopt_jax.topologies.methods.str_ import SoftThreshold, str_
 from sparseopt_jax.topologies.methods.top_kast import top_kast
 from sparseopt_jax.topologies.phases import phases
 from sparseopt_jax.tracing.infer_dims import infer_dims
 from sparseopt_jax.training.sparse_init import sparse_init
-from sparseopt_jax.training.train_step import make_train_step, pmap_train_step
+from sparseopt_jax.training.train_step import (
+    TrainStep,
+    make_train_step,
+    pmap_train_step,
+)
 
 if TYPE_CHECKING:
     from sparseopt_jax import checkpoint, linen, nnx
@@ -74,14 +83,30 @@ if TYPE_CHECKING:
 __all__ = [
     "NM",
     "Block",
+    "Calibration",
     "Channel",
     "ConstantFanIn",
+    "Dims",
+    "First",
+    "HamState",
+    "Include",
     "InferredDims",
+    "Inputs",
+    "LeafPlan",
+    "LocalAdamState",
     "NeuronDims",
+    "NormLinks",
+    "Plan",
+    "Pruned",
+    "SignInState",
+    "SoftThreshold",
     "SparseGPT",
     "SparseState",
+    "Summary",
     "Topology",
+    "TrainStep",
     "Unstructured",
+    "Where",
     "__version__",
     "ac_dc",
     "apply_masks",

@@ -46,11 +46,11 @@ class Layer:
         )
 
 
-# Which layer ``uniform`` keeps dense: the one it finds, those that globs name, or none.
 First = bool | str | Collection[str] | None
+"""What ``uniform`` keeps dense: the layer it finds, those that globs name, or none."""
 
-# From the layers and the sparsity to the active weights of each single layer, by path.
 Distribution = Callable[[Sequence[Layer], float], Mapping[str, int]]
+"""From the layers and the sparsity to the active weights of a single layer, by path."""
 
 
 def uniform(

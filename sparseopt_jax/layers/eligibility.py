@@ -19,7 +19,11 @@ from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.trees import paths
 
 Where = Callable[[str, Any], bool]
+"""``where(path, leaf)``: False leaves a kernel out."""
+
 Include = str | Sequence[str] | Callable[[str, Any], bool]
+"""Globs over paths, or a function of path and leaf: what is made sparse although it is
+no kernel."""
 
 
 def check_where(where: Any, include: Any = None) -> None:

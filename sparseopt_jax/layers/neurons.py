@@ -13,6 +13,8 @@ from sparseopt_jax.layers.neuron_dims import Axes, InferredDims, NeuronDims
 from sparseopt_jax.trees import paths
 
 Dims = NeuronDims | Mapping[str, NeuronDims] | Callable[[str, Any], Any] | None
+"""The axes of kernels: one for all, by globs over paths, or as a function of path and
+leaf; None for the convention."""
 
 
 def resolve_axes(

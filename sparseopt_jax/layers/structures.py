@@ -228,6 +228,7 @@ class Channel(Structure):
 
 
 Structures = Structure | Mapping[str, Structure]
+"""One structure for all leaves, or one for each glob over paths."""
 
 
 def check_structure(structure: Any) -> None:

@@ -10,7 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.masks.state import apply_masks, stays_dense
 
-Step = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+TrainStep = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+"""From a train state and a batch to the new state and metrics."""
 
 
 def make_train_step(
@@ -18,7 +19,7 @@ def make_train_step(
     *,
     axis_name: str | tuple[str, ...] | None = None,
     has_batch_stats: bool = False,
-) -> Step:
+) -> TrainStep:
     """A step of training: gradient, average over replicas, optimizer.
 
     The step is pure, to be compiled as it is needed:
@@ -114,7 +115,7 @@ def pmap_train_step(
     axis_name: str = "batch",
     has_batch_stats: bool = False,
     devices: Sequence[Any] | None = None,
-) -> Step:
+) -> TrainStep:
     """``make_train_step``, compiled by ``jax.pmap``; the state's buffers are donated.
 
     Args:
