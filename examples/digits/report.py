@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
 from examples.common.figures import grouped, legend_above, without_frame
+from examples.common.markdown import table
 
 TARGET = 0.95
 HEAD = (
@@ -84,9 +85,7 @@ def rich_table(entries: Sequence[Mapping[str, Any]], caption: str) -> Table:
 
 def markdown(entries: Sequence[Mapping[str, Any]], caption: str) -> str:
     """The table for a page."""
-    rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *map(cells, entries)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", caption, ""])
+    return f"{table(HEAD, map(cells, entries), numbers=True)}\n{caption}\n"
 
 
 def draw(runs: Runs, title: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from examples.common.figures import grouped, legend_above, without_frame
+from examples.common.markdown import table
 from examples.language_model.jumps import AROUND, differences, jumps
 
 HEAD = (
@@ -101,9 +102,7 @@ def rich_table(entries: Sequence[Mapping[str, Any]], caption: str) -> Table:
 
 def markdown(entries: Sequence[Mapping[str, Any]], caption: str) -> str:
     """The table for a page."""
-    rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *map(cells, entries)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", caption, ""])
+    return f"{table(HEAD, map(cells, entries), numbers=True)}\n{caption}\n"
 
 
 def draw(runs: Runs, title: str, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 
-from reporting.markdown import table
+from examples.common.markdown import table
 from reporting.stored import load, select
 
 

@@ -1,6 +1,7 @@
 """The tables of ``docs/memory.md``."""
 
-from reporting.markdown import named, table
+from examples.common.markdown import table
+from reporting.pages.parts import named
 from reporting.stored import load
 
 

@@ -7,9 +7,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from examples.common.markdown import table
 from reporting import stored
-from reporting.markdown import named, table
 from reporting.pages import when_it_helps
+from reporting.pages.parts import named
 from reporting.statistics import by_arm
 
 # The paper's figures, by the program that measures them.

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from reporting.markdown import measured_on, named, table
+from examples.common.markdown import table
+from reporting.pages.parts import measured_on, named
 from reporting.stored import load, select
 
 OPTIMIZERS = ("sgd", "adamw")

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from reporting.markdown import named, table
+from examples.common.markdown import table
 from reporting.pages import paper_figures
+from reporting.pages.parts import named
 from reporting.pages.published import EARLY, GAINS, RIGL, SPARSEOPT, Published
 from reporting.pages.when_it_helps import interval
 from reporting.statistics import accuracies as accuracies_of

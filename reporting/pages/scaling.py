@@ -1,6 +1,7 @@
 """The tables of ``docs/scaling.md``."""
 
-from reporting.markdown import measured_on, named, table
+from examples.common.markdown import table
+from reporting.pages.parts import measured_on, named
 from reporting.stored import load, select
 
 DEVICES = (1, 2, 4, 8)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from reporting.markdown import named, table
+from examples.common.markdown import table
+from reporting.pages.parts import named
 from reporting.statistics import accuracies, by_arm, difference
 from reporting.stored import load, select
 

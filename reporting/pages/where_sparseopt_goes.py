@@ -1,6 +1,7 @@
 """The table of ``docs/where_sparseopt_goes.md``."""
 
-from reporting.markdown import named, table
+from examples.common.markdown import table
+from reporting.pages.parts import named
 from reporting.stored import load
 
 

@@ -1,19 +1,7 @@
-"""Markdown tables."""
+"""What the tables of a page have in common."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with a head.
-
-    >>> print(table(("a", "b"), [("1", "2")]), end="")
-    | a | b |
-    | --- | --- |
-    | 1 | 2 |
-    """
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def named(*tables: Callable[[], str]) -> dict[str, Callable[[], str]]:
