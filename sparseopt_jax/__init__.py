@@ -28,6 +28,7 @@ from sparseopt_jax.layers.structures import (
     Unstructured,
 )
 from sparseopt_jax.masks.state import SparseState, apply_masks, apply_updates, get_masks
+from sparseopt_jax.masks.storage import MaskStorage
 from sparseopt_jax.optimizers.adamw import sparse_adamw
 from sparseopt_jax.optimizers.ham import HamState, ham
 from sparseopt_jax.optimizers.lamb import sparse_lamb
@@ -94,6 +95,7 @@ __all__ = [
     "Inputs",
     "LeafPlan",
     "LocalAdamState",
+    "MaskStorage",
     "NeuronDims",
     "NormLinks",
     "Plan",

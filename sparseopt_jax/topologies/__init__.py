@@ -1,7 +1,7 @@
 """What makes masks and changes them; extend it by ``Rewiring`` or ``Topology``."""
 
 from sparseopt_jax.topologies.base import Topology, TopologyState
-from sparseopt_jax.topologies.forward_masks import ForwardMasks
+from sparseopt_jax.topologies.forward_masks import ForwardMasks, ForwardState
 from sparseopt_jax.topologies.global_pruning import PruneGlobally
 from sparseopt_jax.topologies.phases import Phases
 from sparseopt_jax.topologies.rewiring import Rewiring
@@ -18,6 +18,7 @@ __all__ = [
     "Draft",
     "Drop",
     "ForwardMasks",
+    "ForwardState",
     "Grow",
     "LayerStage",
     "NetworkStage",
