@@ -18,6 +18,9 @@ PLACES = (
     so.checkpoint,
 )
 
+# What a form of masks keeps is its own and the engine's.
+PRIVATE = {"Masks", "Stored", "View"}
+
 
 def public():
     """Functions and classes of the package that users call, by their names."""
@@ -62,7 +65,7 @@ def annotations(value):
 def test_types_in_a_public_signature_are_public(name):
     value = PUBLIC[name]
     meant = vars(inspect.getmodule(value))
-    used = set(annotations(value)) & set(names_of_ours(value))
+    used = set(annotations(value)) & set(names_of_ours(value)) - PRIVATE
     assert not {
         name
         for name in used
