@@ -118,8 +118,7 @@ class MaskOwner:
                 (params, grads, inner_state),
             )
         updated = topology.moves and topology_state.updated_at == count
-        after = storage.view(masks, topology_state, params)
-        before = after
+        before = after = storage.view(masks, topology_state, params)
         if self._updates_after:
             before = storage.before_update(view, after, topology_state, params, updated)
 
