@@ -140,7 +140,7 @@ class UpdateSchedule(UpdateSteps):
         return self.stop == FOREVER
 
     @property
-    def steps(self) -> range:
+    def steps(self) -> range:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The steps that change the topology.
 
         >>> UpdateSchedule(every=100, start=0, stop=1000).steps[-1]
@@ -190,7 +190,7 @@ class StepList(UpdateSteps):
       (True, False)
     """
 
-    steps: tuple[int, ...]
+    steps: Sequence[int]
 
     def __post_init__(self) -> None:
         steps = tuple(integer("steps", step) for step in _listed(self.steps))
