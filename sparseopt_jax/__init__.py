@@ -17,9 +17,9 @@ from sparseopt_jax.engine.state_sharding import state_sharding
 from sparseopt_jax.layers import distributions, structures
 from sparseopt_jax.layers.distributions import First
 from sparseopt_jax.layers.eligibility import Include, Where
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neuron_dims import InferredDims, NeuronDims
 from sparseopt_jax.layers.neurons import Dims
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.layers.structures import (
     NM,
     Block,

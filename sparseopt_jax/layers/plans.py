@@ -1,18 +1,11 @@
 """What a topology decides about each leaf, from shapes alone."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-
-from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.layers import distributions
-from sparseopt_jax.layers.distributions import Distribution, First, Layer
+from sparseopt_jax.layers.distributions import Layer
 from sparseopt_jax.layers.eligibility import (
-    Include,
-    Where,
     array_leaves,
     included,
     kinds_by_path,
@@ -21,74 +14,23 @@ from sparseopt_jax.layers.eligibility import (
 )
 from sparseopt_jax.layers.first_layer import biases_by_module, ends_of, first_layer
 from sparseopt_jax.layers.leaf_kinds import EMBEDDING, is_lookup
+from sparseopt_jax.layers.leaf_plan import (
+    LeafPlan,
+    Leaves,
+    Rules,
+    check_single_weights,
+)
+from sparseopt_jax.layers.mask_plans import plans_of_masks
 from sparseopt_jax.layers.neurons import (
     Axes,
-    Dims,
     check_patterns_fit,
-    one_neuron,
     resolve_axes,
 )
 from sparseopt_jax.layers.structures import (
-    ConstantFanIn,
     Structure,
-    Structures,
-    Unstructured,
     resolve_structure,
 )
 from sparseopt_jax.trees import paths
-
-
-class LeafPlan(NamedTuple):
-    """What a topology decides about one leaf.
-
-    Attributes:
-      path: the leaf's canonical path.
-      leaf: the leaf, or what stands for its shape.
-      why_dense: the reason that it stays dense; empty if it is sparse.
-      axes: its axes; None if it has no neurons.
-      layer: the layer that distributions see; None if it stays dense.
-      structure: what may be active in it; None if it stays dense.
-      units: how its weights are switched; None if it stays dense.
-      per_cell: active units in each cell, in the end where a schedule moves the
-        density; None if it stays dense, or if given masks decide.
-      active: its active weights, in the end; None if it stays dense, or if a traced or
-        remote mask keeps the number to itself.
-      kind: what it is, if that is no kernel, by name and neighbours.
-      note: what else is to be said of it.
-    """
-
-    path: str
-    leaf: Any
-    why_dense: str
-    axes: Axes | None
-    layer: Layer | None = None
-    structure: Structure | None = None
-    units: Units | None = None
-    per_cell: int | None = None
-    active: int | None = None
-    kind: str = ""
-    note: str = ""
-
-
-class Rules(NamedTuple):
-    """The part of a topology that decides about leaves: as in ``Rewiring``.
-
-    ``begins`` is for masks that a moving density begins with: no structure fixes their
-    numbers. ``moves`` is for a density that moves: given masks are where it begins, and
-    the distribution says where it ends.
-    """
-
-    sparsity: float | None
-    distribution: str | Mapping[str, float] | Distribution
-    structure: Structures
-    where: Where | None
-    masks: Any
-    dims: Dims
-    min_fan_in: int
-    begins: bool = False
-    include: Include | None = None
-    first: First = True
-    moves: bool = False
 
 
 def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
@@ -105,8 +47,7 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
       ValueError: if no leaf can be sparse, a pattern matches nothing, a layer would
         keep no weight, a structure does not fit a shape, or the given masks do not fit.
     """
-    flat = array_leaves(params)
-    kinds = kinds_by_path(params)
+    flat, kinds = array_leaves(params), kinds_by_path(params)
     if isinstance(rules.structure, Mapping) and flat:
         paths.check_patterns(rules.structure, flat, "structure")
     check_patterns_fit(rules.dims, flat)
@@ -114,26 +55,14 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
         path: resolve_axes(rules.dims, path, x, is_sparse=False)
         for path, x in flat.items()
     }
+    leaves = Leaves(flat, axes, kinds)
     if rules.masks is not None:
-        plans = _plans_of_masks(rules, params, flat, axes, kinds)
+        plans = plans_of_masks(rules, params, leaves)
         if not rules.moves:
             return plans
         layers = {plan.path: plan.layer for plan in plans if plan.layer is not None}
-        return _with_counts(rules, plans, _first(rules, flat, axes, kinds, layers))
-
-    never = {path: why_never(x, axes[path]) for path, x in flat.items()}
-    chosen = included(rules.include, flat, never)
-    reasons = {
-        path: why_dense(
-            path,
-            x,
-            axes[path],
-            rules.where,
-            kind=kinds[path],
-            is_included=path in chosen,
-        )
-        for path, x in flat.items()
-    }
+        return _with_counts(rules, plans, _first(rules, leaves, layers))
+    reasons, chosen = _reasons(rules, leaves)
     for path in flat:
         if axes[path] is not None and not reasons[path]:
             axes[path] = resolve_axes(rules.dims, path, flat[path])
@@ -145,7 +74,7 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
     if flat and not layers:
         listed = "; ".join(f"{path}: {why}" for path, why in reasons.items())
         raise ValueError(f"no parameter can be made sparse ({listed})")
-    first = _first(rules, flat, axes, kinds, layers) - chosen
+    first = _first(rules, leaves, layers) - chosen
     counts = _counts(rules, layers, first)
     return [
         _plan(rules, path, x, axes[path], layers[path], counts[path])._replace(
@@ -158,6 +87,25 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
         else LeafPlan(path, x, reasons[path], axes[path], kind=kinds[path])
         for path, x in flat.items()
     ]
+
+
+def _reasons(rules: Rules, leaves: Leaves) -> tuple[dict[str, str], frozenset[str]]:
+    """Why each leaf stays dense, empty where it does not; and what is included."""
+    arrays, axes = leaves.arrays, leaves.axes
+    never = {path: why_never(x, axes[path]) for path, x in arrays.items()}
+    chosen = included(rules.include, arrays, never)
+    reasons = {
+        path: why_dense(
+            path,
+            x,
+            axes[path],
+            rules.where,
+            kind=leaves.kinds[path],
+            is_included=path in chosen,
+        )
+        for path, x in arrays.items()
+    }
+    return reasons, chosen
 
 
 def _plan(
@@ -182,19 +130,13 @@ def _plan(
     )
 
 
-def _first(
-    rules: Rules,
-    leaves: dict[str, Any],
-    axes: dict[str, Axes | None],
-    kinds: dict[str, str],
-    layers: dict[str, Layer],
-) -> frozenset[str]:
+def _first(rules: Rules, leaves: Leaves, layers: dict[str, Layer]) -> frozenset[str]:
     """The paths that ``uniform`` keeps dense."""
     if rules.distribution != "uniform" or rules.first in (None, False):
         return frozenset()
     if rules.first is not True:
         globs = (rules.first,) if isinstance(rules.first, str) else rules.first
-        paths.check_patterns(globs, leaves, "first")  # pyright: ignore
+        paths.check_patterns(globs, leaves.arrays, "first")  # pyright: ignore
         return frozenset(
             path
             for path in layers
@@ -202,15 +144,16 @@ def _first(
         )
     if len(layers) < 2:
         return frozenset()
-    biases = biases_by_module(leaves)
+    arrays, kinds = leaves.arrays, leaves.kinds
+    biases = biases_by_module(arrays)
     # Kernels that the user keeps dense have their places in the network, too.
     kernels = tuple(
-        ends_of(path, x, leaf_axes, rules.dims, biases.get(path.rpartition("/")[0]))
-        for path, x in leaves.items()
-        if (leaf_axes := axes[path]) is not None and not kinds[path] and x.size
+        ends_of(path, x, axes, rules.dims, biases.get(path.rpartition("/")[0]))
+        for path, x in arrays.items()
+        if (axes := leaves.axes[path]) is not None and not kinds[path] and x.size
     )
     embeds = any(
-        is_lookup(path, leaves[path]) for path in leaves if kinds[path] == EMBEDDING
+        is_lookup(path, x) for path, x in arrays.items() if kinds[path] == EMBEDDING
     )
     return frozenset({first_layer(kernels, embeds)}) & layers.keys()
 
@@ -250,20 +193,12 @@ def _check_min_fan_in(
     least: int, structure: Structure, layer: Layer, axes: Axes, leaf: Any, active: int
 ) -> None:
     inputs = layer.size // layer.outputs
-    _check_single_weights(structure, layer.path)
+    check_single_weights(structure, layer.path)
     if least > inputs or least * layer.outputs > active:
         raise ValueError(
             f"min_fan_in = {least} needs {least * layer.outputs} active weights in "
             f"{layer.path!r}, which has {active} of {layer.size}, {inputs} for each of "
             f"{layer.outputs} neurons; lower it, or give this layer more weights"
-        )
-
-
-def _check_single_weights(structure: Structure, path: str) -> None:
-    if not isinstance(structure, Unstructured | ConstantFanIn):
-        raise ValueError(
-            f"min_fan_in holds for single weights, not for {structure}, the structure "
-            f"of {path!r}"
         )
 
 
@@ -277,124 +212,10 @@ def _with_counts(
     def counted(plan):
         if plan.layer is None:
             return plan
-        moved = _plan(
-            *(rules, plan.path, plan.leaf, plan.axes, plan.layer, counts[plan.path])
-        )
+        count = counts[plan.path]
+        moved = _plan(rules, plan.path, plan.leaf, plan.axes, plan.layer, count)
         # Masks that are sparser stay so.
         active = None if plan.active is None else min(plan.active, moved.active or 0)
         return plan._replace(per_cell=moved.per_cell, active=active)
 
     return list(map(counted, plans))
-
-
-def _plans_of_masks(
-    rules: Rules,
-    params: Any,
-    flat: dict[str, Any],
-    axes: dict[str, Axes | None],
-    kinds: dict[str, str],
-) -> list[LeafPlan]:
-    masks = masks_by_path(rules.masks)
-    expected = [path for path, _ in paths.flatten_with_paths(params)]
-    for hole in [path for path, mask in masks.items() if mask is None]:
-        # It may stand for a subtree, as wrappers make them, or for no leaf at all.
-        if hole not in expected:
-            masks.pop(hole)
-            below = [path for path in expected if path.startswith(f"{hole}/")]
-            masks.update(dict.fromkeys(below))
-    if sorted(masks) != sorted(expected):
-        raise ValueError(
-            "masks must have the structure of the parameters, with "
-            "optax.MaskedNode() at dense leaves: they hold "
-            f"{', '.join(masks)}; the parameters are {', '.join(expected)}"
-        )
-    plans = []
-    for path, x in flat.items():
-        mask = masks[path]
-        if mask is None:
-            plans.append(
-                LeafPlan(path, x, "dense in masks", axes[path], kind=kinds[path])
-            )
-            continue
-        if tuple(mask.shape) != tuple(x.shape):
-            raise ValueError(
-                f"the mask at {path!r} has shape {tuple(mask.shape)}, its "
-                f"parameter {tuple(x.shape)}"
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"the mask at {path!r} belongs to a parameter of type {x.dtype}; "
-                "only real floating-point parameters can be sparse"
-            )
-        leaf_axes = resolve_axes(rules.dims, path, x) or one_neuron(x)
-        structure = resolve_structure(rules.structure, path)
-        units = structure.units(path, tuple(x.shape), leaf_axes)
-        layer = Layer.of(path, x, leaf_axes)
-        if rules.min_fan_in:
-            _check_single_weights(structure, path)
-        known = _known(mask)
-        if known is not None:
-            _check_legal(path, known, structure, units, moves=rules.moves)
-            _check_active(path, known)
-        active = None if known is None else int(np.count_nonzero(known))
-        plans.append(
-            LeafPlan(path, x, "", leaf_axes, layer, structure, units, active=active)
-        )
-    if flat and not any(plan.layer for plan in plans):
-        raise ValueError("masks hold no bool array: nothing would be sparse")
-    return plans
-
-
-def masks_by_path(masks: Any) -> dict[str, Any]:
-    """Given masks by their paths, None for a leaf or subtree that stays dense."""
-
-    def is_dense(x):
-        return x is None or paths.is_hole(x)
-
-    leaves = paths.flatten_with_paths(masks, is_dense)
-    return {path: None if is_dense(leaf) else leaf for path, leaf in leaves}
-
-
-def _known(mask: Any) -> np.ndarray | None:
-    """The mask, if it can be read now: not while tracing, not from afar."""
-    if isinstance(mask, Tracer):
-        return None
-    if not getattr(mask, "is_fully_addressable", True):
-        return None
-    return np.asarray(mask)
-
-
-def _check_active(path: str, mask: np.ndarray) -> None:
-    if not mask.any():
-        raise ValueError(
-            f"the mask at {path!r} has no active weight, which would keep it at zero "
-            "for good: give optax.MaskedNode() or None to leave the leaf dense; "
-            "so.masks_of(params) gives the masks of a sparse checkpoint, of its "
-            "kernels alone"
-        )
-
-
-def _check_legal(
-    path: str, mask: np.ndarray, structure: Structure, units: Units, *, moves: bool
-) -> None:
-    if isinstance(structure, Unstructured):
-        return
-    split = mask.reshape(units.split)
-    whole = split.all(units.inner, keepdims=True)
-    if (whole != split.any(units.inner, keepdims=True)).any():
-        raise ValueError(
-            f"the mask at {path!r} is not legal for {structure}: a unit of "
-            f"{units.size} weights is active in part"
-        )
-    if units.is_layer_wide or moves:
-        return
-    counts = whole.sum(units.cell)
-    if structure.density is not None:
-        legal = counts == structure.per_cell(units, 0)
-    else:
-        legal = (counts == counts.max()) | (counts == 0)  # ablated neurons
-    if not legal.all():
-        raise ValueError(
-            f"the mask at {path!r} is not legal for {structure}: it has between "
-            f"{counts.min()} and {counts.max()} active weights of {units.per_cell}"
-        )

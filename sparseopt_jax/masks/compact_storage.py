@@ -11,7 +11,8 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparseopt_jax.arrays.sharding_types import explicit_sharding, sharded
-from sparseopt_jax.layers.plans import LeafPlan, masks_by_path
+from sparseopt_jax.layers.leaf_plan import LeafPlan
+from sparseopt_jax.layers.mask_plans import masks_by_path
 from sparseopt_jax.masks.active_weights import ActiveIndices
 from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.packing import pack

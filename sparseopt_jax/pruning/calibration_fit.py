@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims, chosen_dims, same_axes
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.pruning.calibration import Calibration
 from sparseopt_jax.pruning.input_statistics import Inputs, check_inputs
 

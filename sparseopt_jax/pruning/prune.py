@@ -17,8 +17,9 @@ from sparseopt_jax.arrays.selection import top_k_masks
 from sparseopt_jax.layers import distributions
 from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where, check_where
+from sparseopt_jax.layers.leaf_plan import LeafPlan, Rules
 from sparseopt_jax.layers.neurons import Dims, check_dims
-from sparseopt_jax.layers.plans import LeafPlan, Rules, plan_leaves
+from sparseopt_jax.layers.plans import plan_leaves
 from sparseopt_jax.layers.structures import (
     ConstantFanIn,
     Structures,

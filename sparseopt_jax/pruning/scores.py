@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from sparseopt_jax.arrays.selection import random_scores
-from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.pruning.input_statistics import Inputs
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.trees import paths

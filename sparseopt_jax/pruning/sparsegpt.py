@@ -18,7 +18,7 @@ import numpy as np
 
 from sparseopt_jax.arrays.selection import top_k_mask
 from sparseopt_jax.arrays.sharding_types import placed_like, replicated
-from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.structures import NM, ConstantFanIn, Unstructured
 from sparseopt_jax.pruning.input_statistics import Inputs
 

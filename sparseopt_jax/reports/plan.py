@@ -8,8 +8,8 @@ from typing import Any
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.layers.axis_guesses import REMEDY, Guess, by_reason, guesses
 from sparseopt_jax.layers.leaf_kinds import BIAS, SCALE
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims, chosen_dims, resolve_axes, same_axes
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.layers.structures import Unstructured
 from sparseopt_jax.masks.packing import packed_bytes
 from sparseopt_jax.reports import flops, tables

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.masks.storage import MaskStorage
 
 

@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding
 
 from sparseopt_jax.arrays.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.arrays.units import random_units_mask
-from sparseopt_jax.layers.plans import LeafPlan, masks_by_path
+from sparseopt_jax.layers.leaf_plan import LeafPlan
+from sparseopt_jax.layers.mask_plans import masks_by_path
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.stages import Draft, Drop
 from sparseopt_jax.topologies.updates import Demand, first_draft, rewire

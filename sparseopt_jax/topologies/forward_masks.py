@@ -15,8 +15,8 @@ import optax
 
 from sparseopt_jax.arguments.checks import number
 from sparseopt_jax.arrays.counting import count_true
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.masks.state import map_masked
 from sparseopt_jax.masks.storage import (
     Masks,

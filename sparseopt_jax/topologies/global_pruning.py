@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax.arrays.selection import top_k_masks
-from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.topologies.stages import Draft, NetworkStage, Prune, Stage
 
 

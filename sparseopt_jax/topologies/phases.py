@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sparseopt_jax.arguments.checks import integer
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.topologies.base import Topology, TopologyState
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import FOREVER, told_updates

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import optax
 
-from sparseopt_jax.layers.plans import LeafPlan, Rules, plan_leaves
+from sparseopt_jax.layers.leaf_plan import LeafPlan, Rules
+from sparseopt_jax.layers.plans import plan_leaves
 
 if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring

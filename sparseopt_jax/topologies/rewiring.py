@@ -19,8 +19,8 @@ from sparseopt_jax.arguments.equality import hash_of, hash_of_tree, same, same_t
 from sparseopt_jax.layers import distributions
 from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where, check_where
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims, check_dims, fan_in, resolve_axes
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.layers.structures import Structures, Unstructured, check_structure
 from sparseopt_jax.masks.state import check_masks
 from sparseopt_jax.topologies import scores

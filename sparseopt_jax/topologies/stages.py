@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from sparseopt_jax.arrays.selection import top_k_mask
 from sparseopt_jax.arrays.units import Units
-from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 
 if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring

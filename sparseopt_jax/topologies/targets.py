@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arrays.rounding import scaled
-from sparseopt_jax.layers.plans import LeafPlan
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 
 if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring

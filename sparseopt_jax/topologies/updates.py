@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arrays.counting import count_true
+from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import one_neuron, resolve_axes
-from sparseopt_jax.layers.plans import LeafPlan
 from sparseopt_jax.layers.structures import resolve_structure
 from sparseopt_jax.masks.state import map_masked, map_masked_with_path
 from sparseopt_jax.topologies import scores

@@ -10,6 +10,7 @@ from benchmarks import mask_changes, method_arms, method_changes, method_models,
 from reporting import harness, stored
 from reporting.pages import methods as page
 from reporting.training import IMAGE
+from sparseopt_jax.topologies.catalogue import METHODS
 
 WHEN = method_arms.When(every=100, stop=1000)
 
@@ -153,3 +154,9 @@ def test_all_changes_come_within_a_run_of_digits():
             assert due, arm.label
             if arm.method not in ("STE", "SR-STE"):
                 assert due[-1] <= when.stop, arm.label
+
+
+def test_every_method_of_the_catalogue_has_an_arm():
+    # ITOP is a schedule of SET and RigL; SMET is measured with its optimizer.
+    titles = {method.title for method in METHODS.values()} - {"ITOP", "SMET"}
+    assert titles <= {arm.method for arm in method_arms.ARMS.values()}

@@ -6,6 +6,7 @@ import pytest
 
 import sparseopt_jax as so
 from sparseopt_jax.topologies.catalogue import METHODS
+from tests.golden_record.variants import METHODS as RECORDED
 
 
 def test_all_files_hold_a_method_that_is_entered():
@@ -34,3 +35,8 @@ def test_a_method_is_public_and_tells_its_arguments(name):
 def test_a_paper_is_one_of_arxiv(name):
     number, _, rest = METHODS[name].arxiv.partition(".")
     assert len(number) == 4 and len(rest) in (4, 5) and (number + rest).isdigit()
+
+
+def test_what_every_method_does_is_recorded():
+    # The function that learns thresholds is no topology.
+    assert {name.rstrip("_") for name in METHODS} - {"str"} <= set(RECORDED)
