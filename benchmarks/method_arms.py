@@ -126,6 +126,11 @@ def _srigl(sparsity, structure, when):
     return so.srigl(sparsity, every=when.every, stop=when.stop)
 
 
+def _snfs(sparsity, structure, when):
+    del structure  # it switches single weights
+    return so.snfs(sparsity, every=when.every, stop=when.stop)
+
+
 def _one_shot(sparsity, structure, when):
     return so.one_shot(sparsity, at=2 * when.quarter, structure=structure)
 
@@ -169,7 +174,7 @@ def _arms() -> list[Arm]:
         ("RigL", every_structure, _changing(so.rigl)),
         ("SRigL", ("constant fan-in",), _srigl),
         ("MEST", unstructured, _changing(so.mest)),
-        ("SNFS", unstructured, _changing(so.snfs)),
+        ("SNFS", unstructured, _snfs),
         ("GMP", unstructured, _changing(so.gradual_magnitude)),
         ("GMP, global", unstructured, _changing(so.gradual_magnitude, scope="global")),
         ("one-shot", unstructured, _one_shot),
