@@ -16,6 +16,9 @@ from sparseopt_jax.arrays.units import Units
 # whole arrays; a layer wastes less than one row.
 _WIDTH = 512
 
+# More bins take longer to compile, which the memory that they save is not worth.
+_MOST_BINS = 8
+
 # How full bins have to be: what they are filled up with takes its time as well.
 _FULL = 0.985
 
@@ -60,15 +63,20 @@ class Rows(NamedTuple):
                 row += rows_of(self.units[i], self.width)
         return [found[i] for i in range(len(self.units))]
 
-    def first_layers(self) -> list[tuple[int, int]]:
-        """The bin and the number of the first layer of each leaf."""
-        found = {}
+    def first_layers(self) -> list[int]:
+        """The first layer of each leaf, counted through all bins of so many each."""
+        found, layers = {}, self.layers_per_bin
         for number, bin in enumerate(self.bins):
-            layer = 0
+            layer = number * layers
             for i in bin:
-                found[i] = number, layer
+                found[i] = layer
                 layer += extents(self.units[i])[0]
         return [found[i] for i in range(len(self.units))]
+
+    @property
+    def layers_per_bin(self) -> int:
+        """Layers in the fullest bin, stacked ones counted each."""
+        return max(sum(extents(self.units[i])[0] for i in bin) for bin in self.bins)
 
     def tables(self) -> "Tables":
         """What ``RowUnits`` holds, of all bins."""
@@ -109,7 +117,7 @@ class Tables(NamedTuple):
 
 @functools.lru_cache
 def _tables(rows: Rows) -> Tables:
-    layers = max(sum(extents(rows.units[i])[0] for i in bin) for bin in rows.bins)
+    layers = rows.layers_per_bin
     of_rows, of_layers = (len(rows.bins), rows.height), (len(rows.bins), layers)
     tables = Tables(
         layer=np.full(of_rows, layers, np.int32),
@@ -158,7 +166,7 @@ def _tables(rows: Rows) -> Tables:
 def _laid_out(units: tuple[Units, ...], width: int, together: bool) -> Rows:
     sizes = [rows_of(own, width) for own in units]
     total, largest = sum(sizes), max(sizes)
-    count = 1 if together else total // max(largest, 1)
+    count = 1 if together else min(total // max(largest, 1), _MOST_BINS)
     while count > 1:
         for full in (1, _FULL):
             height = max(largest, math.ceil(total / count / full))

@@ -90,7 +90,7 @@ class RowUnits(NamedTuple):
             )
         return select_keys(
             keys,
-            self.of_layers(k),
+            self.layer_vector(k),
             sizes=self.sizes,
             index=self.first + column * self.step,
             counts_of=lambda keys, thresholds: self._by_layer(
@@ -98,6 +98,18 @@ class RowUnits(NamedTuple):
             ),
             spread=self._to_rows,
         )
+
+    def any(self, x: jax.Array) -> jax.Array:
+        """As ``Units.any``, of what is units already."""
+        return x
+
+    def all(self, x: jax.Array) -> jax.Array:
+        """As ``Units.all``, of what is units already."""
+        return x
+
+    def only(self, x: jax.Array) -> jax.Array:
+        """As ``Units.only``: a bool array without what is beyond the units."""
+        return x & self._is_unit(x.shape[1])
 
     def total(self, counts: jax.Array) -> jax.Array:
         """As ``Units.total``: (rows, 1)."""
@@ -135,10 +147,14 @@ class RowUnits(NamedTuple):
         ones = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.uint32)
         return jax.lax.bitcast_convert_type((bits >> 9) | ones, jnp.float32) - 1
 
-    def of_layers(self, numbers: jax.Array) -> jax.Array:
-        """From (rows, 1) with a number for each layer to (layers,)."""
+    def layer_vector(self, numbers: jax.Array) -> jax.Array:
+        """As ``Units.layer_vector``: from (rows, 1) to (layers,)."""
         chosen = jnp.take(numbers[:, 0], self.starts, mode="clip")
         return jnp.where(self.sizes > 0, chosen, 0)
+
+    def from_layer_vector(self, vector: jax.Array) -> jax.Array:
+        """As ``Units.from_layer_vector``: from (layers,) to (rows, 1)."""
+        return self._to_rows(vector)
 
     def _is_unit(self, columns: int) -> jax.Array:
         return jnp.arange(columns, dtype=jnp.int32) < self.width

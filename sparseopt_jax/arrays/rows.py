@@ -8,6 +8,7 @@ size, which one loop goes through: a bin is about as large as the largest leaf.
 Arrays that are split over devices are never laid out so: they would be gathered.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,8 +45,8 @@ def map_bins(
       rows: where the leaves lie.
       fields: of each kind of array the arrays of units of all leaves, of one dtype.
       function: from a bin's number, its units and its (height, width) arrays, one of
-        each kind, to one such array and to a number for each layer, (layers,), none
-        of them negative.
+        each kind, in which anything lies beyond the units, to one such array
+        and to a number for each layer, (layers,), none of them negative.
 
     Returns:
       The array of units of each leaf, and the sum of its layers' numbers.
@@ -56,7 +57,7 @@ def map_bins(
       >>> units = Unstructured().units("kernel", (2, 3), Axes((), (0,), (1,)))
       >>> def largest(number, units, laid):
       ...     mask = units.select(*laid, 1)
-      ...     return mask, units.of_layers(units.count(mask))
+      ...     return mask, units.layer_vector(units.count(mask))
       >>> scores = [jnp.arange(6.0).reshape(2, 3), -jnp.arange(6.0).reshape(2, 3)]
       >>> masks, counts = map_bins(Rows.of([units] * 2), [scores], largest)
       >>> [int(mask.argmax()) for mask in masks], [int(count) for count in counts]
@@ -72,8 +73,13 @@ def map_bins(
         for arrays in fields
     ]
 
+    fillings = [_filling(rows, jnp.ravel(arrays[0])[0]) for arrays in views]
+
     def loader(number):
-        return lambda: [_laid(rows, number, arrays) for arrays in views]
+        return lambda: [
+            _laid(rows, number, arrays, filling)
+            for arrays, filling in zip(views, fillings, strict=True)
+        ]
 
     loaders = [loader(number) for number in range(len(rows.bins))]
 
@@ -89,14 +95,11 @@ def map_bins(
         laid, numbers = jax.lax.map(at_bin, numbers_of_bins)
     places = rows.starts(), rows.first_layers()
     starts, layers = _at_run_time(places, always=numbers[0, 0] >= 0)
-    flat = jnp.ravel(laid)
+    flat, flat_numbers = jnp.ravel(laid), jnp.ravel(numbers)
     return (
         [_leaf(rows, i, flat, start) for i, start in enumerate(starts)],
         [
-            jnp.sum(
-                jax.lax.dynamic_slice(numbers, start, (1, extents(units)[0])),
-                dtype=numbers.dtype,
-            )
+            _sum(_slice(flat_numbers, start, extents(units)[0]))
             for units, start in zip(rows.units, layers, strict=True)
         ],
     )
@@ -148,16 +151,21 @@ def can_be_drawn(key: jax.Array) -> bool:
     return is_threefry and getattr(jax.config, "jax_threefry_partitionable", True)
 
 
-def _laid(rows: Rows, number: int, arrays: Sequence[jax.Array]) -> jax.Array:
+def _laid(
+    rows: Rows,
+    number: int,
+    arrays: Sequence[jax.Array],
+    filling: dict[int, jax.Array],
+) -> jax.Array:
     """One bin, flat; what lies between the leaves is anything."""
     parts = []
     left = rows.height * rows.width
     for i in rows.bins[number]:
         flat = _flat(rows, i, arrays[i])
         size = rows_of(rows.units[i], rows.width) * rows.width
-        parts += [flat, *_filling(size - flat.size, flat.dtype)]
+        parts += [flat, *[filling[n] for n in _powers(size - flat.size)]]
         left -= size
-    parts += _filling(left, arrays[0].dtype)
+    parts += [filling[n] for n in _powers(left)]
     return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
@@ -179,7 +187,7 @@ def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
     copies, cells, per_cell = extents(units)
     used, each = cells * per_cell, rows_of_layer(units, rows.width) * rows.width
     size = copies * each if copies > 1 else used
-    x = jax.lax.dynamic_slice(flat, (start,), (size,))
+    x = _slice(flat, start, size)
     if size > copies * used:
         x = jnp.reshape(x, (copies, each))[:, :used]
     order, shape = axis_order(units), unit_shape(units)
@@ -189,12 +197,29 @@ def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
     return jnp.transpose(x, [order.index(axis) for axis in range(len(order))])
 
 
-def _filling(size: int, dtype: Any) -> list[jax.Array]:
-    """Arrays of so many entries in all."""
+def _filling(rows: Rows, anything: jax.Array) -> dict[int, jax.Array]:
+    """What fills rows and bins up, by its size.
+
+    Of numbers that the compiler does not know: constants it would build into a kernel
+    for each bin, where otherwise arrays are only copied.
+    """
+    sizes = set()
+    for bin in rows.bins:
+        left = rows.height * rows.width
+        for i in bin:
+            size = rows_of(rows.units[i], rows.width) * rows.width
+            sizes.update(_powers(size - math.prod(unit_shape(rows.units[i]))))
+            left -= size
+        sizes.update(_powers(left))
+    return {n: jnp.full(n, anything) for n in sorted(sizes)}
+
+
+def _powers(size: int) -> list[int]:
+    """Powers of one base whose sum is a size."""
     parts = []
     for power in range(_POWERS, -1, -1):
         count, size = divmod(size, _BASE**power)
-        parts += [jnp.zeros(_BASE**power, dtype)] * count
+        parts += [_BASE**power] * count
     return parts
 
 
@@ -212,6 +237,16 @@ def _at_run_time(numbers: Any, *, always: jax.Array) -> Any:
     """
     return jax.lax.cond(
         always,
-        lambda: jax.tree.map(jnp.int32, numbers),
-        lambda: jax.tree.map(lambda _: jnp.int32(0), numbers),
+        lambda: jax.tree.map(np.int32, numbers),
+        lambda: jax.tree.map(lambda _: np.int32(0), numbers),
     )
+
+
+def _slice(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice(x, (start,), (size,), allow_negative_indices=False)
+
+
+def _sum(numbers: jax.Array) -> jax.Array:
+    if numbers.size == 1:
+        return jnp.reshape(numbers, ())
+    return jnp.sum(numbers, dtype=numbers.dtype)

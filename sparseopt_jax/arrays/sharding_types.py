@@ -82,3 +82,21 @@ def replicated(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     whole = NamedSharding(sharding.mesh, PartitionSpec())
     return jax.sharding.auto_axes(function, out_sharding=whole)(*args)
+
+
+def is_whole(x: jax.Array) -> bool:
+    """Whether an array is known to lie whole on every device that has it.
+
+    Where the compiler places arrays, and there are several devices, nobody knows.
+
+    Args:
+      x: an array or tracer.
+    """
+    if jax.device_count() == 1:
+        return True
+    if not isinstance(x, Tracer):
+        return x.sharding.is_fully_replicated
+    sharding = jax.typeof(x).sharding
+    kinds = set(sharding.mesh.axis_types)
+    # Within shard_map and pmap an array is one device's part.
+    return bool(kinds) and AxisType.Auto not in kinds and not any(sharding.spec)

@@ -137,6 +137,10 @@ class Units(NamedTuple):
         axes = self.cell if within == "cell" else self.layer
         return count_true(units, axes, keepdims=True)
 
+    def only(self, x: jax.Array) -> jax.Array:
+        """A bool array of units without what is none: here all of it is."""
+        return x
+
     def total(self, counts: jax.Array) -> jax.Array:
         """From a number for each cell to its sum over each layer, int32."""
         return jnp.sum(counts, self.layer, keepdims=True, dtype=jnp.int32)

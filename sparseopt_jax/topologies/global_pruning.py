@@ -58,7 +58,10 @@ class PruneGlobally(NetworkStage):
         ]
 
         def grown(grows, candidates):
-            inactive = [~units for units in candidates]
+            inactive = [
+                draft.units.only(~units)
+                for draft, units in zip(drafts, candidates, strict=True)
+            ]
             chosen = top_k_masks(grows, budget - present, where=inactive, sizes=weights)
             return [
                 draft.units.count(units)

@@ -33,13 +33,13 @@ from sparseopt_jax.topologies.schedules import (
     UpdateSteps,
     told_updates,
 )
+from sparseopt_jax.topologies.side_by_side import rewire_side_by_side
 from sparseopt_jax.topologies.stages import Drop, Grow, Prune, Stage
 from sparseopt_jax.topologies.targets import rises, targets
 from sparseopt_jax.topologies.updates import (
     Demand,
     collect,
-    rewire,
-    spread,
+    rewire_leaf_by_leaf,
     write_back,
 )
 from sparseopt_jax.trees import paths
@@ -372,12 +372,12 @@ class Rewiring(Topology):
             adapts=adapts,
             rises=rises(self, count, params),
         )
-        drafts = collect(self, key, masks, params, grads, state.memory, demand)
-        rewired = rewire(self.stages, list(drafts.values()))
-        new = spread(dict(zip(drafts, rewired, strict=True)), masks)
-        # What is counted reads the masks, instead of choosing them a second time.
-        new = jax.lax.optimization_barrier(new)
-        return write_back(self, count, masks, state, new)
+        leaves = collect(self, masks, params, grads, state.memory)
+        rewired = rewire_side_by_side(self, key, leaves, demand)
+        if rewired is None:
+            rewired = rewire_leaf_by_leaf(self, key, leaves, demand)
+        new, grown = rewired
+        return write_back(self, count, masks, state, new, grown)
 
 
 def _no_growth(path: str, mask: Any) -> Any:

@@ -201,6 +201,11 @@ def is_drawn(score: Score) -> bool:
     return getattr(score, "is_drawn", False)
 
 
+def is_elementwise(score: Score) -> bool:
+    """Whether a weight's score depends on that weight and its gradient alone."""
+    return getattr(score, "is_elementwise", False)
+
+
 def seen(
     score: Score, grad: jax.Array, mask: jax.Array, axes: Axes | None
 ) -> jax.Array:

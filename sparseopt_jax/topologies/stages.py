@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparseopt_jax.arrays.row_units import RowUnits
 from sparseopt_jax.arrays.selection import top_k_mask
 from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.layers.leaf_plan import LeafPlan
@@ -46,7 +47,7 @@ class Draft(NamedTuple):
       size: units of each cell that will be active.
     """
 
-    units: Units
+    units: Units | RowUnits
     active: jax.Array
     held: jax.Array
     drop: jax.Array
@@ -65,7 +66,7 @@ class Draft(NamedTuple):
 def held_units(
     mask: jax.Array,
     finite: jax.Array,
-    units: Units,
+    units: Units | RowUnits,
     drop: jax.Array,
     *,
     min_fan_in: int,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arrays.counting import count_true
+from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import one_neuron, resolve_axes
 from sparseopt_jax.layers.structures import resolve_structure
@@ -43,6 +44,40 @@ class Demand(NamedTuple):
     rises: jax.typing.ArrayLike
 
 
+class Leaf(NamedTuple):
+    """What decides about the units of one sparse leaf.
+
+    Attributes:
+      plan: what is planned for it.
+      mask: its present mask.
+      param: its weights.
+      grad: their dense gradient.
+      seen: the gradient as growth sees it.
+      memory: what is remembered of earlier gradients, or None.
+    """
+
+    plan: LeafPlan
+    mask: jax.Array
+    param: jax.Array
+    grad: jax.Array
+    seen: jax.Array
+    memory: jax.Array | None
+
+    @property
+    def units(self) -> Units:
+        """How its weights are switched."""
+        assert self.plan.units is not None
+        return self.plan.units
+
+    def measure(self, stages: Sequence[Stage]) -> dict[str, jax.Array]:
+        """Measure what the stages read besides scores."""
+        measured: dict[str, jax.Array] = {}
+        for stage in stages:
+            active = self.units.any(self.mask)
+            measured |= stage.measure(self.units, active, self.memory)
+        return measured
+
+
 def rewire(stages: Sequence[Stage], drafts: list[Draft]) -> list[Draft]:
     """Run the stages, one after another, over the drafts of all leaves."""
     for stage in stages:
@@ -52,54 +87,67 @@ def rewire(stages: Sequence[Stage], drafts: list[Draft]) -> list[Draft]:
 
 def collect(
     rewiring: "Rewiring",
-    key: jax.Array,
     masks: Any,
     params: optax.Params,
     grads: optax.Updates,
     memory: Any,
-    demand: Demand,
-) -> dict[str, Draft]:
-    """Score and count the units of every sparse leaf.
+) -> dict[str, Leaf]:
+    """Return what decides about every sparse leaf, by path.
 
     Args:
       rewiring: the topology.
-      key: typed PRNG key of the step.
       masks: the present masks.
       params: the weights.
       grads: the dense gradient.
       memory: what is remembered of earlier gradients.
-      demand: what the update is to do.
-
-    Returns:
-      The first drafts, by path.
     """
     plans = _plans(rewiring, params)
     remembered = paths.leaves_by_path(memory)
-    draws = scores.needs_key(rewiring.drop) or scores.needs_key(rewiring.grow)
-    drafts: dict[str, Draft] = {}
+    leaves: dict[str, Leaf] = {}
 
     def at_leaf(path, mask, param, grad):
         plan = plans.get(path) or kept_plan(rewiring, path, param)
-        keys = jax.random.split(leaf_key(key, path)) if draws else (key, key)
         seen = remembered.get(path, grad)
         seen = scores.seen(rewiring.grow, seen, mask, plan.axes)
-        units: Any = plan.units
-        measured: dict[str, jax.Array] = {}
-        for stage in rewiring.stages:
-            measured |= stage.measure(units, units.any(mask), remembered.get(path))
-        drafts[path] = first_draft(
-            rewiring,
-            plan,
-            mask,
-            param,
-            drop=scores.of_units(rewiring.drop, units, keys[0], param, grad),
-            grow=scores.of_units(rewiring.grow, units, keys[1], param, seen),
-            demand=demand,
-            measured=measured,
-        )
+        leaves[path] = Leaf(plan, mask, param, grad, seen, remembered.get(path))
         return param
 
     map_masked_with_path(at_leaf, masks, params, grads)
+    return leaves
+
+
+def first_drafts(
+    rewiring: "Rewiring", key: jax.Array, leaves: dict[str, Leaf], demand: Demand
+) -> dict[str, Draft]:
+    """Score and count the units of every leaf by itself.
+
+    Args:
+      rewiring: the topology.
+      key: typed PRNG key of the step.
+      leaves: what decides about each leaf, by path.
+      demand: what the update is to do.
+
+    Returns:
+      The drafts that the first stage sees, by path.
+    """
+    draws = scores.needs_key(rewiring.drop) or scores.needs_key(rewiring.grow)
+    drafts = {}
+    for path, leaf in leaves.items():
+        keys = jax.random.split(leaf_key(key, path)) if draws else (key, key)
+        drafts[path] = first_draft(
+            rewiring,
+            leaf.plan,
+            leaf.mask,
+            leaf.param,
+            drop=scores.of_units(
+                rewiring.drop, leaf.units, keys[0], leaf.param, leaf.grad
+            ),
+            grow=scores.of_units(
+                rewiring.grow, leaf.units, keys[1], leaf.param, leaf.seen
+            ),
+            demand=demand,
+            measured=leaf.measure(rewiring.stages),
+        )
     return drafts
 
 
@@ -155,13 +203,32 @@ def first_draft(
     )
 
 
-def spread(drafts: dict[str, Draft], masks: Any) -> dict[str, jax.Array]:
-    """Return the masks of the last drafts, each of its leaf's shape, by path."""
-    old = paths.leaves_by_path(masks)
-    return {
-        path: draft.units.spread(draft.kept, old[path])
-        for path, draft in drafts.items()
+def rewire_leaf_by_leaf(
+    rewiring: "Rewiring", key: jax.Array, leaves: dict[str, Leaf], demand: Demand
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Run the stages over each leaf as it is, wherever it lies.
+
+    Args:
+      rewiring: the topology.
+      key: typed PRNG key of the step.
+      leaves: what decides about each leaf, by path.
+      demand: what the update is to do.
+
+    Returns:
+      The new masks, and how many weights each has grown, by path.
+    """
+    drafts = first_drafts(rewiring, key, leaves, demand)
+    rewired = rewire(rewiring.stages, list(drafts.values()))
+    masks = {
+        path: leaves[path].units.spread(draft.kept, leaves[path].mask)
+        for path, draft in zip(drafts, rewired, strict=True)
     }
+    # What is counted reads the masks, instead of choosing them a second time.
+    masks = jax.lax.optimization_barrier(masks)
+    grown = {
+        path: count_true(mask & ~leaves[path].mask) for path, mask in masks.items()
+    }
+    return masks, grown
 
 
 def write_back(
@@ -170,6 +237,7 @@ def write_back(
     masks: Any,
     state: TopologyState,
     new: dict[str, jax.Array],
+    grown: dict[str, jax.Array],
 ) -> tuple[Any, TopologyState]:
     """Return the new tree of masks, and what the topology keeps from now on.
 
@@ -179,9 +247,8 @@ def write_back(
       masks: the masks before the update.
       state: what the topology has kept.
       new: the new mask of every sparse leaf, by path.
+      grown: how many of its weights were turned on, by path.
     """
-    old = paths.leaves_by_path(masks)
-    grown = {path: count_true(mask & ~old[path]) for path, mask in new.items()}
     masks_now = paths.map_with_paths(lambda path, old: new.get(path, old), masks)
     return masks_now, TopologyState(
         updated_at=jnp.asarray(count, jnp.int32),

@@ -107,7 +107,7 @@ def test_the_best_of_every_cell_or_layer_are_selected(leaves, together, within, 
     def select(number, units, laid):
         k = numbers_in_rows(rows, ks, number, units)
         mask = units.select(laid[0], k, laid[1], within=within)
-        return mask, units.of_layers(units.count(mask, "layer"))
+        return mask, units.layer_vector(units.count(mask, "layer"))
 
     masks, counts = jax.jit(lambda *fields: map_bins(rows, fields, select))(
         scores, candidates
@@ -198,7 +198,7 @@ def test_units_of_blocks_lie_in_rows():
     def select(number, units, laid):
         assert units.size == 4
         mask = units.select(laid[0], 3)
-        return mask, units.of_layers(units.count(mask))
+        return mask, units.layer_vector(units.count(mask))
 
     masks, counts = map_bins(rows, [scores], select)
     for units, found, own, count in zip(leaves, masks, scores, counts, strict=True):
@@ -234,14 +234,14 @@ def test_every_row_belongs_to_one_layer():
         assert widths.sum() == sum(math.prod(LAYERS[i].shape) for i in bin)
 
 
-def test_code_does_not_grow_with_the_number_of_layers():
+def test_code_does_not_grow_with_the_number_layer_vector():
     def kernels(leaves):
         rows = Rows.of(leaves)
         assert len(rows.bins) > 1
 
         def select(number, units, laid):
             mask = units.select(laid[0], 5, laid[1])
-            return mask, units.of_layers(units.count(mask))
+            return mask, units.layer_vector(units.count(mask))
 
         def change(*fields):
             return map_bins(rows, fields, select)

@@ -17,6 +17,7 @@ from sparseopt_jax.topologies import (
     Prune,
     PruneGlobally,
     Rewiring,
+    side_by_side,
     updates,
 )
 from sparseopt_jax.topologies.methods.snfs import Redistribute
@@ -146,8 +147,16 @@ def test_a_stage_may_refuse_a_leaf():
 
 def test_keys_are_derived_only_for_scores_that_need_them(monkeypatch):
     asked = []
+    leaf_key, leaf_keys = updates.leaf_key, side_by_side.leaf_keys
     monkeypatch.setattr(
-        updates, "leaf_key", lambda key, path: asked.append(path) or key
+        updates,
+        "leaf_key",
+        lambda key, path: asked.append(path) or leaf_key(key, path),
+    )
+    monkeypatch.setattr(
+        side_by_side,
+        "leaf_keys",
+        lambda key, paths: asked.extend(paths) or leaf_keys(key, paths),
     )
     params = {"kernel": jnp.ones((4, 4))}
     for topology, expected in (

@@ -1,0 +1,264 @@
+"""One update of a rewiring's masks with all leaves side by side, as rows of one array.
+
+The stages are those that serve a single leaf, and so are the results, to the last bit.
+But they are compiled once, not once a leaf: a network of many layers starts in a
+fraction of the time. Leaves that are split over devices, or may be, and units that
+cannot lie in rows are updated leaf by leaf.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.arrays.row_layout import Rows, rows_kind
+from sparseopt_jax.arrays.row_units import RowUnits
+from sparseopt_jax.arrays.rows import by_bins, can_be_drawn, map_bins, of_bin
+from sparseopt_jax.arrays.sharding_types import is_whole
+from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.stages import Draft, Stage, held_units
+from sparseopt_jax.topologies.updates import Demand, Leaf, first_drafts, rewire
+from sparseopt_jax.trees.leaf_keys import leaf_keys
+
+if TYPE_CHECKING:
+    from sparseopt_jax.topologies.rewiring import Rewiring
+
+# What float32 holds exactly may be joined before it is scored.
+_EXACT = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+class Group(NamedTuple):
+    """Leaves that one code serves: static, and hashable.
+
+    Attributes:
+      rows: where they lie.
+      stages: what is run over them.
+      scored: the scores to be kept and grown by, where units are scored in rows; else
+        None, and they come scored.
+      planned: active units that each leaf's layers were planned with; None if they
+        were not.
+    """
+
+    rows: Rows
+    stages: tuple[Stage, ...]
+    scored: tuple[scores.Score, scores.Score] | None
+    planned: tuple[int, ...] | None
+
+
+class Numbers(NamedTuple):
+    """What a group's update depends on besides its units.
+
+    Attributes:
+      fraction: as in ``Demand``.
+      adapts: as in ``Demand``.
+      rises: as in ``Demand``.
+      targets: active units of each leaf's cells, int32; None without.
+      keys: (leaves, 2) typed keys, to drop and to grow by; None where none is drawn.
+      measured: what stages have measured, a vector over the leaves' layers, by name.
+    """
+
+    fraction: jax.Array
+    adapts: jax.typing.ArrayLike
+    rises: jax.typing.ArrayLike
+    targets: jax.Array | None
+    keys: jax.Array | None
+    measured: dict[str, jax.Array]
+
+
+def rewire_side_by_side(
+    rewiring: "Rewiring", key: jax.Array, leaves: dict[str, Leaf], demand: Demand
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]] | None:
+    """Run the stages over all leaves together.
+
+    Args:
+      rewiring: the topology.
+      key: typed PRNG key of the step.
+      leaves: what is collected of every sparse leaf, by path.
+      demand: what the update is to do.
+
+    Returns:
+      The new masks, and how many weights each has grown, by path; None where the leaves
+      must be updated one by one.
+    """
+    is_scored = _can_be_scored_in_rows(rewiring, key, list(leaves.values()))
+    members: dict[Any, list[str]] = {}
+    for path, leaf in leaves.items():
+        kind = rows_kind(leaf.units)
+        if kind is None or not all(map(is_whole, (leaf.mask, leaf.param, leaf.grad))):
+            return None
+        traits = path in demand.targets, leaf.plan.per_cell is not None
+        dtypes = (leaf.param.dtype, leaf.seen.dtype) if is_scored else ()
+        members.setdefault((kind, traits, dtypes), []).append(path)
+    if rewiring.crosses_layers and len(members) > 1:
+        return None
+
+    drafts = None if is_scored else first_drafts(rewiring, key, leaves, demand)
+    masks: dict[str, jax.Array] = {}
+    grown: dict[str, jax.Array] = {}
+    for (_, (has_target, is_planned), _), paths in members.items():
+        own = [leaves[path] for path in paths]
+        group = Group(
+            rows=Rows.of([x.units for x in own], together=rewiring.crosses_layers),
+            stages=rewiring.stages,
+            scored=(rewiring.drop, rewiring.grow) if is_scored else None,
+            planned=tuple(_planned(x) for x in own) if is_planned else None,
+        )
+        numbers = Numbers(
+            fraction=demand.fraction,
+            adapts=demand.adapts,
+            rises=demand.rises,
+            targets=_stacked([demand.targets[p] for p in paths])
+            if has_target
+            else None,
+            keys=_keys(rewiring, key, paths) if is_scored else None,
+            measured=_measured(rewiring, own),
+        )
+        if drafts is None:
+            fields = [_read(rewiring, leaf) for leaf in own]
+        else:
+            fields = [_scored(drafts[path]) for path in paths]
+        found = _rewired(group, numbers, _transposed(fields))
+        for path, leaf, kept, count in zip(paths, own, *found, strict=True):
+            masks[path] = leaf.units.spread(kept, leaf.mask)
+            grown[path] = count * leaf.units.size
+    order = list(leaves)
+    return {path: masks[path] for path in order}, {path: grown[path] for path in order}
+
+
+@functools.partial(jax.jit, static_argnames="group")
+def _rewired(
+    group: Group, numbers: Numbers, fields: dict[str, list[jax.Array]]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The units of each leaf that are active in the end, and how many it has grown."""
+
+    def at_bin(number, units, laid):
+        laid = dict(zip(fields, laid, strict=True))
+        draft = _draft(group, numbers, number, units, laid)
+        (new,) = rewire(group.stages, [draft])
+        grown = units.count(new.kept & ~draft.active, "layer")
+        return new.kept, units.layer_vector(grown)
+
+    return map_bins(group.rows, list(fields.values()), at_bin)
+
+
+def _draft(
+    group: Group,
+    numbers: Numbers,
+    number: jax.Array,
+    units: RowUnits,
+    laid: dict[str, jax.Array],
+) -> Draft:
+    """The first draft of a bin."""
+
+    def of_leaves(numbers):
+        """From an entry for each of the group's leaves to one for each of the bin."""
+        return of_bin(group.rows, by_bins(group.rows, numbers), number)
+
+    def in_rows(numbers):
+        return jnp.take(of_leaves(numbers), units.leaf, mode="clip")[:, None]
+
+    active = units.only(laid["active"])
+    if group.scored is None:
+        held, drop, grow = units.only(laid["held"]), laid["drop"], laid["grow"]
+    else:
+        param = laid["param"]
+        drop, grow = (
+            units.draw(of_leaves(numbers.keys)[:, i], param.shape[1])
+            if scores.is_drawn(score)
+            else score(None, param, laid.get(gradient, param))  # pyright: ignore
+            for i, (score, gradient) in enumerate(
+                zip(group.scored, ("grad", "seen"), strict=True)
+            )
+        )
+        held, drop = held_units(
+            active, jnp.isfinite(param), units, drop, min_fan_in=0, neuron=()
+        )
+    present = units.count(active)
+    planned = group.planned
+    return Draft(
+        units=units,
+        active=active,
+        held=held,
+        drop=drop,
+        grow=grow,
+        fraction=numbers.fraction,
+        target=None if numbers.targets is None else in_rows(numbers.targets),
+        adapts=numbers.adapts,
+        rises=numbers.rises,
+        planned=None if planned is None else in_rows(jnp.asarray(planned, jnp.int32)),
+        measured={
+            name: units.from_layer_vector(vector)
+            for name, vector in numbers.measured.items()
+        },
+        kept=active,
+        most=present,
+        size=present,
+    )
+
+
+def _can_be_scored_in_rows(
+    rewiring: "Rewiring", key: jax.Array, leaves: Sequence[Leaf]
+) -> bool:
+    """Whether scores of joined leaves are those of each, and nothing else asks."""
+    if rewiring.min_fan_in:
+        return False
+    for score in (rewiring.drop, rewiring.grow):
+        if scores.is_drawn(score):
+            if not can_be_drawn(key):
+                return False
+        elif scores.needs_key(score) or not scores.is_elementwise(score):
+            return False
+    return all(
+        leaf.units.size == 1
+        and leaf.param.dtype in _EXACT
+        and leaf.seen.dtype in _EXACT
+        and leaf.units.split == leaf.units.shape
+        for leaf in leaves
+    )
+
+
+def _keys(rewiring: "Rewiring", key: jax.Array, paths: Sequence[str]) -> Any:
+    """Each leaf's two keys, as ``first_drafts`` has them; None where none is drawn."""
+    if not (scores.is_drawn(rewiring.drop) or scores.is_drawn(rewiring.grow)):
+        return None
+    return jax.vmap(jax.random.split)(leaf_keys(key, paths))
+
+
+def _measured(rewiring: "Rewiring", leaves: Sequence[Leaf]) -> dict[str, jax.Array]:
+    """What the stages measure on each leaf, as vectors over the layers of all."""
+    vectors: dict[str, list[jax.Array]] = {}
+    for leaf in leaves:
+        for name, numbers in leaf.measure(rewiring.stages).items():
+            vectors.setdefault(name, []).append(leaf.units.layer_vector(numbers))
+    return {name: jnp.concatenate(parts) for name, parts in vectors.items()}
+
+
+def _planned(leaf: Leaf) -> int:
+    assert leaf.plan.per_cell is not None
+    return leaf.plan.per_cell * leaf.units.cells
+
+
+def _stacked(targets: Sequence[Any]) -> jax.Array:
+    return jnp.stack([jnp.asarray(target, jnp.int32) for target in targets])
+
+
+def _read(rewiring: "Rewiring", leaf: Leaf) -> dict[str, jax.Array]:
+    """The arrays of a leaf that scores in rows read."""
+    arrays = {"active": leaf.mask, "param": leaf.param}
+    if scores.needs_gradient(rewiring.drop):
+        arrays["grad"] = leaf.grad
+    if scores.needs_gradient(rewiring.grow):
+        arrays["seen"] = leaf.seen
+    return arrays
+
+
+def _scored(draft: Draft) -> dict[str, jax.Array]:
+    """The arrays of a leaf whose units are scored."""
+    names = ("active", "held", "drop", "grow")
+    return {name: getattr(draft, name) for name in names}
+
+
+def _transposed(fields: Sequence[dict[str, jax.Array]]) -> dict[str, list[jax.Array]]:
+    return {name: [own[name] for own in fields] for name in fields[0]}
