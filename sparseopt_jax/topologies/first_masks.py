@@ -99,7 +99,7 @@ def _chosen(
         drafts.append(_draft(rewiring, plan, masks[path], weights, score, key))
     pruning = (*(stage for stage in rewiring.stages if stage.prunes), Drop())
     return {
-        path: draft.units.spread(draft.kept, masks[path])
+        path: plans[path].units.spread(draft.kept, masks[path])  # pyright: ignore
         for path, draft in zip(masks, rewire(pruning, drafts), strict=True)
     }
 

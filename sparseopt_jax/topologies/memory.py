@@ -97,7 +97,7 @@ class MeanGradient(GradientMemory):
                 grads,
             )
 
-        return if_due(place < self.steps, add, memory, _own(memory, grads))
+        return if_due(place < self.steps, add, memory, _remembered(memory, grads))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +129,11 @@ class GradientMomentum(GradientMemory):
         return jax.tree.map(
             lambda old, grad: self.decay * old + (1 - self.decay) * _finite(grad),
             memory,
-            _own(memory, grads),
+            _remembered(memory, grads),
         )
 
 
-def _own(memory: Any, grads: Any) -> Any:
+def _remembered(memory: Any, grads: Any) -> Any:
     """The gradients of the leaves that are remembered, in the memory's structure."""
     return map_masked(lambda grad, _: grad, grads, memory)
 

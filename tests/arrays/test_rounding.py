@@ -10,6 +10,7 @@ import pytest
 import sparseopt_jax as so
 from sparseopt_jax.arrays.counting import count_true
 from sparseopt_jax.arrays.rounding import scaled
+from sparseopt_jax.topologies.targets import targets
 
 LARGE = (2**22 + 1, 2**24 + 1, 2**25 - 3, 2**30 + 7, 2**31 - 1)
 
@@ -45,12 +46,12 @@ def shapes(*shape):
 def test_dense_phases_are_dense_in_large_layers(shape):
     params, size = shapes(*shape), shape[0] * shape[1]
     ac_dc = so.ac_dc(0.9, compress=[1, 3], decompress=[2])
-    assert [int(ac_dc._targets(t, params)["kernel"]) for t in (0, 2)] == [size] * 2
+    assert [int(targets(ac_dc, t, params)["kernel"]) for t in (0, 2)] == [size] * 2
     gradual = so.gradual_magnitude(0.9, every=1, start=2, stop=6)
     last = gradual.plan(params)[0].active
-    assert int(gradual._targets(2, params)["kernel"]) == size
-    assert int(gradual._targets(5, params)["kernel"]) == last
-    half = int(gradual._targets(3, params)["kernel"])
+    assert int(targets(gradual, 2, params)["kernel"]) == size
+    assert int(targets(gradual, 5, params)["kernel"]) == last
+    half = int(targets(gradual, 3, params)["kernel"])
     progress = Fraction(float(gradual.density.progress(3)))
     assert half == last + round((size - last) * progress)
 

@@ -80,10 +80,10 @@ def ac_dc(
     decompress = integers("decompress", decompress)
     steps = sorted((*compress, *decompress))
     alternating = [
-        own
+        step
         for pair in itertools.zip_longest(compress, decompress)
-        for own in pair
-        if own is not None
+        for step in pair
+        if step is not None
     ]
     if len(compress) != len(decompress) + 1 or steps != alternating:
         raise ValueError(

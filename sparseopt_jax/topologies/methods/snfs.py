@@ -59,7 +59,7 @@ class Redistribute(NetworkStage):
             jnp.concatenate(activity),
             jnp.concatenate(room),
         )
-        ends = itertools.accumulate(own.size for own in room)
+        ends = itertools.accumulate(places.size for places in room)
         parts = jnp.split(shares, list(ends)[:-1])
         return [
             draft._replace(size=count + draft.units.from_layer_vector(part))
@@ -176,10 +176,12 @@ def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
     def divide(given):
         left = total - jnp.sum(given)
         free = given < room
-        own = jnp.where(free, weights, 0.0)
+        claims = jnp.where(free, weights, 0.0)
         # At most 1 each, so that the sum is finite.
-        own = jnp.where(jnp.any(own > 0), own / jnp.max(own), free.astype(jnp.float32))
-        ideal = left.astype(jnp.float32) * (own / jnp.sum(own))
+        claims = jnp.where(
+            jnp.any(claims > 0), claims / jnp.max(claims), free.astype(jnp.float32)
+        )
+        ideal = left.astype(jnp.float32) * (claims / jnp.sum(claims))
         whole = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room - given)
         # Beyond 2**24 a float32 is not exact, and all together may exceed what is left.
         before = jnp.cumsum(whole) - whole
