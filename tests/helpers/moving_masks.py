@@ -55,4 +55,4 @@ def ten_steps(tx):
             np.testing.assert_array_equal(params["kernel"][~mask], 0.0)
             yield Step(index, old, before, params["kernel"], mask, state)
     assert (masks[-1] != masks[0]).any()
-    assert compiled.count("update_fn") == 1
+    assert compiled.count("update") == 1

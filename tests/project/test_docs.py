@@ -180,7 +180,7 @@ def test_a_method_of_ones_own_moves(name, params):
     for path in ("hidden", "head"):
         old, new = first[path]["kernel"], so.get_masks(state)[path]["kernel"]
         assert old.sum() == new.sum() and (old != new).any()
-    assert compiled.count("update_fn") == 1
+    assert compiled.count("update") == 1
     assert so.metrics(params, state)["inactive_nonzero"] == 0
     if name == "own":
         # 0.1 * 768 weights, as sqrt(512) to sqrt(256).
