@@ -37,7 +37,7 @@ REFUSALS = {
     "other data": "data index is 0 in process 0, 1 in process 1",
     "another leaf": "leaves z is float32[8] in process 0, None in process 1",
     "another shape": "leaves w is float32[4] in process 0, float32[8] in process 1",
-    "another topology": "topology every is 3 in process 0, 4 in process 1",
+    "another topology": "topology schedule every is 3 in process 0, 4 in process 1",
     "another optimizer": "optimizer settings scale.step_size is -0.2 in process 0, -",
     "data that is not JSON": "data must be plain numbers",
     "no array": "the state holds str at 'w'",

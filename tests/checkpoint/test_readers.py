@@ -188,7 +188,7 @@ def test_forgotten_checkpoints_hold_no_directory(tmp_path):
 
 HOLDER = """
     import sys, time
-    from sparseopt_jax.checkpoint_lock import WriterLock
+    from sparseopt_jax.checkpoint.lock import WriterLock
     lock = WriterLock(sys.argv[1])
     print("locked", flush=True)
     time.sleep(300)
