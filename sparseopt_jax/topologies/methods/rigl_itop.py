@@ -1,18 +1,17 @@
 """RigL with the settings of ITOP, with which it explores more."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sparseopt_jax.arguments.checks import integer
 from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Structures, Unstructured
-from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.catalogue import method
-from sparseopt_jax.topologies.memory import MeanGradient
+from sparseopt_jax.topologies.methods.rigl import rigl
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+from sparseopt_jax.topologies.schedules import Schedule
 
 _ANY_WEIGHTS = Unstructured()
 
@@ -74,10 +73,13 @@ def rigl_itop(
       >>> so.rigl_itop(0.9, stop=400_000).track_explored
       True
     """
-    averaged_steps = integer("averaged_steps", averaged_steps, 1)
-    return Rewiring(
-        name="rigl_itop",
-        sparsity=sparsity,
+    topology = rigl(
+        sparsity,
+        every=every,
+        stop=stop,
+        start=start,
+        drop_fraction=drop_fraction,
+        decay=decay,
         distribution=distribution,
         first=first,
         structure=structure,
@@ -86,10 +88,8 @@ def rigl_itop(
         masks=masks,
         dims=dims,
         min_fan_in=min_fan_in,
+        averaged_steps=averaged_steps,
+        corrected_growth=corrected_growth,
         track_explored=track_explored,
-        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
-        drop=scores.magnitude,
-        grow=scores.corrected_gradient if corrected_growth else scores.gradient,
-        replaces_step=True,
-        memory=None if averaged_steps == 1 else MeanGradient(averaged_steps),
     )
+    return dataclasses.replace(topology, name="rigl_itop")

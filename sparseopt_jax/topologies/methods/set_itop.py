@@ -1,5 +1,6 @@
 """SET with the settings of ITOP, with which it explores more."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,10 @@ from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Structures, Unstructured
-from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.catalogue import method
+from sparseopt_jax.topologies.methods.set_ import set_
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+from sparseopt_jax.topologies.schedules import Schedule
 
 _ANY_WEIGHTS = Unstructured()
 
@@ -70,9 +71,13 @@ def set_itop(
       >>> so.set_itop(0.95, stop=97_000).schedule.every
       1500
     """
-    return Rewiring(
-        name="set_itop",
-        sparsity=sparsity,
+    topology = set_(
+        sparsity,
+        every=every,
+        stop=stop,
+        start=start,
+        drop_fraction=drop_fraction,
+        decay=decay,
         distribution=distribution,
         first=first,
         structure=structure,
@@ -82,7 +87,5 @@ def set_itop(
         dims=dims,
         min_fan_in=min_fan_in,
         track_explored=track_explored,
-        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
-        drop=scores.magnitude,
-        grow=scores.random,
     )
+    return dataclasses.replace(topology, name="set_itop")
