@@ -191,7 +191,7 @@ class _Leaf(NamedTuple):
 def _largest_by_sorting(method: ForwardMasks, params: Arrays) -> list[Arrays]:
     """The masks of the largest weights; one sort serves used and trained ones."""
     own = [method.topology, *([method.trained] if method.trained else [])]
-    plans = [{plan.path: plan for plan in t.plan(params)} for t in own]
+    plans = [{plan.path: plan for plan in t.leaves(params)} for t in own]
     masks: list[Arrays] = [{} for _ in own]
     for path, param in params.items():
         cut = Cut.of(method.topology.structure, param.shape)
@@ -211,7 +211,7 @@ def _pruned(
     assert method.density is not None
     progress = method.density.progress(count)
     targets = {}
-    for plan in method.plan(params):
+    for plan in method.leaves(params):
         last: Any = plan.per_cell
         first = jnp.sum(leaves[plan.path].active)
         moved = jnp.round((first - last) * progress).astype(jnp.int32)

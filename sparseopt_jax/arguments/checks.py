@@ -36,7 +36,7 @@ def described(value: Any) -> str:
     if len(short) <= 60 and (plain or callable(value)):
         return short
     if callable(getattr(value, "init", None)) and hasattr(value, "update"):
-        is_topology = hasattr(value, "plan")
+        is_topology = hasattr(value, "leaves")
         return "a topology" if is_topology else "an optax transformation"
     if hasattr(value, "opt_state"):
         return f"{type(value).__name__}, which holds an optimizer's state"

@@ -224,11 +224,11 @@ def layouts_of(topology: Any, params: Any) -> dict[str, Layout]:
       One layout for each sparse leaf.
 
     Raises:
-      ValueError: as ``Topology.plan``; for given masks whose cells have different
+      ValueError: as ``Topology.leaves``; for given masks whose cells have different
         numbers of active units, and for leaves that are sharded across active weights.
     """
     found = {}
-    for plan in topology.plan(params):
+    for plan in topology.leaves(params):
         if plan.units is None:
             continue
         per_cell = plan.per_cell

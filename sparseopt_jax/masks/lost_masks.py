@@ -40,7 +40,7 @@ def check_not_lost(topology: Any, state: Any, params: Any) -> None:
     competes = not topology.keeps_counts and not _falls_by_layer(topology)
     if not lost or (competes and len(lost) < len(by_path)):
         return
-    for plan in topology.plan(params):
+    for plan in topology.leaves(params):
         if plan.path in lost and plan.active:
             raise ValueError(
                 f"no weight of {plan.path!r} is active, though {topology.name} gives "

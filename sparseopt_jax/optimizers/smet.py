@@ -115,7 +115,7 @@ def smet(
     def owner_of(params):
         # Which leaves are sparse is the parameters' to say: embeddings and the head
         # are large, and have no steps of their own to count.
-        plans = [] if params is None else topology.plan(params)
+        plans = [] if params is None else topology.leaves(params)
         return owner(frozenset(plan.path for plan in plans if plan.units is not None))
 
     def init_fn(params):

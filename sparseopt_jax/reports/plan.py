@@ -192,7 +192,7 @@ def plan(
             else "topology must be a Topology, as so.static(0.9) makes it, got "
             f"{described(topology)}: call so.plan(params, topology)"
         )
-    leaves = tuple(topology.plan(params))
+    leaves = tuple(topology.leaves(params))
     by_path = {leaf.path: leaf.leaf for leaf in leaves}
     told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
     sparse = [leaf for leaf in leaves if leaf.layer]

@@ -109,7 +109,7 @@ class Topology(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def plan(self, params: optax.Params) -> list[LeafPlan]:
+    def leaves(self, params: optax.Params) -> list[LeafPlan]:
         """Decide about each leaf of ``params``, from shapes alone.
 
         Args:
@@ -140,7 +140,7 @@ class Topology(abc.ABC):
           ``optax.MaskedNode()`` at dense ones; and what the topology keeps.
 
         Raises:
-          ValueError: as ``plan``.
+          ValueError: as ``leaves``.
         """
 
     def observe(

@@ -113,9 +113,9 @@ class ForwardMasks(Topology):
         used, trained = self.topology.sparsity, self.trained.sparsity
         return (used - trained) / used if used else 1.0  # pyright: ignore
 
-    def plan(self, params: optax.Params) -> list[LeafPlan]:
-        """Decide about each leaf: as ``Topology.plan``."""
-        return self.topology.plan(params)
+    def leaves(self, params: optax.Params) -> list[LeafPlan]:
+        """Decide about each leaf: as ``Topology.leaves``."""
+        return self.topology.leaves(params)
 
     def due(self, count: Any) -> Any:
         """Whether masks are chosen anew after step ``count``: as ``Topology.due``.
@@ -184,7 +184,7 @@ class ForwardMasks(Topology):
         if self.penalty:
             share = {
                 plan.path: plan.active / (plan.layer.size * plan.layer.copies)
-                for plan in self.plan(params)
+                for plan in self.leaves(params)
                 if plan.layer and plan.active
             }
 
@@ -205,7 +205,7 @@ class ForwardMasks(Topology):
 
 
 def _largest(topology: Rewiring, params: optax.Params) -> Any:
-    plans = {plan.path: plan for plan in topology.plan(params)}
+    plans = {plan.path: plan for plan in topology.leaves(params)}
 
     def at_leaf(path, param):
         plan = plans.get(path)

@@ -51,7 +51,7 @@ def masks_of(
       >>> topology = so.rigl(masks=masks, every=100, stop=1000)
     """
     finder = Rewiring(sparsity=0.0, where=where, include=include, dims=dims)
-    kernels = {plan.path for plan in finder.plan(params) if plan.layer}
+    kernels = {plan.path for plan in finder.leaves(params) if plan.layer}
 
     def at_leaf(path, leaf):
         if path not in kernels:

@@ -101,10 +101,10 @@ class Phases(Topology):
         """As ``Topology.dense_gradients``, in the phase that needs most."""
         return max(phase.dense_gradients for phase in self.topologies)
 
-    def plan(self, params: Any) -> list[LeafPlan]:
-        """What becomes of each leaf in the end: as ``Topology.plan``."""
+    def leaves(self, params: Any) -> list[LeafPlan]:
+        """What becomes of each leaf in the end: as ``Topology.leaves``."""
         deciding = [phase for phase in self.topologies if not phase.is_handed_on]
-        return deciding[-1].plan(params)
+        return deciding[-1].leaves(params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
         """Paths of the leaves that are full in all phases."""
@@ -119,11 +119,11 @@ class Phases(Topology):
     def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
         """The first phase's masks, and what all phases keep: as ``Topology.init``."""
         masks, state = self.topologies[0].init(key, params)
-        sparse = {plan.path for plan in self.topologies[0].plan(params) if plan.layer}
+        sparse = {plan.path for plan in self.topologies[0].leaves(params) if plan.layer}
         for number, phase in enumerate(self.topologies[1:], 2):
             if phase.is_handed_on:
                 continue
-            theirs = {plan.path for plan in phase.plan(params) if plan.layer}
+            theirs = {plan.path for plan in phase.leaves(params) if plan.layer}
             if theirs != sparse:
                 raise ValueError(
                     "all phases must make the same leaves sparse; phase 1 and phase "

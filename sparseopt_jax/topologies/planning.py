@@ -30,7 +30,7 @@ def planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
 
 def first_planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
     """Decide about each leaf, for the masks that a moving density begins with."""
-    last = rewiring.plan(params)  # raises where the end does not fit
+    last = rewiring.leaves(params)  # raises where the end does not fit
     if rewiring.density is None:
         return last
     initial = rewiring.density.initial_sparsity

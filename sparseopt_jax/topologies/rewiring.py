@@ -216,7 +216,7 @@ class Rewiring(Topology):
             return self.memory.dense_gradients(interval)
         return min(1 / (interval + 1), 1.0) if scores.needs_gradient(self.grow) else 0.0
 
-    def plan(self, params: Any) -> list[LeafPlan]:
+    def leaves(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf of ``params``.
 
         Args:
@@ -233,7 +233,7 @@ class Rewiring(Topology):
         return planned(self, params)
 
     def first_plan(self, params: Any) -> list[LeafPlan]:
-        """Decide about each leaf as ``plan`` does, for the masks of the beginning."""
+        """Decide about each leaf as ``leaves`` does, for the masks of the beginning."""
         return first_planned(self, params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
@@ -245,7 +245,9 @@ class Rewiring(Topology):
         if self.crosses_layers or not all(s.keeps_counts for s in self.stages):
             return frozenset()
         full = paths_of_full(self.first_plan(params))
-        return full if self.density is None else full & paths_of_full(self.plan(params))
+        return (
+            full if self.density is None else full & paths_of_full(self.leaves(params))
+        )
 
     @property
     def moves(self) -> bool:
@@ -279,7 +281,7 @@ class Rewiring(Topology):
           Masks in the structure of ``params``, and what the topology keeps.
 
         Raises:
-          ValueError: as ``plan``.
+          ValueError: as ``leaves``.
         """
         masks = first_masks(self, key, params)
         # A copy: a donated state must not hold one buffer twice.

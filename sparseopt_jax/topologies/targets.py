@@ -26,7 +26,7 @@ def targets(rewiring: "Rewiring", count: Any, params: optax.Params) -> dict[str,
     """
     if rewiring.is_handed_on:
         return {}
-    plans = {plan.path: plan for plan in rewiring.plan(params)}
+    plans = {plan.path: plan for plan in rewiring.leaves(params)}
     last = {path: plan.per_cell for path, plan in plans.items() if plan.per_cell}
     if rewiring.density is None:
         return dict(last)
@@ -65,7 +65,7 @@ def rises(rewiring: "Rewiring", count: Any, params: optax.Params) -> Any:
         for step in (count, schedule.previous(count))
     )
     first = _active_units(rewiring.first_plan(params))
-    last = _active_units(rewiring.plan(params))
+    last = _active_units(rewiring.leaves(params))
     return now > before if first > last else now < before
 
 

@@ -273,4 +273,4 @@ def kept_plan(rewiring: "Rewiring", path: str, leaf: Any) -> LeafPlan:
 def _plans(rewiring: "Rewiring", params: optax.Params) -> dict[str, LeafPlan]:
     if rewiring.is_handed_on:
         return {}
-    return {plan.path: plan for plan in rewiring.plan(params)}
+    return {plan.path: plan for plan in rewiring.leaves(params)}

@@ -43,7 +43,7 @@ def spread_masks(
     Returns:
       Bool arrays at sparse leaves, ``optax.MaskedNode()`` elsewhere.
     """
-    plans = {plan.path: plan for plan in topology.plan(params)}
+    plans = {plan.path: plan for plan in topology.leaves(params)}
 
     def at_leaf(path, leaf):
         plan = plans[path]

@@ -250,7 +250,7 @@ def test_numbers_of_numpy_and_jax_are_taken():
         assert so.static(kind(0.5)).sparsity == 0.5  # pyright: ignore
     steps: dict[str, Any] = {"every": np.int64(2), "stop": jnp.int32(8)}
     topology = so.rigl(0.5, **steps, min_fan_in=np.int8(1))  # pyright: ignore
-    assert topology.plan(PARAMS)[1].active == 64
+    assert topology.leaves(PARAMS)[1].active == 64
     for kind in (np.float32, jnp.float32):
         for optimizer in READY_MADE:
             optimizer(
@@ -271,9 +271,9 @@ def test_traced_learning_rates_are_taken():
 
 CHOOSERS: dict[str, Any] = {
     "where": [
-        lambda where: so.static(0.5, where=where).plan(PARAMS),
-        lambda where: so.rigl(0.5, where=where, **TIMES).plan(PARAMS),
-        lambda where: so.ste(0.5, where=where).plan(PARAMS),
+        lambda where: so.static(0.5, where=where).leaves(PARAMS),
+        lambda where: so.rigl(0.5, where=where, **TIMES).leaves(PARAMS),
+        lambda where: so.ste(0.5, where=where).leaves(PARAMS),
         lambda where: so.prune(PARAMS, sparsity=0.5, where=where),
         lambda where: so.str_(where=where).init(PARAMS),
         lambda where: so.scale_by_sparse_trust_ratio(where=where).init(PARAMS),

@@ -48,7 +48,7 @@ def test_dense_phases_are_dense_in_large_layers(shape):
     ac_dc = so.ac_dc(0.9, compress=[1, 3], decompress=[2])
     assert [int(targets(ac_dc, t, params)["kernel"]) for t in (0, 2)] == [size] * 2
     gradual = so.gradual_magnitude(0.9, every=1, start=2, stop=6)
-    last = gradual.plan(params)[0].active
+    last = gradual.leaves(params)[0].active
     assert int(targets(gradual, 2, params)["kernel"]) == size
     assert int(targets(gradual, 5, params)["kernel"]) == last
     half = int(targets(gradual, 3, params)["kernel"])
@@ -81,10 +81,10 @@ def test_layers_that_an_int32_does_not_count_fail_at_init(make):
 
 def test_blocks_make_them_countable():
     topology = so.rigl(0.9, every=1, stop=5, structure=so.Block((64, 64)))
-    (plan,) = topology.plan(HUGE)
+    (plan,) = topology.leaves(HUGE)
     assert plan.units.per_layer == 2**31 // 64**2
     stacked = so.static(0.9, dims=so.NeuronDims(1, 2))
-    assert stacked.plan(shapes(2, 2**15, 2**15))[0].layer.copies == 2
+    assert stacked.leaves(shapes(2, 2**15, 2**15))[0].layer.copies == 2
 
 
 def test_layers_that_are_compared_are_counted_together():
@@ -95,8 +95,8 @@ def test_layers_that_are_compared_are_counted_together():
         so.one_shot(0.9, at=3, scope="global"),
     ):
         with pytest.raises(ValueError, match="compares all layers, whose 2147483648"):
-            topology.plan(params)
-    assert so.rigl(0.9, every=1, stop=5).plan(params)
+            topology.leaves(params)
+    assert so.rigl(0.9, every=1, stop=5).leaves(params)
 
 
 @pytest.mark.parametrize("axes", [None, (0,), (1,)])

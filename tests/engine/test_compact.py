@@ -175,7 +175,7 @@ class TestState:
                 state = jax.eval_shape(tx.init, params)
                 # Fan-ins, one number for each of 512 neurons, are beside the point.
                 own = so.optimizer_bytes((state.masks, state.inner_state))
-                active = topology.plan(params)[0].active / params["kernel"].size
+                active = topology.leaves(params)[0].active / params["kernel"].size
                 assert own <= limit * active * dense
 
     def test_a_full_layer_has_no_index(self, params):

@@ -175,7 +175,7 @@ def test_inactive_weights_are_exactly_zero(row, run):
 
 
 def test_active_weights_are_conserved(row, run):
-    planned = {leaf.path: leaf.active for leaf in row.topology.plan(tree_of_shapes())}
+    planned = {leaf.path: leaf.active for leaf in row.topology.leaves(tree_of_shapes())}
     if not row.topology.keeps_counts:
         # In the end there are as many in all.
         masks = run.moments[-1].masks

@@ -235,7 +235,7 @@ def test_a_start_has_the_planned_counts(kernel, sparsity, distribution, seed):
         "bias": jax.ShapeDtypeStruct((3,), kernel.dtype),
     }
     try:
-        (leaf,) = [leaf for leaf in topology.plan(params) if leaf.layer]
+        (leaf,) = [leaf for leaf in topology.leaves(params) if leaf.layer]
     except ValueError as error:
         assert "keeps at least one" in str(error)
         return

@@ -76,7 +76,7 @@ def test_where_can_only_leave_out_more():
     params = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones((4, 4))}}
     params["b"] = params["a"]
     topology = so.static(0.5, where=lambda path, leaf: path.startswith("a/"))
-    reasons = {leaf.path: leaf.why_dense for leaf in topology.plan(params)}
+    reasons = {leaf.path: leaf.why_dense for leaf in topology.leaves(params)}
     assert reasons == {
         "a/bias": "bias",
         "a/kernel": "",
@@ -126,7 +126,7 @@ def test_neighbours_tell_stacked_biases():
         STACK,
         is_leaf=lambda x: isinstance(x, tuple),
     )
-    leaves = so.static(0.5, distribution={}).plan(params)
+    leaves = so.static(0.5, distribution={}).leaves(params)
     assert {leaf.path for leaf in leaves if leaf.layer} == {
         *("mlp/w1", "mlp/w2", "experts/wi", "experts/wo", "attention/W_Q"),
         *("down/down_w", "s4/C", "factors/w", "factors/a", "factors/b"),
@@ -194,7 +194,7 @@ def test_the_plan_names_the_remedy():
 
 def choosers():
     return [
-        lambda include: so.static(0.5, include=include).plan(TIED),
+        lambda include: so.static(0.5, include=include).leaves(TIED),
         lambda include: so.prune(TIED, sparsity=0.5, include=include),
         lambda include: so.str_(include=include).init(TIED),
     ]

@@ -26,7 +26,7 @@ def dense_of(params, **options):
     """Paths that stay dense; None if the first layer cannot be told."""
     topology = so.static(0.75, distribution="uniform", **options)
     try:
-        leaves = topology.plan(params)
+        leaves = topology.leaves(params)
     except ValueError as error:
         assert "names and shapes do not tell" in str(error)
         return None
@@ -309,7 +309,7 @@ TOPOLOGIES = {
 def test_first_goes_through_all_methods(name):
     params = kernels(a=(8, 8), b=(8, 8))
     options = {"distribution": "uniform", "first": ["b/*"]}
-    leaves = TOPOLOGIES[name](**options).plan(params)
+    leaves = TOPOLOGIES[name](**options).leaves(params)
     assert [leaf.active for leaf in leaves] == [32, 64]
     tx = so.sparsify(optax.sgd(0.1), TOPOLOGIES[name](**options))
     assert so.get_masks(tx.init(params))["b"]["kernel"].all()
@@ -331,7 +331,7 @@ def test_a_first_that_means_nothing_is_told(options, error, told):
     params = {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8))}
     options = {"distribution": "uniform", **options}
     with pytest.raises(error, match=told):
-        so.static(0.5, **options).plan(params)
+        so.static(0.5, **options).leaves(params)
     with pytest.raises(error, match=told):
         so.prune(params, sparsity=0.5, **options)
 

@@ -88,16 +88,16 @@ def test_what_is_no_structure_is_refused(structure):
 )
 def test_what_does_not_fit_a_kernel_is_named(structure, sparsity, message):
     with pytest.raises(ValueError, match=message):
-        so.static(sparsity, structure=structure).plan(PARAMS)
+        so.static(sparsity, structure=structure).leaves(PARAMS)
 
 
 def test_a_sparsity_is_needed_where_no_structure_fixes_it():
     with pytest.raises(ValueError, match="sparsity must be given"):
         so.static(structure=so.Block(2))
-    (a, b) = [p for p in so.static(structure=so.NM(1, 2)).plan(PARAMS) if p.layer]
+    (a, b) = [p for p in so.static(structure=so.NM(1, 2)).leaves(PARAMS) if p.layer]
     assert (a.active, b.active) == (24, 16)
     # The same sparsity may be said twice.
-    assert so.static(0.5, structure=so.NM(1, 2)).plan(PARAMS)
+    assert so.static(0.5, structure=so.NM(1, 2)).leaves(PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_sparsity_is_needed_where_no_structure_fixes_it():
 def test_a_stack_is_not_reached_over(structure, message):
     topology = so.static(2 / 3, structure=structure, dims=STACK)
     with pytest.raises(ValueError, match=message):
-        topology.plan({"kernel": jnp.ones((6, 4, 2))})
+        topology.leaves({"kernel": jnp.ones((6, 4, 2))})
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_masks_that_are_legal_are_taken():
 )
 def test_a_fan_in_that_cannot_be_kept_is_refused(options, error, message):
     with pytest.raises(error, match=message):
-        so.static(0.5, distribution="uniform", **options).plan({"a": PARAMS["a"]})
+        so.static(0.5, distribution="uniform", **options).leaves({"a": PARAMS["a"]})
 
 
 def test_a_fan_in_is_kept_with_given_masks_of_single_weights_only():
@@ -195,7 +195,7 @@ def test_one_threshold_for_all_weights_keeps_no_cells(structure):
 def test_a_mapping_gives_leaves_their_own_structures():
     structure = {"a/*": so.NM(1, 2), "b/*": so.Channel()}
     topology = so.static(0.75, structure=structure)
-    plans = {plan.path: plan for plan in topology.plan(PARAMS) if plan.layer}
+    plans = {plan.path: plan for plan in topology.leaves(PARAMS) if plan.layer}
     # The sparsity holds for what no structure fixes: one of four channels is left.
     assert [plan.active for plan in plans.values()] == [24, 8]
     masks, _ = topology.init(KEY, PARAMS)

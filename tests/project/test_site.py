@@ -84,7 +84,7 @@ def test_the_concepts_run(network, capsys):
     shown = capsys.readouterr().out
     assert "12 x 8" in shown and "?" not in shown and "warning" not in shown
     left = run_block(CONCEPTS, by_hand)
-    plans = left["topology"].plan(variables["params"])
+    plans = left["topology"].leaves(variables["params"])
     assert [plan.axes for plan in plans if plan.layer] == [((0,), (1,), (2,))]
 
 

@@ -28,8 +28,8 @@ class Rolling(so.Topology):
     keeps_counts: ClassVar[bool] = True
     dense_gradients: ClassVar[float] = 0.0
 
-    def plan(self, params):
-        return FIRST.plan(params)
+    def leaves(self, params):
+        return FIRST.leaves(params)
 
     def init(self, key, params):
         return FIRST.init(key, params)

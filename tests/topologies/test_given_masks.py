@@ -144,7 +144,7 @@ def test_sparser_masks_stay_as_they_are(name):
     topology = so.topologies.Rewiring(**{**_fields(topology), "masks": masks})
     for mask in trained(topology, 11):
         np.testing.assert_array_equal(mask, masks["kernel"])
-    assert topology.plan(PARAMS)[1].active == 40
+    assert topology.leaves(PARAMS)[1].active == 40
 
 
 def _fields(topology):

@@ -122,7 +122,9 @@ def test_the_largest_weights_are_given_up():
 def test_it_keeps_to_any_structure(structure):
     sparsity = None if structure.density else 0.5
     masks, new = updated(humble(sparsity, every=1, stop=9, structure=structure))
-    so.static(masks=new, structure=structure).plan(PARAMS)  # raises if one is not legal
+    so.static(masks=new, structure=structure).leaves(
+        PARAMS
+    )  # raises if one is not legal
     assert all((before != after).any() for before, after in pairs(masks, new))
 
 

@@ -122,7 +122,7 @@ def test_compiled_equals_eager(four):
 
 
 def test_what_becomes_of_each_leaf_in_the_end():
-    plans = {plan.path: plan.active for plan in FOUR.plan(PARAMS)}
+    plans = {plan.path: plan.active for plan in FOUR.leaves(PARAMS)}
     assert plans == {"k": 12, "b": None}
     assert FOUR.full_leaves(PARAMS) == frozenset()
     assert FOUR.moves and not FOUR.keeps_counts and FOUR.replaces_step is None

@@ -142,7 +142,7 @@ def test_a_stage_may_refuse_a_leaf():
 
     topology = dataclasses.replace(so.rigl(0.5, **WHEN), stages=(Wide(),))
     with pytest.raises(ValueError, match="'kernel' is too narrow"):
-        topology.plan({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+        topology.leaves({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
 
 
 def test_keys_are_derived_only_for_scores_that_need_them(monkeypatch):

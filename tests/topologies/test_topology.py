@@ -148,7 +148,7 @@ def test_first_masks_have_the_planned_counts_and_depend_on_the_name_alone():
     }
     topology = so.static(0.7)
     masks, state = topology.init(KEY, params)
-    plan = {leaf.path: leaf.active for leaf in topology.plan(params)}
+    plan = {leaf.path: leaf.active for leaf in topology.leaves(params)}
     assert int(masks["a"]["kernel"].sum()) == plan["a/kernel"]
     assert int(masks["b"]["kernel"].sum()) == plan["b/kernel"]
     assert plan["a/kernel"] + plan["b/kernel"] == round(0.3 * (48 + 72))
@@ -280,10 +280,10 @@ def test_a_glob_of_dims_passes_over_leaves_that_stay_dense():
     }
     dims = {"stack/*": so.NeuronDims(1, 2)}
     topology = so.static(0.5, dims=dims, where=lambda path, x: "gate" not in path)
-    plans = {plan.path: plan for plan in topology.plan(params)}
+    plans = {plan.path: plan for plan in topology.leaves(params)}
     assert plans["stack/kernel"].axes == ((0,), (1,), (2,))
     assert [path for path, plan in plans.items() if plan.layer] == ["stack/kernel"]
     with pytest.raises(ValueError, match="exceeds the rank of 'stack/gate'"):
-        so.static(0.5, dims=dims).plan(params)
+        so.static(0.5, dims=dims).leaves(params)
     with pytest.raises(ValueError, match=r"the pattern 'stack/\*' fits no leaf"):
-        so.static(0.5, dims={"stack/*": so.NeuronDims(1, 3)}).plan(params)
+        so.static(0.5, dims={"stack/*": so.NeuronDims(1, 3)}).leaves(params)

@@ -93,8 +93,8 @@ def test_the_default_of_nnx_attention_is_that_of_the_model():
 def assert_default(dims, params):
     """The convention has what is read off the model."""
     own, default = (so.static(0.5, dims=dims) for dims in (dims, None))
-    assert [plan.axes for plan in own.plan(params) if plan.layer] == [
-        plan.axes for plan in default.plan(params) if plan.layer
+    assert [plan.axes for plan in own.leaves(params) if plan.layer] == [
+        plan.axes for plan in default.leaves(params) if plan.layer
     ]
     assert not so.plan(params, default, dims=dims).disagreements
 
@@ -291,7 +291,7 @@ def test_paths_are_exact_and_boxes_have_no_part_in_them():
     params = {"a[0]": {"w": array(64, 32)}, "*": {"w": array(32, 64)}}
     dims = so.infer_dims(product, params, X)
     assert dims["a[0]/w"] == DENSE and dims["*/w"] == TRANSPOSED
-    plans = so.static(0.5, dims=dims).plan(params)
+    plans = so.static(0.5, dims=dims).leaves(params)
     assert [plan.axes.output for plan in plans] == [(0,), (1,)]
 
     boxed = nn.with_partitioning(nn.initializers.normal(), (None, "model"))
@@ -355,4 +355,4 @@ def test_dims_go_wherever_a_topology_goes():
     layers = {own.path: own for own in so.summary(params, state, dims=dims).layers}
     assert layers["layers/Dense_0/kernel"].copies == 3
     with pytest.raises(ValueError, match="dims were inferred for other parameters"):
-        so.static(0.5, dims=dims).plan({"other": jnp.ones((4, 4))})
+        so.static(0.5, dims=dims).leaves({"other": jnp.ones((4, 4))})

@@ -22,11 +22,11 @@ X = jnp.ones((2, 8, 8, 3))
 
 def sparse_paths(params, topology=None, **options):
     topology = topology or so.static(0.5, distribution={}, **options)
-    return {leaf.path for leaf in topology.plan(params) if leaf.layer}
+    return {leaf.path for leaf in topology.leaves(params) if leaf.layer}
 
 
 def reasons(params):
-    leaves = so.static(0.5, distribution={}).plan(params)
+    leaves = so.static(0.5, distribution={}).leaves(params)
     return {leaf.path: leaf.why_dense for leaf in leaves}
 
 

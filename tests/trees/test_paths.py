@@ -158,7 +158,7 @@ def test_two_leaves_never_share_a_path(tree, path, leaves):
     told(lambda: so.prune(tree, sparsity=0.5))
     told(lambda: so.str_().init(tree))
     told(lambda: so.apply_masks(tree, {"other": jnp.ones((4, 4), bool)}))
-    told(lambda: so.static(masks=tree).plan({"other": jnp.ones((4, 4))}))
+    told(lambda: so.static(masks=tree).leaves({"other": jnp.ones((4, 4))}))
 
 
 def test_haiku_paths_have_the_parts_that_they_show():

@@ -52,7 +52,7 @@ def largest(scores, k):
 
 
 def planned(topology):
-    return {leaf.path: leaf.active for leaf in topology.plan(PARAMS) if leaf.layer}
+    return {leaf.path: leaf.active for leaf in topology.leaves(PARAMS) if leaf.layer}
 
 
 # Gradual magnitude pruning.

@@ -100,8 +100,8 @@ def test_masks_are_chosen_when_due():
 def test_masks_keep_to_the_structure(structure):
     method = so.ste(0.5, structure=structure)
     masks, _ = method.init(KEY, PARAMS)
-    so.static(masks=masks, structure=structure).plan(PARAMS)
-    plans = {plan.path: plan for plan in method.plan(PARAMS)}
+    so.static(masks=masks, structure=structure).leaves(PARAMS)
+    plans = {plan.path: plan for plan in method.leaves(PARAMS)}
     assert int(masks["k"].sum()) == plans["k"].active == 24
     sums = plans["k"].units.sum(jnp.abs(PARAMS["k"]))
     chosen = np.asarray(plans["k"].units.all(masks["k"]))
@@ -185,7 +185,7 @@ def test_what_is_used_is_trained(distribution):
         method = so.top_kast(
             sparsity, trained_sparsity=sparsity - 0.01, distribution=distribution
         )
-        used, trained = method.plan(params), method.trained.plan(params)
+        used, trained = method.leaves(params), method.trained.leaves(params)
         for own, other in zip(used, trained, strict=True):
             assert own.active <= other.active
 
