@@ -113,9 +113,10 @@ class RowUnits(NamedTuple):
 
     def total(self, counts: jax.Array) -> jax.Array:
         """As ``Units.total``: (rows, 1)."""
+        counts = counts.astype(jnp.int32)
         if self.is_layer_wide:
-            return counts.astype(jnp.int32)
-        counts = jnp.where(self.width > 0, counts, 0).astype(jnp.int32)
+            return counts
+        counts = jnp.where(self.width > 0, counts, 0)
         return self._to_rows(*self._by_layer([counts[:, 0]]))
 
     def largest(self, counts: jax.Array) -> jax.Array:
