@@ -151,12 +151,12 @@ def _phases(sparsity, structure, when):
     pruned = so.gradual_magnitude(
         sparsity, every=every, start=when.quarter, stop=half + 1, structure=structure
     )
-    moved = so.rigl(masks="kept", every=every, start=half + every, stop=stop)
+    moved = so.rigl(masks=so.PREVIOUS_MASKS, every=every, start=half + every, stop=stop)
     return so.phases(
         (0, so.static(0.0)),
         (when.quarter, pruned),
         (half + 1, moved),
-        (stop, so.static(masks="kept")),
+        (stop, so.static(masks=so.PREVIOUS_MASKS)),
     )
 
 

@@ -69,6 +69,7 @@ from sparseopt_jax.topologies.methods.ste import ste
 from sparseopt_jax.topologies.methods.str_ import SoftThreshold, str_
 from sparseopt_jax.topologies.methods.top_kast import top_kast
 from sparseopt_jax.topologies.phases import phases
+from sparseopt_jax.topologies.previous_masks import PREVIOUS_MASKS
 from sparseopt_jax.tracing.infer_dims import infer_dims
 from sparseopt_jax.training.sparse_init import sparse_init
 from sparseopt_jax.training.train_step import (
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NM",
+    "PREVIOUS_MASKS",
     "Block",
     "Calibration",
     "Channel",

@@ -211,8 +211,9 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
     Each phase begins at its step and keeps to its own schedule, whose steps count from
     the beginning of training. Where its numbers of active weights differ from those
     handed on, the first step of the phase brings the masks to them: by its drop score
-    downwards, by its grow score upwards. A topology with ``masks="kept"`` takes the
-    numbers as they are: ``static(masks="kept")`` freezes the masks.
+    downwards, by its grow score upwards. A topology with
+    ``masks=so.PREVIOUS_MASKS`` takes the numbers as they are:
+    ``static(masks=so.PREVIOUS_MASKS)`` freezes the masks.
 
     Args:
       *parts: pairs of a first step, from 0 ascending, and a topology.
@@ -230,11 +231,12 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
       Dense for 1,000 steps, then pruned gradually, moved by RigL, frozen at last:
 
       >>> import sparseopt_jax as so
+      >>> masks = so.PREVIOUS_MASKS
       >>> topology = so.phases(
       ...     (0, so.static(0.0)),
       ...     (1000, so.gradual_magnitude(0.9, every=100, start=1000, stop=4000)),
-      ...     (4000, so.rigl(masks="kept", every=100, start=4100, stop=8000)),
-      ...     (8000, so.static(masks="kept")),
+      ...     (4000, so.rigl(masks=masks, every=100, start=4100, stop=8000)),
+      ...     (8000, so.static(masks=masks)),
       ... )
       >>> topology.due(1000), topology.due(1050)
       (True, False)
@@ -255,13 +257,13 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
         raise ValueError(f"phases must begin at 0 and ascend, got steps {starts}")
     if topologies[0].is_handed_on:
         raise ValueError(
-            'the first phase has no masks to keep: give it no masks="kept"'
+            "the first phase has no masks to keep: give it no masks=so.PREVIOUS_MASKS"
         )
     for number, phase in enumerate(topologies[1:], 2):
         if phase.masks is not None and not phase.is_handed_on:
             raise ValueError(
                 f"phase {number} cannot begin with masks of its own, only the first "
-                "can; give it a sparsity, or masks='kept'"
+                "can; give it a sparsity, or masks=so.PREVIOUS_MASKS"
             )
     if any(phase.dims != topologies[0].dims for phase in topologies):
         raise ValueError("all phases must have the same dims")

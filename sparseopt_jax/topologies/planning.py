@@ -17,7 +17,8 @@ def planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
     """Decide about each leaf: as ``Rewiring.plan``."""
     if rewiring.is_handed_on:
         raise ValueError(
-            'masks="kept" takes masks over from a phase before; use it in phases'
+            "masks=so.PREVIOUS_MASKS takes masks over from a phase before; use it in "
+            "phases"
         )
     plans = plan_leaves(_rules(rewiring, rewiring.sparsity), params)
     _check_countable(rewiring, plans)

@@ -28,6 +28,7 @@ from sparseopt_jax.topologies.base import Topology, TopologyState
 from sparseopt_jax.topologies.first_masks import first_masks
 from sparseopt_jax.topologies.memory import GradientMemory, no_gradients
 from sparseopt_jax.topologies.planning import first_planned, paths_of_full, planned
+from sparseopt_jax.topologies.previous_masks import PREVIOUS_MASKS
 from sparseopt_jax.topologies.schedules import (
     DensitySchedule,
     UpdateSteps,
@@ -44,7 +45,6 @@ from sparseopt_jax.topologies.updates import (
 )
 from sparseopt_jax.trees import paths
 
-KEPT = "kept"
 _ANY_WEIGHTS = Unstructured()
 
 
@@ -68,8 +68,9 @@ class Rewiring(Topology):
       where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
       include: globs over paths, or a function of path and leaf: leaves that are made
         sparse although they are no kernels.
-      masks: masks to start from, instead of random ones; ``"kept"`` for a phase that
-        keeps the masks, or their numbers of active weights, as they are handed on.
+      masks: masks to start from, instead of random ones; ``PREVIOUS_MASKS`` for a
+        phase that keeps the masks, or their numbers of active weights, as they are
+        handed on.
       dims: the axes of kernels, as in ``sparseopt_jax.layers.neurons.resolve_axes``.
       schedule: when the topology changes; None if it never does.
       drop: score by which active weights are kept, the highest.
@@ -129,6 +130,11 @@ class Rewiring(Topology):
             globs = self.include
             globs = (globs,) if isinstance(globs, str) else tuple(globs)
             object.__setattr__(self, "include", globs)
+        if isinstance(self.masks, str):
+            raise TypeError(
+                "masks must be a tree of bool arrays, or so.PREVIOUS_MASKS in phases, "
+                f"got {self.masks!r}"
+            )
         if self.masks is not None and not self.is_handed_on:
             check_masks(self.masks)
         for name in ("distribution", "structure", "dims"):
@@ -171,9 +177,9 @@ class Rewiring(Topology):
             )
             if self.is_handed_on:
                 raise ValueError(
-                    'masks="kept" keeps the number of active weights, which a density '
-                    "moves: leave masks out; in phases it starts from the masks that "
-                    "are handed on"
+                    "masks=so.PREVIOUS_MASKS keeps the number of active weights, which "
+                    "a density moves: leave masks out; in phases it starts from the "
+                    "masks that are handed on"
                 )
         least = integer("min_fan_in", self.min_fan_in, 0)
         object.__setattr__(self, "min_fan_in", least)
@@ -190,7 +196,7 @@ class Rewiring(Topology):
     @property
     def is_handed_on(self) -> bool:
         """Whether it takes the masks, or their numbers, that a phase before left."""
-        return isinstance(self.masks, str) and self.masks == KEPT
+        return self.masks is PREVIOUS_MASKS
 
     @property
     def keeps_counts(self) -> bool:

@@ -44,7 +44,8 @@ TOPOLOGIES = {
         0.5, trained_sparsity=0.25, distribution={"*": 0.5}
     ),
     "phases": lambda: so.phases(
-        (0, so.static(0.5, distribution={"a": 0.5})), (3, so.static(masks="kept"))
+        (0, so.static(0.5, distribution={"a": 0.5})),
+        (3, so.static(masks=so.PREVIOUS_MASKS)),
     ),
 }
 

@@ -70,7 +70,7 @@ HUGE = shapes(2**16, 2**15)
         lambda: so.snfs(0.9, every=1, stop=5),
         lambda: so.gradual_magnitude(0.9, every=1, stop=5, scope="global"),
         lambda: so.ste(structure=so.NM(2, 4)),
-        lambda: so.phases((0, so.static(0.9)), (1, so.static(masks="kept"))),
+        lambda: so.phases((0, so.static(0.9)), (1, so.static(masks=so.PREVIOUS_MASKS))),
     ],
 )
 def test_layers_that_an_int32_does_not_count_fail_at_init(make):

@@ -24,7 +24,8 @@ TOPOLOGIES = {
     "snfs": lambda: so.snfs(0.5, **SCHEDULE),
     "granet": lambda: so.granet(0.5, every=2, stop=6),
     "phases": lambda: so.phases(
-        (0, so.static(0.5)), (3, so.rigl(masks="kept", every=2, start=4, stop=9))
+        (0, so.static(0.5)),
+        (3, so.rigl(masks=so.PREVIOUS_MASKS, every=2, start=4, stop=9)),
     ),
     "ste": lambda: so.ste(0.5, every=2),
     "top_kast": lambda: so.top_kast(0.6, trained_sparsity=0.3, every=2),

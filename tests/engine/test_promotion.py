@@ -43,7 +43,9 @@ TOPOLOGIES = {
     "sr_ste": so.sr_ste(every=2, stop=4),
     "top_kast": so.top_kast(0.5, trained_sparsity=0.25, every=2),
     "phases": so.phases(
-        (0, so.static(0.25)), (1, so.set_(0.5, **WHEN)), (4, so.static(masks="kept"))
+        (0, so.static(0.25)),
+        (1, so.set_(0.5, **WHEN)),
+        (4, so.static(masks=so.PREVIOUS_MASKS)),
     ),
 }
 # Without those around ``optax.adam``, which itself asks for promotion.

@@ -185,7 +185,7 @@ METHODS: dict[str, Method] = {
     "two_phases": Method(
         lambda: so.phases(
             (0, so.rigl(0.6, dims=DIMS, **SCHEDULE)),
-            (14, so.static(masks="kept", dims=DIMS)),
+            (14, so.static(masks=so.PREVIOUS_MASKS, dims=DIMS)),
         ),
         updates="before",
     ),
@@ -193,7 +193,7 @@ METHODS: dict[str, Method] = {
         lambda: so.phases(
             (0, so.static(0.3, dims=DIMS)),
             (6, so.gradual_magnitude(0.7, every=5, start=7, stop=15, dims=DIMS)),
-            (18, so.set_(masks="kept", every=3, stop=29, dims=DIMS)),
+            (18, so.set_(masks=so.PREVIOUS_MASKS, every=3, stop=29, dims=DIMS)),
         ),
         corrected,
     ),

@@ -260,7 +260,9 @@ METHODS = [
     ),
     _row(
         "phases",
-        so.phases((0, so.static(0.25)), (2, rigl()), (6, so.static(masks="kept"))),
+        so.phases(
+            (0, so.static(0.25)), (2, rigl()), (6, so.static(masks=so.PREVIOUS_MASKS))
+        ),
         _around(_momentum),
     ),
     _row("ste", so.ste(0.5), _around(_momentum)),

@@ -185,7 +185,7 @@ def test_a_pruned_network_is_handed_on():
     topology = so.phases(
         (0, so.static(0.8)),
         (3, so.gradual_magnitude(0.9, every=2, start=3, stop=10)),
-        (10, so.static(masks="kept")),
+        (10, so.static(masks=so.PREVIOUS_MASKS)),
     )
     masks = trained(topology, 12)
     counts = [int(mask.sum()) for mask in masks]

@@ -1,6 +1,8 @@
 """One topology after another: what is handed on, and when."""
 
+import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import optax
 import pytest
 
 import sparseopt_jax as so
+from sparseopt_jax.checkpoint.record import describe_topology
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -63,8 +66,8 @@ HALF = {"drop_fraction": 0.5, "decay": "constant"}
 FOUR = so.phases(
     (0, so.static(0.0)),
     (2, so.gradual_magnitude(0.75, every=2, start=2, stop=7)),
-    (7, so.rigl(masks="kept", every=2, start=7, stop=11, **HALF)),
-    (11, so.static(masks="kept")),
+    (7, so.rigl(masks=so.PREVIOUS_MASKS, every=2, start=7, stop=11, **HALF)),
+    (11, so.static(masks=so.PREVIOUS_MASKS)),
 )
 
 
@@ -126,7 +129,7 @@ def test_what_becomes_of_each_leaf_in_the_end():
     assert plans == {"k": 12, "b": None}
     assert FOUR.full_leaves(PARAMS) == frozenset()
     assert FOUR.moves and not FOUR.keeps_counts and FOUR.replaces_step is None
-    late = so.phases((0, so.static(0.0)), (5, so.static(masks="kept")))
+    late = so.phases((0, so.static(0.0)), (5, so.static(masks=so.PREVIOUS_MASKS)))
     assert late.full_leaves(PARAMS) == {"k"}
 
 
@@ -189,7 +192,7 @@ EVERY = {"every": 10, "start": 10, "stop": 90, "drop_fraction": 0.5}
 def test_masks_of_a_structure_are_kept_within_it():
     kept = so.phases(
         (0, so.static(structure=so.NM(1, 2))),
-        (5, so.rigl(masks="kept", structure=so.NM(1, 2), **EVERY)),
+        (5, so.rigl(masks=so.PREVIOUS_MASKS, structure=so.NM(1, 2), **EVERY)),
     )
     # Half of 4 are dropped: the small ones, in the last two groups.
     old = jnp.array([[1, 1], [0, 0], [1, 1], [0, 0]], bool)
@@ -231,7 +234,7 @@ def test_what_snfs_has_shared_out_is_not_taken_back():
 
 def test_layers_that_are_full_before_may_lose_weights():
     first = so.static(0.4, distribution={"full": 0.0})
-    last = so.snfs(masks="kept", **EVERY | {"start": 2, "every": 2})
+    last = so.snfs(masks=so.PREVIOUS_MASKS, **EVERY | {"start": 2, "every": 2})
     tx = so.sparsify(optax.sgd(0.1), so.phases((0, first), (2, last)))
     rng = np.random.default_rng(0)
     params = {
@@ -261,7 +264,7 @@ def test_changes_from_the_host_are_those_within_the_step():
     topology = so.phases(
         (0, so.static(0.0)),
         (2, so.gradual_magnitude(0.75, every=2, start=2, stop=7)),
-        (7, so.set_(masks="kept", every=2, start=7, stop=11, **HALF)),
+        (7, so.set_(masks=so.PREVIOUS_MASKS, every=2, start=7, stop=11, **HALF)),
     )
     assert topology.replaces_step is False
     expected = trained(topology, 10)
@@ -301,14 +304,18 @@ def test_the_host_cannot_change_what_replaces_steps_and_what_follows_them():
             ValueError,
             r"begin at 0 and ascend, got steps \(0, 5, 5\)",
         ),
-        (((0, so.static(masks="kept")),), ValueError, "first phase has no masks"),
+        (
+            ((0, so.static(masks=so.PREVIOUS_MASKS)),),
+            ValueError,
+            "first phase has no masks",
+        ),
         (
             (
                 (0, so.static(0.5)),
                 (5, so.static(masks={"k": jnp.ones((8, 6), bool), "b": None})),
             ),
             ValueError,
-            "phase 2 cannot begin with masks of its own.*'kept'",
+            "phase 2 cannot begin with masks of its own.*PREVIOUS_MASKS",
         ),
         (
             ((0, so.static(0.5)), (5, so.static(0.5, dims=so.NeuronDims(1, 0)))),
@@ -339,21 +346,29 @@ def test_phases_of_other_leaves_are_refused():
         so.sparsify(optax.sgd(0.1), topology).init(params)
 
 
-def test_kept_masks_are_for_phases():
-    tx = so.sparsify(optax.sgd(0.1), so.static(masks="kept"))
+def test_previous_masks_are_named_by_a_constant_alone():
+    with pytest.raises(TypeError, match=r"so\.PREVIOUS_MASKS in phases, got 'kept'"):
+        so.static(masks="kept")
+    assert copy.deepcopy(so.PREVIOUS_MASKS) is so.PREVIOUS_MASKS
+    assert pickle.loads(pickle.dumps(so.PREVIOUS_MASKS)) is so.PREVIOUS_MASKS
+    assert describe_topology(so.static(masks=so.PREVIOUS_MASKS))["masks"] == "kept"
+
+
+def test_previous_masks_are_for_phases():
+    tx = so.sparsify(optax.sgd(0.1), so.static(masks=so.PREVIOUS_MASKS))
     with pytest.raises(ValueError, match="takes masks over from a phase before"):
         tx.init(PARAMS)
 
 
 def test_freezing_costs_no_gradient_step():
     moving = so.rigl(0.5, every=2, stop=4)
-    topology = so.phases((0, moving), (4, so.static(masks="kept")))
+    topology = so.phases((0, moving), (4, so.static(masks=so.PREVIOUS_MASKS)))
     assert [step for step in range(8) if topology.due(step)] == [0, 2]
 
 
-def test_kept_masks_may_be_of_vectors():
+def test_previous_masks_may_be_of_vectors():
     masks = {"w": jnp.arange(8) % 2 == 0}
-    kept = so.rigl(masks="kept", every=1, stop=9, drop_fraction=0.5)
+    kept = so.rigl(masks=so.PREVIOUS_MASKS, every=1, stop=9, drop_fraction=0.5)
     tx = so.sparsify(optax.sgd(0.1), so.phases((0, so.static(masks=masks)), (1, kept)))
     params = {"w": jnp.arange(1.0, 9.0)}
     state = tx.init(params)

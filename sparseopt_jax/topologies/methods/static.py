@@ -48,8 +48,8 @@ def static(
         or a function of path and leaf. ``where`` still excludes.
       masks: masks to start from, in the structure of the parameters: bool arrays,
         ``optax.MaskedNode()`` or None at dense leaves, as ``so.masks_of(params)``
-        takes them from a sparse checkpoint; in a later one of ``phases``, ``"kept"``
-        for those that are handed on.
+        takes them from a sparse checkpoint; in a later one of ``phases``,
+        ``PREVIOUS_MASKS`` for those that are handed on.
       dims: the axes of kernels that do not follow the Flax convention, above all
         stacked ones: what ``infer_dims`` reads off the model, a ``NeuronDims``, a
         mapping from globs over paths to them, or a function of path and leaf.

@@ -348,7 +348,11 @@ gradual = functools.partial(so.gradual_magnitude, every=1, stop=5)
             ValueError,
             "sparsity must be given: masks are where the density starts",
         ),
-        (lambda: gradual(0.5, masks="kept"), ValueError, "in phases it starts from"),
+        (
+            lambda: gradual(0.5, masks=so.PREVIOUS_MASKS),
+            ValueError,
+            "in phases it starts from",
+        ),
         (lambda: so.one_shot(0.5, at=-1), ValueError, "at must be at least 0"),
         (lambda: so.one_shot(0.5, at=1.5), TypeError, "at must be an integer"),
         (lambda: so.one_shot(0.5, at=True), TypeError, "at must be an .*, got True"),

@@ -122,7 +122,7 @@ def test_a_static_plan_tells_of_no_updates():
 
 # Where phases meet.
 
-FROZEN = so.static(masks="kept")
+FROZEN = so.static(masks=so.PREVIOUS_MASKS)
 
 
 @pytest.mark.parametrize(
