@@ -1,0 +1,141 @@
+"""A parameter of which the active blocks alone are kept: a node of the tree."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparseopt_jax.masks.layouts import Layout
+
+# A place is written in three digits: 16.7 million blocks in a cell. Digits below 256
+# are exact in every floating type that parameters are cast to.
+_DIGITS = 3
+_BASE = 256
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class CompactKernel:
+    """The active blocks of a kernel, and where they stand; no dense array.
+
+    It stands in a tree of parameters in place of the dense array, and in trees of
+    gradients and updates, too. Both of its parts are floating point arrays, so that
+    ``jax.grad`` takes a tree that holds it, and ``optax.apply_updates`` moves blocks to
+    their new places as it moves weights: the places of a gradient are zeros, those of
+    an update are differences.
+
+    Attributes:
+      active: float array, the entries of the active blocks, as ``layout.shape`` has
+        them: one row a block.
+      places: float array of shape (..., active blocks, 3), the digits of ``index``.
+      layout: how the blocks stand in the dense array; static.
+    """
+
+    def __init__(self, active: Any, places: Any, layout: Layout):
+        self.active = active
+        self.places = places
+        self.layout = layout
+
+    @classmethod
+    def of(cls, active: jax.Array, index: jax.Array, layout: Layout) -> "CompactKernel":
+        """Makes one of active weights and the places of their blocks.
+
+        Args:
+          active: array of ``layout.shape``.
+          index: int32 array of ``layout.index_shape``.
+          layout: how the blocks stand.
+        """
+        return cls(active, write_places(index), layout)
+
+    def tree_flatten_with_keys(self):
+        """As JAX asks for it."""
+        name = jax.tree_util.GetAttrKey
+        parts = ((name("active"), self.active), (name("places"), self.places))
+        return parts, self.layout
+
+    @classmethod
+    def tree_unflatten(cls, layout, parts):
+        """As JAX asks for it."""
+        active, places = parts
+        return cls(active, places, layout)
+
+    def __repr__(self) -> str:
+        return (
+            f"CompactKernel(shape={self.shape}, blocks={jnp.shape(self.active)}, "
+            f"dtype={jnp.result_type(self.active)})"
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense array, without axes that ``vmap`` has added."""
+        return self.layout.units.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the weights."""
+        return jnp.result_type(self.active)
+
+    @property
+    def index(self) -> jax.Array:
+        """Which blocks are active: int32, as ``layout.index`` gives them."""
+        return read_places(self.places)
+
+    @property
+    def blocks(self) -> jax.Array:
+        """The active blocks: (..., active blocks, extents of a block)."""
+        units = self.layout.units
+        extents = tuple(units.split[a] for a in units.inner)
+        return jnp.reshape(self.active, (*jnp.shape(self.places)[:-1], *extents))
+
+    def with_active(self, active: Any) -> "CompactKernel":
+        """Other values at the same places."""
+        return CompactKernel(active, self.places, self.layout)
+
+    def dense(self) -> jax.Array:
+        """The dense array, exactly zero at inactive weights."""
+
+        def put(active, places):
+            zeros = jnp.zeros(self.shape, active.dtype)
+            return self.layout.put(zeros, read_places(places), active)
+
+        for _ in range(jnp.ndim(self.places) - len(self.layout.index_shape) - 1):
+            put = jax.vmap(put)
+        return put(self.active, self.places)
+
+
+def is_compact(x: Any) -> bool:
+    """Whether ``x`` is a parameter of which the active blocks alone are kept."""
+    return isinstance(x, CompactKernel)
+
+
+def write_places(index: jax.Array) -> jax.Array:
+    """Writes places, int32 below 2^24, as float32 digits along a new last axis."""
+    powers = jnp.asarray([_BASE**i for i in range(_DIGITS)], jnp.int32)
+    return ((index[..., None] // powers) % _BASE).astype(jnp.float32)
+
+
+def read_places(places: jax.Array) -> jax.Array:
+    """Reads what ``write_places`` has written, rounded to whole digits."""
+    digits = jnp.round(jax.lax.stop_gradient(places)).astype(jnp.int32)
+    powers = np.asarray([_BASE**i for i in range(_DIGITS)], np.int32)
+    return jnp.sum(digits * powers, -1, dtype=jnp.int32)
+
+
+def map_compact(function: Any, tree: Any, *rest: Any) -> Any:
+    """Maps a function over a tree's compact kernels; all else stays as it is."""
+    return jax.tree.map(
+        lambda x, *others: function(x, *others) if is_compact(x) else x,
+        tree,
+        *rest,
+        is_leaf=is_compact,
+    )
+
+
+def active_arrays(tree: Any) -> Any:
+    """A tree with the active weights as plain arrays in place of compact kernels."""
+    return map_compact(lambda kernel: kernel.active, tree)
+
+
+def dense_shapes(tree: Any) -> Any:
+    """A tree with what stands for the dense arrays in place of compact kernels."""
+    return map_compact(lambda k: jax.ShapeDtypeStruct(k.shape, k.dtype), tree)
