@@ -97,7 +97,9 @@ class TrainState(train_state.TrainState):
             tx,
             environment.named_by(tx),
             told,
-            *(grads, self.opt_state, self.params),
+            grads,
+            self.opt_state,
+            self.params,
             **kwargs,
         )
         if masks.find_states(opt_state):

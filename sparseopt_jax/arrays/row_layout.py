@@ -50,7 +50,7 @@ class Rows(NamedTuple):
         Returns:
           Where they lie.
         """
-        ((*_, width),) = {rows_kind(own) for own in units}  # pyright: ignore
+        ((*_, width),) = {rows_kind(leaf) for leaf in units}  # pyright: ignore
         return _laid_out(tuple(units), width, together)
 
     def starts(self) -> list[int]:
@@ -133,38 +133,38 @@ def _tables(rows: Rows) -> Tables:
     for number, bin in enumerate(rows.bins):
         row = layer = 0
         for place, i in enumerate(bin):
-            own = rows.units[i]
-            copies, _, _ = extents(own)
-            each = rows_of_layer(own, rows.width)
+            units = rows.units[i]
+            copies, _, _ = extents(units)
+            each = rows_of_layer(units, rows.width)
             here = number, slice(row, row + copies * each)
             numbers = layer + np.arange(copies)
             tables.layer[here] = np.repeat(numbers, each)
             tables.starts[number, numbers] = row + each * np.arange(copies)
-            tables.sizes[number, numbers] = own.per_layer
+            tables.sizes[number, numbers] = units.per_layer
             tables.leaf[here] = place
             for axes, first, step in zip(
-                _places_within(own),
+                _places_within(units),
                 (tables.first, tables.leaf_first),
                 (tables.step, tables.leaf_step),
                 strict=True,
             ):
-                stack, cells, *_ = _places(own, axes)
-                if own.is_layer_wide:
+                stack, cells, *_ = _places(units, axes)
+                if units.is_layer_wide:
                     cells = rows.width * np.arange(each)
                 first[here] = np.add.outer(stack, cells).ravel()
-                step[here] = 1 if own.is_layer_wide else _step(own, axes)
-            if own.is_layer_wide:
-                left = own.per_layer - rows.width * np.arange(each)
+                step[here] = 1 if units.is_layer_wide else _step(units, axes)
+            if units.is_layer_wide:
+                left = units.per_layer - rows.width * np.arange(each)
                 tables.width[here] = np.tile(np.minimum(left, rows.width), copies)
             else:
-                tables.width[here] = own.per_cell
+                tables.width[here] = units.per_cell
             row, layer = row + copies * each, layer + copies
     return tables
 
 
 @functools.lru_cache
 def _laid_out(units: tuple[Units, ...], width: int, together: bool) -> Rows:
-    sizes = [rows_of(own, width) for own in units]
+    sizes = [rows_of(leaf, width) for leaf in units]
     total, largest = sum(sizes), max(sizes)
     count = 1 if together else min(total // max(largest, 1), _MOST_BINS)
     while count > 1:
@@ -250,9 +250,9 @@ def _places(units: Units, axes: tuple[int, ...]) -> list[np.ndarray]:
         steps[axis] = step
         step *= shape[axis]
 
-    def part(own):
+    def part(group):
         places = np.zeros(1, np.int64)
-        for axis in own:
+        for axis in group:
             places = np.add.outer(places, steps[axis] * np.arange(shape[axis])).ravel()
         return places
 

@@ -124,8 +124,8 @@ class RowUnits(NamedTuple):
         if self.is_layer_wide:
             return counts
         least = jnp.iinfo(counts.dtype).min
-        own = jnp.where(self._is_of_layer & (self.width[:, 0] > 0), counts[:, 0], least)
-        return self._to_rows(jnp.max(own, 1))
+        used = self._is_of_layer & (self.width[:, 0] > 0)
+        return self._to_rows(jnp.max(jnp.where(used, counts[:, 0], least), 1))
 
     def draw(self, keys: jax.Array, columns: int) -> jax.Array:
         """What ``jax.random.uniform(key, shape)`` draws for each leaf's array of units.
@@ -168,11 +168,11 @@ class RowUnits(NamedTuple):
 
     def _by_layer(self, counts: list[jax.Array]) -> list[jax.Array]:
         """Sums over the rows of each layer: from (rows,) int32 to (layers,)."""
-        own = [jnp.where(self._is_of_layer, count, 0) for count in counts]
+        of_layers = [jnp.where(self._is_of_layer, count, 0) for count in counts]
         if len(counts) == 1:
             # A single sum XLA's CPU compiler would rewrite into slow windows.
-            own.append(jnp.where(self._is_of_layer, 0, counts[0]))
-        return sums(own, (1,))[: len(counts)]
+            of_layers.append(jnp.where(self._is_of_layer, 0, counts[0]))
+        return sums(of_layers, (1,))[: len(counts)]
 
     def _to_rows(self, numbers: jax.Array) -> jax.Array:
         """From (layers,) to (rows, 1)."""

@@ -207,15 +207,15 @@ def _top_k_masks(
 ) -> list[jax.Array]:
     entries = [math.prod(x.shape) for x in scores]
     size = sum(entries)
-    total = sum(n * own for n, own in zip(entries, sizes, strict=True))
-    keys = [order_keys(x, own) for x, own in zip(scores, where, strict=True)]
+    total = sum(n * weight for n, weight in zip(entries, sizes, strict=True))
+    keys = [order_keys(x, eligible) for x, eligible in zip(scores, where, strict=True)]
 
     def counts_of(keys, thresholds):
         counts = [
-            [own * jnp.reshape(n, ()) for n in _counts(x, thresholds, axes=None)]
-            for x, own in zip(keys, sizes, strict=True)
+            [weight * jnp.reshape(n, ()) for n in _counts(x, thresholds, axes=None)]
+            for x, weight in zip(keys, sizes, strict=True)
         ]
-        return [functools.reduce(jnp.add, own) for own in zip(*counts, strict=True)]
+        return [functools.reduce(jnp.add, each) for each in zip(*counts, strict=True)]
 
     low, high = jnp.int32(INELIGIBLE_KEY), jnp.int32(HIGHEST_KEY)
     threshold, reached = search(

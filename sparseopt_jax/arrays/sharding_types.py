@@ -46,7 +46,7 @@ def typed_like(old: Any, new: Any) -> Any:
     computed from sharded masks it would have another type at the next step.
     """
     return jax.tree.map(
-        lambda own, x: sharded(x, explicit_sharding(own)) if _is_array(x) else x,
+        lambda before, x: sharded(x, explicit_sharding(before)) if _is_array(x) else x,
         old,
         new,
     )

@@ -56,8 +56,8 @@ class InnerProgram:
 
         def of_arrays(*arrays):
             given = iter(arrays)
-            own = [next(given) if isinstance(x, _ARRAYS) else x for x in leaves]
-            return step(*structure.unflatten(own))
+            filled = [next(given) if isinstance(x, _ARRAYS) else x for x in leaves]
+            return step(*structure.unflatten(filled))
 
         trace = jax.make_jaxpr(of_arrays, return_shape=True)
         closed, shapes = trace(*_arrays(args))

@@ -76,13 +76,15 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
         seen = params if stays_dense(pure) else zero_masked(masks, params)
         pure = jax.tree.map(
             lambda new, old: old if is_sparse_state(old) else new,
-            *(tx.init(seen), pure),
+            tx.init(seen),
+            pure,
             is_leaf=is_sparse_state,
         )
     pure = jax.tree.map(fresh, pure, is_leaf=is_sparse_state)
     return jax.tree.map(
         lambda old, new: old.replace(new) if _is_variable(old) else new,
-        *(opt_state, pure),
+        opt_state,
+        pure,
         is_leaf=_is_variable,
     )
 

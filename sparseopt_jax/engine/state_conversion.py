@@ -148,17 +148,17 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
         shape = jnp.shape(fresh)
         if jnp.shape(found) == shape and not _differ(parts, new_layouts, old_layouts):
             return found
-        own = paths.longest_ending(parts, new_layouts)
+        after = paths.longest_ending(parts, new_layouts)
         before = paths.longest_ending(parts, old_layouts)
         dense = paths.longest_ending(parts, sizes)
         if before is not None and dense is not None:
             base = jnp.zeros(dense, found.dtype)
-            if own is None:
+            if after is None:
                 base = jnp.broadcast_to(fresh, dense).astype(found.dtype)
             layout, index = before
             found = layout.put(base, index, jnp.broadcast_to(found, layout.shape))
-        if own is not None and jnp.shape(found) == dense:
-            layout, index = own
+        if after is not None and jnp.shape(found) == dense:
+            layout, index = after
             found = layout.take(found, index)
         if found.ndim == len(shape) and found.ndim and shape[-1] == 1:
             found = found[..., :1]  # one for each block
@@ -191,7 +191,7 @@ def _layouts(masks: Any) -> Layouts:
 
 def _differ(parts: tuple[str, ...], new: Layouts, old: Layouts) -> bool:
     """Whether a leaf's active weights stand in other places than before."""
-    own, before = (paths.longest_ending(parts, layouts) for layouts in (new, old))
-    if own is None or before is None:
-        return own is not before
-    return own[0] != before[0]
+    after, before = (paths.longest_ending(parts, layouts) for layouts in (new, old))
+    if after is None or before is None:
+        return after is not before
+    return after[0] != before[0]

@@ -99,13 +99,13 @@ def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], 
     """Shape and sharding of each parameter by the parts of its path, and the mesh."""
     leaves = paths.leaves_with_path(shapes)
     try:
-        own = jax.tree.structure(shapes).flatten_up_to(shardings)
+        of_leaves = jax.tree.structure(shapes).flatten_up_to(shardings)
     except ValueError as error:
         raise ValueError(
             f"param_shardings must have the structure of the parameters: {error}"
         ) from error
     by_parts, meshes = {}, {}
-    for (key_path, leaf), sharding in zip(leaves, own, strict=True):
+    for (key_path, leaf), sharding in zip(leaves, of_leaves, strict=True):
         path = paths.path_string(key_path)
         if not isinstance(sharding, NamedSharding):
             raise TypeError(
@@ -128,12 +128,14 @@ def _spec(
     """The parameter's spec without the axes that have shrunk to 1; None if unlike."""
     if len(shape) != len(param_shape):
         return None
-    if any(own not in (n, 1) for own, n in zip(shape[:-1], param_shape, strict=False)):
+    if any(
+        size not in (n, 1) for size, n in zip(shape[:-1], param_shape, strict=False)
+    ):
         return None
     entries = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
     spec = [
-        entry if own == n else None
-        for own, n, entry in zip(shape, param_shape, entries, strict=True)
+        entry if size == n else None
+        for size, n, entry in zip(shape, param_shape, entries, strict=True)
     ]
     if shape and shape[-1] not in (param_shape[-1], 1):
         if shape[-1] != -(-param_shape[-1] // 8):

@@ -49,7 +49,8 @@ class CompactStorage(MaskStorage):
         """As ``MaskStorage.load``."""
         return map_masked(
             lambda param, mask: sharded(mask, explicit_sharding(param)),
-            *(params, stored.masks()),
+            params,
+            stored.masks(),
         )
 
     def move(
@@ -108,7 +109,7 @@ class CompactStorage(MaskStorage):
         """As ``MaskStorage.kept_entries``: of each weight, and of each block."""
         layouts = dict(new.layouts)
         stays = paths.map_with_paths(
-            lambda path, a, b: a if paths.is_hole(a) else a == b, *(old.tree, new.tree)
+            lambda path, a, b: a if paths.is_hole(a) else a == b, old.tree, new.tree
         )
 
         def of_weights(path, slots):

@@ -91,14 +91,14 @@ class Layout:
         """Axes of the leaf that must lie on one device: active weights cross them."""
         taken = {*self._items, *self.units.inner}
         # What is cut but not crossed may be sharded between the blocks.
-        return tuple(a for a, own in enumerate(self._places()) if own[0] in taken)
+        return tuple(a for a, place in enumerate(self._places()) if place[0] in taken)
 
     def _index_origins(self) -> list[int | None]:
         """The leaf's axis that each axis of the index is, or the blocks of which."""
         found: list[int | None] = []
         for split_axis in self._others:
             axes = enumerate(self._places())
-            found += [axis for axis, own in axes if split_axis == own[0]] or [None]
+            found += [axis for axis, place in axes if split_axis == place[0]] or [None]
         found.insert(self._axis, None)
         return found
 

@@ -40,7 +40,7 @@ def _is_taken_apart(x: Any) -> bool:
     # It takes named tuples apart into mappings of its own, as checkpoints do.
     if not isinstance(x, Mapping) or set(x) != set(PackedMask._fields):
         return False
-    return all(getattr(own, "dtype", None) == jnp.uint8 for own in x.values())
+    return all(getattr(part, "dtype", None) == jnp.uint8 for part in x.values())
 
 
 def restored(masks: Any) -> Any:

@@ -15,6 +15,17 @@ from sparseopt_jax.masks.packing import packed_bytes
 from sparseopt_jax.reports import flops, tables
 from sparseopt_jax.topologies.base import Topology
 
+_COLUMNS = (
+    "layer",
+    "shape",
+    "inputs",
+    "outputs",
+    "structure",
+    "density",
+    "active",
+    "why dense",
+)
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan(tables.Printed):
@@ -108,10 +119,7 @@ class Plan(tables.Printed):
         refuted = {p: guess for p, guess in doubted.items() if guess.is_refuted}
         uncertain = {p: guess for p, guess in doubted.items() if not guess.is_refuted}
         return tables.Page(
-            head=(
-                *("layer", "shape", "inputs", "outputs", "structure", "density"),
-                *("active", "why dense"),
-            ),
+            head=_COLUMNS,
             rows=tuple(_plan_row(leaf, leaf.path in doubted) for leaf in self.leaves),
             styles=tuple("" if leaf.layer else "dim" for leaf in self.leaves),
             notes=(

@@ -342,6 +342,11 @@ def _row(layer: LayerSummary) -> tuple[str, ...]:
         factor = f"{layer.factor[0]:.2f}-{layer.factor[1]:.2f}"
     density = tables.percent(layer.density)
     return (
-        *(layer.path, tables.shape(layer.shape), density, f"{layer.active:,}"),
-        *(fan_in, factor, str(layer.dead)),
+        layer.path,
+        tables.shape(layer.shape),
+        density,
+        f"{layer.active:,}",
+        fan_in,
+        factor,
+        str(layer.dead),
     )

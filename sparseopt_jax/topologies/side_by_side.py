@@ -98,12 +98,14 @@ def rewire_side_by_side(
     masks: dict[str, jax.Array] = {}
     grown: dict[str, jax.Array] = {}
     for (_, (has_target, is_planned), _), paths in members.items():
-        own = [leaves[path] for path in paths]
+        joined = [leaves[path] for path in paths]
         group = Group(
-            rows=Rows.of([x.units for x in own], together=rewiring.crosses_layers),
+            rows=Rows.of(
+                [leaf.units for leaf in joined], together=rewiring.crosses_layers
+            ),
             stages=rewiring.stages,
             scored=(rewiring.drop, rewiring.grow) if is_scored else None,
-            planned=tuple(_planned(x) for x in own) if is_planned else None,
+            planned=tuple(map(_planned, joined)) if is_planned else None,
         )
         numbers = Numbers(
             fraction=demand.fraction,
@@ -113,15 +115,15 @@ def rewire_side_by_side(
             if has_target
             else None,
             keys=_keys(rewiring, key, paths) if is_scored else None,
-            measured=_measured(rewiring, own),
+            measured=_measured(rewiring, joined),
         )
         if drafts is None:
-            fields = [_read(rewiring, leaf) for leaf in own]
+            fields = [_read(rewiring, leaf) for leaf in joined]
         else:
             fields = [_scored(drafts[path]) for path in paths]
-        found = _rewired(group, numbers, _transposed(fields))
-        for path, leaf, kept, count in zip(paths, own, *found, strict=True):
-            masks[path] = leaf.units.spread(kept, leaf.mask)
+        kept, counts = _rewired(group, numbers, _transposed(fields))
+        for path, leaf, units, count in zip(paths, joined, kept, counts, strict=True):
+            masks[path] = leaf.units.spread(units, leaf.mask)
             grown[path] = count * leaf.units.size
     order = list(leaves)
     return {path: masks[path] for path in order}, {path: grown[path] for path in order}
@@ -261,4 +263,4 @@ def _scored(draft: Draft) -> dict[str, jax.Array]:
 
 
 def _transposed(fields: Sequence[dict[str, jax.Array]]) -> dict[str, list[jax.Array]]:
-    return {name: [own[name] for own in fields] for name in fields[0]}
+    return {name: [arrays[name] for arrays in fields] for name in fields[0]}

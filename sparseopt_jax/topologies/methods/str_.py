@@ -67,7 +67,10 @@ class SoftThreshold:
                 return leaf
             axes = all_axes[path]
             reasons[path] = why_dense(
-                *(path, leaf, axes, self.where),
+                path,
+                leaf,
+                axes,
+                self.where,
                 kind=kinds[path],
                 is_included=path in chosen,
             )
