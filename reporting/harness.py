@@ -290,11 +290,15 @@ class Report:
         print(f"\nStored in {self.path}")
 
 
-def start(main: Callable[[Options], None], description: str | None) -> None:
+def start(
+    main: Callable[[Any], None],
+    description: str | None,
+    options: type[Options] = Options,
+) -> None:
     """Runs a program with the options of the command line."""
     spec = sys.modules["__main__"].__spec__
     prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
-    main(tyro.cli(Options, prog=prog, description=description))
+    main(tyro.cli(options, prog=prog, description=description))
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
