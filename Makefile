@@ -92,6 +92,7 @@ benchmark: $(STAMP)
 	$(BIN)/python -m studies.convergence
 	$(BIN)/python -m studies.convergence.further
 	$(BIN)/python -m studies.neuron_scales
+	$(BIN)/python -m studies.block_accuracy
 	$(BIN)/python -m reporting
 
 paper: $(STAMP)
