@@ -14,6 +14,8 @@ from sparseopt_jax.engine.inner_reset import reset_inner
 from sparseopt_jax.engine.sparsify import sparsify
 from sparseopt_jax.engine.state_conversion import convert_state
 from sparseopt_jax.engine.state_sharding import state_sharding
+from sparseopt_jax.exporting.export import export
+from sparseopt_jax.exporting.load import Loaded, load
 from sparseopt_jax.layers import distributions, structures
 from sparseopt_jax.layers.distributions import First
 from sparseopt_jax.layers.eligibility import Include, Where
@@ -96,6 +98,7 @@ __all__ = [
     "InferredDims",
     "Inputs",
     "LeafPlan",
+    "Loaded",
     "LocalAdamState",
     "MaskStorage",
     "NeuronDims",
@@ -121,6 +124,7 @@ __all__ = [
     "convert_state",
     "distributions",
     "dsnot",
+    "export",
     "get_masks",
     "gradual_magnitude",
     "granet",
@@ -128,6 +132,7 @@ __all__ = [
     "infer_dims",
     "infer_norm_links",
     "linen",
+    "load",
     "make_train_step",
     "masks_of",
     "mest",

@@ -23,6 +23,7 @@ from sparseopt_jax.checkpoint.files import DELETED, CheckpointFolder
 from sparseopt_jax.checkpoint.lock import WriterLock
 from sparseopt_jax.checkpoint.optimizer_record import describe_optimizer
 from sparseopt_jax.topologies.base import Topology
+from sparseopt_jax.trees import paths
 
 with needed_by("sparseopt_jax.checkpoint", "orbax-checkpoint"):
     import orbax.checkpoint as ocp
@@ -193,7 +194,7 @@ class Checkpoints:
             record["step"],
             args=ocp.args.Composite(
                 record=ocp.args.JsonSave(records.finish(record | sums)),
-                state=ocp.args.StandardSave(stored_leaves.nest(on_disk)),
+                state=ocp.args.StandardSave(paths.nest(on_disk)),
             ),
             force=True,
         )
@@ -298,7 +299,7 @@ class Checkpoints:
         """The record as far as it is known without the arrays, and the leaves."""
         number = checkpoint_names.step_of(step)
         leaves = stored_leaves.flatten(state)
-        stored_leaves.nest(leaves)
+        paths.nest(leaves)
         stored_leaves.check(leaves)
         optimizer = describe_optimizer(state, self._optimizer)
         return records.begin(number, leaves, self._topology, optimizer, data), leaves

@@ -7,6 +7,7 @@ from sparseopt_jax.arrays import process_arrays
 from sparseopt_jax.checkpoint import names as checkpoint_names
 from sparseopt_jax.checkpoint import record as records
 from sparseopt_jax.checkpoint import stored_leaves
+from sparseopt_jax.trees import paths
 
 with needed_by("sparseopt_jax.checkpoint", "orbax-checkpoint"):
     import orbax.checkpoint as ocp
@@ -124,7 +125,7 @@ class CheckpointFolder:
         on_disk = {named(path): target for path, target in targets.items()}
         try:
             restored = self._read(
-                step, state=ocp.args.StandardRestore(stored_leaves.nest(on_disk))
+                step, state=ocp.args.StandardRestore(paths.nest(on_disk))
             )
             by_name = stored_leaves.flatten(restored["state"])
             stored = {path: by_name[named(path)] for path in targets}

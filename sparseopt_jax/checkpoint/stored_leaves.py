@@ -26,22 +26,6 @@ def flatten(tree: Any) -> dict[str, Any]:
     return flat
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dictionaries in dictionaries, as other programs that read the files expect."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"a leaf of the state stands above {path!r}")
-        if name in node:
-            raise ValueError(f"leaves of the state stand below {path!r}")
-        node[name] = leaf
-    return tree
-
-
 def to_store(leaves: Mapping[str, Any]) -> dict[str, jax.Array | np.ndarray]:
     """What is written for each leaf: numbers as arrays, keys as the data in them.
 

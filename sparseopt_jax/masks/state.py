@@ -117,7 +117,27 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
       >>> apply_masks(params, {"kernel": jnp.array([[True, False]])})
       {'kernel': Array([[1., 0.]], dtype=float32)}
     """
-    check_order("apply_masks(params, opt_state)", params, opt_state_or_masks)
+    call = "apply_masks(params, opt_state)"
+    masks = masks_for(call, params, opt_state_or_masks)
+    return zero_masked(masks, params)
+
+
+def masks_for(call: str, params: Any, opt_state_or_masks: Any) -> Any:
+    """Returns the masks of some parameters, from a state or a tree of masks.
+
+    Args:
+      call: the call as it is meant, for messages.
+      params: any pytree of arrays.
+      opt_state_or_masks: an optimizer state, or a tree of masks.
+
+    Returns:
+      Bool arrays, each of the shape of the parameter at its path.
+
+    Raises:
+      TypeError: if the arguments are swapped.
+      ValueError: if no masks are found, or a mask fits no parameter.
+    """
+    check_order(call, params, opt_state_or_masks)
     if find_states(opt_state_or_masks):
         masks = get_masks(opt_state_or_masks)
     else:
@@ -128,7 +148,7 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
                 "of the parameters"
             )
     _check_fit(masks, params)
-    return zero_masked(masks, params)
+    return masks
 
 
 def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:

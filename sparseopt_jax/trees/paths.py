@@ -150,6 +150,37 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     return {path: x for path, x in flatten_with_paths(tree) if not is_hole(x)}
 
 
+def nest(leaves: Mapping[str, Any]) -> Any:
+    """Returns leaves as dictionaries in dictionaries, a key for each part of a path.
+
+    Args:
+      leaves: by path.
+
+    Returns:
+      The dictionaries; or the leaf itself, if it is the only one and has no path.
+
+    Raises:
+      ValueError: if a leaf stands where others stand below.
+
+    >>> nest({"head/kernel": 1, "head/bias": 2, "scale": 3})
+    {'head': {'kernel': 1, 'bias': 2}, 'scale': 3}
+    """
+    if list(leaves) == [""]:
+        return leaves[""]
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"a leaf stands above {path!r}: rename one of the two")
+        if name in node:
+            raise ValueError(f"leaves stand below {path!r}: rename it, or them")
+        node[name] = leaf
+    return tree
+
+
 def modules_by_path(tree: Any) -> dict[str, type]:
     """The class of the node that holds each leaf, by the leaf's path."""
 

@@ -1,0 +1,1 @@
+"""One file for a trained network: written whole, and without its zeros."""

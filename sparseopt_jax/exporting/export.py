@@ -1,0 +1,153 @@
+"""Writing a sparse network to one file."""
+
+import os
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from sparseopt_jax.arguments.checks import check_concrete, check_single, described
+from sparseopt_jax.exporting import atomic_file, formats
+from sparseopt_jax.exporting.safetensors_file import DTYPES
+from sparseopt_jax.masks.state import find_states, masks_for
+from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.boxes import unbox_tree
+from sparseopt_jax.trees.prng_keys import is_typed
+
+
+def export(
+    path: str | os.PathLike[str],
+    params: Any,
+    opt_state_or_masks: Any,
+    *,
+    format: Literal["bitmask", "csr", "dense"] = "bitmask",
+    overwrite: bool = False,
+) -> None:
+    """Writes a sparse network to one file, its inactive weights left out.
+
+    The file appears under its name once it is complete: if anything fails before, what
+    was there stays. ``so.load`` reads it back bit for bit, masks included.
+
+    Args:
+      path: of the file, used as it is; its name may end in anything.
+      params: any pytree of arrays and numbers, boxed or not.
+      opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
+        a tree of masks. Parameters without a mask are written whole.
+      format: ``"bitmask"``, a safetensors file of active weights and a bit for every
+        weight; ``"csr"``, compressed rows in an npz file, as SciPy reads them;
+        ``"dense"``, a safetensors file of whole arrays and the bits of their masks.
+      overwrite: whether a file at ``path`` is replaced.
+
+    Raises:
+      TypeError: for a leaf that a file cannot hold, such as a PRNG key or a function,
+        with its path; or if the arguments are swapped.
+      ValueError: if something is at ``path`` already, no masks are found, a mask fits
+        no parameter, or an inactive weight is not zero, which only ``"dense"`` keeps.
+      OSError: if the file cannot be written.
+
+    Note:
+      Active weights that are zero, as those that have just been grown, are stored like
+      any other. An inactive -0.0 is read back as 0.0.
+
+    Examples:
+      >>> import os, tempfile
+      >>> import jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> params = {"kernel": jnp.array([[1.5, 0.0], [0.0, 0.0]]), "bias": jnp.ones(2)}
+      >>> masks = {"kernel": jnp.array([[True, False], [True, False]])}
+      >>> path = os.path.join(tempfile.mkdtemp(), "network.safetensors")
+      >>> so.export(path, params, masks)
+      >>> so.load(path).masks["kernel"].tolist()
+      [[True, False], [True, False]]
+      >>> so.export(path, params, masks)
+      Traceback (most recent call last):
+      ...
+      ValueError: path ... exists: pass overwrite=True to replace it, or another path
+    """
+    if format not in formats.FORMATS:
+        raise ValueError(
+            f"format must be one of {', '.join(map(repr, formats.FORMATS))}, got "
+            f"{format!r}"
+        )
+    path = os.fspath(path)
+    atomic_file.check_free(path, overwrite)
+    form = formats.FORMATS[format]
+    arrays, leaves = _contents(form, params, opt_state_or_masks)
+    with atomic_file.written_whole(path, overwrite) as file:
+        formats.write(file, form, arrays, leaves)
+
+
+def _contents(
+    form: formats.Format, params: Any, opt_state_or_masks: Any
+) -> tuple[dict[str, np.ndarray], dict[str, formats.LeafMetadata]]:
+    check_concrete((params, opt_state_or_masks), "export", "return what it is to write")
+    check_single(find_states(opt_state_or_masks), "opt_state")
+    masks = masks_for("export(path, params, opt_state)", params, opt_state_or_masks)
+    masks = paths.leaves_by_path(unbox_tree(masks))
+    leaves = paths.leaves_by_path(params)
+    if not leaves:
+        raise ValueError(f"params must hold arrays, got {described(params)}")
+    arrays: dict[str, np.ndarray] = {}
+    said: dict[str, formats.LeafMetadata] = {}
+    for path, leaf in leaves.items():
+        x = _on_host(path, leaf)
+        said[path] = {"shape": list(x.shape), "dtype": x.dtype.name}
+        stored = {"": x}
+        if path in masks:
+            mask = np.asarray(masks[path])
+            active = int(np.count_nonzero(mask))
+            said[path]["active"] = active
+            said[path]["sparsity"] = 1 - active / x.size if x.size else 0.0
+            if not form.encoding.keeps_inactive:
+                _check_zeros(path, x, mask)
+            stored = form.encoding.encode(x, mask)
+        for ending, part in stored.items():
+            name = formats.stored_name(path, ending)
+            if name in arrays:
+                raise ValueError(
+                    f"two arrays in the file would have the name {name!r}, one of them "
+                    f"for {path!r}: rename the parameter"
+                )
+            arrays[name] = part
+    return arrays, said
+
+
+def _on_host(path: str, leaf: Any) -> np.ndarray:
+    """A parameter as the file has it: contiguous, little-endian, of a known type."""
+    if is_typed(leaf):
+        raise TypeError(
+            f"params hold a PRNG key at {path!r}, which is no parameter: leave it out, "
+            "or pass jax.random.key_data of it"
+        )
+    if isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+        raise ValueError(
+            f"the array at {path!r} lies on devices of several processes: gather it "
+            "with jax.experimental.multihost_utils.process_allgather(params, "
+            "tiled=True), and export in one process"
+        )
+    is_number = isinstance(leaf, bool | int | float | complex | np.generic)
+    if not is_number and not isinstance(leaf, jax.Array | np.ndarray):
+        raise TypeError(
+            f"params must hold arrays and numbers, got {described(leaf)} at {path!r}: "
+            "leave it out, as equinox.filter(params, equinox.is_array) does"
+        )
+    x = np.asarray(leaf)
+    if x.dtype.name not in DTYPES:
+        raise TypeError(
+            f"params hold {x.dtype} at {path!r}, which files of arrays do not have; "
+            f"they have {', '.join(DTYPES)}"
+        )
+    if x.dtype.byteorder == ">":
+        x = x.astype(x.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(x).reshape(x.shape)
+
+
+def _check_zeros(path: str, x: np.ndarray, mask: np.ndarray) -> None:
+    lost = np.count_nonzero(x[~mask])
+    if lost:
+        raise ValueError(
+            f"{lost} inactive weights at {path!r} are not zero and would be lost: pass "
+            "so.apply_masks(params, opt_state), or format='dense', which keeps them"
+        )

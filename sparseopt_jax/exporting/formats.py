@@ -1,0 +1,146 @@
+"""The formats of exported files, and what a file says about itself."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple, NotRequired, TypedDict, cast
+
+import numpy as np
+
+from sparseopt_jax._version import __version__
+from sparseopt_jax.exporting import encodings, npz_file, safetensors_file
+
+# What is written. Whoever changes what a name in a file means counts it up.
+VERSION = 1
+
+# The one string of a file's metadata that is ours.
+_NAME = "sparseopt_jax"
+
+
+class LeafMetadata(TypedDict):
+    """What a file says about one array; the last two of sparse ones alone."""
+
+    shape: list[int]
+    dtype: str
+    active: NotRequired[int]
+    sparsity: NotRequired[float]
+
+
+class Metadata(TypedDict):
+    """What a file says about itself, as JSON has it."""
+
+    format: str
+    version: int
+    sparseopt_jax: str
+    sparsity: float
+    leaves: dict[str, LeafMetadata]
+    checksum: str
+
+
+class Format(NamedTuple):
+    """A format of files.
+
+    Attributes:
+      name: in the file; as compressed-tensors calls it, where it has a name for it.
+      encoding: of sparse arrays.
+      write: writes arrays and strings to an open file.
+    """
+
+    name: str
+    encoding: encodings.Encoding
+    write: Callable[[BinaryIO, Mapping[str, np.ndarray], Mapping[str, str]], None]
+
+
+FORMATS = {
+    "bitmask": Format("sparse-bitmask", encodings.BITMASK, safetensors_file.write),
+    "csr": Format("csr", encodings.CSR, npz_file.write),
+    "dense": Format("dense", encodings.DENSE, safetensors_file.write),
+}
+_BY_NAME = {form.name: form for form in FORMATS.values()}
+
+
+def stored_name(path: str, ending: str) -> str:
+    """The name of a stored array, which belongs to the leaf at a path.
+
+    >>> stored_name("head/kernel", "bitmask"), stored_name("", "data")
+    ('head/kernel.bitmask', 'data')
+    """
+    return ".".join(part for part in (path, ending) if part) or "array"
+
+
+def write(
+    file: BinaryIO,
+    form: Format,
+    arrays: Mapping[str, np.ndarray],
+    leaves: dict[str, LeafMetadata],
+) -> None:
+    """Writes arrays and what the file says about itself.
+
+    Args:
+      file: open for writing.
+      form: of the file.
+      arrays: to store, by name.
+      leaves: what is said about each leaf, by path.
+    """
+    sizes = [
+        (leaf["active"], int(np.prod(leaf["shape"], dtype=object)))
+        for leaf in leaves.values()
+        if "active" in leaf
+    ]
+    active, size = map(sum, zip(*sizes, strict=True)) if sizes else (0, 0)
+    metadata: Metadata = {
+        "format": form.name,
+        "version": VERSION,
+        "sparseopt_jax": __version__,
+        "sparsity": 1 - active / size if size else 0.0,
+        "leaves": leaves,
+        "checksum": "",
+    }
+    metadata["checksum"] = _checksum(arrays, metadata)
+    form.write(file, arrays, {_NAME: json.dumps(metadata)})
+
+
+def read(data: bytearray) -> tuple[Format, dict[str, np.ndarray], Metadata]:
+    """Reads what ``write`` has written.
+
+    Args:
+      data: the whole file.
+
+    Returns:
+      The file's format, the arrays by name, and what the file says about itself.
+
+    Raises:
+      ValueError: if the file is damaged, or of another program or version.
+    """
+    module = npz_file if data.startswith(npz_file.FIRST_BYTES) else safetensors_file
+    arrays, texts = module.read(data)
+    if _NAME not in texts:
+        raise ValueError(
+            "it holds arrays that so.export has not written: read it with the package "
+            "safetensors or numpy.load"
+        )
+    try:
+        metadata = cast(Metadata, json.loads(texts[_NAME]))
+        version = metadata["version"]
+        if isinstance(version, int) and version > VERSION:
+            raise ValueError(
+                f"it has version {version} of the format, which a later version of "
+                f"sparseopt_jax wrote; this one reads versions up to {VERSION}: pip "
+                "install --upgrade sparseopt_jax"
+            )
+        if metadata["checksum"] != _checksum(arrays, metadata):
+            raise ValueError("its contents are not those that were written")
+        return _BY_NAME[metadata["format"]], arrays, metadata
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its metadata are incomplete: {error!r}") from None
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Metadata) -> str:
+    """SHA-256 of all that is stored, however a file arranges it."""
+    said: dict[str, Any] = {**metadata, "checksum": ""}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, x in sorted(arrays.items()):
+        x = x.view(npz_file.stored_dtype(x.dtype))
+        found.update(json.dumps([name, x.dtype.str, list(x.shape)]).encode())
+        found.update(x.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()

@@ -1,0 +1,196 @@
+"""Reading a sparse network from a file."""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparseopt_jax.exporting import formats
+from sparseopt_jax.exporting.encodings import typed
+from sparseopt_jax.exporting.safetensors_file import DTYPES
+from sparseopt_jax.trees import paths
+
+
+class Loaded(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      params: the parameters, inactive weights as zeros.
+      masks: bool arrays in the structure of ``params``, ``optax.MaskedNode()`` at
+        those without a mask: what ``masks=`` of a topology takes.
+      metadata: what the file says about itself, a dictionary: its ``"format"``, the
+        ``"version"`` of the format, that of ``"sparseopt_jax"``, the ``"sparsity"`` of
+        all masks together, the ``"checksum"``, and ``"leaves"``, which has the shape
+        and type of each parameter by its path, and its active weights and sparsity.
+    """
+
+    params: Any
+    masks: Any
+    metadata: formats.Metadata
+
+
+def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
+    """Reads the parameters and masks that ``so.export`` has written, bit for bit.
+
+    Args:
+      path: of the file. Its first bytes tell the format.
+      like: parameters to take the structure from: any pytree of arrays or of
+        ``jax.ShapeDtypeStruct``, boxed or not. Where it holds arrays of JAX the result
+        does too, on the same devices. Without it the result holds NumPy arrays in
+        dictionaries nested according to the paths.
+
+    Returns:
+      Parameters, masks and what the file says about itself.
+
+    Raises:
+      ValueError: if so.export did not write the file, it is truncated or has been
+        changed since, or its arrays are not those of ``like``, with every difference.
+        Nothing is ever unpickled.
+      OSError: if the file cannot be read.
+
+    Examples:
+      >>> import os, tempfile
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> params = {"head": {"kernel": jnp.ones((4, 8)), "bias": jnp.zeros(8)}}
+      >>> opt_state = so.sparsify(optax.adam(1e-3), so.static(0.75)).init(params)
+      >>> path = os.path.join(tempfile.mkdtemp(), "network.safetensors")
+      >>> so.export(path, so.apply_masks(params, opt_state), opt_state)
+      >>> loaded = so.load(path, like=params)
+      >>> loaded.params["head"]["kernel"].shape, loaded.metadata["sparsity"]
+      ((4, 8), 0.75)
+      >>> topology = so.rigl(masks=loaded.masks, every=100, stop=1_000)
+    """
+    data = _bytes(os.fspath(path))
+    try:
+        form, arrays, metadata = formats.read(data)
+        leaves, masks = _decoded(form, arrays, metadata["leaves"])
+    except ValueError as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a whole file of so.export, and nothing was "
+            f"loaded: {error}"
+        ) from None
+    masks = {leaf: masks.get(leaf, optax.MaskedNode()) for leaf in leaves}
+    if like is None:
+        return Loaded(_nested(leaves), _nested(masks), metadata)
+    _check_like(like, leaves)
+
+    def params_like(name: str, leaf: Any) -> Any:
+        return leaf if paths.is_hole(leaf) else _like(leaf, leaves[name])
+
+    def masks_like(name: str, leaf: Any) -> Any:
+        return leaf if paths.is_hole(leaf) else _where(leaf, masks[name])
+
+    return Loaded(
+        params=paths.map_with_paths(params_like, like),
+        masks=paths.map_with_paths(masks_like, like),
+        metadata=metadata,
+    )
+
+
+def _nested(leaves: Mapping[str, Any]) -> Any:
+    try:
+        return paths.nest(leaves)
+    except ValueError as error:
+        raise ValueError(f"{error}; or pass like=, parameters to load into") from None
+
+
+def _bytes(path: str) -> bytearray:
+    with open(path, "rb") as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        del data[file.readinto(data) :]
+    return data
+
+
+def _decoded(
+    form: formats.Format,
+    arrays: Mapping[str, np.ndarray],
+    said: Mapping[str, formats.LeafMetadata],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The parameters and masks by path, from the arrays that are stored for them."""
+    leaves, masks = {}, {}
+    try:
+        for path, leaf in said.items():
+            shape, dtype = tuple(leaf["shape"]), DTYPES[leaf["dtype"]]
+            if "active" in leaf:
+                part = functools.partial(_part, arrays, path)
+                leaves[path], masks[path] = form.encoding.decode(part, shape, dtype)
+            else:
+                x = typed(_part(arrays, path, ""), dtype)
+                if x.shape != shape:
+                    raise ValueError(f"{path!r} has shape {x.shape}, not {shape}")
+                leaves[path] = x
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"its arrays are not those it describes: {error!r}") from None
+    return leaves, masks
+
+
+def _part(arrays: Mapping[str, np.ndarray], path: str, ending: str) -> np.ndarray:
+    return arrays[formats.stored_name(path, ending)]
+
+
+def _check_like(like: Any, leaves: Mapping[str, np.ndarray]) -> None:
+    """Raises unless the leaves of a tree have the paths, shapes and types of others."""
+    wanted = paths.leaves_by_path(like)
+    lines = [f"{path}: only in the file" for path in leaves if path not in wanted]
+    for path, leaf in wanted.items():
+        x = leaves.get(path)
+        if x is None:
+            lines.append(f"{path}: only in like")
+        elif _is_number(leaf):
+            if x.shape:
+                lines.append(f"{path}: {_kind(x)} in the file, a number in like")
+        elif _kind(x) != _kind(leaf):
+            lines.append(f"{path}: {_kind(x)} in the file, {_kind(leaf)} in like")
+        elif not isinstance(leaf, np.ndarray | np.generic) and _narrows(x.dtype):
+            lines.append(
+                f"{path}: {x.dtype}, which JAX makes {_narrows(x.dtype)} unless "
+                "jax_enable_x64 is set: pass a NumPy array in like"
+            )
+    if lines:
+        raise ValueError(
+            "the file does not hold the parameters that like describes:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _narrows(dtype: np.dtype) -> np.dtype | None:
+    """The type that JAX gives to arrays of another, if it is not their own."""
+    given = jax.dtypes.canonicalize_dtype(dtype)
+    return None if given == dtype else given
+
+
+def _kind(x: Any) -> str:
+    """Type and shape, such as ``float32[4,8]``."""
+    shape = ",".join(map(str, np.shape(x)))
+    return f"{getattr(x, 'dtype', type(x).__name__)}[{shape}]"
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype")
+
+
+def _like(leaf: Any, x: np.ndarray) -> Any:
+    """What was read as the leaf is: a number, an array of NumPy, or one of JAX."""
+    if _is_number(leaf):
+        return type(leaf)(x.item())
+    return _where(leaf, x)
+
+
+def _where(leaf: Any, x: Any) -> Any:
+    """An array where the leaf is; holes stay holes."""
+    if (
+        paths.is_hole(x)
+        or _is_number(leaf)
+        or isinstance(leaf, np.ndarray | np.generic)
+    ):
+        return x
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None or not getattr(leaf, "committed", True):
+        return jnp.asarray(x)
+    return jax.device_put(x, sharding)

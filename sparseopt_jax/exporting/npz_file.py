@@ -1,0 +1,108 @@
+"""Files of arrays as ``numpy.load`` reads them."""
+
+import io
+import math
+import zipfile
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import numpy as np
+
+FIRST_BYTES = b"PK"
+
+_METADATA = "__metadata__"
+_ENDING = ".npy"
+
+
+def write(
+    file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes arrays as ``numpy.savez`` does.
+
+    Types that NumPy does not have, such as bfloat16, are written as unsigned integers
+    of their bits. ``numpy.savez`` itself would refuse an array of the name ``file``.
+
+    Args:
+      file: open for writing.
+      arrays: contiguous arrays by name.
+      metadata: strings by name; each is written as the array of its bytes.
+
+    Raises:
+      ValueError: if an array has a name of the metadata.
+    """
+    texts = {
+        f"{_METADATA}.{name}": np.frombuffer(text.encode(), np.uint8)
+        for name, text in metadata.items()
+    }
+    if texts.keys() & arrays.keys():
+        raise ValueError(
+            f"an array cannot have the name {min(texts.keys() & arrays.keys())!r}: "
+            "rename it"
+        )
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, x in {**texts, **arrays}.items():
+            # With a date that is always the same.
+            entry = zipfile.ZipInfo(name + _ENDING)
+            with archive.open(entry, "w", force_zip64=True) as member:
+                np.lib.format.write_array(
+                    member,
+                    x.view(stored_dtype(x.dtype)),
+                    version=(1, 0),
+                    allow_pickle=False,
+                )
+
+
+def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads what ``write`` has written.
+
+    Args:
+      data: the whole file.
+
+    Returns:
+      The arrays by name, and the metadata.
+
+    Raises:
+      ValueError: if it is not such a file, or damaged. Nothing is unpickled, nor
+        unpacked.
+    """
+    arrays, metadata = {}, {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for entry in archive.infolist():
+                name = entry.filename.removesuffix(_ENDING)
+                if entry.compress_type != zipfile.ZIP_STORED or name in arrays:
+                    raise ValueError(
+                        f"{entry.filename!r} is compressed, or there twice"
+                    )
+                arrays[name] = _array(bytearray(archive.read(entry)))
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"it is not a whole archive of arrays: {error}") from None
+    for name in list(arrays):
+        if name.startswith(f"{_METADATA}."):
+            text = arrays.pop(name).tobytes().decode()
+            metadata[name.removeprefix(f"{_METADATA}.")] = text
+    return arrays, metadata
+
+
+def stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The type in which arrays are stored: unsigned integers if NumPy lacks their own.
+
+    >>> import jax.numpy as jnp
+    >>> stored_dtype(jnp.dtype("float32")), stored_dtype(jnp.dtype("bfloat16"))
+    (dtype('float32'), dtype('uint16'))
+    """
+    return np.dtype(f"u{dtype.itemsize}") if dtype.isbuiltin == 2 else dtype
+
+
+def _array(data: bytearray) -> np.ndarray:
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array has another version than 1.0")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    start = stream.tell()
+    if is_fortran or dtype.hasobject:
+        raise ValueError(f"an array is of {dtype}, or not in C order")
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != len(data) - start:
+        raise ValueError(f"an array of {needed} bytes has {len(data) - start}")
+    return np.ndarray(shape, dtype, data, start)

@@ -1,0 +1,165 @@
+"""Files of arrays as the package safetensors writes and reads them.
+
+Eight bytes with the length of the header, little-endian; the header, JSON that names
+the type, shape and place of every array; then the arrays' bytes one after the other.
+The package itself cannot read bfloat16 and float8 into NumPy, which this does.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import jax.numpy as jnp
+import numpy as np
+
+# In the package's order, which is by size: so every array is aligned in the file.
+_NAMES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "complex64": "C64",
+    "float64": "F64",
+    "int64": "I64",
+    "uint64": "U64",
+}
+DTYPES = {name: jnp.dtype(name) for name in _NAMES}
+_BY_NAME = {name: DTYPES[dtype] for dtype, name in _NAMES.items()}
+_ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
+
+_METADATA = "__metadata__"
+_LONGEST_HEADER = 100_000_000  # the package's limit
+
+
+def write(
+    file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes arrays, byte for byte as the package safetensors would.
+
+    Args:
+      file: open for writing.
+      arrays: by name, each contiguous and of one of ``DTYPES``.
+      metadata: strings by name.
+
+    Raises:
+      ValueError: if an array has the name of the metadata, or the header gets too long.
+    """
+    if _METADATA in arrays:
+        raise ValueError(f"an array cannot have the name {_METADATA!r}: rename it")
+    ordered = sorted(
+        arrays.items(), key=lambda item: (-_ORDER[item[1].dtype.name], item[0])
+    )
+    header: dict[str, Any] = {_METADATA: dict(metadata)}
+    place = 0
+    for name, x in ordered:
+        header[name] = {
+            "dtype": _NAMES[x.dtype.name],
+            "shape": list(x.shape),
+            "data_offsets": [place, place + x.nbytes],
+        }
+        place += x.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > _LONGEST_HEADER:
+        raise ValueError(
+            f"the names and shapes of {len(arrays)} arrays take {len(text)} bytes; a "
+            f"safetensors file has room for {_LONGEST_HEADER}: write several files"
+        )
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    for _, x in ordered:
+        file.write(x.reshape(-1).view(np.uint8).data)
+
+
+def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads what ``write`` or the package safetensors has written.
+
+    Args:
+      data: the whole file.
+
+    Returns:
+      The arrays by name, which share the memory of ``data``, and the metadata.
+
+    Raises:
+      ValueError: if it is not a safetensors file, or damaged: every place in the header
+        is checked before it is read.
+    """
+    length = int.from_bytes(data[:8], "little")
+    start = 8 + length
+    if len(data) < 8 or length > _LONGEST_HEADER or start > len(data):
+        raise ValueError("its header is longer than the file")
+    try:
+        header = json.loads(data[8:start].decode(), object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a dictionary")
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise ValueError("its metadata is not a dictionary of strings")
+    entries = [_Entry(name, described) for name, described in header.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.stop))
+    place = 0
+    for entry in entries:
+        if entry.start != place:
+            raise ValueError(f"{entry.name!r} does not begin where another ends")
+        place = entry.stop
+    if place != len(data) - start:
+        raise ValueError(
+            f"its header describes {place} bytes of arrays, it has {len(data) - start}"
+        )
+    return {entry.name: entry.array(data, start) for entry in entries}, metadata
+
+
+class _Entry:
+    """An array as a header describes it."""
+
+    def __init__(self, name: str, described: Any):
+        self.name = name
+        try:
+            self.dtype = _BY_NAME[described["dtype"]]
+            self.shape = tuple(map(_size, described["shape"]))
+            self.start, self.stop = map(_size, described["data_offsets"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"its header does not describe {name!r} as an array: {described!r:.200}"
+            ) from None
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if self.stop - self.start != needed:
+            raise ValueError(
+                f"{name!r} takes {needed} bytes, its header gives it "
+                f"{self.stop - self.start}"
+            )
+
+    def array(self, data: bytearray, start: int) -> np.ndarray:
+        x = np.ndarray(self.shape, self.dtype, data, start + self.start)
+        if self.dtype == np.bool_ and (x.view(np.uint8) > 1).any():
+            raise ValueError(f"{self.name!r} holds bytes that are not bools")
+        return x
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
