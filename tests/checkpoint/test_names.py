@@ -191,7 +191,7 @@ def test_keys_of_every_kind(tmp_path):
 def test_paths_that_coincide_are_refused(state, tmp_path):
     with (
         Checkpoints(tmp_path / "run") as checkpoints,
-        pytest.raises(ValueError, match=r"of the state .*'a/b"),
+        pytest.raises(ValueError, match=r"lea(f|ves) .*'a/b"),
     ):
         checkpoints.save(1, state)
     assert os.listdir(tmp_path) == []
