@@ -9,6 +9,11 @@ import numpy as np
 from sparseopt_jax.arguments.checks import check_concrete, check_single, described
 from sparseopt_jax.exporting import atomic_file, formats
 from sparseopt_jax.exporting.safetensors_file import DTYPES
+from sparseopt_jax.masks.compact_kernel import (
+    dense_shapes,
+    is_compact,
+    parameters_by_path,
+)
 from sparseopt_jax.masks.state import find_states, masks_for
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.boxes import unbox_tree
@@ -30,7 +35,8 @@ def export(
 
     Args:
       path: of the file, used as it is; its name may end in anything.
-      params: any pytree of arrays and numbers, boxed or not.
+      params: any pytree of arrays and numbers, boxed or not. Parameters of which the
+        active blocks alone are kept are written like any other.
       opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
         a tree of masks. Parameters without a mask are written whole.
       format: ``"bitmask"``, a safetensors file of active weights and a bit for every
@@ -82,9 +88,10 @@ def _contents(
 ) -> tuple[dict[str, np.ndarray], dict[str, formats.LeafMetadata]]:
     check_concrete((params, opt_state_or_masks), "export", "return what it is to write")
     check_single(find_states(opt_state_or_masks), "opt_state")
-    masks = masks_for("export(path, params, opt_state)", params, opt_state_or_masks)
+    call = "export(path, params, opt_state)"
+    masks = masks_for(call, dense_shapes(params), opt_state_or_masks)
     masks = paths.leaves_by_path(unbox_tree(masks))
-    leaves = paths.leaves_by_path(params)
+    leaves = parameters_by_path(params)
     if not leaves:
         raise ValueError(f"params must hold arrays, got {described(params)}")
     arrays: dict[str, np.ndarray] = {}
@@ -92,6 +99,9 @@ def _contents(
     for path, leaf in leaves.items():
         x = _on_host(path, leaf)
         said[path] = {"shape": list(x.shape), "dtype": x.dtype.name}
+        if is_compact(leaf):
+            units = leaf.layout.units
+            said[path]["block"] = [units.split[axis] for axis in units.inner]
         stored = {"": x}
         if path in masks:
             mask = np.asarray(masks[path])
@@ -114,6 +124,8 @@ def _contents(
 
 def _on_host(path: str, leaf: Any) -> np.ndarray:
     """A parameter as the file has it: contiguous, little-endian, of a known type."""
+    if is_compact(leaf):
+        leaf = leaf.dense()
     if is_typed(leaf):
         raise TypeError(
             f"params hold a PRNG key at {path!r}, which is no parameter: leave it out, "

@@ -18,12 +18,16 @@ _NAME = "sparseopt_jax"
 
 
 class LeafMetadata(TypedDict):
-    """What a file says about one array; the last two of sparse ones alone."""
+    """What a file says about one array, and of sparse ones alone.
+
+    The extents of a block are said of parameters that were compact.
+    """
 
     shape: list[int]
     dtype: str
     active: NotRequired[int]
     sparsity: NotRequired[float]
+    block: NotRequired[list[int]]
 
 
 class Metadata(TypedDict):

@@ -13,6 +13,13 @@ import optax
 from sparseopt_jax.exporting import formats
 from sparseopt_jax.exporting.encodings import typed
 from sparseopt_jax.exporting.safetensors_file import DTYPES
+from sparseopt_jax.masks.compact_kernel import (
+    CompactKernel,
+    dense_shapes,
+    is_compact,
+    parameters_by_path,
+    write_places,
+)
 from sparseopt_jax.trees import paths
 
 
@@ -26,7 +33,8 @@ class Loaded(NamedTuple):
       metadata: what the file says about itself, a dictionary: its ``"format"``, the
         ``"version"`` of the format, that of ``"sparseopt_jax"``, the ``"sparsity"`` of
         all masks together, the ``"checksum"``, and ``"leaves"``, which has the shape
-        and type of each parameter by its path, and its active weights and sparsity.
+        and type of each parameter by its path, its active weights and sparsity, and the
+        extents of a block where the parameter was compact.
     """
 
     params: Any
@@ -41,8 +49,9 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
       path: of the file. Its first bytes tell the format.
       like: parameters to take the structure from: any pytree of arrays or of
         ``jax.ShapeDtypeStruct``, boxed or not. Where it holds arrays of JAX the result
-        does too, on the same devices. Without it the result holds NumPy arrays in
-        dictionaries nested according to the paths.
+        does too, on the same devices, and where it holds active blocks alone so does
+        the result. Without it the result holds NumPy arrays in dictionaries nested
+        according to the paths.
 
     Returns:
       Parameters, masks and what the file says about itself.
@@ -78,10 +87,16 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
     masks = {leaf: masks.get(leaf, optax.MaskedNode()) for leaf in leaves}
     if like is None:
         return Loaded(_nested(leaves), _nested(masks), metadata)
-    _check_like(like, leaves)
+    wanted = parameters_by_path(like)
+    _check_like(wanted, leaves)
+    like = dense_shapes(like)
 
     def params_like(name: str, leaf: Any) -> Any:
-        return leaf if paths.is_hole(leaf) else _like(leaf, leaves[name])
+        if paths.is_hole(leaf):
+            return leaf
+        if is_compact(wanted[name]):
+            return _compact(name, wanted[name], leaves[name], masks[name])
+        return _like(leaf, leaves[name])
 
     def masks_like(name: str, leaf: Any) -> Any:
         return leaf if paths.is_hole(leaf) else _where(leaf, masks[name])
@@ -134,9 +149,8 @@ def _part(arrays: Mapping[str, np.ndarray], path: str, ending: str) -> np.ndarra
     return arrays[formats.stored_name(path, ending)]
 
 
-def _check_like(like: Any, leaves: Mapping[str, np.ndarray]) -> None:
-    """Raises unless the leaves of a tree have the paths, shapes and types of others."""
-    wanted = paths.leaves_by_path(like)
+def _check_like(wanted: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
+    """Raises unless parameters have the paths, shapes and types of those in a file."""
     lines = [f"{path}: only in the file" for path in leaves if path not in wanted]
     for path, leaf in wanted.items():
         x = leaves.get(path)
@@ -180,6 +194,23 @@ def _like(leaf: Any, x: np.ndarray) -> Any:
     if _is_number(leaf):
         return type(leaf)(x.item())
     return _where(leaf, x)
+
+
+def _compact(path: str, like: CompactKernel, x: np.ndarray, mask: Any) -> CompactKernel:
+    """The active blocks of what was read, as many as another compact kernel has."""
+    layout = like.layout
+    index = None if paths.is_hole(mask) else layout.index(jnp.asarray(mask))
+    if index is None or not np.array_equal(layout.mask(index), mask):
+        raise ValueError(
+            f"the mask of {path!r} in the file is not one of as many active blocks as "
+            "the compact parameter in like has: pass dense parameters in like, and "
+            "make them compact after"
+        )
+    places = write_places(index).astype(like.places.dtype)
+    active = layout.take(jnp.asarray(x), index)
+    return CompactKernel(
+        _where(like.active, active), _where(like.places, places), layout
+    )
 
 
 def _where(leaf: Any, x: Any) -> Any:

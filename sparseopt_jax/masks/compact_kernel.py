@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparseopt_jax.masks.layouts import Layout
+from sparseopt_jax.trees import paths
 
 # A place is written in three digits: 16.7 million blocks in a cell. Digits below 256
 # are exact in every floating type that parameters are cast to.
@@ -129,6 +130,12 @@ def map_compact(function: Any, tree: Any, *rest: Any) -> Any:
         *rest,
         is_leaf=is_compact,
     )
+
+
+def parameters_by_path(tree: Any) -> dict[str, Any]:
+    """The parameters by their paths, without holes; compact ones are one each."""
+    found = paths.flatten_with_paths(tree, lambda x: paths.is_hole(x) or is_compact(x))
+    return {path: x for path, x in found if not paths.is_hole(x)}
 
 
 def active_arrays(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 
+import equinox
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from flax import nnx
 
 import sparseopt_jax as so
 from sparseopt_jax.exporting.safetensors_file import DTYPES, read
+from sparseopt_jax.layers.neurons import one_neuron
+from sparseopt_jax.masks.compact_kernel import CompactKernel
+from sparseopt_jax.masks.layouts import Layout
 
 FORMATS = ("bitmask", "csr", "dense")
 # Of the dense kernel's bytes, at each sparsity.
@@ -190,6 +194,19 @@ def test_states_of_nnx_are_written(path):
     assert list(so.load(path).params) == ["bias", "kernel"]
 
 
+def test_modules_of_equinox_are_written(path):
+    model = equinox.nn.Linear(4, 8, key=jax.random.key(0))
+    params = equinox.filter(model, equinox.is_array)
+    masks = so.get_masks(so.sparsify(optax.sgd(0.1), so.static(0.5)).init(params))
+    params = so.apply_masks(params, masks)
+    so.export(path, params, masks)
+    loaded = so.load(path, like=params)
+    assert_same(loaded.params, params)
+    assert_same(loaded.masks, masks)
+    with pytest.raises(TypeError, match=r"leave it out, as equinox\.filter"):
+        so.export(path, {**KERNEL, "model": jax.nn.relu}, MASK, overwrite=True)
+
+
 def test_numbers_and_types_of_other_machines_are_written(path):
     params = {"number": 0.1, "flag": True, "big": np.array([[1, 2]], ">i4")}
     so.export(path, params, {"big": np.array([[True, True]])})
@@ -314,3 +331,41 @@ def test_replicas_and_traced_values_are_an_error(path):
         so.export(path, *replicated)
     with pytest.raises(TypeError, match="export reads values"):
         jax.jit(lambda p: so.export(path, p, MASK))(KERNEL)
+
+
+def compact(shape, block, places):
+    """A kernel of which a few blocks are kept, at given places."""
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    units = so.Block(block).units("kernel", shape, one_neuron(leaf))
+    layout = Layout(units, len(places))
+    active = jax.random.normal(jax.random.key(len(places)), layout.shape)
+    return CompactKernel.of(active, jnp.asarray(places, jnp.int32), layout)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_compact_parameters_are_written_like_dense_ones(format, path):
+    kernel = compact((64, 48), (16, 16), (5, 2, 11))
+    params = {"head": {"kernel": kernel, "bias": jnp.ones(48)}}
+    dense = {"head": {"kernel": kernel.dense(), "bias": jnp.ones(48)}}
+    masks = {"head": {"kernel": kernel.layout.mask(kernel.index)}}
+    so.export(path, params, masks, format=format)
+    loaded = so.load(path)
+    assert_same(loaded.params, dense)
+    assert loaded.metadata["leaves"]["head/kernel"]["block"] == [16, 16]
+
+    # Into any form: dense, and as many blocks at other places.
+    assert_same(so.load(path, like=dense).params, dense)
+    like = {**params["head"], "kernel": compact((64, 48), (16, 16), (0, 1, 2))}
+    again = so.load(path, like={"head": like})
+    found = again.params["head"]["kernel"]
+    assert found.index.tolist() == [2, 5, 11]
+    np.testing.assert_array_equal(found.dense(), kernel.dense())
+    assert_same(again.masks, loaded.masks)
+
+    # Twice as many blocks do not fit, nor does a parameter without a mask.
+    like = {**params["head"], "kernel": compact((64, 48), (16, 16), range(6))}
+    with pytest.raises(ValueError, match="'head/kernel' in the file is not one of as"):
+        so.load(path, like={"head": like})
+    so.export(path, dense, {"head": {"bias": jnp.ones(48, bool)}}, overwrite=True)
+    with pytest.raises(ValueError, match="'head/kernel' in the file is not one of as"):
+        so.load(path, like=params)
