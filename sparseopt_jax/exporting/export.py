@@ -75,7 +75,7 @@ def export(
             f"format must be one of {', '.join(map(repr, formats.FORMATS))}, got "
             f"{format!r}"
         )
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     atomic_file.check_free(path, overwrite)
     form = formats.FORMATS[format]
     arrays, leaves = _contents(form, params, opt_state_or_masks)

@@ -126,7 +126,9 @@ def read(data: bytearray) -> tuple[Format, dict[str, np.ndarray], Metadata]:
     try:
         metadata = cast(Metadata, json.loads(texts[_NAME]))
         version = metadata["version"]
-        if isinstance(version, int) and version > VERSION:
+        if type(version) is not int:
+            raise TypeError(f"version {version!r}")
+        if version > VERSION:
             raise ValueError(
                 f"it has version {version} of the format, which a later version of "
                 f"sparseopt_jax wrote; this one reads versions up to {VERSION}: pip "

@@ -75,14 +75,15 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
       ((4, 8), 0.75)
       >>> topology = so.rigl(masks=loaded.masks, every=100, stop=1_000)
     """
-    data = _bytes(os.fspath(path))
+    path = os.fsdecode(path)
+    data = _bytes(path)
     try:
         form, arrays, metadata = formats.read(data)
         leaves, masks = _decoded(form, arrays, metadata["leaves"])
     except ValueError as error:
         raise ValueError(
-            f"{os.fspath(path)!r} is not a whole file of so.export, and nothing was "
-            f"loaded: {error}"
+            f"{path!r} is not a whole file of so.export, and nothing was loaded: "
+            f"{error}"
         ) from None
     masks = {leaf: masks.get(leaf, optax.MaskedNode()) for leaf in leaves}
     if like is None:

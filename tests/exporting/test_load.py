@@ -193,8 +193,13 @@ def flatten(arrays, metadata):
     metadata["leaves"]["head/bias"] = []
 
 
+def unversion(arrays, metadata):
+    metadata["version"] = "1"
+
+
 @pytest.mark.parametrize(
-    "change", [drop_an_array, shift, grow, retype, recast, rename, empty, flatten]
+    "change",
+    [unversion, drop_an_array, shift, grow, retype, recast, rename, empty, flatten],
 )
 def test_forged_files_are_an_error(change, path):
     rewritten(path, change)
