@@ -9,6 +9,11 @@ from sparseopt_jax.corrections.batch_variance import scale_by_batch_variance
 from sparseopt_jax.corrections.norm_links import NormLinks, infer_norm_links
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
 from sparseopt_jax.engine.compact import compact_gradients
+from sparseopt_jax.engine.compact_params import (
+    compact_params,
+    dense_gradient,
+    dense_params,
+)
 from sparseopt_jax.engine.host_updates import update_topology
 from sparseopt_jax.engine.inner_reset import reset_inner
 from sparseopt_jax.engine.sparsify import sparsify
@@ -121,7 +126,10 @@ __all__ = [
     "calibrate",
     "checkpoint",
     "compact_gradients",
+    "compact_params",
     "convert_state",
+    "dense_gradient",
+    "dense_params",
     "distributions",
     "dsnot",
     "export",

@@ -79,4 +79,4 @@ def check_compact(inner: optax.GradientTransformation, topology: Topology) -> No
             "has room for one number: leave compact out, or use a topology that keeps "
             "the number, such as set_ or rigl"
         )
-    check_inner(inner)
+    check_inner(inner, "compact=True shows", "leave compact out")

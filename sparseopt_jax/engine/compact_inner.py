@@ -39,7 +39,9 @@ class _NeedsParametersError(Exception):
     pass
 
 
-def check_inner(inner: optax.GradientTransformation) -> None:
+def check_inner(
+    inner: optax.GradientTransformation, subject: str, way_out: str
+) -> None:
     """Raises unless weights get the same updates with and without inactive ones.
 
     What works element by element does, and so do norms, to which zeros add nothing. The
@@ -48,6 +50,8 @@ def check_inner(inner: optax.GradientTransformation) -> None:
 
     Args:
       inner: any transformation.
+      subject: who shows it active weights alone, for the message.
+      way_out: what to do instead of taking another optimizer, for the message.
 
     Raises:
       ValueError: with the name of the transformation, or of the link of the chain, that
@@ -66,9 +70,8 @@ def check_inner(inner: optax.GradientTransformation) -> None:
     if blamed:
         listed = "; ".join(f"{name} {why}" for name, why in dict.fromkeys(blamed))
         raise ValueError(
-            "compact=True lets the optimizer see the active weights alone, and "
-            f"{listed}: use an elementwise optimizer, such as adam, lion or sgd, or "
-            "leave compact out"
+            f"{subject} the optimizer the active weights alone, and {listed}: use an "
+            f"elementwise optimizer, such as adam, lion or sgd, or {way_out}"
         )
 
 

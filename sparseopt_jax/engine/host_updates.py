@@ -1,5 +1,6 @@
 """Changing masks from the host, outside of the compiled step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,10 +9,13 @@ import optax
 
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.arrays.sharding_types import typed_like
+from sparseopt_jax.engine.compact_host import compact_owner, updated_compact
+from sparseopt_jax.engine.compact_step import check_dense
 from sparseopt_jax.engine.frozen_leaves import frozen_leaves
 from sparseopt_jax.engine.inner_state import in_types_of, reset
 from sparseopt_jax.engine.mask_update import MaskUpdate
 from sparseopt_jax.masks import environment
+from sparseopt_jax.masks.compact_kernel import holds_compact
 from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
 from sparseopt_jax.masks.state import (
     SparseState,
@@ -38,16 +42,20 @@ def update_topology(
 
     Args:
       tx: the transformation, or anything in optax around it.
-      grads: the dense gradient of the step, tree like ``params``.
+      grads: the dense gradient of the step, tree like ``params``; with compact
+        parameters what ``dense_gradient`` gives. For compact parameters whose topology
+        reads no gradients (SET), None will do, and for one that reads those of active
+        weights alone (MEST) the compact gradient.
       opt_state: the state of ``tx``.
-      params: the weights.
+      params: the weights, dense or compact.
 
     Returns:
       The new optimizer state, and the weights with what was dropped or grown at zero.
 
     Raises:
       ValueError: if ``opt_state`` holds no masks, or they were made by a topology that
-        never changes or by another ``tx``.
+        never changes or by another ``tx``; with compact parameters, if ``grads`` leaves
+        out what the topology reads, or an update changes a number of active blocks.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -68,36 +76,48 @@ def update_topology(
             f"tx must be the transformation, got {described(tx)}: call so.{call}"
         )
     check_order(call, params, opt_state)
-    check_order(call, grads, opt_state)
+    if grads is not None:
+        check_order(call, grads, opt_state)
     if not find_states(opt_state):
         raise ValueError(
             f"opt_state holds no SparseState, got {described(opt_state)}; pass the "
             "state of a transformation built with sparsify"
         )
 
-    def change(grads, opt_state, params):
-        return _all_updated(tx, grads, opt_state, params)
+    owners = {owner.structure: owner for owner in find_owners(tx, params)}
 
-    params, opt_state = evened(change)(grads, opt_state, params)
+    def owner_of(state: SparseState) -> Owner:
+        owner = owners.get(structure_of(state.masks))
+        if owner is None:
+            raise ValueError("opt_state was not made by this tx: other masks")
+        if not owner.topology.moves:
+            raise ValueError("a static topology never changes; use set_ or rigl")
+        if holds_compact(params):
+            return compact_owner(owner, state, grads, params)
+        check_dense(owner.storage, grads, state)
+        return owner
+
+    def change(grads, opt_state, params):
+        return _all_updated(owner_of, grads, opt_state, params)
+
+    if holds_compact(params):
+        params, opt_state = updated_compact(change, grads, opt_state, params)
+    else:
+        params, opt_state = evened(change)(grads, opt_state, params)
     return opt_state, params
 
 
 def _all_updated(
-    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
+    owner_of: Callable[[SparseState], Owner], grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
     """The parameters and the state after an update by every owner in it."""
-    owners = {owner.structure: owner for owner in find_owners(tx, params)}
 
     def update(node):
         nonlocal params
         if not is_sparse_state(node):
             return node
         state = whole(node)
-        owner = owners.get(structure_of(state.masks))
-        if owner is None:
-            raise ValueError("opt_state was not made by this tx: other masks")
-        if not owner.topology.moves:
-            raise ValueError("a static topology never changes; use set_ or rigl")
+        owner = owner_of(state)
         new, kept = _updated(owner, state, owner.seen(params), grads)
         if not owner.topology.stays_dense:
             params = zero_masked(kept, params)

@@ -8,20 +8,18 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arrays.sharding_types import typed_like
-from sparseopt_jax.engine.compact import check_compact
 from sparseopt_jax.engine.frozen_leaves import warn_of_frozen
 from sparseopt_jax.engine.inner_state import in_types_of, reset
 from sparseopt_jax.engine.inner_step import InnerStep
 from sparseopt_jax.engine.mask_update import MaskUpdate
-from sparseopt_jax.engine.transformations import checked_inner
 from sparseopt_jax.masks import environment
+from sparseopt_jax.masks.block_leaves import noted_layouts
 from sparseopt_jax.masks.lost_masks import check_not_lost
 from sparseopt_jax.masks.owners import check_update, record_owner
 from sparseopt_jax.masks.state import SparseState
 from sparseopt_jax.masks.storage import MaskStorage, filled, whole, without
 from sparseopt_jax.topologies.base import Topology
-from sparseopt_jax.trees.evened_boxes import with_evened_boxes
-from sparseopt_jax.trees.prng_keys import check_key, store_key, typed_key
+from sparseopt_jax.trees.prng_keys import store_key, typed_key
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +64,7 @@ class MaskOwner:
             masks=storage.store(view),
             topology_state=storage.pack(topology_state),
             inner_state=inner_state,
+            layouts=noted_layouts(topology, params),
         )
         record_owner(
             topology=topology,
@@ -91,7 +90,7 @@ class MaskOwner:
         grads, inner_state, count = updates, state.inner_state, state.count
         # Full layers are dense to everything below: they cost nothing, and a network
         # of sparsity 0 runs the inner optimizer's own program, to the last bit.
-        full = topology.full_leaves(params)
+        full = topology.full_leaves(storage.planned(state.masks, params))
         masks = without(full, state.masks)
         topology_state = topology.observe(count, state.topology_state, grads)
         first = storage.view(masks, topology_state, params)
@@ -136,6 +135,7 @@ class MaskOwner:
             masks=filled(masks, state.masks),
             topology_state=topology_state,
             inner_state=inner_state,
+            layouts=state.layouts,
         )
         return updates, typed_like(given, new)
 
@@ -155,7 +155,8 @@ class MaskOwner:
             shapes=self.storage.shapes(state.masks),
             scored_by=self.topology.name if self._scores_gradients(state) else None,
         )
-        check_not_lost(self.topology, state, params)
+        planned = self.storage.planned(state.masks, params)
+        check_not_lost(self.topology, state, planned)
         return in_types_of(params, self.inner, self.storage, state)
 
     def _scores_gradients(self, state: SparseState) -> bool:
@@ -190,64 +191,3 @@ class MaskOwner:
         """Whether masks may be updated after the step."""
         follows = self.topology.replaces_step is not True
         return self._updates and follows and not self.is_link
-
-
-def make_owner(
-    inner: optax.GradientTransformation,
-    topology: Topology,
-    storage: MaskStorage,
-    *,
-    key: jax.typing.ArrayLike,
-    host_updates: bool = False,
-    is_link: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation of a ``MaskOwner``.
-
-    Args:
-      inner: as in ``sparsify``.
-      topology: as in ``sparsify``.
-      storage: how masks are kept.
-      key: as in ``sparsify``.
-      host_updates: as in ``sparsify``.
-      is_link: as in ``MaskOwner``.
-
-    Returns:
-      The transformation.
-
-    Raises:
-      TypeError: as ``sparsify``; for a link, if weights stay dense behind the masks.
-      ValueError: as ``sparsify``.
-    """
-    check_key(key)
-    if not isinstance(topology, Topology):
-        raise TypeError(
-            f"topology must be a Topology, as static, set_ and rigl make it, got "
-            f"{topology!r}"
-        )
-    if is_link and topology.stays_dense:
-        raise TypeError(
-            f"{topology.name} keeps the weights behind its masks dense, which needs "
-            "sparsify; sparseopt masks them"
-        )
-    if host_updates and topology.replaces_step is None:
-        raise ValueError(
-            "host_updates needs phases that all replace the gradient step, or all "
-            "follow it"
-        )
-    inner = checked_inner(inner)
-    if storage.is_compact:
-        check_compact(inner, topology)
-    owner = MaskOwner(
-        inner=inner,
-        topology=topology,
-        storage=topology.storage(storage),
-        key=key,
-        host_updates=host_updates,
-        is_link=is_link,
-    )
-    return with_evened_boxes(
-        optax.GradientTransformationExtraArgs(
-            owner.init,
-            owner.update,  # pyright: ignore[reportArgumentType]
-        )
-    )

@@ -4,7 +4,7 @@ import jax
 import optax
 
 from sparseopt_jax.arguments.static import check_static
-from sparseopt_jax.engine.owner import make_owner
+from sparseopt_jax.engine.make_owner import make_owner
 from sparseopt_jax.engine.placement import check_placement
 from sparseopt_jax.masks.bit_storage import BitStorage
 from sparseopt_jax.masks.byte_storage import ByteStorage

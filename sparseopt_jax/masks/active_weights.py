@@ -37,9 +37,16 @@ class ActiveIndices(_Parts):
         return cls._of(tree, layout_text, read_layouts(layout_text))
 
     @classmethod
-    def of(cls, tree: Any, layouts: tuple[tuple[str, Layout], ...]) -> "ActiveIndices":
-        """The indices of leaves that are laid out so."""
-        return cls._of(tree, jnp.asarray(write_layouts(layouts)), layouts)
+    def of(
+        cls,
+        tree: Any,
+        layouts: tuple[tuple[str, Layout], ...],
+        replicas: tuple[int, ...] = (),
+    ) -> "ActiveIndices":
+        """The indices of leaves that are laid out so, once for each replica."""
+        text = jnp.asarray(write_layouts(layouts))
+        text = jnp.broadcast_to(text, (*replicas, *text.shape))
+        return cls._of(tree, text, layouts)
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> "ActiveIndices":

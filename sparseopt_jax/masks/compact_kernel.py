@@ -109,6 +109,11 @@ def is_compact(x: Any) -> bool:
     return isinstance(x, CompactKernel)
 
 
+def holds_compact(tree: Any) -> bool:
+    """Whether there is a compact parameter in a tree."""
+    return any(map(is_compact, jax.tree.leaves(tree, is_leaf=is_compact)))
+
+
 def write_places(index: jax.Array) -> jax.Array:
     """Writes places, int32 below 2^24, as float32 digits along a new last axis."""
     powers = jnp.asarray([_BASE**i for i in range(_DIGITS)], jnp.int32)

@@ -87,7 +87,7 @@ class CompactStorage(MaskStorage):
         return view.weights() if is_sparse else optax.MaskedNode()
 
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
-        """As ``MaskStorage.to_zero``."""
+        """As ``MaskStorage.to_zero``; where weights are active ones, there is none."""
         layouts = dict(before.layouts)
         stepped = paths.leaves_by_path(before.tree)
         ended = paths.leaves_by_path(after.tree)
@@ -96,6 +96,8 @@ class CompactStorage(MaskStorage):
             if path not in stepped or paths.is_hole(param):
                 return update
             layout, index = layouts[path], stepped[path]
+            if jnp.shape(param) == layout.shape:
+                return update.astype(jnp.result_type(update, param))
             # In the wider of both types: a narrowed -p would leave a remainder of p.
             zeroing = (-param).astype(jnp.result_type(update, param))
             if ended[path] is not index:
@@ -106,11 +108,20 @@ class CompactStorage(MaskStorage):
         return paths.map_with_paths(at_leaf, params, updates)
 
     def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
-        """As ``MaskStorage.kept_entries``: of each weight, and of each block."""
+        """As ``MaskStorage.kept_entries``: of each weight, and of each block.
+
+        All is kept where no index can have changed.
+        """
         layouts = dict(new.layouts)
         stays = paths.map_with_paths(
-            lambda path, a, b: a if paths.is_hole(a) else a == b, old.tree, new.tree
+            lambda path, a, b: (
+                optax.MaskedNode() if paths.is_hole(a) or a is b else a == b
+            ),
+            old.tree,
+            new.tree,
         )
+        if not paths.leaves_by_path(stays):
+            return ()
 
         def of_weights(path, slots):
             return slots if paths.is_hole(slots) else layouts[path].spread(slots)
@@ -146,6 +157,18 @@ class CompactStorage(MaskStorage):
             return sharded(index, NamedSharding(of_leaf.mesh, spec or PartitionSpec()))
 
         return stored.with_tree(paths.map_with_paths(at_leaf, stored.tree))
+
+    def planned(self, stored: Stored, params: Any) -> Any:
+        """As ``MaskStorage.planned``: shapes where weights are the active ones."""
+        layouts = dict(stored.layouts)
+
+        def at_leaf(path, x, index):
+            layout = layouts[path]
+            if jnp.shape(x) != layout.shape:
+                return x
+            return jax.ShapeDtypeStruct(layout.units.shape, jnp.result_type(x))
+
+        return _at_indices(stored, at_leaf, params)
 
     def shapes(self, stored: Stored) -> dict[str, tuple[int, ...]]:
         """As ``MaskStorage.shapes``: those of active weights."""

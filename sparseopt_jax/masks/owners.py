@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_kernel import dense_shapes
+from sparseopt_jax.masks.packing import is_packed
 from sparseopt_jax.masks.storage import MaskStorage, Stored
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.boxes import unbox_tree
@@ -22,7 +25,7 @@ class Owner(NamedTuple):
       storage: how its masks are kept.
       key: the seed or PRNG key that it was given.
       is_link: whether the optimizer follows it in a chain, as with ``sparseopt``.
-      structure: the structure of its masks.
+      structure: the structure of its masks, in whatever form they are kept.
       holes: True where a wrapper kept parameters from it, a leaf or a subtree.
     """
 
@@ -66,7 +69,13 @@ def record_owner(
 
 
 def structure_of(masks: Any) -> Any:
-    """The structure of masks, the same whether parameters were boxed or not."""
+    """The structure of masks, the same in every storage, boxed or not."""
+    if isinstance(masks, ActiveIndices):
+        sparse = {path for path, _ in masks.layouts}
+        masks = paths.map_with_paths(
+            lambda path, x: 0 if path in sparse else x, masks.tree
+        )
+    masks = jax.tree.map(lambda x: 0 if is_packed(x) else x, masks, is_leaf=is_packed)
     return jax.tree.structure(unbox_tree(masks))
 
 
@@ -76,12 +85,16 @@ def are_recorded() -> bool:
 
 
 def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
-    """The owners within a transformation, in the order of their ``init``."""
+    """The owners within a transformation, in the order of their ``init``.
+
+    Where active blocks alone are parameters, the shapes of the dense ones stand for
+    them.
+    """
     owners: list[Owner] = []
     token = _OWNERS.set(owners)
     try:
         # A fresh function each time: a remembered trace would not run `init` again.
-        jax.eval_shape(lambda p: tx.init(p), params)
+        jax.eval_shape(lambda p: tx.init(p), dense_shapes(params))
     finally:
         _OWNERS.reset(token)
     return owners

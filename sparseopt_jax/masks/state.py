@@ -29,6 +29,8 @@ class SparseState(NamedTuple):
         the ``ActiveIndices`` of a compact ``sparsify``.
       topology_state: what the topology keeps.
       inner_state: state of the inner transformation.
+      layouts: uint8 array, how blocks of weights stand in the leaves, which
+        ``compact_params`` reads; ``()`` where no leaf consists of blocks.
     """
 
     count: jax.Array
@@ -36,6 +38,7 @@ class SparseState(NamedTuple):
     masks: Any
     topology_state: Any
     inner_state: Any
+    layouts: Any = ()
 
 
 def is_sparse_state(x: Any) -> bool:
@@ -243,7 +246,7 @@ def find_states(opt_state: Any) -> list[SparseState]:
     return [x for x in found if is_sparse_state(x)]
 
 
-# What has no leaves is left out by some tools: ``inner_state``.
+# What has no leaves is left out by some tools: ``inner_state``, ``layouts``.
 _ALWAYS_THERE = {"count", "key", "masks", "topology_state"}
 
 

@@ -156,6 +156,11 @@ class MaskStorage(abc.ABC):
         del params
         return stored
 
+    def planned(self, stored: Stored, params: Any) -> Any:
+        """Returns what tells a topology the shapes of the weights, active or not."""
+        del stored
+        return params
+
     def shapes(self, stored: Stored) -> dict[str, tuple[int, ...]]:
         """Returns the shapes that gradients may have instead of the weights'."""
         del stored

@@ -4,7 +4,7 @@ import jax
 import optax
 
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
-from sparseopt_jax.engine.owner import make_owner
+from sparseopt_jax.engine.make_owner import make_owner
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.masks.byte_storage import ByteStorage
 from sparseopt_jax.topologies.base import Topology

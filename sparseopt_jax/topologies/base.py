@@ -104,6 +104,11 @@ class Topology(abc.ABC):
         return 1.0
 
     @property
+    def reads_gradients(self) -> bool:
+        """Whether updates read any gradients, be it of active weights alone."""
+        return True
+
+    @property
     def updates(self) -> str:
         """How often the masks are updated, as a sentence; empty if never."""
         return ""

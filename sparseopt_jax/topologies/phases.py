@@ -101,6 +101,11 @@ class Phases(Topology):
         """As ``Topology.dense_gradients``, in the phase that needs most."""
         return max(phase.dense_gradients for phase in self.topologies)
 
+    @property
+    def reads_gradients(self) -> bool:
+        """As ``Topology.reads_gradients``, in any phase."""
+        return any(phase.reads_gradients for phase in self.topologies)
+
     def leaves(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf in the end: as ``Topology.leaves``."""
         deciding = [phase for phase in self.topologies if not phase.is_handed_on]

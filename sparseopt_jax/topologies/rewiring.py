@@ -222,6 +222,12 @@ class Rewiring(Topology):
             return self.memory.dense_gradients(interval)
         return min(1 / (interval + 1), 1.0) if scores.needs_gradient(self.grow) else 0.0
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether it scores weights by gradients, or remembers them."""
+        by_gradients = map(scores.needs_gradient, (self.drop, self.grow))
+        return self.memory is not None or any(by_gradients)
+
     def leaves(self, params: Any) -> list[LeafPlan]:
         """What becomes of each leaf of ``params``.
 

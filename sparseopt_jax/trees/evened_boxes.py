@@ -40,7 +40,7 @@ def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
             return update(grads, state, params, **extra_args)
         plain = unbox_tree((grads, state, params))
         like_params, new_state = update(*plain, **extra_args)
-        return _reboxed(params, like_params), _reboxed(state, new_state)
+        return reboxed(params, like_params), reboxed(state, new_state)
 
     return evened_update
 
@@ -67,5 +67,6 @@ def _leaves_with_parts(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
     return [(paths.path_parts(key_path), leaf) for key_path, leaf in leaves]
 
 
-def _reboxed(like: Any, tree: Any) -> Any:
+def reboxed(like: Any, tree: Any) -> Any:
+    """A tree with the boxes of another that has the same leaves."""
     return jax.tree.structure(like).unflatten(jax.tree.leaves(tree))

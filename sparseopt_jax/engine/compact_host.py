@@ -1,0 +1,193 @@
+"""Updates of the masks from the host where parameters are compact."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from sparseopt_jax.engine.compact_step import check_kernels
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_kernel import (
+    CompactKernel,
+    holds_compact,
+    is_compact,
+    map_compact,
+)
+from sparseopt_jax.masks.compact_storage import CompactStorage
+from sparseopt_jax.masks.layouts import Layout
+from sparseopt_jax.masks.owners import Owner
+from sparseopt_jax.masks.state import SparseState, find_states, is_sparse_state
+from sparseopt_jax.masks.storage import Masks, Stored
+from sparseopt_jax.topologies.base import Topology
+from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.boxes import unbox_tree
+from sparseopt_jax.trees.evened_boxes import reboxed
+
+Update = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def updated_compact(
+    update: Update, grads: Any, opt_state: Any, params: Any
+) -> tuple[Any, Any]:
+    """Updates the masks by dense arrays, which do not outlive the update.
+
+    Args:
+      update: updates them for dense parameters: ``update(grads, opt_state, params)``
+        returns parameters and state.
+      grads: gradients like ``params``, compact or dense; None for zeros.
+      opt_state: the state.
+      params: the compact parameters.
+
+    Returns:
+      The new parameters, compact, and the new state.
+    """
+    plain = unbox_tree(opt_state)
+    before = _indices(plain)
+    dense, new = update(
+        unbox_tree(_dense_gradient(grads, params)),
+        plain,
+        unbox_tree(map_compact(lambda kernel: kernel.dense(), params)),
+    )
+    after = _indices(new)
+    leaves = [
+        _kernel(x, *after[path]) if is_compact(old) else x
+        for (path, old), x in zip(
+            paths.flatten_with_paths(params, is_leaf=is_compact),
+            jax.tree.leaves(dense),
+            strict=True,
+        )
+    ]
+    structure = jax.tree.structure(params, is_leaf=is_compact)
+    new = _without_moved(new, before, after)
+    return structure.unflatten(leaves), reboxed(opt_state, new)
+
+
+def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> Owner:
+    """The owner of a state, as it is to update the masks of compact parameters.
+
+    Args:
+      owner: what ``tx`` has.
+      state: the state.
+      grads: the gradients that are given, or None.
+      params: the parameters, compact where they are.
+
+    Raises:
+      ValueError: if gradients are needed that are not given, or the parameters are not
+        those of the state.
+    """
+    topology, params = owner.topology, owner.seen(params)
+    if not holds_compact(params):
+        return owner
+    kernels = check_kernels(state, params)
+    given = {
+        path: x
+        for path, x in paths.flatten_with_paths(grads, is_leaf=is_compact)
+        if is_compact(x)
+    }
+    for path in kernels:
+        if grads is None and topology.reads_gradients:
+            raise ValueError(
+                f"{topology.name} updates its masks by gradients, but grads is None: "
+                f"{_remedy(topology)}"
+            )
+        if path in given and topology.dense_gradients > 0:
+            raise ValueError(
+                f"{topology.name} scores inactive weights by their gradients, which "
+                f"the compact gradient of {path!r} leaves out: {_remedy(topology)}"
+            )
+    storage = CompactStorage() if topology.keeps_counts else _SameNumbers(topology)
+    return owner._replace(storage=storage)
+
+
+def _remedy(topology: Topology) -> str:
+    if topology.dense_gradients > 0:
+        return "pass so.dense_gradient(loss)(params, ...)"
+    return "pass the gradient of the step"
+
+
+class _SameNumbers(CompactStorage):
+    """Takes new masks only if they have as many active units as the old ones."""
+
+    def __init__(self, topology: Topology):
+        self._name = topology.name
+
+    def move(
+        self, stored: Stored, masks: Masks, new: Masks, state: Any
+    ) -> tuple[Stored, Any]:
+        """As ``MaskStorage.move``."""
+        by_path = paths.leaves_by_path(new)
+        for path, layout in stored.layouts:
+            if path not in by_path:
+                continue
+            if isinstance(by_path[path], Tracer):
+                raise ValueError(
+                    f"{self._name} may change how many blocks are active, which only "
+                    "the masks tell: call so.update_topology outside of jit"
+                )
+            counts = layout.units.count(layout.units.any(by_path[path]))
+            if int(jnp.min(counts)) != layout.per_cell or int(jnp.max(counts)) > int(
+                jnp.min(counts)
+            ):
+                raise ValueError(
+                    f"{self._name} changes the number of active blocks of {path!r} "
+                    f"from {layout.per_cell} to {int(jnp.max(counts))} in this update, "
+                    "but compact parameters have room for one number: take "
+                    "params = so.dense_params(params), opt_state = "
+                    "so.convert_state(tx, params, opt_state), update, and call "
+                    "so.compact_params again"
+                )
+        return super().move(stored, masks, new, state)
+
+
+def _indices(opt_state: Any) -> dict[str, tuple[Layout, jax.Array]]:
+    """Layout and index of every leaf whose active units are kept alone."""
+    found = {}
+    for state in find_states(opt_state):
+        if isinstance(state.masks, ActiveIndices):
+            layouts = dict(state.masks.layouts)
+            for path, index in paths.leaves_by_path(state.masks.tree).items():
+                found[path] = layouts[path], index
+    return found
+
+
+def _dense_gradient(grads: Any, params: Any) -> Any:
+    if grads is None:
+        return map_compact(lambda kernel: jnp.zeros(kernel.shape, kernel.dtype), params)
+
+    def at_kernel(kernel, grad):
+        if not is_compact(grad):
+            return grad
+        return kernel.with_active(grad.active).dense()
+
+    return jax.tree.map(
+        lambda x, grad: at_kernel(x, grad) if is_compact(x) else grad,
+        params,
+        grads,
+        is_leaf=is_compact,
+    )
+
+
+def _kernel(dense: jax.Array, layout: Layout, index: jax.Array) -> CompactKernel:
+    return CompactKernel.of(layout.take(dense, index), index, layout)
+
+
+def _without_moved(opt_state: Any, before: Any, after: Any) -> Any:
+    """Zeros in what is summed around ``sparsify`` for blocks that have moved."""
+
+    def at_leaf(key_path, x):
+        place = paths.longest_ending(paths.path_parts(key_path), by_parts)
+        if not is_compact(x) or place is None:
+            return x
+        layout, stays = place
+        stays = layout.spread(stays)
+        return x.with_active(jnp.where(stays, x.active, jnp.zeros_like(x.active)))
+
+    by_parts = {
+        tuple(path.split("/")): (layout, index == before[path][1])
+        for path, (layout, index) in after.items()
+    }
+    return paths.map_with_key_paths(
+        at_leaf, opt_state, is_leaf=lambda x: is_compact(x) or is_sparse_state(x)
+    )

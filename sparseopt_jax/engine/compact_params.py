@@ -1,0 +1,355 @@
+"""Parameters of which the active blocks alone are kept, and the way there and back."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.sharding import NamedSharding
+
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.block_leaves import MIN_EXTENT, is_matrix_of_blocks
+from sparseopt_jax.masks.compact_kernel import (
+    CompactKernel,
+    holds_compact,
+    map_compact,
+    write_places,
+)
+from sparseopt_jax.masks.compact_storage import check_sharding
+from sparseopt_jax.masks.layouts import Layout, read_layouts
+from sparseopt_jax.masks.packing import pack, unpack
+from sparseopt_jax.masks.state import (
+    SparseState,
+    check_order,
+    find_states,
+    get_masks,
+    is_sparse_state,
+    stays_dense,
+    unbox,
+)
+from sparseopt_jax.masks.storage import whole
+from sparseopt_jax.trees import paths
+
+Parts = tuple[str, ...]
+# Layout and index of leaves, by the parts of their paths.
+Places = dict[Parts, tuple[Layout, Any]]
+
+
+def compact_params(
+    params: Any,
+    opt_state: Any,
+    *,
+    where: Callable[[str, Any], bool] | None = None,
+) -> tuple[Any, Any]:
+    """Keeps the active blocks of the weights alone, and what belongs to them.
+
+    A leaf whose structure is ``Block`` with extents of at least 16 becomes a node that
+    holds its active blocks and their places. ``jax.grad``, ``tx.update`` of the same
+    ``tx`` and ``optax.apply_updates`` take trees with such nodes as they take others,
+    and gradients, moments and updates have the size of the active blocks. Call it
+    outside of ``jit``, once, after ``tx.init`` or in the middle of a run.
+
+    The masks of a topology that moves are updated by ``update_topology`` only, so build
+    ``tx`` with ``host_updates=True``. What stands around ``sparsify``, such as
+    ``optax.clip_by_global_norm``, sees the active blocks, too.
+
+    Args:
+      params: any pytree of arrays. Weights behind the masks are left out, as
+        ``apply_masks`` makes them zero.
+      opt_state: the state of a transformation with ``sparsify`` in it.
+      where: ``where(path, leaf)`` says which leaves of blocks to take, all by default.
+        The others stay as they are, and so do convolutions wider than 1x1.
+
+    Returns:
+      Parameters and state. Moments of sparse leaves are those of a compact
+      ``sparsify``, with the values that they had.
+
+    Raises:
+      ValueError: if no leaf consists of such blocks; if ``opt_state`` is of other
+        parameters, or of a topology that remembers dense gradients or keeps weights
+        dense; if layers of a stack have different numbers of active blocks; for a leaf
+        that is split over devices within its blocks; inside of ``jit``.
+
+    Note:
+      An average over parameters in time is one over places, too: once masks have moved,
+      average what ``dense_params`` gives.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> topology = so.static(0.75, structure=so.Block((16, 16)))
+      >>> tx = so.sparsify(optax.adamw(1e-3), topology)
+      >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.zeros(32)}
+      >>> opt_state = tx.init(params)
+      >>> params, opt_state = so.compact_params(params, opt_state)
+      >>> params["kernel"]
+      CompactKernel(shape=(64, 32), blocks=(2, 256), dtype=float32)
+      >>> def loss(params, x):
+      ...     return jnp.mean((x @ params["kernel"].dense() + params["bias"]) ** 2)
+      >>> grads = jax.grad(loss)(params, jnp.ones((4, 64)))
+      >>> updates, opt_state = tx.update(grads, opt_state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> so.dense_params(params)["kernel"].shape
+      (64, 32)
+    """
+    call = "compact_params(params, opt_state)"
+    check_order(call, params, opt_state)
+    if not find_states(opt_state):
+        get_masks(
+            opt_state
+        )  # raises, and says how to build a transformation with masks
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, opt_state))):
+        raise ValueError(
+            f"{call} reads from the masks how many blocks are active, so call it "
+            "outside of jit"
+        )
+    if holds_compact(params):
+        raise ValueError("params are compact already")
+    leaves = {
+        paths.path_parts(key_path): x for key_path, x in paths.leaves_with_path(params)
+    }
+    found: Places = {}
+
+    def at_state(node):
+        if not is_sparse_state(node):
+            return node
+        state = whole(node)
+        indices = _indices(state)
+        chosen = {} if indices is None else _chosen(indices, leaves, where)
+        found.update(chosen)
+        return _compact_state(state, indices) if indices and chosen else node
+
+    opt_state = jax.tree.map(at_state, opt_state, is_leaf=is_sparse_state)
+    if not found:
+        raise ValueError(_nothing_found(opt_state))
+
+    def kernel(x, layout, index, replicas):
+        active = _taken(x, index, layout, replicas)
+        return CompactKernel(active, write_places(index), layout)
+
+    def gradient(x, layout, index, replicas):
+        active = _taken(x, index, layout, replicas)
+        return CompactKernel(active, jnp.zeros_like(write_places(index)), layout)
+
+    params = _map_places(kernel, found, params)
+    # What is kept around sparsify, as in MultiSteps, is sums of gradients.
+    return params, _map_places(gradient, found, opt_state)
+
+
+def dense_params(params: Any) -> Any:
+    """Makes compact parameters dense again: zeros, and the active blocks among them.
+
+    It works inside of ``jit``, too. ``convert_state`` brings the state back.
+
+    Args:
+      params: any pytree, with compact parameters or without.
+
+    Returns:
+      The tree without compact parameters.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> topology = so.static(0.75, structure=so.Block((16, 16)))
+      >>> tx = so.sparsify(optax.adamw(1e-3), topology)
+      >>> params = {"kernel": jnp.ones((64, 32))}
+      >>> opt_state = tx.init(params)
+      >>> params, opt_state = so.compact_params(params, opt_state)
+      >>> params = so.dense_params(params)
+      >>> int((params["kernel"] != 0).sum())
+      512
+      >>> opt_state = so.convert_state(tx, params, opt_state)
+    """
+    return map_compact(lambda kernel: kernel.dense(), params)
+
+
+def dense_gradient(
+    loss: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Makes the function of the dense gradient, by which RigL's masks are updated.
+
+    It is ``jax.grad`` of the loss at ``dense_params(params)``: evaluate it at the steps
+    at which masks are updated, and give it to ``update_topology``.
+
+    Args:
+      loss: a function of the parameters first, which takes compact and dense ones.
+      has_aux: as in ``jax.grad``.
+
+    Returns:
+      A function with the arguments of ``loss``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> topology = so.rigl(0.75, every=10, stop=90, structure=so.Block((16, 16)))
+      >>> tx = so.sparsify(optax.adamw(1e-3), topology, host_updates=True)
+      >>> params = {"kernel": jnp.ones((64, 32))}
+      >>> opt_state = tx.init(params)
+      >>> params, opt_state = so.compact_params(params, opt_state)
+      >>> loss = lambda params, x: jnp.sum(x @ so.dense_params(params)["kernel"])
+      >>> x = jnp.ones((4, 64))
+      >>> if topology.due(0):
+      ...     grads = so.dense_gradient(loss)(params, x)
+      ...     opt_state, params = so.update_topology(tx, grads, opt_state, params)
+    """
+
+    def gradient(params, *args, **kwargs):
+        of_dense = jax.grad(loss, has_aux=has_aux)
+        return of_dense(dense_params(params), *args, **kwargs)
+
+    return gradient
+
+
+def _indices(state: SparseState) -> ActiveIndices | None:
+    """The active units of a state's masks; None if it holds no matrix of blocks."""
+    if isinstance(state.masks, ActiveIndices):
+        return state.masks
+    if stays_dense(state) or not jax.tree.leaves(state.layouts):
+        return None
+    replicas = jnp.shape(state.layouts)[:-1]
+    masks = paths.leaves_by_path(unpack(unbox(state.masks)))
+    layouts = {
+        path: Layout(layout.units, _count(path, masks[path], layout, replicas))
+        for path, layout in read_layouts(state.layouts)
+    }
+
+    def at_leaf(path, mask):
+        if paths.is_hole(mask) or layouts[path].is_full:
+            return optax.MaskedNode()
+        return _index(mask, layouts[path], replicas)
+
+    tree = paths.map_with_paths(at_leaf, unpack(unbox(state.masks)))
+    return ActiveIndices.of(tree, tuple(layouts.items()), replicas)
+
+
+def _count(path: str, mask: Any, layout: Layout, replicas: tuple[int, ...]) -> int:
+    """Active units in every cell of a leaf."""
+    least, most = map(int, _extremes(mask, layout, replicas))
+    if least != most:
+        raise ValueError(
+            f"{path!r} has between {least} and {most} active units in a layer of its "
+            "stack, neuron or replica, but compact parameters have room for one "
+            "number: stay dense, or take a topology that keeps the numbers, such as "
+            "so.rigl"
+        )
+    return most
+
+
+def _chosen(indices: ActiveIndices, leaves: dict[Parts, Any], where: Any) -> Places:
+    """Layout and index of the leaves that are to be compact parameters."""
+    by_path = paths.leaves_by_path(indices.tree)
+    chosen: Places = {}
+    for path, layout in indices.layouts:
+        parts = tuple(path.split("/"))
+        leaf = leaves.get(parts)
+        replicas = jnp.shape(indices.layout_text)[:-1]
+        shape = None if leaf is None else jnp.shape(leaf)
+        if shape != (*replicas, *layout.units.shape):
+            raise ValueError(
+                f"opt_state is not of these parameters: it has masks of shape "
+                f"{(*replicas, *layout.units.shape)} for {path!r}, where params have "
+                f"{shape or 'nothing'}"
+            )
+        if layout.is_full or not is_matrix_of_blocks(layout.units):
+            continue
+        if where is not None and not where(path, leaf):
+            continue
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and not replicas:
+            check_sharding(path, layout, sharding)
+        chosen[parts] = layout, by_path[path]
+    return chosen
+
+
+def _compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
+    """The state of a compact ``sparsify`` with the same masks, moments and counters."""
+    kept = state.topology_state
+    if jax.tree.leaves(kept.memory):
+        raise ValueError(
+            "opt_state remembers dense gradients, of every weight: its topology does "
+            "not go with compact parameters; use so.rigl, so.set_ or so.static"
+        )
+    layouts = dict(indices.layouts)
+    places = {
+        tuple(path.split("/")): (layouts[path], index)
+        for path, index in paths.leaves_by_path(indices.tree).items()
+    }
+    return state._replace(
+        masks=indices,
+        topology_state=kept._replace(turned=(), explored=pack(unpack(kept.explored))),
+        inner_state=_map_places(
+            lambda x, layout, index, replicas: _taken(x, index, layout, replicas),
+            places,
+            state.inner_state,
+        ),
+    )
+
+
+def _map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
+    """Maps over what a state keeps for every weight of some leaves.
+
+    Args:
+      function: ``function(x, layout, index, replicas)``.
+      places: layout and index of the leaves.
+      state: any pytree; a ``SparseState`` in it is left as it is.
+
+    Returns:
+      A tree like ``state``.
+    """
+
+    def at_leaf(key_path, x):
+        place = paths.longest_ending(paths.path_parts(key_path), places)
+        if place is None or is_sparse_state(x):
+            return x
+        layout, index = place
+        replicas = jnp.shape(index)[: jnp.ndim(index) - len(layout.index_shape)]
+        if jnp.shape(x) != (*replicas, *layout.units.shape):
+            return x
+        return function(x, layout, index, replicas)
+
+    return paths.map_with_key_paths(at_leaf, state, is_leaf=is_sparse_state)
+
+
+def _nothing_found(opt_state: Any) -> str:
+    if any(map(stays_dense, find_states(opt_state))):
+        return (
+            "the topology of opt_state keeps the weights behind its masks dense, so "
+            "there are no active blocks alone"
+        )
+    path = next(iter(paths.leaves_by_path(get_masks(opt_state))), None)
+    return (
+        f"no sparse leaf is a matrix of blocks, {path!r} for one: build the topology "
+        "with structure=so.Block((64, 64)) or the like, two extents of at least "
+        f"{MIN_EXTENT} and 1 along all other axes; compact=True keeps moments of any "
+        "structure by their active weights"
+    )
+
+
+def _in_each(function: Any, replicas: tuple[int, ...]) -> Any:
+    for _ in replicas:
+        function = jax.vmap(function)
+    return function
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "replicas"))
+def _index(mask: jax.Array, layout: Layout, replicas: tuple[int, ...]) -> jax.Array:
+    return _in_each(layout.index, replicas)(mask)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "replicas"))
+def _taken(
+    x: jax.Array, index: jax.Array, layout: Layout, replicas: tuple[int, ...]
+) -> jax.Array:
+    return _in_each(layout.take, replicas)(x, index)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "replicas"))
+def _extremes(
+    mask: jax.Array, layout: Layout, replicas: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    units = layout.units
+    counts = _in_each(lambda mask: units.count(units.any(mask)), replicas)(mask)
+    return jnp.min(counts), jnp.max(counts)

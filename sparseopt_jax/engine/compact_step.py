@@ -1,0 +1,146 @@
+"""The step of an owner whose parameters are compact: active blocks, no dense array."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+
+from sparseopt_jax.engine.compact_inner import check_inner
+from sparseopt_jax.engine.owner import MaskOwner
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_kernel import (
+    CompactKernel,
+    active_arrays,
+    holds_compact,
+    is_compact,
+    write_places,
+)
+from sparseopt_jax.masks.compact_storage import CompactStorage
+from sparseopt_jax.masks.state import SparseState
+from sparseopt_jax.masks.storage import MaskStorage, whole
+from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.boxes import unbox_tree
+from sparseopt_jax.trees.evened_boxes import reboxed
+
+
+class CompactStep:
+    """``update`` with compact parameters, and what is checked before the first one.
+
+    It is that of a compact ``sparsify`` whose weights are the active ones already. The
+    masks move from the host only: the step holds no dense array.
+    """
+
+    def __init__(self, owner: MaskOwner):
+        self._owner = owner
+        compact = dataclasses.replace(
+            owner, storage=CompactStorage(), host_updates=True
+        )
+        self._update = compact.update
+        self._is_checked = False
+
+    def update(
+        self, updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
+    ) -> tuple[Any, SparseState]:
+        """One step.
+
+        Args:
+          updates: the gradients, of active blocks or dense ones.
+          state: the state.
+          params: the parameters.
+          extra_args: the caller's keywords.
+
+        Returns:
+          Updates like ``params``, and the new state.
+        """
+        if not self._is_checked:
+            self._check()
+            self._is_checked = True
+        plain = whole(unbox_tree(state))
+        kernels = check_kernels(plain, params)
+        changes, new = self._update(
+            unbox_tree(active_arrays(updates)),
+            plain,
+            unbox_tree(active_arrays(params)),
+            **active_arrays(extra_args),
+        )
+        index = paths.leaves_by_path(plain.masks.tree)
+        parts = [
+            _update_of(kernels[path], change, index[path])
+            if path in kernels
+            else change
+            for (path, _), change in zip(
+                paths.flatten_with_paths(params, is_leaf=is_compact),
+                jax.tree.leaves(changes),
+                strict=True,
+            )
+        ]
+        structure = jax.tree.structure(params, is_leaf=is_compact)
+        return structure.unflatten(parts), reboxed(state, new)
+
+    def _check(self) -> None:
+        owner = self._owner
+        if owner.is_link:
+            raise TypeError(
+                "sparseopt is followed by an optimizer that would move the places of "
+                "compact parameters: put the optimizer inside, "
+                "so.sparsify(optax.chain(so.scale_by_sparseopt(), ...), topology)"
+            )
+        if not owner.storage.is_compact:
+            check_inner(owner.inner, "compact parameters show", "keep them dense")
+        if owner.topology.moves and not owner.host_updates:
+            warnings.warn(
+                f"with compact parameters the masks of {owner.topology.name} move by "
+                "so.update_topology only, called from the host: build the optimizer "
+                "with so.sparsify(..., host_updates=True)",
+                stacklevel=4,
+            )
+
+
+def _update_of(kernel: CompactKernel, change: Any, index: jax.Array) -> CompactKernel:
+    """What takes a kernel to its new weights; rounded places come right by it."""
+    places = write_places(index).astype(kernel.places.dtype) - kernel.places
+    return CompactKernel(change, places, kernel.layout)
+
+
+def check_kernels(state: SparseState, params: Any) -> dict[str, CompactKernel]:
+    """The compact parameters by path, if they are of a state.
+
+    Args:
+      state: the state of an owner.
+      params: tree with compact parameters.
+
+    Raises:
+      ValueError: with the path of the first that the state does not know so.
+    """
+    found = paths.flatten_with_paths(params, is_leaf=is_compact)
+    kernels = {path: x for path, x in found if is_compact(x)}
+    if not isinstance(state.masks, ActiveIndices):
+        raise ValueError(
+            f"the parameter at {next(iter(kernels))!r} is compact, but opt_state is "
+            "not: so.compact_params(params, opt_state) makes both compact together"
+        )
+    layouts = dict(state.masks.layouts)
+    for path, kernel in kernels.items():
+        if layouts.get(path) != kernel.layout:
+            raise ValueError(
+                f"opt_state does not hold the active blocks of the parameter at "
+                f"{path!r}, {kernel!r}: it was made compact with other parameters"
+            )
+    return kernels
+
+
+def check_dense(storage: MaskStorage, updates: Any, state: Any) -> None:
+    """Raises where parameters are dense and what comes with them is not."""
+    if holds_compact(updates):
+        raise ValueError(
+            "the gradient is of compact parameters, but params are dense: pass the "
+            "parameters that the gradient was taken with"
+        )
+    masks = getattr(state, "masks", None)
+    if isinstance(masks, ActiveIndices) and not storage.is_compact:
+        raise ValueError(
+            "opt_state was made compact, but params are dense: pass the compact "
+            "parameters, or take the state back by "
+            "so.convert_state(tx, params, opt_state)"
+        )

@@ -1,0 +1,105 @@
+"""The transformation of an owner of masks, as ``sparsify`` returns it."""
+
+import jax
+import optax
+
+from sparseopt_jax.engine.compact import check_compact
+from sparseopt_jax.engine.compact_step import CompactStep, check_dense
+from sparseopt_jax.engine.owner import MaskOwner
+from sparseopt_jax.engine.transformations import checked_inner
+from sparseopt_jax.masks.compact_kernel import holds_compact
+from sparseopt_jax.masks.storage import MaskStorage
+from sparseopt_jax.topologies.base import Topology
+from sparseopt_jax.trees.evened_boxes import with_evened_boxes
+from sparseopt_jax.trees.prng_keys import check_key
+
+
+def make_owner(
+    inner: optax.GradientTransformation,
+    topology: Topology,
+    storage: MaskStorage,
+    *,
+    key: jax.typing.ArrayLike,
+    host_updates: bool = False,
+    is_link: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of a ``MaskOwner``.
+
+    Args:
+      inner: as in ``sparsify``.
+      topology: as in ``sparsify``.
+      storage: how masks are kept.
+      key: as in ``sparsify``.
+      host_updates: as in ``sparsify``.
+      is_link: as in ``MaskOwner``.
+
+    Returns:
+      The transformation.
+
+    Raises:
+      TypeError: as ``sparsify``; for a link, if weights stay dense behind the masks.
+      ValueError: as ``sparsify``.
+    """
+    check_key(key)
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"topology must be a Topology, as static, set_ and rigl make it, got "
+            f"{topology!r}"
+        )
+    if is_link and topology.stays_dense:
+        raise TypeError(
+            f"{topology.name} keeps the weights behind its masks dense, which needs "
+            "sparsify; sparseopt masks them"
+        )
+    if host_updates and topology.replaces_step is None:
+        raise ValueError(
+            "host_updates needs phases that all replace the gradient step, or all "
+            "follow it"
+        )
+    inner = checked_inner(inner)
+    if storage.is_compact:
+        check_compact(inner, topology)
+    owner = MaskOwner(
+        inner=inner,
+        topology=topology,
+        storage=topology.storage(storage),
+        key=key,
+        host_updates=host_updates,
+        is_link=is_link,
+    )
+    dense = with_evened_boxes(
+        optax.GradientTransformationExtraArgs(
+            owner.init,
+            owner.update,  # pyright: ignore[reportArgumentType]
+        )
+    )
+    return for_dense_and_compact(owner, dense)
+
+
+def for_dense_and_compact(
+    owner: MaskOwner, dense: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of an owner that takes compact parameters, too.
+
+    Args:
+      owner: the owner.
+      dense: its transformation for dense parameters.
+    """
+    compact = CompactStep(owner)
+
+    def init(params):
+        if holds_compact(params):
+            raise TypeError(
+                "tx.init takes dense parameters: call opt_state = tx.init(params) "
+                "before params, opt_state = so.compact_params(params, opt_state)"
+            )
+        return dense.init(params)
+
+    def update(updates, state, params=None, **extra_args):
+        if holds_compact(params):
+            return compact.update(updates, state, params, extra_args)
+        if params is not None:
+            check_dense(owner.storage, updates, state)
+        return dense.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
