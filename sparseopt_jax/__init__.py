@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sparseopt_jax import topologies
 from sparseopt_jax._version import __version__
+from sparseopt_jax.compute.sparse_apply import sparse_apply
 from sparseopt_jax.corrections.batch_variance import scale_by_batch_variance
 from sparseopt_jax.corrections.norm_links import NormLinks, infer_norm_links
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
@@ -168,6 +169,7 @@ __all__ = [
     "smet",
     "snfs",
     "sparse_adamw",
+    "sparse_apply",
     "sparse_init",
     "sparse_lamb",
     "sparse_lars",

@@ -18,7 +18,7 @@ from sparseopt_jax.pruning.input_statistics import (
     join_moments,
     moments_of,
 )
-from sparseopt_jax.tracing.jaxprs import loop_of
+from sparseopt_jax.tracing.jaxprs import evaluate, loop_of
 from sparseopt_jax.tracing.kernel_layout import Layout, Use
 from sparseopt_jax.tracing.kernel_trace import KernelReader, layouts_in_loop
 from sparseopt_jax.tracing.operand_rows import Rows
@@ -67,11 +67,7 @@ class InputReader(KernelReader):
 
     def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
         """Computes them."""
-        with eqn.ctx.manager:
-            result = eqn.primitive.bind(
-                *values, **eqn.primitive.get_bind_params(eqn.params)
-            )
-        return result if eqn.primitive.multiple_results else [result]
+        return evaluate(eqn, values)
 
     def lost(self, layout: Layout, reason: str, is_incomplete: bool) -> None:
         """Takes note of the first reason, and of inputs that cannot be seen."""

@@ -86,6 +86,22 @@ def interpret(
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def evaluate(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """Computes the results of an equation as it stands.
+
+    Args:
+      eqn: an equation of a jaxpr.
+      values: its operands.
+
+    Returns:
+      One value for each of its results.
+    """
+    with eqn.ctx.manager:
+        bound = eqn.primitive.get_bind_params(eqn.params)
+        result = eqn.primitive.bind(*values, **bound)
+    return result if eqn.primitive.multiple_results else [result]
+
+
 class Loop(NamedTuple):
     """What a scan or a while loop repeats, and what its operands are to the body.
 

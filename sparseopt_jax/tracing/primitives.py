@@ -19,6 +19,12 @@ CALLS = frozenset(
     }
 )
 
+# Those that do not compute their jaxpr's derivative, but another one, or again.
+CUSTOM_CALLS = frozenset(
+    {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+)
+CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
+
 # Run code of the user's on the host, without an effect that JAX knows of.
 CALLBACKS = frozenset({"pure_callback"})
 
@@ -47,6 +53,9 @@ KEEPS = frozenset(
         "stop_gradient",
     }
 )
+
+# Those that say where numbers are to lie.
+PLACES = frozenset({"device_put", "mesh_cast", "reshard", "sharding_constraint"})
 
 # Every entry of the result depends on the operands' entries in its place alone.
 # fmt: off

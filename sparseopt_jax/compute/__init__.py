@@ -1,0 +1,1 @@
+"""Computing with the active blocks of compact kernels."""

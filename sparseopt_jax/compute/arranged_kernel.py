@@ -1,0 +1,249 @@
+"""A compact kernel on its way through a model: transposed, reshaped, cast, sliced."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparseopt_jax.masks.compact_kernel import CompactKernel
+
+
+class Refused(Exception):
+    """Something is asked of a compact kernel that blocks cannot give; says what."""
+
+
+class LeafAxis(NamedTuple):
+    """An axis of a kernel, cut as its blocks are.
+
+    Attributes:
+      blocks: blocks along the axis.
+      extent: entries of one block along the axis.
+      is_stack: whether separate layers lie along it, each with blocks of its own.
+    """
+
+    blocks: int
+    extent: int
+    is_stack: bool
+
+    @property
+    def size(self) -> int:
+        """Entries along the axis."""
+        return self.blocks * self.extent
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """Which axes of a kernel the axes of a value are.
+
+    Attributes:
+      path: the kernel's path.
+      origin: its number among the arguments of the model.
+      leaf: the axes of the kernel; of those that loops have sliced, nothing is left.
+      axes: for each axis of the value the axes of the kernel that are joined in it.
+      is_changed: whether the value is another than the kernel itself.
+    """
+
+    path: str
+    origin: int
+    leaf: tuple[LeafAxis, ...]
+    axes: tuple[tuple[int, ...], ...]
+    is_changed: bool = False
+
+    def size(self, axes: Sequence[int]) -> int:
+        """Entries along joined axes of the kernel."""
+        return math.prod(self.leaf[axis].size for axis in axes)
+
+    @property
+    def stacks(self) -> tuple[int, ...]:
+        """The axes of the kernel along which separate layers lie."""
+        return tuple(a for a, axis in enumerate(self.leaf) if axis.is_stack)
+
+    @property
+    def items(self) -> tuple[int, ...]:
+        """The other axes of the kernel, along which its blocks are numbered."""
+        return tuple(a for a, axis in enumerate(self.leaf) if not axis.is_stack)
+
+
+@jax.tree_util.register_pytree_node_class
+class ArrangedKernel:
+    """The active blocks of a kernel, and how the value that they make is arranged.
+
+    Attributes:
+      blocks: (*stacks, active, *extents along each axis of the kernel).
+      index: int32 array (*stacks, active), the numbers of the active blocks.
+      arrangement: how the value's axes are made of the kernel's.
+    """
+
+    def __init__(self, blocks: Any, index: Any, arrangement: Arrangement):
+        self.blocks = blocks
+        self.index = index
+        self.arrangement = arrangement
+
+    @classmethod
+    def of(cls, path: str, origin: int, kernel: CompactKernel) -> "ArrangedKernel":
+        """Takes a parameter as it is.
+
+        Args:
+          path: its path.
+          origin: its number among the arguments of the model.
+          kernel: the parameter.
+
+        Raises:
+          ValueError: if axes were added to it, as ``vmap`` does with seeds, or lost.
+        """
+        layout, units = kernel.layout, kernel.layout.units
+        if jnp.ndim(kernel.places) != len(layout.index_shape) + 1:
+            raise ValueError(
+                f"the compact kernel {path!r} of shape {kernel.shape} holds blocks of "
+                f"shape {jnp.shape(kernel.active)} instead of {layout.shape}: wrap the "
+                "call in jax.vmap over what it was stacked by, and loop over layers "
+                "within apply_fn"
+            )
+        leaf: list[LeafAxis] = []
+        at = 0
+        for axis in range(len(units.shape)):
+            if axis in units.cut:
+                leaf.append(LeafAxis(units.split[at], units.split[at + 1], False))
+                at += 2
+                continue
+            size, is_inner = units.split[at], at in units.inner
+            blocks, extent = (1, size) if is_inner else (size, 1)
+            is_stack = not is_inner and at not in units.cell
+            leaf.append(LeafAxis(blocks, extent, is_stack))
+            at += 1
+        axes = tuple((axis,) for axis in range(len(leaf)))
+        arrangement = Arrangement(path, origin, tuple(leaf), axes)
+        # Where the active blocks stand among the stacks: before the first axis of these
+        # that comes after an axis of the layer.
+        first_item = min(arrangement.items)
+        at = sum(axis < first_item for axis in arrangement.stacks)
+        index = jnp.moveaxis(kernel.index, at, -1)
+        blocks = jnp.moveaxis(
+            jnp.reshape(kernel.active, (*kernel.places.shape[:-1], -1)), at, -2
+        )
+        extents = [axis.extent for axis in leaf]
+        return cls(jnp.reshape(blocks, (*index.shape, *extents)), index, arrangement)
+
+    def tree_flatten(self):
+        """As JAX asks for it."""
+        return (self.blocks, self.index), self.arrangement
+
+    @classmethod
+    def tree_unflatten(cls, arrangement, parts):
+        """As JAX asks for it."""
+        blocks, index = parts
+        return cls(blocks, index, arrangement)
+
+    @property
+    def path(self) -> str:
+        """The kernel's path."""
+        return self.arrangement.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense value."""
+        return tuple(map(self.arrangement.size, self.arrangement.axes))
+
+    def _with_axes(self, axes: Sequence[tuple[int, ...]]) -> "ArrangedKernel":
+        arrangement = dataclasses.replace(
+            self.arrangement, axes=tuple(axes), is_changed=True
+        )
+        return ArrangedKernel(self.blocks, self.index, arrangement)
+
+    def with_blocks(self, blocks: Any) -> "ArrangedKernel":
+        """Other blocks at the same places."""
+        arrangement = dataclasses.replace(self.arrangement, is_changed=True)
+        return ArrangedKernel(blocks, self.index, arrangement)
+
+    def transposed(self, permutation: Sequence[int]) -> "ArrangedKernel":
+        """As ``jax.lax.transpose``."""
+        return self._with_axes([self.arrangement.axes[axis] for axis in permutation])
+
+    def reshaped(self, shape: Sequence[int]) -> "ArrangedKernel":
+        """As ``jax.lax.reshape``, where every new axis is made of whole ones."""
+        left = [axis for joined in self.arrangement.axes for axis in joined]
+        axes: list[tuple[int, ...]] = []
+        for size in shape:
+            taken: list[int] = []
+            # Axes of size 1 go with what comes before them.
+            while left and (
+                self.arrangement.size(taken) < size
+                or (taken and self.arrangement.leaf[left[0]].size == 1)
+            ):
+                taken.append(left.pop(0))
+            if self.arrangement.size(taken) != size:
+                raise Refused(f"is reshaped to {tuple(shape)}, which cuts its axes")
+            axes.append(tuple(taken))
+        if left and axes:
+            axes[-1] = (*axes[-1], *left)
+        return self._with_axes(axes)
+
+    def by_layer(self) -> "ArrangedKernel":
+        """The kernel with the layers that a loop goes through as its first axis.
+
+        Every slice of its arrays is one of ``layer``.
+        """
+        stack = self._looped()
+        at = self.arrangement.stacks.index(stack)
+        return ArrangedKernel(
+            jnp.moveaxis(self.blocks, at, 0),
+            jnp.moveaxis(self.index, at, 0),
+            self.arrangement,
+        )
+
+    def layer(self) -> "ArrangedKernel":
+        """One layer, of what a loop has sliced ``by_layer``."""
+        stack, old = self._looped(), self.arrangement
+        left = [axis for axis in range(len(old.leaf)) if axis != stack]
+        renamed = {axis: new for new, axis in enumerate(left)}
+        arrangement = Arrangement(
+            old.path,
+            old.origin,
+            tuple(old.leaf[axis] for axis in left),
+            tuple(tuple(renamed[a] for a in joined) for joined in old.axes[1:]),
+            is_changed=True,
+        )
+        # The extent along the axis is 1.
+        extents = [axis.extent for axis in arrangement.leaf]
+        blocks = jnp.reshape(self.blocks, (*self.index.shape, *extents))
+        return ArrangedKernel(blocks, self.index, arrangement)
+
+    def _looped(self) -> int:
+        first = self.arrangement.axes[0]
+        if len(first) != 1 or not self.arrangement.leaf[first[0]].is_stack:
+            raise Refused(
+                "is sliced along its first axis, which is part of its layer: say by "
+                "dims= that separate layers lie along it, as so.infer_dims reads it "
+                "off the model"
+            )
+        return first[0]
+
+    def dense(self) -> jax.Array:
+        """The dense value, exactly zero at inactive weights."""
+        leaf, stacks = self.arrangement.leaf, self.arrangement.stacks
+        items = self.arrangement.items
+        layers = math.prod(leaf[axis].blocks for axis in stacks)
+        blocks = math.prod(leaf[axis].blocks for axis in items)
+        index = jnp.reshape(self.index, (layers, -1))
+        index = index + blocks * jnp.arange(layers, dtype=index.dtype)[:, None]
+        extents = [axis.extent for axis in leaf]
+        zeros = jnp.zeros((layers * blocks, *extents), self.blocks.dtype)
+        all_blocks = zeros.at[jnp.ravel(index)].set(
+            jnp.reshape(self.blocks, (-1, *extents)),
+            mode="promise_in_bounds",
+            unique_indices=True,
+        )
+        numbered = (*stacks, *items)
+        cut = [*(leaf[axis].blocks for axis in numbered), *extents]
+        order = [
+            at
+            for axis in range(len(leaf))
+            for at in (numbered.index(axis), len(leaf) + axis)
+        ]
+        whole = jnp.transpose(jnp.reshape(all_blocks, cut), order)
+        whole = jnp.reshape(whole, [axis.size for axis in leaf])
+        joined = [axis for axes in self.arrangement.axes for axis in axes]
+        return jnp.reshape(jnp.transpose(whole, joined), self.shape)
