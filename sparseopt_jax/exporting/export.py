@@ -14,9 +14,10 @@ from sparseopt_jax.masks.compact_kernel import (
     is_compact,
     parameters_by_path,
 )
+from sparseopt_jax.masks.layouts import Layout, read_layouts
 from sparseopt_jax.masks.state import find_states, masks_for
 from sparseopt_jax.trees import paths
-from sparseopt_jax.trees.boxes import unbox_tree
+from sparseopt_jax.trees.boxes import unbox_tree, unboxed
 from sparseopt_jax.trees.prng_keys import is_typed
 
 
@@ -35,8 +36,8 @@ def export(
 
     Args:
       path: of the file, used as it is; its name may end in anything.
-      params: any pytree of arrays and numbers, boxed or not. Parameters of which the
-        active blocks alone are kept are written like any other.
+      params: any pytree of arrays and numbers, boxed or not. Compact parameters are
+        written as dense ones are.
       opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
         a tree of masks. Parameters without a mask are written whole.
       format: ``"bitmask"``, a safetensors file of active weights and a bit for every
@@ -91,7 +92,7 @@ def _contents(
     call = "export(path, params, opt_state)"
     masks = masks_for(call, dense_shapes(params), opt_state_or_masks)
     masks = paths.leaves_by_path(unbox_tree(masks))
-    leaves = parameters_by_path(params)
+    leaves, layouts = parameters_by_path(params), _layouts(opt_state_or_masks)
     if not leaves:
         raise ValueError(f"params must hold arrays, got {described(params)}")
     arrays: dict[str, np.ndarray] = {}
@@ -99,8 +100,9 @@ def _contents(
     for path, leaf in leaves.items():
         x = _on_host(path, leaf)
         said[path] = {"shape": list(x.shape), "dtype": x.dtype.name}
-        if is_compact(leaf):
-            units = leaf.layout.units
+        layout = leaf.layout if is_compact(leaf) else layouts.get(path)
+        if layout is not None and layout.units.inner:
+            units = layout.units
             said[path]["block"] = [units.split[axis] for axis in units.inner]
         stored = {"": x}
         if path in masks:
@@ -120,6 +122,13 @@ def _contents(
                 )
             arrays[name] = part
     return arrays, said
+
+
+def _layouts(opt_state_or_masks: Any) -> dict[str, Layout]:
+    """How blocks stand in the leaves that consist of them, as states note it."""
+    texts = [unboxed(state.layouts) for state in find_states(opt_state_or_masks)]
+    noted = [read_layouts(text) for text in texts if np.size(text)]
+    return {path: layout for layouts in noted for path, layout in layouts}
 
 
 def _on_host(path: str, leaf: Any) -> np.ndarray:

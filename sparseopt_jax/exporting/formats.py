@@ -20,7 +20,7 @@ _NAME = "sparseopt_jax"
 class LeafMetadata(TypedDict):
     """What a file says about one array, and of sparse ones alone.
 
-    The extents of a block are said of parameters that were compact.
+    The extents of a block are said of kernels that consist of blocks.
     """
 
     shape: list[int]

@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
         ``"version"`` of the format, that of ``"sparseopt_jax"``, the ``"sparsity"`` of
         all masks together, the ``"checksum"``, and ``"leaves"``, which has the shape
         and type of each parameter by its path, its active weights and sparsity, and the
-        extents of a block where the parameter was compact.
+        extents of a ``"block"`` where it consists of blocks.
     """
 
     params: Any
@@ -49,9 +49,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
       path: of the file. Its first bytes tell the format.
       like: parameters to take the structure from: any pytree of arrays or of
         ``jax.ShapeDtypeStruct``, boxed or not. Where it holds arrays of JAX the result
-        does too, on the same devices, and where it holds active blocks alone so does
-        the result. Without it the result holds NumPy arrays in dictionaries nested
-        according to the paths.
+        does too, on the same devices, and compact parameters where it does. Without it
+        the result holds NumPy arrays in dictionaries nested according to the paths.
 
     Returns:
       Parameters, masks and what the file says about itself.
@@ -204,8 +203,7 @@ def _compact(path: str, like: CompactKernel, x: np.ndarray, mask: Any) -> Compac
     if index is None or not np.array_equal(layout.mask(index), mask):
         raise ValueError(
             f"the mask of {path!r} in the file is not one of as many active blocks as "
-            "the compact parameter in like has: pass dense parameters in like, and "
-            "make them compact after"
+            "the compact parameter in like has: pass so.dense_params of it as like"
         )
     places = write_places(index).astype(like.places.dtype)
     active = layout.take(jnp.asarray(x), index)

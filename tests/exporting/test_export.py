@@ -369,3 +369,23 @@ def test_compact_parameters_are_written_like_dense_ones(format, path):
     so.export(path, dense, {"head": {"bias": jnp.ones(48, bool)}}, overwrite=True)
     with pytest.raises(ValueError, match="'head/kernel' in the file is not one of as"):
         so.load(path, like=params)
+
+
+@pytest.mark.parametrize("is_compact", [False, True])
+def test_blocks_of_a_state_are_written(is_compact, path):
+    structure = {"out/*": so.Unstructured(), "*": so.Block((16, 32))}
+    tx = so.sparsify(optax.adam(0.1), so.static(0.75, structure=structure))
+    params = {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}
+    params = {**params, "out": {"kernel": jnp.ones((64, 4))}}
+    dense, opt_state = moved(tx, params)
+    params, opt_state = (
+        so.compact_params(dense, opt_state) if is_compact else (dense, opt_state)
+    )
+    so.export(path, params, opt_state)
+    loaded = so.load(path, like=params)
+    assert loaded.metadata["leaves"]["kernel"]["block"] == [16, 32]
+    for dense_leaf in ("bias", "out/kernel"):
+        assert "block" not in loaded.metadata["leaves"][dense_leaf]
+    assert_same(loaded.params, params)
+    assert_same(so.load(path).params, dense)
+    assert_same(loaded.masks, so.get_masks(opt_state))
