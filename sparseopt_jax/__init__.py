@@ -50,6 +50,8 @@ from sparseopt_jax.optimizers.trust_ratio import scale_by_sparse_trust_ratio
 from sparseopt_jax.pruning.calibration import Calibration, calibrate
 from sparseopt_jax.pruning.dsnot import dsnot
 from sparseopt_jax.pruning.input_statistics import Inputs
+from sparseopt_jax.pruning.neurons.remove_neurons import remove_neurons
+from sparseopt_jax.pruning.neurons.report import LayerNeurons, NeuronReport
 from sparseopt_jax.pruning.prune import Pruned, prune
 from sparseopt_jax.pruning.sparsegpt import SparseGPT
 from sparseopt_jax.reports.metrics import metrics
@@ -103,11 +105,13 @@ __all__ = [
     "Include",
     "InferredDims",
     "Inputs",
+    "LayerNeurons",
     "LeafPlan",
     "Loaded",
     "LocalAdamState",
     "MaskStorage",
     "NeuronDims",
+    "NeuronReport",
     "NormLinks",
     "Plan",
     "Pruned",
@@ -153,6 +157,7 @@ __all__ = [
     "plan",
     "pmap_train_step",
     "prune",
+    "remove_neurons",
     "reset_inner",
     "rigl",
     "rigl_itop",

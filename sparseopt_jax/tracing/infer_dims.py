@@ -8,6 +8,7 @@ import jax
 from sparseopt_jax.layers.neuron_dims import InferredDims
 from sparseopt_jax.tracing.kernel_axes import AxesReader, Known
 from sparseopt_jax.tracing.kernel_trace import candidates
+from sparseopt_jax.tracing.model_program import model_program
 
 
 def infer_dims(
@@ -50,25 +51,11 @@ def infer_dims(
       NeuronDims(reduction_axis=(0,), output_axis=(1, 2))
       >>> topology = so.static(0.9, dims=dims)
     """
-    leaves, structure = jax.tree.flatten((variables, args, kwargs))
-    is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
-
-    def evaluate(arrays: list[Any]) -> Any:
-        following = iter(arrays)
-        given = [
-            next(following) if array else leaf
-            for leaf, array in zip(leaves, is_array, strict=True)
-        ]
-        variables, args, kwargs = jax.tree.unflatten(structure, given)
-        outputs = jax.tree.leaves(apply_fn(variables, *args, **kwargs))
-        # What is returned beside arrays, a model for instance, decides nothing here.
-        return [x for x in outputs if hasattr(x, "shape") and hasattr(x, "dtype")]
-
+    leaves = jax.tree.leaves((variables, args, kwargs))
     layouts = candidates(variables)
     layouts += [None] * (len(leaves) - len(layouts))
     first_input = len(jax.tree.leaves(variables))
-    taken = [index for index, array in enumerate(is_array) if array]
-    jaxpr = jax.make_jaxpr(evaluate)([leaves[index] for index in taken])
+    jaxpr, taken = model_program(apply_fn, variables, args, kwargs)
     values = [Known(leaves[i].shape, is_data=i >= first_input) for i in taken]
     kernels = [layout.path for layout in layouts if layout]
     reader = AxesReader()

@@ -68,3 +68,22 @@ ELEMENTWISE = frozenset({
     "square", "stop_gradient", "sub", "tan", "tanh", "xor",
 })
 # fmt: on
+
+# Leave out some axes; every entry of the result depends on a line or plane of entries.
+REDUCTIONS = frozenset(
+    {
+        "argmax",
+        "argmin",
+        "reduce_and",
+        "reduce_max",
+        "reduce_min",
+        "reduce_or",
+        "reduce_prod",
+        "reduce_sum",
+    }
+)
+
+# Every entry of the result depends on a window of entries.
+WINDOW_REDUCTIONS = frozenset(
+    {"reduce_window_max", "reduce_window_min", "reduce_window_sum"}
+)

@@ -1,0 +1,1 @@
+"""Neurons that do nothing: finding them in a model, and cutting them out."""

@@ -1,0 +1,194 @@
+"""Follows the neurons of every layer through the program of a model.
+
+Beside each value go three things: which of its axes run along the neurons of which
+layer, which of its entries are the same for every input, and where it comes from.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend import core
+
+from sparseopt_jax.pruning.neurons import products
+from sparseopt_jax.pruning.neurons.axes import axes_after
+from sparseopt_jax.pruning.neurons.groups import Axes, NeuronGroups, opaque
+from sparseopt_jax.pruning.neurons.known_entries import UNKNOWN, Entries, evaluate
+from sparseopt_jax.pruning.neurons.products import Absorber, Operand, Product
+from sparseopt_jax.tracing.jaxprs import called_jaxpr, interpret, open_jaxpr, shape_of
+from sparseopt_jax.tracing.primitives import CALLS, KEEPS, MOVES, PRODUCTS
+
+_SUMS = ("add", "add_any", "sub")
+
+
+class Value(NamedTuple):
+    """What is known of a value of a program.
+
+    Attributes:
+      axes: whose neurons its axes run along.
+      entries: which of its entries are known.
+      origins: the products that made it, by number, and the model's inputs, by negative
+        ones; empty if it depends on the variables alone.
+      leaves: the variables that it is computed from, but for those within products.
+      leaf: the variable that it is, but for layout, dtype and sign; -1 if it is none.
+      is_negated: whether the sign differs.
+      product: the product that it is, but for layout and dtype; -1 if it is none.
+    """
+
+    axes: Axes
+    entries: Entries
+    origins: frozenset[int] = frozenset()
+    leaves: frozenset[int] = frozenset()
+    leaf: int = -1
+    is_negated: bool = False
+    product: int = -1
+
+
+class NeuronReader:
+    """Follows neurons through a program.
+
+    Attributes:
+      groups: the axes of variables that run along the same neurons.
+      axes: variable -> the labels of its axes.
+      products: products of activations with weights, in the order of the program.
+      uses: variable -> in how many operations it is used as it is.
+    """
+
+    def __init__(self):
+        self.groups = NeuronGroups()
+        self.axes: dict[int, Axes] = {}
+        self.products: list[Product] = []
+        self.uses: dict[int, int] = {}
+
+    def read(
+        self, jaxpr: core.ClosedJaxpr, variables: Sequence[Any], places: Sequence[int]
+    ) -> None:
+        """Goes through a program.
+
+        Args:
+          jaxpr: the program; its first inputs are the variables.
+          variables: their values.
+          places: what each of them is called in ``axes``, ``uses`` and products.
+        """
+        values = [self._variable(*pair) for pair in zip(places, variables, strict=True)]
+        for index, var in enumerate(jaxpr.jaxpr.invars[len(values) :]):
+            shape = shape_of(var)
+            origin = frozenset([-1 - index])
+            values.append(Value(opaque(shape), UNKNOWN, origin))
+        for output in self._run(jaxpr.jaxpr, jaxpr.consts, values):
+            for label in output.axes:
+                self.groups.refuse(label, "the model's own outputs")
+            self._end(output, "is an output of the model")
+            if output.leaf >= 0:
+                self.uses[output.leaf] += 1
+
+    def _variable(self, place: int, array: Any) -> Value:
+        axes = tuple(map(self.groups.new, array.shape))
+        self.axes[place] = axes
+        self.uses[place] = 0
+        leaves = frozenset([place])
+        return Value(axes, Entries(array, True), leaves=leaves, leaf=place)
+
+    def _run(
+        self, jaxpr: core.Jaxpr, consts: Sequence[Any], values: Iterable[Value]
+    ) -> list[Value]:
+        def constant(x: Any) -> Value:
+            return Value(opaque(getattr(x, "shape", ())), Entries(x, True))
+
+        return interpret(
+            jaxpr,
+            values,
+            self._equation,
+            constants=map(constant, consts),
+            literal=lambda literal: constant(literal.val),
+        )
+
+    def _equation(self, eqn: core.JaxprEqn, values: list[Value]) -> Iterable[Value]:
+        name = eqn.primitive.name
+        if name in CALLS and (body := called_jaxpr(eqn)) is not None:
+            return self._run(open_jaxpr(body), getattr(body, "consts", ()), values)
+        if name in PRODUCTS:
+            return [self._multiplied(eqn, values)]
+        if name in _SUMS:
+            self._joined(values)
+        axes = axes_after(self.groups, eqn, [value.axes for value in values])
+        entries = evaluate(eqn, [value.entries for value in values])
+        origins = frozenset[int]().union(*(value.origins for value in values))
+        leaves = frozenset[int]().union(*(value.leaves for value in values))
+        results = [
+            Value(axes=labels, entries=known, origins=origins, leaves=leaves)
+            for labels, known in zip(axes, entries, strict=True)
+        ]
+        if name in KEEPS | MOVES and len(values) == len(results):
+            return [
+                result._replace(
+                    leaf=value.leaf,
+                    is_negated=value.is_negated,
+                    product=value.product,
+                )
+                for result, value in zip(results, values, strict=True)
+            ]
+        if name == "neg" and values[0].leaf >= 0:
+            turned = not values[0].is_negated
+            return [results[0]._replace(leaf=values[0].leaf, is_negated=turned)]
+        self._met(eqn, values)
+        return results
+
+    def _met(self, eqn: core.JaxprEqn, values: list[Value]) -> None:
+        """Takes note of what happens to variables, products and branches."""
+        name = eqn.primitive.name
+        for value in values:
+            if value.leaf >= 0:
+                self.uses[value.leaf] += 1
+        if name in _SUMS:
+            first, second = values
+            if name != "sub" and first.leaf >= 0:
+                first, second = second, first
+            if first.product >= 0 and second.leaf >= 0:
+                is_added = (name == "sub") == second.is_negated
+                absorber = Absorber(second.leaf, 1 if is_added else -1)
+                self.products[first.product].absorbers.append(absorber)
+                return
+        for value in values:
+            self._end(value, f"goes into {name}")
+
+    def _joined(self, values: list[Value]) -> None:
+        """Refuses neurons that several branches add to."""
+        origins = {value.origins for value in values if value.origins}
+        # What an activation adds up is of one origin.
+        for value in values if len(origins) > 1 else ():
+            for label in value.axes:
+                self.groups.refuse(label, "added to another branch (a residual stream)")
+
+    def _end(self, value: Value, what: str) -> None:
+        if value.product >= 0:
+            self.products[value.product].ends = what
+
+    def _multiplied(self, eqn: core.JaxprEqn, values: list[Value]) -> Value:
+        for value in values:
+            self._end(value, f"goes into {eqn.primitive.name}")
+            if value.leaf >= 0:
+                self.uses[value.leaf] += 1
+        (entries,) = evaluate(eqn, [value.entries for value in values])
+        fixed = [side for side, value in enumerate(values) if not value.origins]
+        if len(fixed) != 1:
+            reason = (
+                "multiplied with other variables"
+                if fixed
+                else "multiplied with other activations, as in attention"
+            )
+            axes = products.between(
+                self.groups, eqn, [value.axes for value in values], reason
+            )
+            origins = values[0].origins | values[1].origins
+            leaves = values[0].leaves | values[1].leaves
+            return Value(axes, entries, origins, leaves=leaves)
+        operands = [
+            Operand(v.axes, shape_of(atom), v.entries, v.leaves)
+            for v, atom in zip(values, eqn.invars, strict=True)
+        ]
+        axes, product = products.product(self.groups, eqn, fixed[0], operands)
+        if product is None:
+            return Value(axes, entries, values[0].origins | values[1].origins)
+        self.products.append(product)
+        number = len(self.products) - 1
+        return Value(axes, entries, frozenset([number]), product=number)

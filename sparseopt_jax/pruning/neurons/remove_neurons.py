@@ -1,0 +1,266 @@
+"""Makes layers physically smaller where neurons are dead."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from sparseopt_jax.arguments.checks import check_concrete, described, integer
+from sparseopt_jax.layers.eligibility import array_leaves
+from sparseopt_jax.pruning.calibration_fit import has_collections
+from sparseopt_jax.pruning.neurons.decisions import Decider
+from sparseopt_jax.pruning.neurons.products import Product
+from sparseopt_jax.pruning.neurons.reader import NeuronReader
+from sparseopt_jax.pruning.neurons.report import LayerNeurons, NeuronReport
+from sparseopt_jax.pruning.neurons.smaller_variables import (
+    largest_difference,
+    silenced,
+    smaller,
+)
+from sparseopt_jax.reports import flops
+from sparseopt_jax.tracing.kernel_trace import candidates
+from sparseopt_jax.tracing.model_program import is_array, model_program
+from sparseopt_jax.trees import paths
+
+
+def remove_neurons(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *args: Any,
+    min_neurons: int = 1,
+    verify: bool = True,
+    **kwargs: Any,
+) -> tuple[Any, NeuronReport]:
+    """Cuts dead neurons out of a trained model; its outputs stay the same to rounding.
+
+    A neuron, or a channel of a convolution, is dead if it is the same for every input,
+    as without incoming weights or behind a norm's scale of 0, or if no layer reads it,
+    all its outgoing weights being zero. It is cut out of the kernel that makes it, of
+    biases, of scales, offsets and statistics of Batch Normalization, and of all kernels
+    that read it. The constant that it emits goes into the bias of the layer behind, or
+    into the running mean of the norm that follows there without a bias. So train
+    sparsely or prune first (``structure=so.Channel()`` makes whole neurons zero): only
+    zeros in ``variables`` count, and no masks are needed.
+
+    Neurons are found on the traced model, for any module library. They are followed
+    through activations, biases, batch norms, pooling and flattening from the kernel
+    that makes them to those that read them, gated branches (GLU) included. What cannot
+    be proven exact stays, and the report says why: residual streams; the widths of
+    LayerNorm, GroupNorm, RMSNorm and softmax; attention heads; shared, grouped and
+    stacked kernels, and those in loops; concatenated and split features; the model's
+    inputs and outputs. Constants other than 0 stay where no bias follows, and where a
+    convolution pads with zeros, since they would be missing at the border.
+
+    Args:
+      apply_fn: ``apply_fn(variables, *args, **kwargs)`` evaluates the model for
+        inference, as ``model.apply`` with ``train=False`` does in linen and ``lambda
+        state, x: nnx.merge(graphdef, state)(x)`` in nnx.
+      variables: all variables, as arrays.
+      *args: the inputs of one call, as arrays or ``jax.ShapeDtypeStruct``. What is
+        found holds for any values, batch size and image size: one example will do.
+      min_neurons: how many neurons every layer keeps at least, dead or not.
+      verify: whether to compare outputs for ``args``, if they are arrays: with the
+        smaller variables where ``apply_fn`` takes them, else with variables of the old
+        shapes that read no neuron that is gone. ``report.verified`` says which it was.
+      **kwargs: treated as ``args`` are.
+
+    Returns:
+      Variables in the same tree, smaller arrays in place of the larger, and a
+      ``NeuronReport``: print it. The smaller variables are those of a model built with
+      the widths in ``report.widths``, by kernel path: in linen, modules whose
+      ``features`` are these. Functions of arrays alone, Equinox and NNX modules, whose
+      widths follow from their arrays, take them as they are.
+
+    Raises:
+      TypeError: if ``variables`` are not arrays whose values are known.
+      ValueError: if ``min_neurons`` is below 1, no kernel multiplies anything, or
+        outputs differ by more than rounding.
+
+    Note:
+      Values are taken to be finite: 0 times what a removed neuron held is 0. Masks and
+      optimizer states are not cut: to go on training, initialise the optimizer again.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> def apply_fn(params, x):
+      ...     hidden = jnp.maximum(x @ params["w1"] + params["b1"], 0)
+      ...     return hidden @ params["w2"] + params["b2"]
+      >>> params = {
+      ...     "w1": jnp.array([[1.0, 0.0, 2.0], [3.0, 0.0, 4.0]]),
+      ...     "b1": jnp.array([0.0, 5.0, 0.0]),
+      ...     "w2": jnp.array([[1.0, 2.0], [10.0, 20.0], [0.0, 0.0]]),
+      ...     "b2": jnp.array([1.0, 1.0]),
+      ... }
+      >>> params, report = so.remove_neurons(apply_fn, params, jnp.ones((1, 2)))
+      >>> print(report)
+      layer  shape  now  neurons  left  why the rest stays
+      w1     2x3    2x1        3     1
+      w2     3x2    1x2        2     2  the model's own outputs
+      17 parameters before, 7 left (41.18%).
+      24 FLOPs of kernels in the given call before, 8 left (33.33%).
+      Outputs of the smaller model agree for the given inputs.
+      >>> print(params["b2"])  # 1 + 5 * 10 and 1 + 5 * 20
+      [ 51. 101.]
+    """
+    if not callable(apply_fn):
+        raise TypeError(f"apply_fn must be a function, got {described(apply_fn)}")
+    least = integer("min_neurons", min_neurons, 1)
+    named = array_leaves(variables, "variables", numbers=True)
+    check_concrete(variables, "remove_neurons", "return the variables first")
+    for path, leaf in named.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"remove_neurons reads values; at {path!r} stands a shape alone: give "
+                "it the trained variables"
+            )
+    leaves, structure = jax.tree.flatten(variables)
+    jaxpr, taken = model_program(apply_fn, variables, args, kwargs)
+    places = [place for place in taken if place < len(leaves)]
+    names = dict(enumerate(_names(variables, list(named))))
+    reader = NeuronReader()
+    reader.read(jaxpr, [leaves[place] for place in places], places)
+    if not reader.products:
+        raise ValueError(
+            "no kernel multiplies any inputs: give remove_neurons the model's inputs "
+            "as arguments"
+        )
+    decider = Decider(reader, names, least)
+    decider.decide()
+    result = list(leaves)
+    for place in places:
+        result[place] = smaller(leaves[place], place, decider)
+    small = structure.unflatten(result)
+    given = jax.tree.leaves((args, kwargs))
+    verified = ""
+    if verify and not any(isinstance(x, jax.ShapeDtypeStruct) for x in given):
+        silent = list(leaves)
+        for place in places:
+            silent[place] = silenced(leaves[place], place, decider)
+        call = Call(apply_fn, args, kwargs)
+        verified = _verified(call, variables, small, structure.unflatten(silent))
+    return small, NeuronReport(
+        layers=_layers(variables, leaves, result, decider),
+        parameters=_count(variables, leaves),
+        parameters_left=_count(variables, result),
+        verified=verified,
+    )
+
+
+class Call(NamedTuple):
+    """A call of a model, but for its variables."""
+
+    apply_fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def outputs(self, *several: Any) -> list[list[jax.Array]]:
+        """The model's outputs for each of several trees of variables of one shape."""
+        jaxpr, taken = model_program(self.apply_fn, several[0], self.args, self.kwargs)
+        evaluate = jax.jit(core.jaxpr_as_fun(jaxpr))
+        found = []
+        for variables in several:
+            leaves = jax.tree.leaves((variables, self.args, dict(self.kwargs)))
+            found.append(evaluate(*(leaves[place] for place in taken)))
+        return found
+
+
+def _verified(call: Call, variables: Any, small: Any, silent: Any) -> str:
+    """Compares the outputs of a model before and after; what was evaluated."""
+    outputs, others = call.outputs(variables, silent)
+    what = "without the neurons"
+    _compare(outputs, others, what)
+    try:
+        (others,) = call.outputs(small)
+    except Exception as error:
+        # Each library has its own error for shapes that a module does not expect.
+        how = f"apply_fn does not take the smaller ones: {type(error).__name__}"
+        return f"Outputs {what} agree for the given inputs (in the old shapes; {how})."
+    what = "of the smaller model"
+    _compare(outputs, others, what)
+    return f"Outputs {what} agree for the given inputs."
+
+
+def _compare(outputs: list[jax.Array], others: list[jax.Array], what: str) -> None:
+    differ, allowed = largest_difference(outputs, others)
+    if not differ <= allowed:
+        raise ValueError(
+            f"outputs {what} differ by {differ:.1e} of the largest: apply_fn must "
+            "evaluate for inference, the same at every call, and compute no numbers "
+            "from the widths of layers; verify=False returns the variables all the same"
+        )
+
+
+def _names(variables: Any, known: list[str]) -> list[str]:
+    if has_collections(variables):
+        return [path.partition("/")[2] for path in known]
+    return known
+
+
+def _layers(
+    variables: Any, leaves: list[Any], result: list[Any], decider: Decider
+) -> tuple[LayerNeurons, ...]:
+    """One entry for each kernel, those of the traced products first."""
+    layers: dict[int, LayerNeurons] = {}
+    for product in decider.reader.products:
+        kernels = [leaf for leaf in sorted(product.leaves) if leaves[leaf].ndim >= 2]
+        for number, place in enumerate(kernels):
+            before, after = _flops(product, decider) if number == 0 else (0, 0)
+            if place in layers:
+                before += layers[place].flops
+                after += layers[place].flops_left
+            neurons = [
+                (product.weights.shape[axis], decider.stays_of(product, axis))
+                for axis in product.kept
+            ]
+            layers[place] = LayerNeurons(
+                path=decider.names[place],
+                shape=leaves[place].shape,
+                shape_left=result[place].shape,
+                neurons=math.prod(size for size, _ in neurons),
+                neurons_left=math.prod(stays for _, stays in neurons),
+                flops=before,
+                flops_left=after,
+                why=decider.why(product),
+            )
+    for place, layout in enumerate(candidates(variables)):
+        if layout is not None and place not in layers:
+            shape = leaves[place].shape
+            layers[place] = LayerNeurons(
+                path=decider.names[place],
+                shape=shape,
+                shape_left=result[place].shape,
+                neurons=shape[-1],
+                neurons_left=result[place].shape[-1],
+                flops=0,
+                flops_left=0,
+                why=decider.why_not_followed(place),
+            )
+    return tuple(layers.values())
+
+
+def _flops(product: Product, decider: Decider) -> tuple[int, int]:
+    """What a product costs before and after, two for each multiplication."""
+    before = flops.forward_flops(product.weights.size, product.places)
+    after = float(before)
+    for axis, size in enumerate(product.weights.shape):
+        after *= decider.stays_of(product, axis) / size
+    for label in product.others:
+        after *= decider.share(label)
+    return before, round(after)
+
+
+def _count(variables: Any, leaves: list[Any]) -> int:
+    """The parameters among some leaves."""
+    named = list(paths.leaves_by_path(variables))
+    in_params = has_collections(variables)
+    return sum(
+        math.prod(leaf.shape)
+        for path, leaf in zip(named, leaves, strict=True)
+        if is_array(leaf)
+        and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and (path.startswith("params/") or not in_params)
+    )
