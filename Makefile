@@ -87,6 +87,7 @@ benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks.mask_changes
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.placement
+	$(BIN)/python -m benchmarks.removed_neurons
 	$(BIN)/python -m studies.large_batch
 	$(BIN)/python -m studies.large_batch.text
 	$(BIN)/python -m studies.convergence

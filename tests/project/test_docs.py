@@ -121,7 +121,7 @@ def test_densities_are_those_of_the_formulas(row):
 def test_every_block_has_a_test():
     tested = {
         *("structures", "straight_through", "soft_threshold", "guards"),
-        *("sparse_init", "own", "parts", "stage", "after_training"),
+        *("sparse_init", "own", "parts", "stage", "after_training", "smaller_layers"),
     }
     assert set(block_names(PAGE)) == tested
 
@@ -189,9 +189,11 @@ def test_a_method_of_ones_own_moves(name, params):
 
 
 class Network(nn.Module):
+    hidden: int = 32
+
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Dense(32, name="hidden")(x))
+        x = nn.relu(nn.Dense(self.hidden, name="hidden")(x))
         return nn.Dense(8, use_bias=False, name="head")(x)
 
 
@@ -220,6 +222,14 @@ def test_every_call_of_the_table_prunes(params):
     listed = [call.split('"')[1] for call in calls if '"' in call]
     with pytest.raises(ValueError, match=f"one of {', '.join(listed)}, or a"):
         so.prune(params, "none of these", sparsity=0.5)
+
+
+def test_what_is_pruned_by_channels_gets_smaller(params):
+    model = Network()
+    left = run("smaller_layers", params, model=model, Network=Network)
+    assert left["small"]["params"]["hidden"]["kernel"].shape == (16, 16)
+    before = model.apply(left["variables"], left["batches"][0])
+    np.testing.assert_allclose(left["outputs"], before, rtol=1e-4, atol=1e-5)
 
 
 def test_averaged_gradients_take_memory(params):

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from sparseopt_jax.arguments.checks import check_concrete, described, integer
 from sparseopt_jax.layers.eligibility import array_leaves
@@ -15,11 +14,8 @@ from sparseopt_jax.pruning.neurons.decisions import Decider
 from sparseopt_jax.pruning.neurons.products import Product
 from sparseopt_jax.pruning.neurons.reader import NeuronReader
 from sparseopt_jax.pruning.neurons.report import LayerNeurons, NeuronReport
-from sparseopt_jax.pruning.neurons.smaller_variables import (
-    largest_difference,
-    silenced,
-    smaller,
-)
+from sparseopt_jax.pruning.neurons.smaller_variables import silenced, smaller
+from sparseopt_jax.pruning.neurons.verification import Call
 from sparseopt_jax.reports import flops
 from sparseopt_jax.tracing.kernel_trace import candidates
 from sparseopt_jax.tracing.model_program import is_array, model_program
@@ -60,7 +56,8 @@ def remove_neurons(
         state, x: nnx.merge(graphdef, state)(x)`` in nnx.
       variables: all variables, as arrays.
       *args: the inputs of one call, as arrays or ``jax.ShapeDtypeStruct``. What is
-        found holds for any values, batch size and image size: one example will do.
+        found holds for any values and batch size: one example of the usual size will
+        do.
       min_neurons: how many neurons every layer keeps at least, dead or not.
       verify: whether to compare outputs for ``args``, if they are arrays: with the
         smaller variables where ``apply_fn`` takes them, else with variables of the old
@@ -80,8 +77,11 @@ def remove_neurons(
         outputs differ by more than rounding.
 
     Note:
-      Values are taken to be finite: 0 times what a removed neuron held is 0. Masks and
-      optimizer states are not cut: to go on training, initialise the optimizer again.
+      Values are taken to be finite: 0 times what a removed neuron held is 0. A number
+      that the model computes from a width, such as a factor 1 / width, is another in
+      the smaller model: comparing outputs shows it where ``apply_fn`` takes the smaller
+      variables. Masks and optimizer states are not cut: to go on training, initialise
+      the optimizer again.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -118,30 +118,21 @@ def remove_neurons(
                 "it the trained variables"
             )
     leaves, structure = jax.tree.flatten(variables)
-    jaxpr, taken = model_program(apply_fn, variables, args, kwargs)
-    places = [place for place in taken if place < len(leaves)]
-    names = dict(enumerate(_names(variables, list(named))))
-    reader = NeuronReader()
-    reader.read(jaxpr, [leaves[place] for place in places], places)
-    if not reader.products:
-        raise ValueError(
-            "no kernel multiplies any inputs: give remove_neurons the model's inputs "
-            "as arguments"
-        )
-    decider = Decider(reader, names, least)
-    decider.decide()
-    result = list(leaves)
-    for place in places:
-        result[place] = smaller(leaves[place], place, decider)
+    decider = _decided(apply_fn, variables, args, kwargs, least)
+    places = decider.reader.axes
+    result = [
+        smaller(leaf, place, decider) if place in places else leaf
+        for place, leaf in enumerate(leaves)
+    ]
     small = structure.unflatten(result)
-    given = jax.tree.leaves((args, kwargs))
     verified = ""
-    if verify and not any(isinstance(x, jax.ShapeDtypeStruct) for x in given):
-        silent = list(leaves)
-        for place in places:
-            silent[place] = silenced(leaves[place], place, decider)
+    if verify and decider.decision.stays:
+        silent = [
+            silenced(leaf, place, decider) if place in places else leaf
+            for place, leaf in enumerate(leaves)
+        ]
         call = Call(apply_fn, args, kwargs)
-        verified = _verified(call, variables, small, structure.unflatten(silent))
+        verified = call.compared(variables, small, structure.unflatten(silent))
     return small, NeuronReport(
         layers=_layers(variables, leaves, result, decider),
         parameters=_count(variables, leaves),
@@ -150,48 +141,28 @@ def remove_neurons(
     )
 
 
-class Call(NamedTuple):
-    """A call of a model, but for its variables."""
-
-    apply_fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def outputs(self, *several: Any) -> list[list[jax.Array]]:
-        """The model's outputs for each of several trees of variables of one shape."""
-        jaxpr, taken = model_program(self.apply_fn, several[0], self.args, self.kwargs)
-        evaluate = jax.jit(core.jaxpr_as_fun(jaxpr))
-        found = []
-        for variables in several:
-            leaves = jax.tree.leaves((variables, self.args, dict(self.kwargs)))
-            found.append(evaluate(*(leaves[place] for place in taken)))
-        return found
-
-
-def _verified(call: Call, variables: Any, small: Any, silent: Any) -> str:
-    """Compares the outputs of a model before and after; what was evaluated."""
-    outputs, others = call.outputs(variables, silent)
-    what = "without the neurons"
-    _compare(outputs, others, what)
-    try:
-        (others,) = call.outputs(small)
-    except Exception as error:
-        # Each library has its own error for shapes that a module does not expect.
-        how = f"apply_fn does not take the smaller ones: {type(error).__name__}"
-        return f"Outputs {what} agree for the given inputs (in the old shapes; {how})."
-    what = "of the smaller model"
-    _compare(outputs, others, what)
-    return f"Outputs {what} agree for the given inputs."
-
-
-def _compare(outputs: list[jax.Array], others: list[jax.Array], what: str) -> None:
-    differ, allowed = largest_difference(outputs, others)
-    if not differ <= allowed:
+def _decided(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    least: int,
+) -> Decider:
+    """Follows a model's neurons, and decides which go."""
+    leaves = jax.tree.leaves(variables)
+    jaxpr, taken = model_program(apply_fn, variables, args, kwargs)
+    places = [place for place in taken if place < len(leaves)]
+    reader = NeuronReader()
+    reader.read(jaxpr, [leaves[place] for place in places], places)
+    if not reader.products:
         raise ValueError(
-            f"outputs {what} differ by {differ:.1e} of the largest: apply_fn must "
-            "evaluate for inference, the same at every call, and compute no numbers "
-            "from the widths of layers; verify=False returns the variables all the same"
+            "no kernel multiplies any inputs: give remove_neurons the model's inputs "
+            "as arguments"
         )
+    names = _names(variables, list(paths.leaves_by_path(variables)))
+    decider = Decider(reader, dict(enumerate(names)), least)
+    decider.decide()
+    return decider
 
 
 def _names(variables: Any, known: list[str]) -> list[str]:

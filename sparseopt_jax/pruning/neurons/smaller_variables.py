@@ -1,10 +1,7 @@
 """The variables of a model without the neurons that go."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,35 +49,6 @@ def silenced(leaf: Any, place: int, decider: Decider) -> Any:
             stays = decider.stays(label, leaf.shape[axis]).reshape(shape)
             leaf = jnp.where(stays, leaf, jnp.zeros_like(leaf))
     return leaf
-
-
-def largest_difference(
-    outputs: Sequence[jax.Array], others: Sequence[jax.Array]
-) -> tuple[float, float]:
-    """How far apart two outputs of a model are.
-
-    Args:
-      outputs: arrays by their place.
-      others: the same of the other.
-
-    Returns:
-      The largest difference, as a fraction of the largest entry of its array, and what
-      rounding may make of it.
-    """
-    worst, allowed = 0.0, 0.0
-    for one, other in zip(outputs, others, strict=True):
-        if one.shape != other.shape:
-            return math.inf, 0.0
-        if one.size == 0 or not jnp.issubdtype(one.dtype, jnp.inexact):
-            continue
-        eps = float(jnp.finfo(one.dtype).eps)
-        a, b = (np.asarray(x).astype(np.complex128) for x in (one, other))
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        distance = np.max(np.where(same, 0.0, np.abs(a - b)))
-        finite = np.abs(a[np.isfinite(a)])
-        largest = max(float(finite.max(initial=0.0)), float(np.finfo(np.float32).tiny))
-        worst, allowed = max((worst, allowed), (float(distance) / largest, eps**0.5))
-    return worst, allowed
 
 
 def _shifted(leaf: Any, shift: np.ndarray | None) -> Any:
