@@ -88,6 +88,8 @@ benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.placement
 	$(BIN)/python -m benchmarks.removed_neurons
+	$(BIN)/python -m benchmarks.compact_parameters
+	$(BIN)/python -m benchmarks.sparse_products
 	$(BIN)/python -m studies.large_batch
 	$(BIN)/python -m studies.large_batch.text
 	$(BIN)/python -m studies.convergence

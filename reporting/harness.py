@@ -117,6 +117,7 @@ def measure(
     candidates: Sequence[Candidate],
     rounds: int,
     check: Callable[[dict[str, Any]], None] = lambda results: None,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
     """Times the candidates, in another order each round, after two calls of each that
     do not count.
@@ -126,6 +127,7 @@ def measure(
       rounds: how many rounds.
       check: called with the results of the first calls, by name; raises if one is
         wrong.
+      clock: gives seconds; ``time.perf_counter`` by default.
 
     Returns:
       Timings by name.
@@ -133,7 +135,7 @@ def measure(
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise ValueError(f"candidates must have different names, got {names}")
-    first = [_timed(candidate.run) for candidate in candidates]
+    first = [_timed(candidate.run, clock) for candidate in candidates]
     check({name: result for name, (_, result) in zip(names, first, strict=True)})
     timings = {
         name: Timing(seconds, {})
@@ -141,20 +143,23 @@ def measure(
     }
     del first  # its arrays, before others are made
     for candidate in candidates:
-        _timed(candidate.run)
+        _timed(candidate.run, clock)
     for turn in range(rounds):
         order = random.Random(turn)
         for candidate in order.sample(candidates, len(candidates)):
             if turn % candidate.every == 0:
-                seconds, _ = _timed(candidate.run)
+                seconds, _ = _timed(candidate.run, clock)
                 timings[candidate.name].seconds[turn] = seconds / candidate.steps
     return timings
 
 
-def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+def _timed(
+    run: Callable[[], Any], clock: Callable[[], float] | None
+) -> tuple[float, Any]:
+    clock = clock or time.perf_counter
+    started = clock()
     result = jax.block_until_ready(run())
-    return time.perf_counter() - started, result
+    return clock() - started, result
 
 
 class Report:

@@ -12,4 +12,5 @@ def named(*tables: Callable[[], str]) -> dict[str, Callable[[], str]]:
 def measured_on(record: Mapping[str, Any]) -> str:
     """What times of a record depend on most, as a sentence."""
     cores, version = record["machine"]["cores"], record["versions"]["jax"]
-    return f"{cores} cores, jax {version}, medians."
+    words = "1 core" if cores == 1 else f"{cores} cores"
+    return f"{words}, jax {version}, medians."

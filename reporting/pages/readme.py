@@ -4,6 +4,7 @@ from typing import Any
 
 from examples.common.markdown import table
 from reporting.pages.parts import measured_on, named
+from reporting.pages.real_gains import gains
 from reporting.stored import load, select
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -97,4 +98,4 @@ def training() -> str:
     )
 
 
-PAGE = named(digits, speed, overhead, training)
+PAGE = named(digits, gains, speed, overhead, training)

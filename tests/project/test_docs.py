@@ -267,6 +267,19 @@ def test_the_page_about_memory_runs(name, params):
     assert so.optimizer_bytes(left["tx"].init(params))
 
 
+def test_the_page_about_real_gains_trains_compact():
+    model = nn.Sequential([nn.Dense(256), nn.relu, nn.Dense(128)])
+    inputs = jax.random.normal(jax.random.key(0), (3, 4, 192))
+    params = jax.jit(model.init)(jax.random.key(0), inputs[0])["params"]
+    seen = [(x, jnp.ones((4, 128))) for x in inputs]
+    page = read("docs/real_gains.md")
+    left = run_block(page, "compact", model=model, params=params, batches=seen)
+    masks = so.get_masks(left["opt_state"])["layers_0"]["kernel"]
+    trained = np.asarray(left["params"]["layers_0"]["kernel"])
+    assert trained.shape == (192, 256) and (trained[np.asarray(masks)] != 0).any()
+    assert not trained[~np.asarray(masks)].any()
+
+
 PLACES = read("docs/where_sparseopt_goes.md")
 
 

@@ -57,6 +57,19 @@ def test_the_optax_lines_train_sparse():
     assert_trained(params["kernel"], new["kernel"])
 
 
+def test_the_compact_lines_keep_the_active_blocks():
+    model, x = nn.Dense(64), jnp.ones((4, 128))
+    params = model.init(jax.random.key(0), x)["params"]
+    tx = so.sparsify(optax.sgd(0.1), so.static(0.75, structure=so.Block((32, 32))))
+    opt_state = tx.init(params)
+    before = model.apply({"params": so.apply_masks(params, opt_state)}, x)
+    given = {"model": model, "params": params, "opt_state": opt_state}
+    left = run_block(README, "compact", **given)
+    assert so.optimizer_bytes(left["params"]["kernel"].active) == 128 * 64
+    after = left["apply_fn"]({"params": left["params"]}, x)
+    np.testing.assert_allclose(before, after, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", [so.rigl, so.set_])
 def test_the_host_lines_move_the_topology(method):
     params = {"kernel": jax.random.normal(jax.random.key(0), (16, 20))}

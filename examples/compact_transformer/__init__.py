@@ -1,0 +1,1 @@
+"""A language model of which the active blocks alone are kept."""

@@ -1,0 +1,187 @@
+"""The tables of ``docs/real_gains.md``; what has no record says that it has none."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from examples.common.markdown import table
+from examples.compact_transformer import report
+from reporting.pages.parts import measured_on, named
+from reporting.stored import load, path_of, select
+
+Record = dict[str, Any]
+SPARSITIES = (0.8, 0.9, 0.95)
+AIMS = {
+    "time": "the MLP's dense step / its step",
+    "bytes": "bytes kept for sparse kernels / (density x dense)",
+    "temporaries": "temporaries / those of the dense step",
+    "update": "an update of the masks by RigL, in steps",
+}
+KINDS = {
+    "masks": "masks, all arrays dense",
+    "compact moments": "`compact=True`: moments of active blocks",
+    "compact": "compact parameters",
+}
+
+
+def if_measured(program: str) -> Callable[[Callable[[Record], str]], Callable[[], str]]:
+    """Makes a table of a program's record, or what says that there is none."""
+
+    def decorate(show: Callable[[Record], str]) -> Callable[[], str]:
+        @functools.wraps(show)
+        def shown() -> str:
+            if not path_of(program).exists():
+                return f"Not measured yet: `python -m {program}` measures it.\n"
+            return show(load(program))
+
+        return shown
+
+    return decorate
+
+
+def _by_block(
+    record: Record, cell: Callable[[Record], str], all_cores: bool = True
+) -> str:
+    """A line for each network, number of cores and block, a cell for each sparsity."""
+    lines, seen = [], set()
+    for found in record["tables"]:
+        key, rows = found["key"], select_kind(found, "compact")
+        if key["network"] in seen and not all_cores:
+            continue
+        seen.add(key["network"])
+        for block in sorted({row["block"] for row in rows}):
+            cells = {r["sparsity"]: cell(r) for r in rows if r["block"] == block}
+            first = (key["name"], *[str(key["cores"])] * all_cores, str(block))
+            lines.append((*first, *(cells.get(s, "-") for s in SPARSITIES)))
+    head = ("network", *["cores"] * all_cores, "block")
+    return table((*head, *(f"sparsity {s:g}" for s in SPARSITIES)), lines)
+
+
+def select_kind(found: Record, kind: str) -> list[Record]:
+    """The rows of a table in which weights are kept so."""
+    return [row for row in found["rows"] if row["kind"] == kind]
+
+
+@if_measured("benchmarks.compact_parameters")
+def compact_steps(record: Record) -> str:
+    """How many times as fast as the dense one a step is, as a Markdown table."""
+    return _steps(record)
+
+
+def _steps(record: Record) -> str:
+    shown = _by_block(record, lambda row: f"{row['speedup']['median']:.2f}x")
+    return f"{shown}\n{measured_on(record)}\n"
+
+
+@if_measured("benchmarks.compact_parameters")
+def gains(record: Record) -> str:
+    """The same of the MLP alone, for the README."""
+    return _steps(record | {"tables": select(record["tables"], network="mlp")})
+
+
+@if_measured("benchmarks.compact_parameters")
+def compact_bytes(record: Record) -> str:
+    """What is kept and what a step takes besides, as a Markdown table."""
+    parts = ("kept_of_dense", "temporary_of_dense", "peak_of_dense")
+    return _by_block(
+        record, lambda row: " / ".join(f"{row[p]:.2f}" for p in parts), all_cores=False
+    )
+
+
+@if_measured("benchmarks.compact_parameters")
+def compact_aims(record: Record) -> str:
+    """The aims that were set and how often they were met, as a Markdown table."""
+    lines = []
+    for aim, words in AIMS.items():
+        claims = [c for c in select(record["claims"], aim=aim) if "met" in c]
+        for at, least in (("at_least", True), ("at_most", False)):
+            for limit in sorted({claim[at] for claim in claims if at in claim}):
+                own = [c for c in claims if c.get(at) == limit]
+                worst = (min if least else max)(own, key=lambda c: c["measured"])
+                where = "{network}, {cores} cores, {block}, {sparsity}"
+                lines.append(
+                    (
+                        words,
+                        f"{at.replace('_', ' ')} {limit:g}",
+                        f"{sum(c['met'] for c in own)} of {len(own)}",
+                        f"{worst['measured']:.2f} ({where.format(**worst['key'])})",
+                    )
+                )
+    return table(("what", "aim", "met", "worst (network, block, sparsity)"), lines)
+
+
+@if_measured("benchmarks.compact_parameters")
+def dense_arrays(record: Record) -> str:
+    """What is saved where parameters stay dense arrays, as a Markdown table."""
+    lines = [
+        (
+            words,
+            str(found["key"]["cores"]),
+            f"{row['speedup']['median']:.2f}x",
+            f"{row['kept_of_dense']:.2f}",
+            f"{row['temporary_of_dense']:.2f}",
+        )
+        for found in select(record["tables"], network="mlp")
+        for kind, words in KINDS.items()
+        for row in select_kind(found, kind)
+        if (row["block"], row["sparsity"]) == (64, 0.9)
+    ]
+    head = ("kept", "cores", "dense step / step", "bytes kept", "temporaries")
+    return table(head, lines)
+
+
+@if_measured("benchmarks.sparse_products")
+def sparse_products(record: Record) -> str:
+    """XLA's dense time over that of other products, as a Markdown table.
+
+    The dense product itself has its GFLOP a second.
+    """
+    cells: dict[str, list[str]] = {}
+    batches = list(dict.fromkeys(found["key"]["batch"] for found in record["tables"]))
+    for batch in batches:
+        by_name: dict[str, list[str]] = {}
+        for found in select(record["tables"], batch=batch):
+            for row in found["rows"]:
+                ratio = f"{1 / row['ratio']['median']:.2g}"
+                if row["name"] == found["baseline"]:
+                    operations = 2 * batch * found["key"]["width"] ** 2
+                    ratio = f"{operations / row['median_ms'] / 1e6:.0f}"
+                by_name.setdefault(row["name"], []).append(ratio)
+        for name, ratios in by_name.items():
+            cells.setdefault(name, []).append(" / ".join(ratios))
+    lines = [(name, *ratios) for name, ratios in cells.items()]
+    shown = table(("product", *(f"batch {batch}" for batch in batches)), lines)
+    return f"{shown}\n{measured_on(record)}\n"
+
+
+@if_measured("studies.block_accuracy")
+def block_accuracy(record: Record) -> str:
+    """What blocks cost in accuracy, as a Markdown table."""
+    (found,) = record["tables"]
+    lines = []
+    for row in found["rows"]:
+        lost = "-"
+        if row["lost"]:
+            mean, low, high = (100 * row["lost"][k] for k in ("mean", "low", "high"))
+            lost = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        accuracy = f"{100 * row['accuracy']:.1f} ± {100 * row['sd']:.1f}"
+        lines.append((row["name"], accuracy, lost))
+    head = ("", "accuracy %", "blocks minus weights [95 % interval]")
+    return f"{table(head, lines)}\n{found['title']}.\n"
+
+
+@if_measured("examples.compact_transformer")
+def compact_transformer(record: Record) -> str:
+    """The curves and the costs of the example, as Markdown tables."""
+    return report.markdown(record)
+
+
+PAGE = named(
+    compact_steps,
+    compact_bytes,
+    compact_aims,
+    dense_arrays,
+    sparse_products,
+    block_accuracy,
+    compact_transformer,
+)
