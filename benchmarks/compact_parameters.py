@@ -29,7 +29,8 @@ from benchmarks import compact_models
 from reporting import harness
 
 BLOCKS, SPARSITIES = (64, 128, 32), (0.9, 0.8, 0.95)
-# Network, cores and share of the time, by worth; less than half of it is not begun.
+# Network, cores and seconds on a quiet machine, by worth: more where there is more time,
+# and none where less than half is left.
 JOBS = (
     ("mlp", 1, 60.0),
     ("mlp", 2, 60.0),
@@ -221,18 +222,18 @@ def main(options: Options) -> None:
     """Runs the benchmark."""
     report = harness.Report("benchmarks.compact_parameters", options)
     end = time.perf_counter() + 60 * options.minutes
+    cores_here = report.record["machine"]["cores"]
+    jobs = [job for job in JOBS if job[0] in options.networks and job[1] <= cores_here]
+    scale = max(1.0, 60 * options.minutes / sum(seconds for *_, seconds in jobs))
     spawn = multiprocessing.get_context("spawn")
-    for name, cores, seconds in JOBS:
+    for name, cores, seconds in jobs:
         left = end - time.perf_counter()
-        if name not in options.networks or cores > report.record["machine"]["cores"]:
-            continue
         if left < seconds / 2:
             print(f"No time is left for {name} on {cores} cores.")
             continue
+        seconds = min(left, scale * seconds)
         with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
-            taken = process.submit(
-                measure, name, cores, min(left, seconds), options.quick
-            )
+            taken = process.submit(measure, name, cores, seconds, options.quick)
             rows = taken.result()
         title = compact_models.network(name, options.quick).title
         key = {"network": name, "cores": cores}
