@@ -29,8 +29,8 @@ from benchmarks import compact_models
 from reporting import harness
 
 BLOCKS, SPARSITIES = (64, 128, 32), (0.9, 0.8, 0.95)
-# Network, cores and seconds on a quiet machine, by worth: more where there is more time,
-# and none where less than half is left.
+# Network, cores and seconds on a quiet machine, by worth: more where there is more
+# time, and none where less than half is left.
 JOBS = (
     ("mlp", 1, 60.0),
     ("mlp", 2, 60.0),
