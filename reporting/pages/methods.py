@@ -54,6 +54,29 @@ def straight_through_steps() -> str:
     return f"{table(head, lines)}\n{measured_on(record)}\n"
 
 
+def removed_neurons() -> str:
+    """What removing neurons saves, as a Markdown table."""
+    record = load("benchmarks.removed_neurons")
+    head = ("network", "dead", "parameters", "FLOPs left", "time left", "quartiles")
+    lines = []
+    for found in select(record["tables"], kind="time"):
+        key, (_, after) = found["key"], found["rows"]
+        (counted,) = select(record["tables"], **{**key, "kind": "size"})
+        (size,) = counted["rows"]
+        ratio = after["ratio"]
+        lines.append(
+            (
+                key["network"],
+                f"{key['dead']:.0%}",
+                f"{size['parameters']:,} → {size['parameters_left']:,}",
+                f"{size['flops_left'] / size['flops']:.1%}",
+                f"{ratio['median']:.0%}",
+                f"{ratio['q1']:.0%} to {ratio['q3']:.0%}",
+            )
+        )
+    return f"{table(head, lines)}\n{measured_on(record)}\n"
+
+
 def method_changes() -> str:
     """A change of large masks against the same by sorting, as a Markdown table."""
     record = load("benchmarks.mask_changes")
@@ -72,4 +95,4 @@ def method_changes() -> str:
     return f"{table(head, lines)}\n{weights:,} weights; {measured_on(record)}\n"
 
 
-PAGE = named(method_results, straight_through_steps, method_changes)
+PAGE = named(method_results, straight_through_steps, method_changes, removed_neurons)

@@ -209,7 +209,8 @@ def convolution_params():
 
 
 def test_padded_convolutions_keep_constants_other_than_zero():
-    small, report = removed(convolutions, convolution_params(), IMAGE)
+    with jax.numpy_dtype_promotion("strict"):
+        small, report = removed(convolutions, convolution_params(), IMAGE)
     assert shapes(small)["w1"] == (3, 3, 2, 4)
     assert report.layers[0].why == (
         "1 of them emit constants other than 0, but w2 pads with zeros, and they "
@@ -524,7 +525,8 @@ def test_random_chains_stay_what_they_are(seed):
 def test_bfloat16_parameters_keep_their_type():
     params = without(mlp_params(), "w1", [0, 1])
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    small, _ = so.remove_neurons(mlp, params, jnp.ones((2, 3), jnp.bfloat16))
+    with jax.numpy_dtype_promotion("strict"):
+        small, _ = so.remove_neurons(mlp, params, jnp.ones((2, 3), jnp.bfloat16))
     assert {x.dtype for x in small.values()} == {jnp.dtype(jnp.bfloat16)}
     assert small["b2"].shape == (2,)
 
