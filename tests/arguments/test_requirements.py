@@ -58,6 +58,7 @@ def in_test_group():
     return {module(line) for line in project()["dependency-groups"]["test"]}
 
 
+@functools.cache
 def imported(folder):
     """Modules of others that the files in a folder import, with one file of each."""
     files = sorted((ROOT / folder).rglob("*.py"))

@@ -1,5 +1,7 @@
 """Restarting the moments: by ``reset_inner``, and what is told of lost masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,15 @@ WRAPPED = {
 }
 
 
-def trained(tx, steps=4):
+@functools.cache
+def made(form):
+    return WRAPPED[form]()
+
+
+@functools.cache
+def trained(tx):
+    """Parameters and state after four steps, and the step."""
+
     @jax.jit
     def step(params, state):
         grads = jax.tree.map(lambda x: jnp.sin(3 * x), params)
@@ -62,9 +72,9 @@ def trained(tx, steps=4):
 
     state = tx.init(PARAMS)
     params = PARAMS if stays_dense(state) else so.apply_masks(PARAMS, state)
-    for _ in range(steps):
+    for _ in range(4):
         params, state = step(params, state)
-    return params, state
+    return params, state, step
 
 
 def assert_same(actual, expected):
@@ -78,8 +88,8 @@ def inner_states(state):
 
 @pytest.mark.parametrize("form", WRAPPED)
 def test_the_inner_state_is_that_of_a_first_step_and_masks_are_kept(form):
-    tx = WRAPPED[form]()
-    params, state = trained(tx)
+    tx = made(form)
+    params, state, step = trained(tx)
     new = so.reset_inner(tx, params, state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     # No inner optimizer here keeps anything of the weights.
@@ -97,8 +107,7 @@ def test_the_inner_state_is_that_of_a_first_step_and_masks_are_kept(form):
         )
 
     assert_same(without_inner(new), without_inner(state))
-    step = jax.jit(tx.update)
-    step(params, new, params)
+    step(params, new)
     assert_same(jax.jit(lambda p, s: so.reset_inner(tx, p, s))(params, state), new)
 
 
@@ -109,7 +118,7 @@ def test_what_an_optimizer_keeps_of_the_weights_is_of_the_present_ones(options):
         lambda updates, state, params=None: (updates, state),
     )
     tx = so.sparsify(optax.chain(copies, optax.sgd(0.1)), MOVING, **options)
-    params, state = trained(tx)
+    params, state, _ = trained(tx)
     other = jax.tree.map(lambda x: x + 1, params)
     kept = so.reset_inner(tx, other, state).inner_state[0]
     expected = so.apply_masks(other, state)
@@ -120,7 +129,7 @@ def test_what_an_optimizer_keeps_of_the_weights_is_of_the_present_ones(options):
 
 def test_what_follows_the_sparseopt_link_is_reset():
     tx = optax.chain(so.sparseopt(MOVING), optax.sgd(0.1, momentum=0.9))
-    params, state = trained(tx)
+    params, state, _ = trained(tx)
     new = so.reset_inner(tx, params, state)
     assert_same(new[0], state[0])
     assert_same(new[1], tx.init(PARAMS)[1])
@@ -144,7 +153,7 @@ def test_an_nnx_optimizer_is_reset():
 
 
 def test_a_state_without_masks_or_of_another_tx_is_told():
-    params, state = trained(sparse())
+    params, state, _ = trained(made("plain"))
     with pytest.raises(ValueError, match=r"no masks found.*sparsify"):
         so.reset_inner(optax.adam(0.1), params, optax.adam(0.1).init(params))
     where = sparse(so.static(0.5, where=lambda path, leaf: path.startswith("a")))
@@ -159,8 +168,8 @@ def test_a_state_without_masks_or_of_another_tx_is_told():
     "form", ["plain", "packed", "compact", "ste", "chain", "masked", "sparse_lamb"]
 )
 def test_a_step_with_wiped_masks_is_an_error_before_the_weights_are_lost(form):
-    tx = WRAPPED[form]()
-    params, state = trained(tx)
+    tx = made(form)
+    params, state, _ = trained(tx)
     wiped = optax.tree.map_params(tx, jnp.zeros_like, state)
     with pytest.raises(ValueError, match=r"no weight of 'a/kernel'.*so\.reset_inner"):
         tx.update(params, wiped, params)
@@ -168,8 +177,8 @@ def test_a_step_with_wiped_masks_is_an_error_before_the_weights_are_lost(form):
 
 
 def test_one_lost_layer_is_named():
-    tx = sparse()
-    params, state = trained(tx)
+    tx = made("plain")
+    params, state, _ = trained(tx)
     masks = {**state.masks, "b": {"kernel": jnp.zeros((4, 4), bool)}}
     with pytest.raises(ValueError, match=r"no weight of 'b/kernel' is active.*set_? "):
         tx.update(params, state._replace(masks=masks), params)
@@ -194,8 +203,8 @@ def test_layers_that_are_empty_by_design_train():
 
 
 def test_under_jit_nothing_is_added():
-    tx = sparse()
-    params, state = trained(tx)
+    tx = made("plain")
+    params, state, _ = trained(tx)
     text = str(jax.make_jaxpr(tx.update)(params, state, params))
     assert "_any_of_each" not in text
     # A state that is known while the rest is traced.

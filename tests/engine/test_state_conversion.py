@@ -1,5 +1,6 @@
 """States that another form of the same optimizer takes over."""
 
+import functools
 import itertools
 
 import jax
@@ -32,8 +33,18 @@ WRAPS = {
 }
 
 
+@functools.cache
+def make(topology, form):
+    return so.sparsify(optax.adam(0.01), TOPOLOGIES[topology], **FORMS[form])
+
+
+@functools.cache
+def compiled(tx):
+    return jax.jit(one_step(tx))
+
+
 def run(tx, now, steps):
-    step = jax.jit(one_step(tx))
+    step = compiled(tx)
     for count in steps:
         now = step(gradients(count), now.params, now.state)
     return now
@@ -50,31 +61,25 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_a_run_goes_on_in_another_form(topology):
-    def make(form):
-        return so.sparsify(optax.adam(0.01), TOPOLOGIES[topology], **FORMS[form])
-
+    made = {form: make(topology, form) for form in FORMS}
     # Between the updates at steps 2 and 5, and beyond the second.
-    begun = {f: run(make(f), begin(make(f), random_tree(0)), range(4)) for f in FORMS}
-    whole = run(make("plain"), begun["plain"], range(4, 7))
+    begun = {f: run(tx, begin(tx, random_tree(0)), range(4)) for f, tx in made.items()}
+    whole = run(made["plain"], begun["plain"], range(4, 7))
     for form, other in itertools.permutations(("plain", "packed", "compact"), 2):
-        tx = make(other)
+        tx = made[other]
         state = so.convert_state(tx, begun[form].params, begun[form].state)
         structure = jax.tree.structure(begun[other].state)
         assert jax.tree.structure(state) == structure
         now = run(tx, begun[form]._replace(state=state), range(4, 7))
         assert_same(now, whole)
     # What the host updates has no place for what a step does.
-    state = so.convert_state(make("host"), begun["plain"].params, begun["plain"].state)
+    state = so.convert_state(made["host"], begun["plain"].params, begun["plain"].state)
     assert jax.tree.structure(state) == jax.tree.structure(begun["host"].state)
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_inside_of_wrappers(wrap):
-    topology = TOPOLOGIES["set"]
-    plain, compact = (
-        WRAPS[wrap](so.sparsify(optax.adam(0.01), topology, **FORMS[form]))
-        for form in ("plain", "compact")
-    )
+    plain, compact = (WRAPS[wrap](make("set", form)) for form in ("plain", "compact"))
     now = run(plain, begin(plain, random_tree(0)), range(4))
     state = so.convert_state(compact, now.params, now.state)
     taken = run(compact, now._replace(state=state), range(4, 7))
