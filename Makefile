@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
 	@echo 'make test       run the test suite'
-	@echo 'make test-slow  run the tests that start programs, devices and processes'
+	@echo 'make test-slow  run the rest: whole programs, devices, processes, further cases'
 	@echo 'make test-lowest  run it at the lowest versions that are supported'
 	@echo 'make lint       check format, lint, types and imports between rooms'
 	@echo 'make format     format the code'

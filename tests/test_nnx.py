@@ -102,7 +102,9 @@ def test_a_dense_optimizer_is_an_error():
         make(optax.adam(0.1))
 
 
-@pytest.mark.parametrize("make_topology", [so.rigl, so.set_])
+@pytest.mark.parametrize(
+    "make_topology", [so.rigl, pytest.param(so.set_, marks=pytest.mark.slow)]
+)
 def test_packed_and_compact_masks_train_the_same(make_topology):
     topology = make_topology(0.6, every=3, stop=60, track_explored=True)
     kernels = []

@@ -37,7 +37,7 @@ def by_sorting(scores, k, where=None):
     return mask.reshape(np.shape(scores))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(st.data())
 def test_equals_a_stable_sort(data):
     shape = data.draw(st.sampled_from(SHAPES))

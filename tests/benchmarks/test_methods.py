@@ -68,12 +68,12 @@ def test_a_quick_run_of_changes_has_its_rows_and_table(tmp_path, monkeypatch):
     "label",
     [
         "SET, 2:4",
-        "RigL, blocks of 1x4",
+        pytest.param("RigL, blocks of 1x4", marks=pytest.mark.slow),
         "SRigL, constant fan-in",
-        "SNFS, unstructured",
-        "GraNet, unstructured",
-        "Top-KAST, unstructured",
-        "STE, 2:4",
+        pytest.param("SNFS, unstructured", marks=pytest.mark.slow),
+        pytest.param("GraNet, unstructured", marks=pytest.mark.slow),
+        pytest.param("Top-KAST, unstructured", marks=pytest.mark.slow),
+        pytest.param("STE, 2:4", marks=pytest.mark.slow),
     ],
 )
 def test_sorting_gives_the_masks_of_the_library(label):

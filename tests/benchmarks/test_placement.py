@@ -17,6 +17,7 @@ def test_all_optimizers_are_in_the_record():
     assert list(ROWS) == list(placement.optimizers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Lion"])
 def test_the_record_can_be_had_again(name, monkeypatch):
     own = {name: placement.optimizers()[name]}

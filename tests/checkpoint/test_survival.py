@@ -164,6 +164,7 @@ def alone(method, steps):
     return state
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_leaves(tmp_path):
     directory, log = tmp_path / "run", tmp_path / "log"
     process = program(directory, "--log", log)

@@ -44,9 +44,9 @@ def squared_gradient(key, active, batch_norm, sparse_init):
 
 
 @functools.cache
-def ratios(batch_norm, sparse_init):
-    active = np.round(INPUTS * (1 - SPARSITIES)).astype(int)
-    keys = jax.random.split(jax.random.key(0), 6)
+def ratios(batch_norm, sparse_init, every=3):
+    active = np.round(INPUTS * (1 - SPARSITIES[::every])).astype(int)
+    keys = jax.random.split(jax.random.key(0), 3)
     squares = [
         np.mean([squared_gradient(key, k, batch_norm, sparse_init) for key in keys])
         for k in active
@@ -56,11 +56,11 @@ def ratios(batch_norm, sparse_init):
 
 def test_with_batch_norm_the_ratio_is_the_theory():
     theory = (1 - SPARSITIES) ** -0.5
-    np.testing.assert_allclose(ratios(True, False), theory, rtol=0.15)
+    np.testing.assert_allclose(ratios(True, False, every=1), theory, rtol=0.15)
 
 
 def test_with_batch_norm_the_ratio_is_the_papers_figure():
-    np.testing.assert_allclose(ratios(True, False), FIGURE_BN, rtol=0.15)
+    np.testing.assert_allclose(ratios(True, False, every=1), FIGURE_BN, rtol=0.15)
 
 
 def test_without_batch_norm_it_is_about_one():
@@ -72,7 +72,7 @@ def test_sparse_aware_initialisation_makes_up_for_it():
     # The variance of the weights grows as the fan-in falls: nothing is left to correct,
     # and the fan-in rule over-corrects where the measured variance would not.
     np.testing.assert_allclose(ratios(True, True), 1.0, rtol=0.15)
-    assert ratios(True, False)[-1] > 2.5
+    assert ratios(True, False, every=1)[-1] > 2.5
 
 
 def test_the_gradient_of_a_neuron_follows_its_own_fan_in():
@@ -87,7 +87,8 @@ def test_the_gradient_of_a_neuron_follows_its_own_fan_in():
     }
     x = jax.random.normal(keys[3], (BATCH, INPUTS))
     labels = jax.random.randint(keys[4], (BATCH,), 0, CLASSES)
-    grad = np.asarray(jax.grad(loss)(params, x, labels, True)["w"]) * mask
+    gradient = jax.jit(jax.grad(loss), static_argnums=3)
+    grad = np.asarray(gradient(params, x, labels, True)["w"]) * mask
     per_weight = np.sqrt((grad**2).sum(0) / fan_ins).reshape(4, -1)
     sizes = np.sqrt((per_weight**2).mean(1))
     expected = (np.array([256, 128, 64, 26]) / INPUTS) ** -0.5

@@ -28,7 +28,7 @@ def gradient_norms(norm, deviations):
     rng = np.random.default_rng(0)
     y = jnp.asarray(rng.normal(size=(SAMPLES, NEURONS)) * deviations, jnp.float32)
     arriving = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
-    gradient = jax.grad(lambda y: jnp.sum(norm(y) * arriving))(y)
+    gradient = jax.jit(jax.grad(lambda y: jnp.sum(norm(y) * arriving)))(y)
     return np.linalg.norm(gradient, axis=0)
 
 
@@ -59,10 +59,10 @@ def test_the_formulas_of_the_page():
         means = [z.mean(axis, keepdims=True) for z in (g, g * x)]
         deviation = jnp.std(y, axis, keepdims=True)
         expected = (g - means[0] - x * means[1]) / deviation
-        found = jax.grad(lambda y, norm=norm: jnp.sum(norm(y) * g))(y)
+        found = jax.jit(jax.grad(lambda y, norm=norm: jnp.sum(norm(y) * g)))(y)
         np.testing.assert_allclose(found, expected, atol=1e-5)
     root = jnp.sqrt(jnp.mean(y**2, 1, keepdims=True))
     x = y / root
     expected = (g - x * jnp.mean(g * x, 1, keepdims=True)) / root
-    found = jax.grad(lambda y: jnp.sum(rms_norm(y) * g))(y)
+    found = jax.jit(jax.grad(lambda y: jnp.sum(rms_norm(y) * g)))(y)
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -51,6 +51,7 @@ class TestTwoProcesses:
         assert len(set(alone["losses"])) > 4
 
 
+@pytest.mark.slow
 def test_the_code_of_the_document_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", SCALING, re.DOTALL)
     assert len(blocks) >= 2

@@ -70,6 +70,19 @@ INNER = {
 ROUNDED = {"clipped", "lamb", "trust_ratio", "ham", "sign_in"}
 
 
+# Others do what these do, so that they wait for ``make test-slow``.
+LATER = {"lion", "rmsprop", "masked", "inject_hyperparams", "lamb", "ham"}
+LATER |= {"rigl_averaged", "mest", "beside_a_full_layer"}
+
+
+def quickly(cases):
+    """Parameters, of which some wait for ``make test-slow``."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in LATER else [])
+        for case in cases
+    ]
+
+
 def train(inner, topology, *, steps=8, **options):
     tx = so.sparsify(inner, topology, **options)
     step = jax.jit(one_step(tx))
@@ -108,7 +121,7 @@ def assert_same(actual, expected, *, rounded=False):
 
 @pytest.mark.parametrize(
     ("name", "host_updates"),
-    [*((name, False) for name in TOPOLOGIES), ("set", True), ("rigl", True)],
+    quickly([*((name, False) for name in TOPOLOGIES), ("set", True), ("rigl", True)]),
 )
 def test_every_topology_gives_what_it_gives_dense(name, host_updates):
     inner, topology = INNER["adam"](), TOPOLOGIES[name]
@@ -128,7 +141,13 @@ def test_every_topology_gives_what_it_gives_dense(name, host_updates):
 
 @pytest.mark.parametrize(
     ("name", "topology"),
-    [*((name, "set") for name in INNER), ("momentum", "rigl"), ("sparseopt", "rigl")],
+    quickly(
+        [
+            # The topologies are tried around Adam.
+            *((name, "set") for name in INNER if name not in ("adam", "sparseopt")),
+            ("sparseopt", "rigl"),
+        ]
+    ),
 )
 def test_every_optimizer_gives_what_it_gives_dense(name, topology):
     inner, topology = INNER[name](), TOPOLOGIES[topology]

@@ -90,8 +90,20 @@ def test_no_topology_touches_them(name):
 
 
 @pytest.mark.filterwarnings("ignore:the inner optimizer never moves")
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "wrapper"),
+    [
+        pytest.param(
+            form,
+            wrapper,
+            marks=(
+                [] if form == "plain" or wrapper == "partition" else pytest.mark.slow
+            ),
+        )
+        for form in FORMS
+        for wrapper in WRAPPERS
+    ],
+)
 def test_however_they_are_frozen_and_stored(form, wrapper):
     for name in ("set", "rigl"):
         topology = TOPOLOGIES[name]

@@ -55,8 +55,15 @@ def actions(seen):
     }
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "compiled"),
+    [
+        *((form, True) for form in FORMS),
+        ("plain", False),
+        # Operation by operation, every step compiles the update of the masks anew.
+        *(pytest.param(form, False, marks=pytest.mark.slow) for form in [*FORMS][1:]),
+    ],
+)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_side_effects_happen_once_a_step(topology, form, compiled):
     if form == "compact" and topology in ("ste", "phases"):

@@ -1,5 +1,6 @@
 """What ``docs/partitioned_models.md`` says is so, and what boxes do to a state."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -34,7 +35,12 @@ TOPOLOGIES = {
     "ste": lambda: so.ste(0.5, every=2),
     "top_kast": lambda: so.top_kast(0.6, trained_sparsity=0.3, every=2),
 }
-FORMS = ({}, {"packed": True}, {"compact": True}, {"host_updates": True})
+FORMS = {
+    "plain": {},
+    "packed": {"packed": True},
+    "compact": {"compact": True},
+    "host": {"host_updates": True},
+}
 SHAPE = (8, 16)
 
 
@@ -101,6 +107,20 @@ def train(tx, params, state, *, unbox=(), steps=4):
     return params, state
 
 
+@functools.cache
+def trained_plain():
+    tx = so.sparsify(optax.sgd(0.125, momentum=0.5), TOPOLOGIES["rigl"]())
+    return train(tx, plain_params(), tx.init(plain_params()))
+
+
+@functools.cache
+def trained_boxed(form):
+    """A transformation and a training with it in which all trees have boxes."""
+    tx = so.sparsify(optax.adam(0.125), TOPOLOGIES["set"](), **FORMS[form])
+    boxed = boxed_params("own")
+    return tx, train(tx, boxed, tx.init(boxed))
+
+
 def assert_equal(actual, expected):
     actual, expected = nn.meta.unbox((actual, expected))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
@@ -110,12 +130,12 @@ def is_box(x):
     return isinstance(x, nn.meta.AxisMetadata)
 
 
-@pytest.mark.parametrize("options", FORMS, ids=lambda own: "".join(own) or "plain")
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_only_what_has_the_parameters_shape_is_boxed(name, options):
-    if options.get("compact") and name not in ("static", "rigl", "set"):
+def test_only_what_has_the_parameters_shape_is_boxed(name, form):
+    if form == "compact" and name not in ("static", "rigl", "set"):
         pytest.skip("its number of active weights moves")
-    tx = so.sparsify(optax.adam(1e-3), TOPOLOGIES[name](), **options)
+    tx = so.sparsify(optax.adam(1e-3), TOPOLOGIES[name](), **FORMS[form])
     params = boxed_params("own")
     state = jax.eval_shape(tx.init, params)
     shapes = {x.content.shape for x in jax.tree.leaves(params, is_leaf=is_box)}
@@ -128,18 +148,16 @@ def test_only_what_has_the_parameters_shape_is_boxed(name, options):
             assert leaf.shape not in shapes
     assert boxed > 0
     specs = jax.tree.map(lambda x: x.axes if is_box(x) else (), state, is_leaf=is_box)
-    if not options.get("packed") and not options.get("compact"):
+    if form in ("plain", "host"):
         assert specs.masks["dense"]["kernel"] == (None, "model")
 
 
 @pytest.mark.parametrize("box", BOXES)
 def test_boxes_change_no_result(box):
     tx = so.sparsify(optax.sgd(0.125, momentum=0.5), TOPOLOGIES["rigl"]())
-    plain, boxed = plain_params(), boxed_params(box)
+    boxed = boxed_params(box)
     params, state = train(tx, boxed, tx.init(boxed))
-    expected = train(tx, plain, tx.init(plain))
-    assert_equal(params, expected[0])
-    assert_equal(state, expected[1])
+    assert_equal((params, state), trained_plain())
     assert jax.tree.structure(params) == jax.tree.structure(boxed)
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(boxed))
 
@@ -153,17 +171,25 @@ UNBOXED = (
 )
 
 
-@pytest.mark.parametrize("unbox", UNBOXED, ids="_".join)
-@pytest.mark.parametrize("options", FORMS, ids=lambda own: "".join(own) or "plain")
-def test_some_trees_may_be_unboxed(unbox, options):
-    tx = so.sparsify(optax.adam(0.125), TOPOLOGIES["set"](), **options)
+@pytest.mark.parametrize(
+    ("form", "unbox"),
+    [
+        pytest.param(
+            *(form, unbox),
+            marks=[] if form == "plain" or unbox in UNBOXED[::4] else pytest.mark.slow,
+            id="-".join((form, *unbox)),
+        )
+        for form in FORMS
+        for unbox in UNBOXED
+    ],
+)
+def test_some_trees_may_be_unboxed(form, unbox):
+    tx, expected = trained_boxed(form)
     boxed = boxed_params("own")
-    expected = train(tx, boxed, tx.init(boxed))
     params, state = train(tx, boxed, tx.init(boxed), unbox=unbox)
     assert has_boxes(params) != ("params" in unbox)
-    assert_equal(params, expected[0])
-    assert_equal(state, expected[1])
-    if "host_updates" in options:
+    assert_equal((params, state), expected)
+    if form == "host":
         grads = gradients(params, 9)
         new_state, new_params = so.update_topology(tx, grads, state, params)
         assert jax.tree.structure(new_state) == jax.tree.structure(state)
@@ -204,10 +230,10 @@ def test_state_sharding_takes_boxed_shapes():
     assert moments.value.spec == P(None, "model")
 
 
-@pytest.mark.parametrize("options", FORMS, ids=lambda own: "".join(own) or "plain")
-def test_nnx_variables_keep_their_names_where_they_fit(options):
+@pytest.mark.parametrize("form", FORMS)
+def test_nnx_variables_keep_their_names_where_they_fit(form):
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    tx = so.sparsify(optax.adam(1e-3), TOPOLOGIES["rigl"](), **options)
+    tx = so.sparsify(optax.adam(1e-3), TOPOLOGIES["rigl"](), **FORMS[form])
 
     @nnx.jit
     def create():
@@ -233,7 +259,7 @@ def test_nnx_variables_keep_their_names_where_they_fit(options):
     mask = np.asarray(so.get_masks(optimizer)["kernel"])
     assert mask.sum() == 64 and not kernel[~mask].any()
     of_moments = specs["opt_state"]["inner_state"][0]["mu"]["kernel"].get_value()
-    assert of_moments == (P() if "compact" in options else P("data", "model"))
+    assert of_moments == (P() if form == "compact" else P("data", "model"))
     assert specs["opt_state"]["topology_state"]["grown"]["kernel"].get_value() == P()
 
 

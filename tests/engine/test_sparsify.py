@@ -165,8 +165,15 @@ def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit():
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-@pytest.mark.parametrize("make", [so.rigl, so.set_])
-@pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.05)])
+@pytest.mark.parametrize(
+    ("make", "inner"),
+    [
+        (so.rigl, optax.sgd(0.1, momentum=0.9)),
+        (so.set_, optax.adam(0.05)),
+        pytest.param(so.rigl, optax.adam(0.05), marks=pytest.mark.slow),
+        pytest.param(so.set_, optax.sgd(0.1, momentum=0.9), marks=pytest.mark.slow),
+    ],
+)
 def test_changes_from_the_host_are_those_within_the_step(make, inner):
     topology = make(0.75, every=3, stop=20, track_explored=True)
     params = {"k": jax.random.normal(KEY, (9, 8)), "b": jnp.zeros(8)}

@@ -54,7 +54,15 @@ MAKERS = {
         so.sparseopt(so.set_(0.5, every=2, stop=20)), optax.sgd(0.1, momentum=0.9)
     ),
 }
-every_form = pytest.mark.parametrize("form", MAKERS)
+# Their states hold what those of others hold: they wait for ``make test-slow``.
+LATER = ("compact blocks", "rigl", "packed ste", "snfs")
+every_form = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[pytest.mark.slow] if form in LATER else [])
+        for form in MAKERS
+    ],
+)
 
 
 @functools.cache

@@ -386,8 +386,9 @@ def train(
     compiled: Callable = jax.jit,
     steps: int = STEPS,
     part: Callable = lambda tree: tree,
+    begun: tuple[int, Moment] | None = None,
 ) -> Run:
-    """Trains ``part`` of the parameters."""
+    """Trains ``part`` of the parameters, or goes on from the moment after a step."""
     tx = row.make()
     own = so.apply_updates if "so.apply_updates" in row.needs else None
     traces = []
@@ -402,8 +403,9 @@ def train(
         state, params = so.update_topology(tx, grads, state, params)
         return Moment(params, state)
 
-    moments = [start(tx, part(random_tree(0)))]
-    for count in range(steps):
+    first, moment = begun or (0, start(tx, part(random_tree(0))))
+    moments = [moment]
+    for count in range(first, steps):
         now, grads = moments[-1], part(gradients(count))
         due = "so.update_topology" in row.needs and row.topology.due(count)
         if due and row.topology.replaces_step:

@@ -118,8 +118,14 @@ class TestLocalAdam:
             )
         assert restarted.any()
 
-    @pytest.mark.parametrize("compact", [False, True])
-    @pytest.mark.parametrize("topology", ["set_", "rigl"])
+    @pytest.mark.parametrize(
+        ("topology", "compact"),
+        [
+            *(("rigl", False), ("set_", True)),
+            pytest.param("rigl", True, marks=pytest.mark.slow),
+            pytest.param("set_", False, marks=pytest.mark.slow),
+        ],
+    )
     def test_grown_weights_count_from_zero(self, topology, compact):
         topology = getattr(so, topology)(0.5, **SCHEDULE)
         tx = so.sparsify(so.scale_by_local_adam(), topology, compact=compact)

@@ -55,9 +55,10 @@ class TestSmet:
         counts = state.inner_state[0].local_count
         assert counts["embedding"] == optax.MaskedNode()
         assert counts["kernel"].shape == (1, 32)
+        update = jax.jit(tx.update)
         for count in range(3):
             grads = jax.tree.map(lambda p, n=count: jnp.sin(n + p), params)
-            updates, state = tx.update(grads, state, params)
+            updates, state = update(grads, state, params)
             wanted, expected = adam.update(grads, expected)
             np.testing.assert_allclose(
                 updates["embedding"], wanted["embedding"], rtol=2e-6
@@ -70,14 +71,15 @@ class TestSmet:
         for rate in (0.01, lambda count: 0.01):
             tx = so.smet(rate, topology, density_exponent=exponent)
             grads = jax.tree.map(jnp.ones_like, params)
-            updates, _ = tx.update(grads, tx.init(params), params)
+            updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
             np.testing.assert_allclose(updates["bias"], -0.01 * factor, rtol=1e-5)
 
     def test_a_structure_may_say_the_density(self):
         topology = so.set_(structure=so.NM(1, 4), every=10, stop=1000)
         params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
         tx = so.smet(0.01, topology)
-        updates, _ = tx.update(params | {"bias": jnp.ones(8)}, tx.init(params), params)
+        grads = params | {"bias": jnp.ones(8)}
+        updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
         np.testing.assert_allclose(updates["bias"], -0.04, rtol=1e-5)
 
     def test_norms_and_biases_are_not_decayed(self):
@@ -88,7 +90,7 @@ class TestSmet:
         state = tx.init(params)
         params = so.apply_masks(params, state)
         zero = jax.tree.map(jnp.zeros_like, params)
-        updates, _ = tx.update(zero, state, params)
+        updates, _ = jax.jit(tx.update)(zero, state, params)
         np.testing.assert_array_equal(updates["dense"]["bias"], 0.0)
         active = so.get_masks(state)["dense"]["kernel"]
         np.testing.assert_allclose(updates["dense"]["kernel"][active], -0.001)

@@ -109,9 +109,10 @@ def trained_sparse(topology, shape=(16, 8), key=0):
     tx = so.sparsify(optax.adam(0.01), topology, key=key)
     opt_state = tx.init(params)
     params = so.apply_masks(params, opt_state)
+    update = jax.jit(tx.update)
     for seed in range(3):
         grads = {"kernel": jax.random.normal(jax.random.key(seed), shape)}
-        updates, opt_state = tx.update(grads, opt_state, params)
+        updates, opt_state = update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
     return {"tx": tx, "params": params, "opt_state": opt_state}
 

@@ -193,6 +193,7 @@ def run(program):
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
+@pytest.mark.slow
 def test_touches_no_global_state_of_matplotlib():
     run("""
         import sys
@@ -202,6 +203,7 @@ def test_touches_no_global_state_of_matplotlib():
     """)
 
 
+@pytest.mark.slow
 def test_says_what_to_install():
     run("""
         import sys

@@ -155,15 +155,16 @@ def test_churn_is_what_the_last_change_turned_on(host, packed):
     params = {"a": jax.random.normal(keys[5], (8, 8)), "b": jnp.ones((2, 2))}
     state = tx.init(params)
     params = so.apply_masks(params, state)
-    measure = jax.jit(so.metrics)
+    measure, update = jax.jit(so.metrics), jax.jit(tx.update)
+    change = jax.jit(functools.partial(so.update_topology, tx))
     assert float(measure(params, state)["churn"]) == 0
     seen = so.get_masks(state)["a"]
     for step in range(5):
         before = so.get_masks(state)["a"]
         grads = {"a": jax.random.normal(keys[step], (8, 8)), "b": jnp.ones((2, 2))}
         if host and topology.due(step):
-            state, params = so.update_topology(tx, grads, state, params)
-        updates, state = tx.update(grads, state, params)
+            state, params = change(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         now = so.get_masks(state)["a"]
         seen |= now
@@ -190,11 +191,12 @@ def test_explored_grows_with_a_topology_that_tracks_it():
     params = {"k": jax.random.normal(jax.random.key(0), (8, 8))}
     state = tx.init(params)
     params = so.apply_masks(params, state)
-    explored = [float(so.metrics(params, state)["explored"])]
+    measure, update = jax.jit(so.metrics), jax.jit(tx.update)
+    explored = [float(measure(params, state)["explored"])]
     for _ in range(5):
-        updates, state = tx.update(params, state, params)
+        updates, state = update(params, state, params)
         params = optax.apply_updates(params, updates)
-        explored.append(float(so.metrics(params, state)["explored"]))
+        explored.append(float(measure(params, state)["explored"]))
     assert explored[0] == 0.25
     assert explored == sorted(explored) and explored[-1] > 0.4
     plain = so.sparsify(optax.sgd(0.1), so.set_(0.75, every=1, stop=100))
@@ -218,7 +220,7 @@ def test_several_states_count_together():
     }
     state = tx.init(params)
     first = so.get_masks(state)
-    _, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+    _, state = jax.jit(tx.update)(jax.tree.map(jnp.cos, params), state, params)
     second = so.get_masks(state)
     grown = {name: int((second[name] & ~first[name]).sum()) for name in "ab"}
     assert all(grown.values())

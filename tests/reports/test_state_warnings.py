@@ -1,5 +1,7 @@
 """What a summary warns of, in whatever the masks and weights are kept."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -34,13 +36,19 @@ FORMS = {
         so.sparsify(inner, rigl()), 2
     ).gradient_transformation(),
 }
-every_form = pytest.mark.parametrize("form", FORMS)
+# The others look like one of these from outside, and wait for ``make test-slow``.
+QUICK = ("plain", "packed", "compact", "accumulated")
+every_form = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[] if form in QUICK else pytest.mark.slow)
+        for form in FORMS
+    ],
+)
 
 
-def trained(tx, params, steps=6):
-    state = tx.init(params)
-    params = so.apply_masks(params, state)
-
+@functools.cache
+def compiled(tx):
     @jax.jit
     def step(index, params, state):
         key = jax.random.fold_in(KEY, index)
@@ -48,6 +56,12 @@ def trained(tx, params, steps=6):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
+    return step
+
+
+def trained(tx, params, steps=6):
+    state = tx.init(params)
+    params, step = so.apply_masks(params, state), compiled(tx)
     for index in range(steps):
         params, state = step(index, params, state)
     return params, state
@@ -74,6 +88,9 @@ def test_zeros_that_are_kept_are_not_warned_of(form):
     assert summary.warnings == () and summary.inactive_nonzero == 0
 
 
+PLAIN = so.sparsify(optax.sgd(0.1), rigl())
+
+
 def scaled_afterwards():
     tx = optax.chain(so.sparsify(optax.sgd(0.1), rigl()), optax.scale(0.5))
     return trained(tx, PARAMS)
@@ -87,21 +104,18 @@ def decayed_afterwards():
 
 
 def averaged():
-    tx = so.sparsify(optax.sgd(0.1), rigl())
-    (first, _), (last, state) = trained(tx, PARAMS, steps=1), trained(tx, PARAMS)
+    (first, _), (last, state) = trained(PLAIN, PARAMS, steps=1), trained(PLAIN, PARAMS)
     return jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first, last), state
 
 
 def of_another_run():
     params, _ = trained(so.sparsify(optax.sgd(0.1), rigl(), key=1), PARAMS)
-    _, state = trained(so.sparsify(optax.sgd(0.1), rigl(), key=2), PARAMS)
-    return params, state
+    return params, trained(PLAIN, PARAMS)[1]
 
 
 def older_than_its_masks():
-    tx = so.sparsify(optax.sgd(0.1), rigl())
-    params, _ = trained(tx, PARAMS, steps=1)
-    return params, trained(tx, PARAMS)[1]
+    params, _ = trained(PLAIN, PARAMS, steps=1)
+    return params, trained(PLAIN, PARAMS)[1]
 
 
 def in_a_plain_chain():
@@ -114,10 +128,10 @@ def in_a_plain_chain():
     "broken",
     [
         scaled_afterwards,
-        decayed_afterwards,
+        pytest.param(decayed_afterwards, marks=pytest.mark.slow),
         averaged,
         of_another_run,
-        older_than_its_masks,
+        pytest.param(older_than_its_masks, marks=pytest.mark.slow),
         in_a_plain_chain,
     ],
 )
@@ -180,11 +194,11 @@ def test_each_owner_has_its_kind():
 
 def linen_boxed():
     init = nn.with_partitioning(nn.initializers.normal(), ("in", "out"))
-    return nn.Dense(16, kernel_init=init).init(KEY, jnp.ones((1, 64)))["params"]
+    return nn.Dense(32, kernel_init=init).init(KEY, jnp.ones((1, 64)))["params"]
 
 
 def nnx_state():
-    return nnx.state(nnx.Linear(64, 16, rngs=nnx.Rngs(0)), nnx.Param)
+    return nnx.state(nnx.Linear(64, 32, rngs=nnx.Rngs(0)), nnx.Param)
 
 
 def equinox_module():
@@ -212,7 +226,7 @@ def test_a_whole_equinox_module_and_its_functions():
 
 @pytest.mark.parametrize("options", [{}, {"packed": True}, {"compact": True}])
 def test_an_nnx_optimizer(options):
-    model = nnx.Linear(64, 16, rngs=nnx.Rngs(0))
+    model = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
     tx = so.sparsify(optax.sgd(0.1), rigl(), **options)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     for params in (nnx.state(model, nnx.Param), model):

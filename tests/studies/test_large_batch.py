@@ -248,6 +248,7 @@ def test_what_is_said_of_the_picture_is_in_the_record():
     assert sum(len(missed) for _, missed in points) > 16  # most of 32
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_again_from_what_is_stored(tmp_path, monkeypatch):
     found = {name: stored.load(name) for name in pictures.PROGRAMS}
     monkeypatch.setattr(stored, "load", found.__getitem__)

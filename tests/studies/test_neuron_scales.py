@@ -92,6 +92,7 @@ def test_the_theory_holds_at_the_start(trainer):
     assert exponents["pace"] < -0.15 < 0.0 < exponents["gradient"] + 0.15
 
 
+@pytest.mark.slow
 def test_a_course_has_every_moment_and_change(trainer):
     course = scales.follow(trainer, 0.1, 0)
     assert len(course.exponents) == len(scales.MOMENTS)

@@ -137,13 +137,16 @@ def test_what_becomes_of_each_leaf_in_the_end():
 
 
 def changed(topology, count, mask, param, grad):
-    masks, state = topology.init(KEY, {"w": param})
-    count = jnp.int32(count)
-    state = topology.observe(count, state, {"w": grad})
-    masks, _ = topology.update(
-        KEY, count, {"w": mask}, state, {"w": param}, {"w": grad}
-    )
-    return np.asarray(masks["w"])
+    @jax.jit
+    def update(count, mask, param, grad):
+        _, state = topology.init(KEY, {"w": param})
+        state = topology.observe(count, state, {"w": grad})
+        masks, _ = topology.update(
+            KEY, count, {"w": mask}, state, {"w": param}, {"w": grad}
+        )
+        return masks["w"]
+
+    return np.asarray(update(jnp.int32(count), mask, param, grad))
 
 
 def test_a_late_rigl_prunes_moves_and_grows_at_once():
@@ -372,7 +375,8 @@ def test_previous_masks_may_be_of_vectors():
     tx = so.sparsify(optax.sgd(0.1), so.phases((0, so.static(masks=masks)), (1, kept)))
     params = {"w": jnp.arange(1.0, 9.0)}
     state = tx.init(params)
+    update = jax.jit(tx.update)
     for _ in range(3):
-        updates, state = tx.update(params, state, params)
+        updates, state = update(params, state, params)
         params = optax.apply_updates(params, updates)
     assert int(so.get_masks(state)["w"].sum()) == 4

@@ -333,13 +333,13 @@ def test_what_cannot_be_told_has_a_reason():
 
 
 def test_dims_go_wherever_a_topology_goes():
-    variables = Scanned().init(KEY, jnp.ones(X.shape))
+    variables = jax.jit(Scanned().init)(KEY, jnp.ones(X.shape))
     params = variables["params"]
     dims = so.infer_dims(Scanned().apply, variables, X)
     topology = so.static(0.9, dims=dims)
     assert topology == so.static(0.9, dims=so.infer_dims(Scanned().apply, variables, X))
     tx = so.sparsify(so.scale_by_sparseopt(), topology)
-    state = tx.init(params)
+    state = jax.jit(tx.init)(params)
     params = so.apply_masks(params, state)
     grads = jax.tree.map(jnp.ones_like, params)
     updates, state = jax.jit(tx.update)(grads, state, params)

@@ -3,6 +3,8 @@
 The same network four times, and in each library what only it has.
 """
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -30,6 +32,7 @@ def reasons(params):
     return {leaf.path: leaf.why_dense for leaf in leaves}
 
 
+@functools.cache
 def linen_network():
     class Network(nn.Module):
         @nn.compact
@@ -44,9 +47,10 @@ def linen_network():
             x = x + nn.Embed(10, 8, name="tokens")(jnp.arange(65) % 10)
             return nn.Dense(1, name="value")(x)
 
-    return Network().init(KEY, X)["params"]
+    return jax.jit(Network().init)(KEY, X)["params"]
 
 
+@functools.cache
 def nnx_network():
     class Network(nnx.Module):
         def __init__(self):
@@ -64,6 +68,7 @@ def nnx_network():
     return nnx.state(Network(), nnx.Param)
 
 
+@functools.cache
 def haiku_network():
     def forward(x):
         x = hk.Conv2D(8, 3, name="conv")(x)
@@ -77,7 +82,7 @@ def haiku_network():
         x = x + hk.Embed(10, 8, name="tokens")(jnp.arange(64) % 10)
         return hk.Linear(1, name="value")(hk.Bias(bias_dims=[-1])(x))
 
-    return hk.transform_with_state(forward).init(KEY, X)[0]
+    return jax.jit(hk.transform_with_state(forward).init)(KEY, X)[0]
 
 
 class Network(eqx.Module):
@@ -122,6 +127,11 @@ class Network(eqx.Module):
         self.dropout = eqx.nn.Dropout()
 
 
+@functools.cache
+def equinox_network():
+    return eqx.filter(Network(), eqx.is_inexact_array)
+
+
 ATTENTION = {f"attention/{name}/kernel" for name in ("query", "key", "value", "out")}
 FLAX = {"conv/kernel", "pointwise/kernel", "value/kernel"} | ATTENTION
 LIBRARIES = {
@@ -136,7 +146,7 @@ LIBRARIES = {
         },
     ),
     "equinox": (
-        lambda: eqx.filter(Network(), eqx.is_inexact_array),
+        equinox_network,
         {
             *("conv/weight", "pointwise/weight", "depthwise/weight", "value/weight"),
             *(
@@ -176,7 +186,7 @@ def test_reasons_name_what_a_leaf_is(library):
 
 
 def test_stacked_leaves_of_equinox_are_told_by_neighbours_and_classes():
-    found = reasons(eqx.filter(Network(), eqx.is_inexact_array))
+    found = reasons(equinox_network())
     assert found["norm/weight"] == found["scales/weight"] == "scale"
     assert (
         found["norm/bias"] == found["stack/bias"] == found["depthwise/bias"] == "bias"

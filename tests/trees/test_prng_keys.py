@@ -101,7 +101,7 @@ def test_masks_move_by_the_implementation_of_the_key(impl, host_updates):
     assert state.key.dtype == jnp.uint32
     np.testing.assert_array_equal(state.key, jax.random.key_data(step_key))
     params = so.apply_masks(PARAMS, state)
-    expected, _ = topology.update(
+    expected, _ = jax.jit(topology.update)(
         *(jax.random.fold_in(step_key, 0), jnp.int32(0), state.masks),
         *(state.topology_state._replace(turned=()), params, PARAMS),
     )

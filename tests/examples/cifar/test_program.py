@@ -279,6 +279,7 @@ def rows_without_times(output, seed):
     ]
 
 
+@pytest.mark.slow
 class TestProgram:
     def test_writes_its_files(self, output):
         assert {path.name for path in output.iterdir()} == {
@@ -485,6 +486,7 @@ class TestProgram:
         assert (output / "checkpoints" / "seed_0").exists()
 
 
+@pytest.mark.slow
 class TestDiverged:
     """Seeds whose weights are no numbers any more."""
 
@@ -722,6 +724,7 @@ class TestMistakes:
         assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_starts_as_a_program():
     said = help_of("examples.cifar")
     assert "--together" in said

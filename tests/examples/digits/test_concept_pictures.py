@@ -31,6 +31,7 @@ def test_factors_are_those_of_the_formula():
     np.testing.assert_allclose(heights(factors), wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rigl_finds_the_inputs_that_say_something():
     first, change, last = (axes.images[0].get_array() for axes in program.change().axes)
     assert np.sum(change == 2) == np.sum(change == 3) > 0  # grown and dropped
@@ -40,6 +41,7 @@ def test_rigl_finds_the_inputs_that_say_something():
     assert np.sum(last[:half] > 0) > 0.7 * np.sum(last > 0)
 
 
+@pytest.mark.slow
 def test_batch_normalization_amplifies_and_the_correction_makes_it_flat():
     axes = program.amplification().axes[0]
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
@@ -54,6 +56,7 @@ def test_batch_normalization_amplifies_and_the_correction_makes_it_flat():
     assert exponent("without normalisation") == pytest.approx(0.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_thin_layers_get_more():
     axes = program.densities().axes[0]
     layers = [label.get_text() for label in axes.get_xticklabels()]
@@ -63,6 +66,7 @@ def test_thin_layers_get_more():
     assert all(kernel[thin] > 3 * uniform[thin])
 
 
+@pytest.mark.slow
 def test_all_are_written(tmp_path, capsys):
     program.main(tmp_path)
     assert {path.stem for path in tmp_path.iterdir()} == {

@@ -49,6 +49,7 @@ def output(digits, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 class TestComparison:
     def test_writes_its_files(self, output):
         assert {path.name for path in output.iterdir()} == {*FILES, "data"}
@@ -136,6 +137,7 @@ class TestComparison:
         assert (output / "log.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 class TestInterruption:
     @pytest.fixture(autouse=True)
     def interruptible(self):
@@ -187,6 +189,7 @@ class TestInterruption:
         assert "same command again, without --overwrite, to go on" in said
 
 
+@pytest.mark.slow
 def test_starts_as_a_program():
     said = help_of("examples.digits")
     assert "--methods" in said

@@ -489,6 +489,7 @@ def test_the_folder_is_named_after_the_recipe(args, name):
     assert imagenet.Config(**args).folder == parent / name
 
 
+@pytest.mark.slow
 def test_starts_as_a_program():
     assert "--mesh" in help_of("examples.imagenet")
 

@@ -356,6 +356,7 @@ def output(tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 class TestComparison:
     def test_writes_its_files(self, output):
         assert {path.name for path in output.iterdir()} == FILES
@@ -495,6 +496,7 @@ class TestReport:
         }
         assert report.ratios([adam]) == {}
 
+    @pytest.mark.slow
     def test_a_run_that_diverged_is_drawn(self, output, tmp_path):
         row = json.loads(json.dumps(runs_in(output)[0]))
         row["train"] = [None] * 51
@@ -511,6 +513,7 @@ def test_learning_rate():
     assert rates[[0, 75, 1500]] == pytest.approx([0.0, 0.1, 0.01])
 
 
+@pytest.mark.slow
 def test_starts_as_a_program():
     said = help_of("examples.language_model")
     assert "--density" in said

@@ -2,6 +2,7 @@
 
 import runpy
 
+import pytest
 from PIL import Image
 
 from tests.helpers.pages import ROOT
@@ -9,6 +10,7 @@ from tests.helpers.pages import ROOT
 PROGRAM = ROOT / "examples" / "quickstart" / "moving_topology.py"
 
 
+@pytest.mark.slow
 def test_writes_a_picture_for_every_change(tmp_path, capsys):
     file = tmp_path / "new" / "moving.gif"
     runpy.run_path(str(PROGRAM))["main"](file, steps=16, every=3)

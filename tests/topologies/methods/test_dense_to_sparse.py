@@ -25,12 +25,10 @@ def still(topology, steps, *, params=PARAMS, grads=None):
     masks, state = topology.init(KEY, params)
     params = so.apply_masks(params, masks)
     grads = params if grads is None else grads
-    found = [kernels(masks)]
+    found, update = [kernels(masks)], jax.jit(topology.update)
     for step in range(steps):
         if topology.due(step):
-            masks, state = topology.update(
-                KEY, jnp.int32(step), masks, state, params, grads
-            )
+            masks, state = update(KEY, jnp.int32(step), masks, state, params, grads)
             params = so.apply_masks(params, masks)
         found.append(kernels(masks))
     return found
