@@ -72,7 +72,8 @@ ROUNDED = {"clipped", "lamb", "trust_ratio", "ham", "sign_in"}
 
 # Others do what these do, so that they wait for ``make test-slow``.
 LATER = {"lion", "rmsprop", "masked", "inject_hyperparams", "lamb", "ham"}
-LATER |= {"rigl_averaged", "mest", "beside_a_full_layer"}
+LATER |= {"adamw", "batch_variance"}
+LATER |= {"rigl_averaged", "mest", "beside_a_full_layer", "fan_in"}
 
 
 def quickly(cases):
@@ -156,7 +157,9 @@ def test_every_optimizer_gives_what_it_gives_dense(name, topology):
     assert_same(actual, expected, rounded=name in ROUNDED)
 
 
-@pytest.mark.parametrize("name", ["momentum", "lion"])
+@pytest.mark.parametrize(
+    "name", ["momentum", pytest.param("lion", marks=pytest.mark.slow)]
+)
 def test_operation_by_operation_it_is_the_same_to_the_last_bit(name):
     found = []
     for compact in (False, True):
@@ -234,20 +237,37 @@ class TestWrappers:
     @pytest.mark.parametrize(
         "wrap",
         [
-            lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
-            lambda tx: optax.apply_if_finite(tx, 2),
-            lambda tx: optax.chain(optax.clip(1.0), tx),
-            lambda tx: optax.masked(
-                tx, jax.tree.map(lambda p: p.ndim > 1, random_tree(0))
+            pytest.param(
+                lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+                id="MultiSteps",
             ),
-            lambda tx: optax.partition(
-                {"kernel": tx, "other": optax.sgd(0.1)},
-                lambda p: jax.tree.map(
-                    lambda x: "kernel" if x.ndim > 1 else "other", p
+            pytest.param(
+                lambda tx: optax.apply_if_finite(tx, 2),
+                id="apply_if_finite",
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                lambda tx: optax.chain(optax.clip(1.0), tx),
+                id="chain",
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                lambda tx: optax.masked(
+                    tx, jax.tree.map(lambda p: p.ndim > 1, random_tree(0))
                 ),
+                id="masked",
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                lambda tx: optax.partition(
+                    {"kernel": tx, "other": optax.sgd(0.1)},
+                    lambda p: jax.tree.map(
+                        lambda x: "kernel" if x.ndim > 1 else "other", p
+                    ),
+                ),
+                id="partition",
             ),
         ],
-        ids=["MultiSteps", "apply_if_finite", "chain", "masked", "partition"],
     )
     def test_it_is_the_same_inside(self, wrap):
         found = []

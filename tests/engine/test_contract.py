@@ -30,7 +30,8 @@ from tests.helpers.optimizers import (
 # These of optax's own do what others do: their rows say nothing that theirs do not.
 OF_A_KIND = (
     *("sgd", "rmsprop", "adagrad", "adafactor", "amsgrad", "novograd", "adan"),
-    *("adabelief", "yogi", "radam", "lamb", "lars", "prodigy"),
+    *("adabelief", "yogi", "radam", "lamb", "lars", "prodigy", "adamw", "lion"),
+    *("clipped", "masked_decay"),
 )
 
 

@@ -90,7 +90,24 @@ PAIRS = sorted(
 )
 
 
-@pytest.mark.parametrize(("optimizer", "wrapper"), PAIRS)
+# Wrapped as others are, they wait for ``make test-slow``.
+LATER = {
+    *(("sparse_adamw", f"masked_{which}") for which in ("subtrees", "by_rank")),
+    ("sparse_adamw", "conditionally_mask"),
+    *(
+        (name, "masked")
+        for name in ("ham", "sign_in", "trust_ratio", "local_adam", "smet_dense")
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "wrapper"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] if pair in LATER else [])
+        for pair in PAIRS
+    ],
+)
 def test_zeros_are_exact_where_a_wrapper_leaves_leaves_out(optimizer, wrapper):
     tx = WRAPPERS[wrapper](OPTIMIZERS[optimizer]())
     state = tx.init(PARAMS)

@@ -20,7 +20,7 @@ from tests.helpers.optimizers import start as begin
 
 
 class TestSmet:
-    @pytest.mark.parametrize("block", [1, 4])
+    @pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 4])
     def test_active_weights_alone_give_what_dense_moments_give(self, block):
         topology = so.set_smet(0.5, stop=12, every=3, block=block)
         found = []

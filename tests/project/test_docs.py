@@ -63,8 +63,8 @@ def test_the_calls_of_the_table_train(row, params):
         return
     tx = so.sparsify(optax.sgd(0.1), method)
     state = tx.init(params)
-    grads = jax.grad(loss)(so.apply_masks(params, state), batches()[0])
-    updates, state = jax.jit(tx.update)(grads, state, params)
+    # Types and shapes alone: tests of the methods compile and run them.
+    updates, _ = jax.eval_shape(tx.update, params, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     dense = sum(x.size for x in jax.tree.leaves(so.get_masks(state)))
     plan = so.plan(params, method)

@@ -301,9 +301,19 @@ def replicated(options):
     return jax_utils.replicate((params, tx.init(params)))
 
 
-@pytest.mark.parametrize("side_by_side", [stacked, replicated])
 @pytest.mark.parametrize(
-    "options", [{}, {"packed": True}, {"compact": True}, {"host_updates": True}]
+    ("side_by_side", "options"),
+    [
+        *((stacked, {}), (stacked, {"compact": True}), (replicated, {"packed": True})),
+        *(
+            pytest.param(make, options, marks=pytest.mark.slow)
+            for make, options in (
+                *((stacked, {"packed": True}), (stacked, {"host_updates": True})),
+                *((replicated, {}), (replicated, {"compact": True})),
+                (replicated, {"host_updates": True}),
+            )
+        ),
+    ],
 )
 def test_runs_side_by_side_are_told(side_by_side, options):
     params, state = side_by_side(options)
