@@ -63,7 +63,9 @@ def record_owner(
     """Called by an owner's ``init``, with its parameters and its masks."""
     owners = _OWNERS.get()
     if owners is not None:
-        holes = jax.tree.map(paths.is_hole, params, is_leaf=paths.is_hole)
+        # Without boxes, they fit parameters that are boxed and such that are not.
+        plain = unbox_tree(params)
+        holes = jax.tree.map(paths.is_hole, plain, is_leaf=paths.is_hole)
         structure = structure_of(masks)
         owners.append(Owner(topology, inner, storage, key, is_link, structure, holes))
 
