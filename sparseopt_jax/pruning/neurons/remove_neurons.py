@@ -33,13 +33,13 @@ def remove_neurons(
     """Cuts dead neurons out of a trained model; its outputs stay the same to rounding.
 
     A neuron, or a channel of a convolution, is dead if it is the same for every input,
-    as without incoming weights or behind a norm's scale of 0, or if no layer reads it,
-    all its outgoing weights being zero. It is cut out of the kernel that makes it, of
-    biases, of scales, offsets and statistics of Batch Normalization, and of all kernels
-    that read it. The constant that it emits goes into the bias of the layer behind, or
-    into the running mean of the norm that follows there without a bias. So train
-    sparsely or prune first (``structure=so.Channel()`` makes whole neurons zero): only
-    zeros in ``variables`` count, and no masks are needed.
+    as without incoming weights or after a norm whose scale is 0, or if no layer reads
+    it, all its outgoing weights being zero. It is cut out of the kernel that makes it,
+    of biases, of scales, offsets and statistics of Batch Normalization, and of all
+    kernels that read it. The constant that it emits goes into the next layer's bias,
+    or, where a norm follows without a bias, into its running mean. So train sparsely or
+    prune first (``structure=so.Channel()`` makes whole neurons zero): only zeros in
+    ``variables`` count, and no masks are needed.
 
     Neurons are found on the traced model, for any module library. They are followed
     through activations, biases, batch norms, pooling and flattening from the kernel
