@@ -8,6 +8,8 @@ from examples.common.markdown import table
 from examples.compact_transformer import report
 from reporting.pages.parts import measured_on, named
 from reporting.stored import load, path_of, select
+from sparseopt_jax.compute.crossover import least_sparsity
+from sparseopt_jax.compute.kernel_products import BlockShape
 
 Record = dict[str, Any]
 SPARSITIES = (0.8, 0.9, 0.95)
@@ -77,6 +79,15 @@ def _steps(record: Record) -> str:
 def gains(record: Record) -> str:
     """The same of the MLP alone, for the README."""
     return _steps(record | {"tables": select(record["tables"], network="mlp")})
+
+
+def crossover() -> str:
+    """From which sparsity products run by block, as a Markdown table."""
+    lines = []
+    for block in (16, 32, 64, 128):
+        shapes = (BlockShape((block, block), (8, 8), 8, rows) for rows in (64, 1024))
+        lines.append((str(block), *(f"{least_sparsity(own):g}" for own in shapes)))
+    return table(("block", "up to 64 rows of inputs", "more"), lines)
 
 
 @if_measured("benchmarks.compact_parameters")
@@ -178,6 +189,7 @@ def compact_transformer(record: Record) -> str:
 
 PAGE = named(
     compact_steps,
+    crossover,
     compact_bytes,
     compact_aims,
     dense_arrays,

@@ -56,7 +56,13 @@ def recorded(monkeypatch, tmp_path):
     monkeypatch.setattr(real_gains, "load", lambda name: RECORD)
 
 
-@pytest.mark.parametrize("name", real_gains.PAGE)
+def test_crossovers_are_those_of_the_dispatch():
+    lines = real_gains.crossover().splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["16", "32", "64", "128"]
+    assert all(0.5 <= float(line.split("|")[3]) < 1.0 for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted({*real_gains.PAGE} - {"crossover"}))
 def test_without_a_record_a_table_says_so(name, monkeypatch, tmp_path):
     monkeypatch.setattr(real_gains, "path_of", lambda program: tmp_path / "none.json")
     shown = real_gains.PAGE[name]()
