@@ -40,6 +40,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": _cores(),
         "memory_gib": _memory(),
+        "load": round(os.getloadavg()[0], 1),
         "os": _system(),
     }
 

@@ -13,4 +13,6 @@ def measured_on(record: Mapping[str, Any]) -> str:
     """What times of a record depend on most, as a sentence."""
     cores, version = record["machine"]["cores"], record["versions"]["jax"]
     words = "1 core" if cores == 1 else f"{cores} cores"
-    return f"{words}, jax {version}, medians."
+    busy = record["machine"].get("load", 0.0) > cores + 1
+    beside = ", beside other work on the machine" if busy else ""
+    return f"{words}, jax {version}, medians{beside}."

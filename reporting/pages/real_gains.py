@@ -47,10 +47,13 @@ def _by_block(
     """A line for each network, number of cores and block, a cell for each sparsity."""
     lines, seen = [], set()
     for found in record["tables"]:
-        key, rows = found["key"], select_kind(found, "compact")
-        if key["network"] in seen and not all_cores:
-            continue
+        key, alike = found["key"], [found]
+        if not all_cores:
+            if key["network"] in seen:
+                continue
+            alike = select(record["tables"], network=key["network"])
         seen.add(key["network"])
+        rows = [row for t in alike for row in select_kind(t, "compact")]
         for block in sorted({row["block"] for row in rows}):
             cells = {r["sparsity"]: cell(r) for r in rows if r["block"] == block}
             first = (key["name"], *[str(key["cores"])] * all_cores, str(block))
@@ -109,7 +112,7 @@ def compact_aims(record: Record) -> str:
             for limit in sorted({claim[at] for claim in claims if at in claim}):
                 own = [c for c in claims if c.get(at) == limit]
                 worst = (min if least else max)(own, key=lambda c: c["measured"])
-                where = "{network}, {cores} cores, {block}, {sparsity}"
+                where = "{network}, {cores}, {block}, {sparsity}"
                 lines.append(
                     (
                         words,
@@ -118,7 +121,9 @@ def compact_aims(record: Record) -> str:
                         f"{worst['measured']:.2f} ({where.format(**worst['key'])})",
                     )
                 )
-    return table(("what", "aim", "met", "worst (network, block, sparsity)"), lines)
+    return table(
+        ("what", "aim", "met", "worst (network, cores, block, sparsity)"), lines
+    )
 
 
 @if_measured("benchmarks.compact_parameters")

@@ -82,7 +82,7 @@ def test_steps_are_by_network_cores_block_and_sparsity():
 @pytest.mark.usefixtures("recorded")
 def test_aims_show_how_often_they_were_met_and_the_worst():
     time, update = real_gains.compact_aims().splitlines()[2:]
-    assert "| at least 2 | 1 of 1 | 2.20 (mlp, 1 cores, 64, 0.9) |" in time
+    assert "| at least 2 | 1 of 1 | 2.20 (mlp, 1, 64, 0.9) |" in time
     assert "| at most 3 | 1 of 2 | 3.50" in update
 
 
@@ -105,12 +105,12 @@ class TestTheText:
 
     def test_larger_blocks_are_faster(self):
         assert "The larger the block, the faster the product" in PAGE
-        speed = {}
+        speed: dict[int, list[float]] = {}
         for found in self.rows("compact"):
-            key = found["sparsity"], found["block"]
-            speed.setdefault(key, []).append(found["speedup"]["median"])
-        at = {block: max(speed[0.9, block]) for block in (32, 64, 128)}
-        assert at[32] < at[64] < at[128]
+            if found["sparsity"] == 0.9:
+                speed.setdefault(found["block"], []).append(found["speedup"]["median"])
+        fastest = [max(speed[block]) for block in sorted(speed)]
+        assert fastest == sorted(fastest) and len(fastest) > 1
 
     def test_compact_moments_cost_time_and_temporaries(self):
         assert "that costs time and temporaries, the moments being saved" in PAGE
