@@ -8,6 +8,7 @@ import optax
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.owners import are_recorded
+from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees import paths
 
 
@@ -47,7 +48,7 @@ def frozen_leaves(
 
 def warn_of_frozen(
     inner: optax.GradientTransformationExtraArgs,
-    topology: Any,
+    topology: Topology,
     told: dict[str, Any],
     inner_state: Any,
     params: Any,
@@ -64,7 +65,7 @@ def warn_of_frozen(
     if not topology.moves or topology.stays_dense or are_recorded():
         return
     sparse = paths.leaves_by_path(told["masks"])
-    if not sparse or getattr(topology, "masks", None) is not None:
+    if not sparse or topology.given_masks is not None:
         return
     frozen = frozen_leaves(inner, told, inner_state, params)
     listed = ", ".join(path for path in sparse if path in frozen)

@@ -7,6 +7,7 @@ and grown to fill every cell to its number again, so that topologies move within
 structure.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -18,9 +19,10 @@ from sparseopt_jax.trees import paths
 
 
 @dataclasses.dataclass(frozen=True)
-class Structure:
+class Structure(abc.ABC):
     """What all structures have in common; use one of those below."""
 
+    @abc.abstractmethod
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
         """How a leaf of this shape is switched.
 
@@ -35,7 +37,6 @@ class Structure:
         Raises:
           ValueError: if the shape does not fit the structure.
         """
-        raise NotImplementedError
 
     @property
     def density(self) -> float | None:
@@ -252,6 +253,11 @@ def resolve_structure(structure: Structures, path: str) -> Structure:
     if isinstance(structure, Mapping):
         return paths.first_match(path, structure) or Unstructured()
     return structure
+
+
+def fixed_density(structure: Structures) -> float | None:
+    """The fraction of active weights that one structure fixes for all leaves."""
+    return None if isinstance(structure, Mapping) else structure.density
 
 
 def _units_of_blocks(

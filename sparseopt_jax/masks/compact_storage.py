@@ -257,7 +257,7 @@ def layouts_of(topology: Any, params: Any) -> dict[str, Layout]:
             continue
         per_cell = plan.per_cell
         if per_cell is None:
-            per_cell = _per_cell(plan, masks_by_path(topology.masks)[plan.path])
+            per_cell = _per_cell(plan, masks_by_path(topology.given_masks)[plan.path])
         found[plan.path] = Layout(plan.units, per_cell)
         if plan.units.per_cell >= 2**31:
             raise ValueError(

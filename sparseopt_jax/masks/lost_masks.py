@@ -36,9 +36,7 @@ def check_not_lost(topology: Any, state: Any, params: Any) -> None:
         return  # only the state is known, the rest of the step is being traced
     flags = zip(by_path, np.asarray(found), strict=True)
     lost = {path for path, flag in flags if not flag}
-    # Where layers compete for weights one of them may end up with none.
-    competes = not topology.keeps_counts and not _falls_by_layer(topology)
-    if not lost or (competes and len(lost) < len(by_path)):
+    if not lost or (topology.may_empty_layers and len(lost) < len(by_path)):
         return
     for plan in topology.leaves(params):
         if plan.path in lost and plan.active:
@@ -65,8 +63,3 @@ def _flags(state: Any) -> dict[str, Any]:
 @jax.jit
 def _any_of_each(leaves: tuple[jax.Array, ...]) -> jax.Array:
     return jnp.stack([jnp.any(x.astype(bool)) for x in leaves])
-
-
-def _falls_by_layer(topology: Any) -> bool:
-    moves = getattr(topology, "density", None) is not None
-    return moves and not topology.crosses_layers

@@ -12,10 +12,8 @@ from sparseopt_jax.arguments.checks import check_rate
 from sparseopt_jax.arguments.static import check_static
 from sparseopt_jax.engine.sparsify import sparsify
 from sparseopt_jax.layers.eligibility import decay_mask
-from sparseopt_jax.layers.structures import Block, Structure, Structures
 from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
 from sparseopt_jax.topologies.base import Topology
-from sparseopt_jax.topologies.rewiring import Rewiring
 
 
 def smet(
@@ -89,7 +87,7 @@ def smet(
     )
     topology = _checked(topology, learning_rate, density_exponent, weight_decay)
     factor = _density(topology, density_exponent) ** -density_exponent
-    axis = -1 if compact and isinstance(topology.structure, Block) else None
+    axis = -1 if compact and topology.switches_blocks else None
 
     @functools.cache
     def owner(counted: frozenset[str]):
@@ -132,11 +130,11 @@ def _checked(
     learning_rate: optax.ScalarOrSchedule,
     density_exponent: float,
     weight_decay: optax.ScalarOrSchedule,
-) -> Rewiring:
+) -> Topology:
     """The topology, if all arguments are what ``smet`` takes."""
     check_rate("learning_rate", learning_rate, "smet(learning_rate, topology)")
     check_rate("weight_decay", weight_decay, "smet(..., weight_decay=1e-4)")
-    if not isinstance(topology, Rewiring):
+    if not isinstance(topology, Topology) or topology.stays_dense:
         raise TypeError(
             "topology must be a Topology that keeps the number of active weights, as "
             f"set_smet and set_ make it, got {topology!r}"
@@ -148,12 +146,9 @@ def _checked(
     return topology
 
 
-def _density(topology: Rewiring, exponent: float) -> float:
-    if topology.sparsity is not None:
-        return 1.0 - topology.sparsity
-    structure: Structures = topology.structure
-    if isinstance(structure, Structure) and structure.density is not None:
-        return structure.density
+def _density(topology: Topology, exponent: float) -> float:
+    if topology.target_density is not None:
+        return topology.target_density
     if exponent:
         raise ValueError(
             f"{topology.name} names no sparsity, by which the learning rate would be "

@@ -1,5 +1,6 @@
 """Tables: plain text, which any log can hold, and in colours where rich prints."""
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -94,12 +95,12 @@ class Page:
         ]
 
 
-class Printed:
+class Printed(abc.ABC):
     """Plain text for ``print``, a table in colours for ``rich.print``."""
 
+    @abc.abstractmethod
     def page(self) -> Page:
         """What is printed."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return self.page().text()

@@ -87,6 +87,26 @@ class Topology(abc.ABC):
         return False
 
     @property
+    def may_empty_layers(self) -> bool:
+        """Whether a layer may be left without an active weight."""
+        return not self.keeps_counts
+
+    @property
+    def given_masks(self) -> Any:
+        """Masks that it was given to start from; None where it makes them itself."""
+        return None
+
+    @property
+    def target_density(self) -> float | None:
+        """The fraction of active weights that it is to have; None if it names none."""
+        return None
+
+    @property
+    def switches_blocks(self) -> bool:
+        """Whether all sparse leaves switch blocks of weights as one."""
+        return False
+
+    @property
     def stays_dense(self) -> bool:
         """Whether masks are of the forward pass alone, and weights behind them stay."""
         return False

@@ -1,5 +1,6 @@
 """What growth remembers of the dense gradients of earlier steps."""
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -19,7 +20,7 @@ def no_gradients(masks: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientMemory:
+class GradientMemory(abc.ABC):
     """What both kinds have in common; use one of those below.
 
     A gradient that is infinite or NaN counts as 0: remembered, it would never pass.
@@ -30,10 +31,11 @@ class GradientMemory:
         if schedule is None or schedule.interval is None:
             raise ValueError("a memory of gradients needs changes at an interval")
 
+    @abc.abstractmethod
     def dense_gradients(self, interval: int) -> float:
         """The fraction of the steps whose dense gradients it takes in."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any
     ) -> Any:
@@ -48,7 +50,6 @@ class GradientMemory:
         Returns:
           A tree like ``memory``.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,13 @@ from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where, check_where
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims, check_dims, fan_in, resolve_axes
-from sparseopt_jax.layers.structures import Structures, Unstructured, check_structure
+from sparseopt_jax.layers.structures import (
+    Block,
+    Structures,
+    Unstructured,
+    check_structure,
+    fixed_density,
+)
 from sparseopt_jax.masks.state import check_masks
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.base import Topology, TopologyState
@@ -109,10 +115,7 @@ class Rewiring(Topology):
         if self.sparsity is not None:
             distributions.check_sparsity(self.sparsity)
         check_structure(self.structure)
-        fixes_density = (
-            isinstance(self.structure, Mapping) or self.structure.density is not None
-        )
-        if self.sparsity is None and not fixes_density:
+        if self.target_density is None and not isinstance(self.structure, Mapping):
             if self.masks is None:
                 raise ValueError("sparsity must be given unless masks are, got None")
             if self.density is not None and not self.is_handed_on:
@@ -209,6 +212,29 @@ class Rewiring(Topology):
         return any(stage.crosses_layers for stage in self.stages)
 
     @property
+    def may_empty_layers(self) -> bool:
+        """False where a schedule decides about every layer by itself."""
+        by_layer = self.density is not None and not self.crosses_layers
+        return not (self.keeps_counts or by_layer)
+
+    @property
+    def given_masks(self) -> Any:
+        """As ``Topology.given_masks``."""
+        return None if self.is_handed_on else self.masks
+
+    @property
+    def target_density(self) -> float | None:
+        """By ``sparsity``, or else by the structure: as ``Topology.target_density``."""
+        if self.sparsity is not None:
+            return 1.0 - self.sparsity
+        return fixed_density(self.structure)
+
+    @property
+    def switches_blocks(self) -> bool:
+        """As ``Topology.switches_blocks``."""
+        return isinstance(self.structure, Block)
+
+    @property
     def dense_gradients(self) -> float:
         """The fraction of the steps that need the dense gradient, while masks change.
 
@@ -229,19 +255,7 @@ class Rewiring(Topology):
         return self.memory is not None or any(by_gradients)
 
     def leaves(self, params: Any) -> list[LeafPlan]:
-        """What becomes of each leaf of ``params``.
-
-        Args:
-          params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
-
-        Returns:
-          One entry per leaf, in tree order.
-
-        Raises:
-          ValueError: if no leaf can be sparse, a pattern matches nothing, a layer
-            would keep no weight, a structure does not fit a shape, or the given masks
-            do not fit.
-        """
+        """Decide about each leaf: as ``Topology.leaves``."""
         return planned(self, params)
 
     def first_plan(self, params: Any) -> list[LeafPlan]:
@@ -272,10 +286,7 @@ class Rewiring(Topology):
         return told_updates(self.schedule)
 
     def due(self, count: Any) -> Any:
-        """Whether the masks change at step ``count``: a bool for an int, else an array.
-
-        What a host loop asks before it calls ``update_topology``.
-        """
+        """Whether the masks change at step ``count``: as ``Topology.due``."""
         return False if self.schedule is None else self.schedule.due(count)
 
     def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, TopologyState]:
@@ -321,16 +332,7 @@ class Rewiring(Topology):
         return optax.MaskedNode() if axes is None else fan_in(mask, axes)
 
     def observe(self, count: Any, state: TopologyState, grads: Any) -> TopologyState:
-        """Takes the gradient of a step into what growth remembers.
-
-        Args:
-          count: int32 scalar, the step.
-          state: what the topology keeps.
-          grads: the dense gradient.
-
-        Returns:
-          The new state; the same if nothing is remembered.
-        """
+        """Take the gradient of a step into what growth remembers."""
         if self.memory is None:
             return state
         memory = self.memory.observe(

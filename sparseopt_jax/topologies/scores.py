@@ -8,6 +8,7 @@ What a score needs it says itself, as ``DeclaredScore`` has it. A plain function
 taken to need the key and the gradient, and to score weights.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class DeclaredScore:
+class DeclaredScore(abc.ABC):
     """A score that says what it needs; scores of one kind and weight are equal.
 
     Attributes:
@@ -51,9 +52,9 @@ class DeclaredScore:
         del mask, axes
         return grad
 
+    @abc.abstractmethod
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
         """The scores: float32 of the parameter's shape."""
-        raise NotImplementedError
 
     @property
     def record(self) -> Any:

@@ -11,6 +11,7 @@ import pytest
 
 import sparseopt_jax as so
 from sparseopt_jax.checkpoint.record import describe_topology
+from sparseopt_jax.topologies.memory import GradientMemory
 
 FIRST = so.static(0.5)
 
@@ -87,9 +88,28 @@ def test_it_is_planned_and_recorded_like_any_other():
     assert record != describe_topology(Rolling(every=3))
 
 
-def test_what_is_not_a_topology_yet_is_told():
-    class Unfinished(so.Topology):
-        name = "unfinished"
+def test_it_trains_in_smet():
+    topology = Rolling(every=2)
+    with pytest.raises(ValueError, match="rolling names no sparsity"):
+        so.smet(0.1, topology)
+    tx = so.smet(0.1, topology, density_exponent=0)
+    state = tx.init(PARAMS)
+    params = so.apply_masks(PARAMS, state)
+    updates, state = tx.update(params, state, params)
+    params = optax.apply_updates(params, updates)
+    assert not np.where(so.get_masks(state)["kernel"], 0, params["kernel"]).any()
 
-    with pytest.raises(TypeError, match=r"abstract.*(due|init|plan|update)"):
-        Unfinished()  # pyright: ignore
+
+@pytest.mark.parametrize(
+    ("base", "missing"),
+    [
+        (so.Topology, "(due|init|leaves|name|update)"),
+        (so.structures.Structure, "units"),
+        (so.scores.DeclaredScore, "__call__"),
+        (GradientMemory, "(dense_gradients|observe)"),
+    ],
+)
+def test_what_a_part_lacks_is_told_when_it_is_made(base, missing):
+    unfinished = type("Unfinished", (base,), {})
+    with pytest.raises(TypeError, match=f"abstract.*{missing}"):
+        unfinished()

@@ -1,24 +1,18 @@
 """GraNet: gradual pruning, and RigL besides."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sparseopt_jax.arguments.checks import integer
 from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Structures, Unstructured
-from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.topologies.global_pruning import PruneGlobally
-from sparseopt_jax.topologies.memory import MeanGradient
+from sparseopt_jax.topologies.methods.rigl import rigl
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import (
-    Cubic,
-    DensitySchedule,
-    Schedule,
-    UpdateSchedule,
-)
+from sparseopt_jax.topologies.schedules import Cubic, DensitySchedule, Schedule
 from sparseopt_jax.topologies.stages import Drop, Grow
 
 _ANY_WEIGHTS = Unstructured()
@@ -98,11 +92,13 @@ def granet(
       >>> so.granet(0.9, every=100, stop=1000).crosses_layers
       True
     """
-    averaged_steps = integer("averaged_steps", averaged_steps, 1)
-    times = UpdateSchedule(every, start, stop, drop_fraction, decay)
-    return Rewiring(
-        name="granet",
-        sparsity=sparsity,
+    topology = rigl(
+        sparsity,
+        every=every,
+        stop=stop,
+        start=start,
+        drop_fraction=drop_fraction,
+        decay=decay,
         distribution=distribution,
         first=first,
         structure=structure,
@@ -111,14 +107,14 @@ def granet(
         masks=masks,
         dims=dims,
         min_fan_in=min_fan_in,
+        averaged_steps=averaged_steps,
+        corrected_growth=corrected_growth,
         track_explored=track_explored,
-        schedule=times,
-        density=DensitySchedule(
-            initial_sparsity, Cubic(times.steps[0], times.steps[-1])
-        ),
-        drop=scores.magnitude,
-        grow=scores.corrected_gradient if corrected_growth else scores.gradient,
+    )
+    steps = topology.schedule.steps  # pyright: ignore
+    return dataclasses.replace(
+        topology,
+        name="granet",
+        density=DensitySchedule(initial_sparsity, Cubic(steps[0], steps[-1])),
         stages=(PruneGlobally(), Drop(), Grow()),
-        replaces_step=True,
-        memory=None if averaged_steps == 1 else MeanGradient(averaged_steps),
     )

@@ -1,5 +1,6 @@
 """MEST: what is small and does not move is dropped."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Structures, Unstructured
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.catalogue import method
+from sparseopt_jax.topologies.methods.set_ import set_
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+from sparseopt_jax.topologies.schedules import Schedule
 
 _ANY_WEIGHTS = Unstructured()
 
@@ -78,9 +80,13 @@ def mest(
       'mest'
     """
     number("gradient_weight", gradient_weight, 0)
-    return Rewiring(
-        name="mest",
-        sparsity=sparsity,
+    topology = set_(
+        sparsity,
+        every=every,
+        stop=stop,
+        start=start,
+        drop_fraction=drop_fraction,
+        decay=decay,
         distribution=distribution,
         first=first,
         structure=structure,
@@ -90,7 +96,7 @@ def mest(
         dims=dims,
         min_fan_in=min_fan_in,
         track_explored=track_explored,
-        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
-        drop=scores.magnitude_and_gradient(gradient_weight),
-        grow=scores.random,
+    )
+    return dataclasses.replace(
+        topology, name="mest", drop=scores.magnitude_and_gradient(gradient_weight)
     )

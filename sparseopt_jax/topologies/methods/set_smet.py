@@ -13,10 +13,10 @@ from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import Block, Structures, Unstructured
-from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.catalogue import method
+from sparseopt_jax.topologies.methods.set_ import set_
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+from sparseopt_jax.topologies.schedules import Schedule
 from sparseopt_jax.topologies.stages import Drop, Grow, Prune
 
 
@@ -86,59 +86,73 @@ def set_smet(
       >>> round(float(topology.schedule.fraction(20_000)), 6)
       0.005
     """
-    number("drop_fraction", drop_fraction, 0, 1)
-    stop, block = integer("stop", stop), integer("block", block, 1)
-    every = integer("every", every)
+    stop, every = integer("stop", stop), integer("every", every)
     if start is None and every >= 1 and stop <= every:
         raise ValueError(
             f"set_smet would never update its masks: its first update is at every = "
             f"{every}, and stop = {stop} is the first step without one; give a smaller "
             "every, or start"
         )
+    if distribution is None:
+        # Where masks or a structure give the numbers, nothing has to be shared out.
+        distribution = {} if sparsity is None else {"*": sparsity}
+    topology = set_(
+        sparsity,
+        every=every,
+        stop=stop,
+        start=every if start is None else start,
+        drop_fraction=drop_fraction,
+        decay=_decay(decay, drop_fraction, last_fraction, stop),
+        distribution=distribution,
+        first=first,
+        structure=_structure(block, structure),
+        where=where,
+        include=include,
+        masks=masks,
+        dims=dims,
+        min_fan_in=min_fan_in,
+        track_explored=track_explored,
+    )
+    stages = (Prune(), Drop(), Grow(again=False))
+    return dataclasses.replace(topology, name="set_smet", stages=stages)
+
+
+def _structure(block: int, structure: Structures | None) -> Structures:
+    """What is switched as one: the one of both that is given."""
+    block = integer("block", block, 1)
     if structure is not None and block != 1:
         raise ValueError(
             f"give block or structure, not both, got {block} and {structure}"
         )
     if structure is None:
-        structure = Block(block) if block != 1 else Unstructured()
+        return Block(block) if block != 1 else Unstructured()
+    return structure
+
+
+def _decay(
+    decay: str | Schedule | None,
+    drop_fraction: float,
+    last_fraction: float | None,
+    stop: int,
+) -> str | Schedule:
+    """How the fraction falls: as given, or along the cosine."""
+    number("drop_fraction", drop_fraction, 0, 1)
     if decay is not None and last_fraction is not None:
         raise ValueError(
             "give decay or last_fraction, which ends the cosine, not both, got "
             f"{decay!r} and {last_fraction}"
         )
-    last_fraction = (
-        min(0.005, drop_fraction) if last_fraction is None else last_fraction
-    )
+    if decay is not None:
+        return decay
+    if last_fraction is None:
+        last_fraction = min(0.005, drop_fraction)
     number("last_fraction", last_fraction, 0, 1)
     if last_fraction > drop_fraction:
         raise ValueError(
             f"last_fraction must be at most drop_fraction = {drop_fraction}, got "
             f"{last_fraction}"
         )
-    if decay is None:
-        decay = _CosineTo(last_fraction, drop_fraction, stop)
-    if distribution is None:
-        # Where masks or a structure give the numbers, nothing has to be shared out.
-        distribution = {} if sparsity is None else {"*": sparsity}
-    return Rewiring(
-        name="set_smet",
-        sparsity=sparsity,
-        distribution=distribution,
-        first=first,
-        structure=structure,
-        where=where,
-        include=include,
-        masks=masks,
-        dims=dims,
-        min_fan_in=min_fan_in,
-        schedule=UpdateSchedule(
-            every, every if start is None else start, stop, drop_fraction, decay
-        ),
-        drop=scores.magnitude,
-        grow=scores.random,
-        stages=(Prune(), Drop(), Grow(again=False)),
-        track_explored=track_explored,
-    )
+    return _CosineTo(last_fraction, drop_fraction, stop)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,9 @@ from sparseopt_jax.layers.structures import Unstructured
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.topologies.memory import GradientMomentum
+from sparseopt_jax.topologies.methods.set_ import set_
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+from sparseopt_jax.topologies.schedules import Schedule
 from sparseopt_jax.topologies.stages import Draft, Drop, Grow, NetworkStage, Prune
 
 
@@ -129,9 +130,13 @@ def snfs(
       >>> so.snfs(0.9, every=100, stop=1000).keeps_counts
       False
     """
-    return Rewiring(
-        name="snfs",
-        sparsity=sparsity,
+    topology = set_(
+        sparsity,
+        every=every,
+        stop=stop,
+        start=start,
+        drop_fraction=drop_fraction,
+        decay=decay,
         distribution=distribution,
         first=first,
         where=where,
@@ -140,8 +145,10 @@ def snfs(
         dims=dims,
         min_fan_in=min_fan_in,
         track_explored=track_explored,
-        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
-        drop=scores.magnitude,
+    )
+    return dataclasses.replace(
+        topology,
+        name="snfs",
         grow=scores.gradient,
         stages=(Prune(), Drop(), Redistribute(), Grow()),
         memory=GradientMomentum(momentum),

@@ -6,16 +6,15 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from sparseopt_jax.arguments.checks import integer, number
+from sparseopt_jax.arguments.checks import number
 from sparseopt_jax.layers.distributions import Distribution, First
 from sparseopt_jax.layers.eligibility import Include, Where
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.layers.structures import ConstantFanIn
-from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.catalogue import method
-from sparseopt_jax.topologies.memory import MeanGradient
+from sparseopt_jax.topologies.methods.rigl import rigl
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
+from sparseopt_jax.topologies.schedules import Schedule
 from sparseopt_jax.topologies.stages import Draft, Drop, Grow, LayerStage, Prune
 
 
@@ -137,23 +136,24 @@ def srigl(
       ConstantFanIn()
     """
     number("gamma_sal", gamma_sal, 0, 1)
-    averaged_steps = integer("averaged_steps", averaged_steps, 1)
-    return Rewiring(
-        name="srigl",
-        sparsity=sparsity,
-        structure=ConstantFanIn(),
+    topology = rigl(
+        sparsity,
+        every=every,
+        stop=stop,
+        start=start,
+        drop_fraction=drop_fraction,
+        decay=decay,
         distribution=distribution,
         first=first,
+        structure=ConstantFanIn(),
         where=where,
         include=include,
         masks=masks,
         dims=dims,
         min_fan_in=min_fan_in,
+        averaged_steps=averaged_steps,
+        corrected_growth=corrected_growth,
         track_explored=track_explored,
-        schedule=UpdateSchedule(every, start, stop, drop_fraction, decay),
-        drop=scores.magnitude,
-        grow=scores.corrected_gradient if corrected_growth else scores.gradient,
-        stages=(Prune(), Drop(), Ablate(gamma_sal), Grow()),
-        replaces_step=True,
-        memory=None if averaged_steps == 1 else MeanGradient(averaged_steps),
     )
+    stages = (Prune(), Drop(), Ablate(gamma_sal), Grow())
+    return dataclasses.replace(topology, name="srigl", stages=stages)
