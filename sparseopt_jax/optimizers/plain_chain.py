@@ -3,15 +3,22 @@
 import jax
 import optax
 
+from sparseopt_jax.arguments.static import check_static
 from sparseopt_jax.corrections.sparseopt import scale_by_sparseopt
 from sparseopt_jax.engine.make_owner import make_owner
 from sparseopt_jax.layers.neurons import Dims
+from sparseopt_jax.masks.bit_storage import BitStorage
 from sparseopt_jax.masks.byte_storage import ByteStorage
 from sparseopt_jax.topologies.base import Topology
 
 
 def sparseopt(
-    topology: Topology, *, key: jax.typing.ArrayLike = 0, dims: Dims = None
+    topology: Topology,
+    *,
+    key: jax.typing.ArrayLike = 0,
+    dims: Dims = None,
+    host_updates: bool = False,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Masks and SparseOpt as the first link of a plain ``optax.chain``.
 
@@ -23,8 +30,10 @@ def sparseopt(
       of this package, in place of optax's;
     - a grown weight finds what its momentum has decayed to, and where RigL replaces
       the gradient step, the optimizer sees zero gradients: momentum still moves;
-    - SET changes the masks before the step, since the weights after it are not known
-      here.
+    - SET updates the masks before the step, since the weights after it are not known
+      here, unless the host updates them.
+
+    It has no ``compact``: what follows keeps its state of all weights.
 
     With Adam use ``sparse_adamw`` instead: in front of Adam the scale has no effect.
 
@@ -33,6 +42,10 @@ def sparseopt(
         other method.
       key: as in ``sparsify``.
       dims: as in ``scale_by_sparseopt``.
+      host_updates: True leaves the topology's updates to ``update_topology``, as in
+        ``sparsify``; for a topology that follows the step, call it after
+        ``apply_updates``.
+      packed: True keeps masks as bits, as in ``sparsify``.
 
     Returns:
       The transformation; its state is a ``SparseState``, and ``update`` needs
@@ -40,6 +53,10 @@ def sparseopt(
 
     Raises:
       ValueError: as ``sparsify``.
+
+    Note:
+      With ``optax.inject_hyperparams`` name ``topology`` and, where they are given,
+      ``dims``, ``host_updates`` and ``packed`` in ``static_args``.
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541).
@@ -57,10 +74,12 @@ def sparseopt(
       >>> updates, state = tx.update(params, state, params)
       >>> params = so.apply_updates(params, updates, state)
     """
+    check_static(host_updates=host_updates, packed=packed)
     return make_owner(
         scale_by_sparseopt(dims=dims),
         topology,
-        ByteStorage(),
+        BitStorage() if packed else ByteStorage(),
         key=key,
+        host_updates=host_updates,
         is_link=True,
     )
