@@ -83,6 +83,7 @@ class Rows(NamedTuple):
         return _tables(self)
 
 
+@functools.lru_cache
 def rows_kind(units: Units) -> tuple[bool, int, int] | None:
     """What leaves must have in common to lie in rows together; None if one cannot.
 
@@ -192,6 +193,7 @@ def _binned(sizes: list[int], height: int) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, bins))
 
 
+@functools.lru_cache
 def rows_of_layer(units: Units, width: int) -> int:
     """Rows that one layer takes."""
     return -(-units.per_layer // width) if units.is_layer_wide else units.cells
@@ -226,6 +228,7 @@ def is_in_order(units: Units) -> bool:
     return wide == sorted(wide)
 
 
+@functools.lru_cache
 def extents(units: Units) -> tuple[int, int, int]:
     """Layers of the stack, cells of each, units of a cell."""
     copies = math.prod(unit_shape(units)) // max(units.per_layer, 1)

@@ -20,7 +20,14 @@ from sparseopt_jax.topologies.global_pruning import PruneGlobally
 from sparseopt_jax.topologies.memory import GradientMomentum, MeanGradient
 from sparseopt_jax.topologies.phases import Phases
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import DensitySchedule, StepList, UpdateSchedule
+from sparseopt_jax.topologies.schedules import (
+    Alternating,
+    Cubic,
+    DensitySchedule,
+    Followed,
+    StepList,
+    UpdateSchedule,
+)
 from sparseopt_jax.topologies.stages import Drop, Grow, Prune
 
 # Class -> what the record says that it is, and field -> name.
@@ -76,6 +83,18 @@ NAMES: Mapping[type, tuple[str, Mapping[str, str]]] = {
             "initial_sparsity": "initial_sparsity",
             "progress": "progress",
             "by_weights": "by_weights",
+        },
+    ),
+    Cubic: ("cubic", {"start": "start", "last": "last"}),
+    Alternating: ("alternating", {"steps": "steps"}),
+    Followed: (
+        "followed",
+        {
+            "schedule": "schedule",
+            "first": "first",
+            "end": "end",
+            "start": "start",
+            "last": "last",
         },
     ),
     Prune: ("prune", {}),

@@ -63,11 +63,11 @@ def map_masked_with_path(
     Returns:
       A tree like ``tree``.
     """
-    by_path = dict(paths.flatten_with_paths(masks))
+    by_path = paths.leaves_by_path(masks)
 
     def at_leaf(path, leaf, *others):
         mask = by_path.get(path)
-        if mask is None or paths.is_hole(mask) or paths.is_hole(leaf):
+        if mask is None or paths.is_hole(leaf):
             return leaf
         return function(path, mask, leaf, *others)
 

@@ -268,11 +268,6 @@ class Cubic:
         passed = jnp.asarray(count - self.start, jnp.float32) / (self.last - self.start)
         return (1 - jnp.clip(passed, 0.0, 1.0)) ** 3
 
-    @property
-    def record(self) -> str:
-        """What stands for it in a checkpoint's record."""
-        return "cubic.<locals>.progress"
-
 
 @dataclasses.dataclass(frozen=True)
 class Alternating:
@@ -280,16 +275,14 @@ class Alternating:
 
     Attributes:
       steps: the steps, ascending.
-      record: what stands for it in a checkpoint's record.
 
     Examples:
-      >>> progress = Alternating((2, 4), "ac_dc")
+      >>> progress = Alternating((2, 4))
       >>> [float(progress(step)) for step in (1, 2, 3, 4)]
       [1.0, 0.0, 0.0, 1.0]
     """
 
     steps: tuple[int, ...]
-    record: str
 
     def __call__(self, count: Any) -> jax.Array:
         """The progress at a step."""
@@ -322,11 +315,6 @@ class Followed:
         # Exact at both ends, so that the last numbers are the planned ones.
         progress = jnp.where(count <= self.start, 1.0, progress)
         return jnp.where(count >= self.last, 0.0, progress)
-
-    @property
-    def record(self) -> str:
-        """What stands for it in a checkpoint's record."""
-        return "_ends.<locals>.progress"
 
 
 def told_updates(schedule: UpdateSteps | None) -> str:

@@ -161,7 +161,7 @@ class MagnitudeAndGradient(DeclaredScore):
     @property
     def record(self) -> Any:
         """What stands for it in a checkpoint's record."""
-        return ["_magnitude_and_gradient", self.weight]
+        return ["magnitude_and_gradient", self.weight]
 
     def __repr__(self) -> str:
         return f"scores.magnitude_and_gradient({self.weight})"

@@ -4,6 +4,7 @@
 variables of NNX. They are recognised by their methods, so that Flax is not imported.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import optax
 
 def is_box(x: Any) -> bool:
     """Whether ``x`` wraps one leaf, or the ``optax.MaskedNode`` of a left-out one."""
-    if not is_wrapper(x):
+    if not is_wrapper_class(type(x)):
         return False
     content = _content(x)
     return (
@@ -61,11 +62,14 @@ def has_boxes(tree: Any) -> bool:
     return any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box)))
 
 
-def is_wrapper(x: Any) -> bool:
-    """Whether ``x`` is of the class of a box, around one leaf or several."""
-    methods = type(x)
-    return hasattr(methods, "replace_boxed") or (
-        hasattr(methods, "get_value") and hasattr(methods, "get_metadata")
+@functools.lru_cache(maxsize=1024)
+def is_wrapper_class(kind: type) -> bool:
+    """Whether a class is that of boxes, around one leaf or several.
+
+    Remembered by class: maps over trees ask it of every node.
+    """
+    return hasattr(kind, "replace_boxed") or (
+        hasattr(kind, "get_value") and hasattr(kind, "get_metadata")
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from sparseopt_jax.trees.boxes import boxed_like, is_box, is_wrapper, unboxed
+from sparseopt_jax.trees.boxes import boxed_like, is_box, is_wrapper_class, unboxed
 
 KeyPath = tuple[Any, ...]
 
@@ -18,7 +18,7 @@ def is_hole(x: Any) -> bool:
 
 
 def _is_leaf(x: Any) -> bool:
-    return is_hole(x) or is_box(x)
+    return is_hole(x) or (is_wrapper_class(type(x)) and is_box(x))
 
 
 def leaves_with_path(
@@ -42,9 +42,9 @@ def leaves_with_path(
 
     found = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda x: is_wrapper(x) or is_given(x)
+        tree, is_leaf=lambda x: is_wrapper_class(type(x)) or is_given(x)
     ):
-        if is_wrapper(leaf) and not is_given(leaf):
+        if is_wrapper_class(type(leaf)) and not is_given(leaf):
             found += [
                 (key_path + inner_path, x) for inner_path, x in _inside(leaf, is_leaf)
             ]
@@ -228,9 +228,10 @@ def map_with_paths(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
       ValueError: if two leaves have the same path.
     """
 
-    def at_leaf(path, leaf, *others):
-        leaves = (unboxed(leaf), *map(unboxed, others))
-        return boxed_like(leaf, function(path, *leaves))
+    def at_leaf(path, *leaves):
+        if not any(map(is_wrapper_class, map(type, leaves))):
+            return function(path, *leaves)
+        return boxed_like(leaves[0], function(path, *map(unboxed, leaves)))
 
     paths = [path for path, _ in flatten_with_paths(tree)]
     leaves, structure = jax.tree.flatten(tree, is_leaf=_is_leaf)

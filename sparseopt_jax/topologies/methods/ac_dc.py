@@ -92,7 +92,7 @@ def ac_dc(
         )
     times = StepList(tuple(steps))
     # Dense before the first, sparse after the first, and so on.
-    progress = Alternating(tuple(steps), "ac_dc.<locals>.progress")
+    progress = Alternating(tuple(steps))
     return Rewiring(
         name="ac_dc",
         sparsity=sparsity,

@@ -90,7 +90,7 @@ def one_shot(
         min_fan_in=min_fan_in,
         track_explored=track_explored,
         schedule=StepList((at,)),
-        density=DensitySchedule(0.0, Alternating((at,), "one_shot.<locals>.<lambda>")),
+        density=DensitySchedule(0.0, Alternating((at,))),
         drop=_SCORES[score] if isinstance(score, str) else score,
         stages=(prune_within(scope), Drop(), Grow()),
     )

@@ -172,4 +172,4 @@ class _CosineTo:
     @property
     def record(self) -> str:
         """What stands for it in a checkpoint's record."""
-        return "cosine_decay_schedule.<locals>.schedule"
+        return "cosine_to"
