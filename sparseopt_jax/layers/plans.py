@@ -116,7 +116,7 @@ def _plan(
     per_cell = (structure.nearest if rules.begins else structure.per_cell)(units, count)
     active = per_cell * units.cells * units.size
     if rules.min_fan_in:
-        _check_min_fan_in(rules.min_fan_in, structure, layer, axes, leaf, active)
+        _check_min_fan_in(rules.min_fan_in, structure, layer, active)
     return LeafPlan(
         path=path,
         leaf=leaf,
@@ -190,7 +190,7 @@ def _counts(
 
 
 def _check_min_fan_in(
-    least: int, structure: Structure, layer: Layer, axes: Axes, leaf: Any, active: int
+    least: int, structure: Structure, layer: Layer, active: int
 ) -> None:
     inputs = layer.size // layer.outputs
     check_single_weights(structure, layer.path)

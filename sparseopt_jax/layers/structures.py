@@ -70,7 +70,6 @@ class Unstructured(Structure):
     """
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
-        """As ``Structure.units``."""
         del path
         return Units(shape, shape, (), (), axes.layer, axes.layer)
 
@@ -88,7 +87,6 @@ class ConstantFanIn(Structure):
     """
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
-        """As ``Structure.units``."""
         del path
         return Units(shape, shape, (), (), axes.reduction, axes.layer)
 
@@ -133,7 +131,6 @@ class NM(Structure):
         return self.n / self.m
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
-        """As ``Structure.units``."""
         axis = self.axis_of(shape, axes.reduction)
         axis = _layer_axis(self, axis, path, shape, axes)
         extents = tuple(self.m if a == axis else 1 for a in range(len(shape)))
@@ -181,7 +178,6 @@ class Block(Structure):
         object.__setattr__(self, "shape", extents)
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
-        """As ``Structure.units``."""
         block: tuple[int, ...] = self.shape  # pyright: ignore
         if len(block) > len(shape):
             raise ValueError(
@@ -220,7 +216,6 @@ class Channel(Structure):
         _set_integer(self, "axis")
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
-        """As ``Structure.units``."""
         axis = _layer_axis(self, self.axis, path, shape, axes)
         extents = tuple(
             1 if a == axis or a in axes.batch else n for a, n in enumerate(shape)

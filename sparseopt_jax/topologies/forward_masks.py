@@ -232,36 +232,29 @@ class ForwardStorage(MaskStorage):
         self.method = method
 
     def init(self, topology: Any, masks: Masks, state: Any, params: Any) -> View:
-        """As ``MaskStorage.init``."""
         return ForwardView(
             self.form.init(topology, masks, state, params), state.trained
         )
 
     def store(self, view: View) -> Stored:
-        """As ``MaskStorage.store``."""
         return self.form.store(view.masks)
 
     def pack(self, tree: Any) -> Any:
-        """As ``MaskStorage.pack``."""
         return self.form.pack(tree)
 
     def view(self, stored: Stored, state: Any, params: Any) -> View:
-        """As ``MaskStorage.view``."""
         masks = self.form.view(stored, state, params)
         return ForwardView(masks, unpacked(state.trained, params))
 
     def load(self, stored: Stored, params: Any) -> Masks:
-        """As ``MaskStorage.load``."""
         return self.form.load(stored, params)
 
     def move(
         self, stored: Stored, masks: Masks, new: Masks, state: Any
     ) -> tuple[Stored, Any]:
-        """As ``MaskStorage.move``."""
         return self.form.move(stored, masks, new, state)
 
     def converted(self, like: Stored, masks: Masks) -> Stored:
-        """As ``MaskStorage.converted``."""
         return self.form.converted(like, masks)
 
     def take(self, view: View, tree: Any) -> Any:
@@ -278,7 +271,6 @@ class ForwardStorage(MaskStorage):
         return self.method.restricted(view.trained, updates)
 
     def told(self, view: View) -> Any:
-        """As ``MaskStorage.told``."""
         return view.masks
 
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:

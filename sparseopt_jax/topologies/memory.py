@@ -72,11 +72,9 @@ class MeanGradient(GradientMemory):
         object.__setattr__(self, "steps", integer("steps", self.steps, 1))
 
     def dense_gradients(self, interval: int) -> float:
-        """As ``GradientMemory.dense_gradients``."""
         return min(self.steps / (interval + 1), 1.0)
 
     def check(self, schedule: UpdateSteps | None) -> None:
-        """As ``GradientMemory.check``."""
         super().check(schedule)
         interval: int = schedule.interval  # pyright: ignore
         if self.steps > interval:
@@ -88,7 +86,6 @@ class MeanGradient(GradientMemory):
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any
     ) -> Any:
-        """As ``GradientMemory.observe``."""
         place = (count - schedule.start + self.steps - 1) % schedule.every
 
         def add(memory, grads):
@@ -125,7 +122,6 @@ class GradientMomentum(GradientMemory):
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any
     ) -> Any:
-        """As ``GradientMemory.observe``."""
         del schedule, count
         return jax.tree.map(
             lambda old, grad: self.decay * old + (1 - self.decay) * _finite(grad),

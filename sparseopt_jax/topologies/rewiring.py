@@ -219,7 +219,6 @@ class Rewiring(Topology):
 
     @property
     def given_masks(self) -> Any:
-        """As ``Topology.given_masks``."""
         return None if self.is_handed_on else self.masks
 
     @property
@@ -231,7 +230,6 @@ class Rewiring(Topology):
 
     @property
     def switches_blocks(self) -> bool:
-        """As ``Topology.switches_blocks``."""
         return isinstance(self.structure, Block)
 
     @property

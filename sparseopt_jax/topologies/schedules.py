@@ -122,7 +122,6 @@ class UpdateSchedule(UpdateSteps):
             )
 
     def due(self, count: Any) -> Any:
-        """As ``UpdateSteps.due``."""
         return (
             (count >= self.start)
             & (count < self.stop)
@@ -131,12 +130,10 @@ class UpdateSchedule(UpdateSteps):
 
     @property
     def interval(self) -> int:
-        """As ``UpdateSteps.interval``."""
         return self.every
 
     @property
     def is_endless(self) -> bool:
-        """As ``UpdateSteps.is_endless``."""
         return self.stop == FOREVER
 
     @property

@@ -72,7 +72,6 @@ class Magnitude(DeclaredScore):
     is_elementwise = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-        """The scores: float32 of the parameter's shape."""
         del key, grad
         return jnp.abs(param).astype(jnp.float32)
 
@@ -83,7 +82,6 @@ class Gradient(DeclaredScore):
     is_elementwise = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-        """The scores: float32 of the parameter's shape."""
         del key, param
         return jnp.abs(grad).astype(jnp.float32)
 
@@ -105,7 +103,6 @@ class CorrectedGradient(Gradient):
 
     @property
     def record(self) -> Any:
-        """What stands for it in a checkpoint's record."""
         return "corrected_gradient"
 
 
@@ -120,7 +117,6 @@ class Saliency(DeclaredScore):
     is_elementwise = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-        """The scores: float32 of the parameter's shape."""
         del key
         return jnp.abs(param.astype(jnp.float32) * grad.astype(jnp.float32))
 
@@ -133,7 +129,6 @@ class Random(DeclaredScore):
     is_drawn = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-        """The scores: float32 of the parameter's shape."""
         del grad
         # Each device draws its own part; without types the compiler finds that by
         # itself.
@@ -155,12 +150,10 @@ class MagnitudeAndGradient(DeclaredScore):
     weight: float
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-        """The scores: float32 of the parameter's shape."""
         return magnitude(key, param, grad) + self.weight * gradient(key, param, grad)
 
     @property
     def record(self) -> Any:
-        """What stands for it in a checkpoint's record."""
         return ["magnitude_and_gradient", self.weight]
 
     def __repr__(self) -> str:

@@ -152,7 +152,6 @@ class LayerStage(Stage):
         """Return the next draft."""
 
     def over(self, drafts: list[Draft]) -> list[Draft]:
-        """As ``Stage.over``."""
         return [self(draft) for draft in drafts]
 
 
