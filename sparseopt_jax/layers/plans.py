@@ -22,7 +22,6 @@ from sparseopt_jax.layers.leaf_plan import (
 )
 from sparseopt_jax.layers.mask_plans import plans_of_masks
 from sparseopt_jax.layers.neurons import (
-    Axes,
     check_patterns_fit,
     resolve_axes,
 )
