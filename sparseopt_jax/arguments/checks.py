@@ -148,9 +148,7 @@ def number(
             "number, outside of jax.jit (or name the argument in static_args or "
             "static_argnames)"
         )
-    is_scalar = isinstance(value, jax.Array | np.ndarray) and np.ndim(value) == 0
-    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
-    if is_bool or not (is_scalar or isinstance(value, numbers.Real)):
+    if not _is_number(value):
         raise TypeError(
             f"{name} must be a number, got {described(value)}{_meant(value)}"
         )
@@ -234,8 +232,7 @@ def check_rate(name: str, value: Any, call: str) -> None:
     """
     if callable(value) or isinstance(value, Tracer):
         return
-    is_scalar = isinstance(value, jax.Array | np.ndarray) and np.ndim(value) == 0
-    if isinstance(value, bool) or not (is_scalar or isinstance(value, numbers.Real)):
+    if not _is_number(value):
         raise TypeError(
             f"{name} must be a number or a schedule, got {described(value)}"
             f"{_meant(value)}; call {call}"
@@ -297,6 +294,14 @@ def chosen(name: str, function: Any, path: str, leaf: Any) -> bool:
             f"{path!r}: wrap it in bool(...)"
         )
     return bool(answer)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, or an array of one without axes; not a bool."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_:
+        return False
+    is_scalar = isinstance(value, jax.Array | np.ndarray) and np.ndim(value) == 0
+    return is_scalar or isinstance(value, numbers.Real)
 
 
 def _meant(value: Any) -> str:

@@ -1,15 +1,13 @@
 """HAM: after each step of an optimizer, a multiplicative one."""
 
-import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 
+from sparseopt_jax.arguments.checks import check_rate, number
 from sparseopt_jax.engine.transformations import checked_transformation
 from sparseopt_jax.layers.eligibility import is_matrix
 from sparseopt_jax.optimizers.learning_rates import check_learning_rate
@@ -108,10 +106,13 @@ def ham(
       >>> params = optax.apply_updates(params, updates)
     """
     inner = checked_transformation(inner)
+    check_rate("learning_rate", learning_rate, "ham(inner, learning_rate)")
+    factors = {"alpha": alpha, "beta": beta}
     if not callable(learning_rate):
-        _check_number("learning_rate", learning_rate, " or a schedule")
-    _check_number("alpha", alpha)
-    _check_number("beta", beta)
+        factors["learning_rate"] = learning_rate
+    for name, value in factors.items():
+        if not isinstance(value, Tracer):
+            number(name, value, 0)
     check_learning_rate(learning_rate, inner)
 
     def init_fn(params):
@@ -147,13 +148,3 @@ def ham(
         return updates, HamState(count, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_number(name: str, value: Any, or_what: str = "") -> None:
-    if isinstance(value, Tracer):
-        return
-    array = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
-    if isinstance(value, bool) or not (array or isinstance(value, numbers.Real)):
-        raise TypeError(f"{name} must be a number{or_what}, got {value!r}")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")

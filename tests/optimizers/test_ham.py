@@ -343,7 +343,7 @@ def test_ham_on_the_output_breaks_it_and_lets_its_sign_change():
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), jnp.float32(-1)])
 def test_numbers_are_finite_and_not_negative(name, bad):
     options = {"learning_rate": 0.1} | {name: bad}
-    with pytest.raises(ValueError, match=f"{name} must be finite and at least 0, got"):
+    with pytest.raises(ValueError, match=rf"{name} must be .*at least 0, got"):
         so.ham(optax.identity(), **options)
 
 
