@@ -11,6 +11,7 @@ from sparseopt_jax.masks.state import (
     get_masks,
     is_sparse_state,
     stays_dense,
+    unbox,
     zero_masked,
 )
 from sparseopt_jax.masks.storage import whole
@@ -54,8 +55,7 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
     """
     if not find_states(opt_state):
         get_masks(opt_state)  # raises, and says how to build a state with masks
-    pure = jax.tree.map(_content, opt_state, is_leaf=_is_variable)
-    params = jax.tree.map(_content, params, is_leaf=_is_variable)
+    pure, params = unbox(opt_state), unbox(params)
     owners = find_owners(tx, params)
     by_structure = {owner.structure: owner for owner in owners}
 
@@ -92,7 +92,3 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
 def _is_variable(x: Any) -> bool:
     # What ``nnx.Optimizer`` puts around every leaf.
     return hasattr(x, "get_value")
-
-
-def _content(x: Any) -> Any:
-    return x.get_value() if _is_variable(x) else x
