@@ -51,8 +51,6 @@ from sparseopt_jax.topologies.updates import (
 )
 from sparseopt_jax.trees import paths
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Rewiring(Topology):
@@ -96,7 +94,7 @@ class Rewiring(Topology):
     name: str = "custom"
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel"
     first: First = True
-    structure: Structures = _ANY_WEIGHTS
+    structure: Structures = Unstructured()
     where: Where | None = None
     include: Include | None = None
     masks: Any = None

@@ -14,8 +14,6 @@ from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Alternating, DensitySchedule, StepList
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("AC/DC", "2106.12379")
 def ac_dc(
@@ -25,7 +23,7 @@ def ac_dc(
     decompress: Sequence[int],
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

@@ -20,8 +20,6 @@ from sparseopt_jax.topologies.schedules import (
 )
 from sparseopt_jax.topologies.stages import Drop, Grow
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("GMP", "1710.01878")
 def gradual_magnitude(
@@ -35,7 +33,7 @@ def gradual_magnitude(
     scope: str = "layer",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

@@ -15,8 +15,6 @@ from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Cubic, DensitySchedule, Schedule
 from sparseopt_jax.topologies.stages import Drop, Grow
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("GraNet", "2106.10404")
 def granet(
@@ -30,7 +28,7 @@ def granet(
     decay: str | Schedule = "cosine",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

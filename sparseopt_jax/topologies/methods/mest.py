@@ -15,8 +15,6 @@ from sparseopt_jax.topologies.methods.set_ import set_
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Schedule
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("MEST", "2110.14032")
 def mest(
@@ -30,7 +28,7 @@ def mest(
     gradient_weight: float = 1.0,
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

@@ -15,9 +15,6 @@ from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Alternating, DensitySchedule, StepList
 from sparseopt_jax.topologies.stages import Drop, Grow
 
-_ANY_WEIGHTS = Unstructured()
-
-
 _SCORES = {
     "magnitude": scores.magnitude,
     "random": scores.random,
@@ -34,7 +31,7 @@ def one_shot(
     scope: str = "layer",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

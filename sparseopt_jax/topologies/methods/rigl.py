@@ -14,8 +14,6 @@ from sparseopt_jax.topologies.memory import MeanGradient
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("RigL", "1911.11134")
 def rigl(
@@ -28,7 +26,7 @@ def rigl(
     decay: str | Schedule = "cosine",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

@@ -13,8 +13,6 @@ from sparseopt_jax.topologies.methods.rigl import rigl
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Schedule
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("ITOP", "2102.02887")
 def rigl_itop(
@@ -27,7 +25,7 @@ def rigl_itop(
     decay: str | Schedule = "cosine",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

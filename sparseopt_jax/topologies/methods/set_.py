@@ -12,8 +12,6 @@ from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import Schedule, UpdateSchedule
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("SET", "1707.04780")
 def set_(
@@ -26,7 +24,7 @@ def set_(
     decay: str | Schedule = "cosine",
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

@@ -10,8 +10,6 @@ from sparseopt_jax.layers.structures import Structures, Unstructured
 from sparseopt_jax.topologies.catalogue import method
 from sparseopt_jax.topologies.rewiring import Rewiring
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("static", "1911.11134")
 def static(
@@ -19,7 +17,7 @@ def static(
     *,
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     masks: Any = None,

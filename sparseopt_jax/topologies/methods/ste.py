@@ -11,8 +11,6 @@ from sparseopt_jax.topologies.forward_masks import ForwardMasks
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import FOREVER, UpdateSchedule
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("STE", "1308.3432")
 def ste(
@@ -23,7 +21,7 @@ def ste(
     stop: int = FOREVER,
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     dims: Dims = None,

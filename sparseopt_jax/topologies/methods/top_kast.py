@@ -12,8 +12,6 @@ from sparseopt_jax.topologies.forward_masks import ForwardMasks
 from sparseopt_jax.topologies.rewiring import Rewiring
 from sparseopt_jax.topologies.schedules import FOREVER, UpdateSchedule
 
-_ANY_WEIGHTS = Unstructured()
-
 
 @method("Top-KAST", "2106.03517")
 def top_kast(
@@ -26,7 +24,7 @@ def top_kast(
     penalty: float = 1e-4,
     distribution: str | Mapping[str, float] | Distribution = "erdos_renyi_kernel",
     first: First = True,
-    structure: Structures = _ANY_WEIGHTS,
+    structure: Structures = Unstructured(),
     where: Where | None = None,
     include: Include | None = None,
     dims: Dims = None,
