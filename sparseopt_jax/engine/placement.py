@@ -32,12 +32,11 @@ _WORDS = re.compile(
 )
 
 
-def check_placement(inner: Any, *, stacklevel: int = 3) -> None:
+def check_placement(inner: Any) -> None:
     """Warns of a correction that a later normalisation takes back.
 
     Args:
       inner: the transformation inside ``sparsify``.
-      stacklevel: as in ``warnings.warn``; the default is the caller of the caller.
 
     Raises:
       TypeError: if ``inner`` is not a transformation.
@@ -55,7 +54,7 @@ def check_placement(inner: Any, *, stacklevel: int = 3) -> None:
             f"optax.chain({normalising}(...), {correction}(...), ...); "
             "so.sparse_adamw(..., sparseopt=True) has it there",
             UserWarning,
-            stacklevel=stacklevel,
+            stacklevel=3,  # the caller of the caller
         )
 
 

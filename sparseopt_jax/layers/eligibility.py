@@ -91,8 +91,8 @@ def why_dense(
     axes: Axes | None,
     where: Where | None,
     *,
-    kind: str | None = None,
-    is_included: bool = False,
+    kind: str,
+    is_included: bool,
 ) -> str:
     """Why a leaf stays dense; empty for one that is made sparse.
 
@@ -104,7 +104,7 @@ def why_dense(
       leaf: anything with a ``shape`` and a ``dtype``.
       axes: its axes, None for a leaf that is no matrix.
       where: the user's own choice, which can only leave out more.
-      kind: what ``kinds_by_path`` says of it; None to go by its name alone.
+      kind: what ``kinds_by_path`` says of it.
       is_included: whether the user makes it sparse, whatever it is.
 
     Returns:
@@ -112,7 +112,6 @@ def why_dense(
     """
     if never := why_never(leaf, axes):
         return never
-    kind = kind_by_name(path) if kind is None else kind
     if kind and not is_included:
         return kind
     if 0 in leaf.shape:

@@ -43,7 +43,7 @@ class Ends(NamedTuple):
     window: int
 
 
-def ends_of(path: str, leaf: Any, axes: Axes, dims: Dims, bias: Any = None) -> Ends:
+def ends_of(path: str, leaf: Any, axes: Axes, dims: Dims, bias: Any) -> Ends:
     """The ends of a kernel.
 
     A ``weight`` of which ``dims`` say nothing has its outputs first, as in PyTorch and
@@ -54,7 +54,7 @@ def ends_of(path: str, leaf: Any, axes: Axes, dims: Dims, bias: Any = None) -> E
       leaf: anything with a ``shape``.
       axes: its axes.
       dims: as in ``static``.
-      bias: the bias beside it, if there is one.
+      bias: the bias beside it, or None.
     """
     shape = list(leaf.shape)
     name = path.rpartition("/")[2].lower()

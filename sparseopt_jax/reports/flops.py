@@ -10,7 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sparseopt_jax.layers.leaf_kinds import kind_by_name
 from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.reports import tables
 from sparseopt_jax.trees import paths
@@ -90,17 +89,13 @@ def inference_flops(sparse: float, dense: float) -> float:
     return sparse / dense if dense else float("nan")
 
 
-def is_multiplied(
-    path: str, leaf: Any, axes: Axes | None, kind: str | None = None
-) -> bool:
-    """Whether a leaf is a kernel, sparse or dense, by its shape, type and name.
+def is_multiplied(leaf: Any, axes: Axes | None, kind: str) -> bool:
+    """Whether a leaf is a kernel, sparse or dense, by its shape, type and kind.
 
     Args:
-      path: the leaf's canonical path.
       leaf: anything with a ``dtype``.
       axes: its axes; None for a leaf without neurons.
-      kind: what it is by its neighbours, too, as in ``LeafPlan``; None to go by its
-        name alone.
+      kind: what it is by its name and neighbours, as in ``LeafPlan``.
 
     Returns:
       False for vectors, biases, scales, embeddings, and tables of integers.
@@ -109,12 +104,12 @@ def is_multiplied(
       >>> import jax, jax.numpy as jnp
       >>> kernel = jax.ShapeDtypeStruct((4, 8), jnp.float32)
       >>> axes = Axes((), (0,), (1,))
-      >>> is_multiplied("Dense_0/kernel", kernel, axes)
+      >>> is_multiplied(kernel, axes, "")
       True
-      >>> is_multiplied("Embed_0/embedding", kernel, axes)
+      >>> is_multiplied(kernel, axes, "embedding")
       False
     """
-    if axes is None or (kind_by_name(path) if kind is None else kind):
+    if axes is None or kind:
         return False
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 

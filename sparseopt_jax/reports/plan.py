@@ -82,9 +82,7 @@ class Plan(tables.Printed):
         """
         sparse, dense = 0.0, 0
         for leaf in self.leaves:
-            if leaf.layer or flops.is_multiplied(
-                leaf.path, leaf.leaf, leaf.axes, leaf.kind
-            ):
+            if leaf.layer or flops.is_multiplied(leaf.leaf, leaf.axes, leaf.kind):
                 positions = flops.positions_of(leaf.path, self.positions)
                 dense += flops.forward_flops(_size(leaf), positions)
                 active = leaf.active if leaf.layer else _size(leaf)

@@ -247,7 +247,7 @@ def summary(
     sparse_flops = dense_flops = 0
     for path, leaf in leaves.items():
         if path in layers or flops.is_multiplied(
-            path, leaf, resolve_axes(dims, path, leaf, is_sparse=False), kinds[path]
+            leaf, resolve_axes(dims, path, leaf, is_sparse=False), kinds[path]
         ):
             count = flops.positions_of(path, positions)
             active = layers[path].active if path in layers else leaf.size

@@ -19,12 +19,11 @@ _ACCEPTED = (
 )
 
 
-def check_key(key: Any, argument: str = "key") -> None:
+def check_key(key: Any) -> None:
     """Raises unless ``typed_key`` can make a key of it; touches no device.
 
     Args:
       key: what a user gave as a seed.
-      argument: what it is called, for the message.
 
     Raises:
       TypeError: for what is neither an integer nor a key.
@@ -32,31 +31,29 @@ def check_key(key: Any, argument: str = "key") -> None:
     """
     if isinstance(key, int) and not isinstance(key, bool):
         if not -(2**63) <= key < 2**63:
-            raise ValueError(f"{argument} must fit in 64 bits, got {key}; {_ACCEPTED}")
+            raise ValueError(f"key must fit in 64 bits, got {key}; {_ACCEPTED}")
         return
     if not isinstance(key, np.integer | np.ndarray | jax.Array):
-        raise _type_error(key, argument)
+        raise _type_error(key)
     if is_typed(key):
         if key.shape:
             raise ValueError(
-                f"{argument} must be a single key, got keys of shape {key.shape}; "
-                f"{_ACCEPTED}"
+                f"key must be a single key, got keys of shape {key.shape}; {_ACCEPTED}"
             )
     elif not jnp.issubdtype(key.dtype, jnp.integer):
-        raise _type_error(key, argument)
+        raise _type_error(key)
     elif key.shape and (key.dtype != jnp.uint32 or _impl(key.shape) is None):
         raise ValueError(
-            f"{argument} must be an integer or a PRNG key, got {key.dtype} of shape "
+            f"key must be an integer or a PRNG key, got {key.dtype} of shape "
             f"{key.shape}; {_ACCEPTED}"
         )
 
 
-def typed_key(key: Any, argument: str = "key") -> jax.Array:
+def typed_key(key: Any) -> jax.Array:
     """The typed key of a seed, a key or key data.
 
     Args:
       key: whatever ``jax.random.key`` takes as a seed, a typed key, or key data.
-      argument: what it is called, for the message.
 
     Returns:
       A typed key: of the default implementation for a seed, of the one whose data have
@@ -71,7 +68,7 @@ def typed_key(key: Any, argument: str = "key") -> jax.Array:
       >>> typed_key(np.int64(3)) == typed_key(jax.random.key_data(jax.random.key(3)))
       Array(True, dtype=bool)
     """
-    check_key(key, argument)
+    check_key(key)
     if is_typed(key):
         return key
     if np.ndim(key):
@@ -116,9 +113,9 @@ def _impl(data_shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _type_error(key: Any, argument: str) -> TypeError:
+def _type_error(key: Any) -> TypeError:
     if isinstance(key, np.ndarray | jax.Array):
         got = f"{key.dtype} of shape {key.shape}"
     else:
         got = repr(key)
-    return TypeError(f"{argument} must be an int or a PRNG key, got {got}; {_ACCEPTED}")
+    return TypeError(f"key must be an int or a PRNG key, got {got}; {_ACCEPTED}")
