@@ -35,7 +35,7 @@ def first_masks(rewiring: "Rewiring", key: jax.Array, params: optax.Params) -> A
       Bool arrays in the structure of ``params``, ``optax.MaskedNode()`` at dense
       leaves.
     """
-    plans = {plan.path: plan for plan in rewiring.first_plan(params)}
+    plans = {plan.path: plan for plan in rewiring.first_leaves(params)}
     given = {} if rewiring.masks is None else masks_by_path(rewiring.masks)
     chosen = _chosen(rewiring, key, params, plans, given)
 

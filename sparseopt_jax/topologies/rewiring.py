@@ -254,7 +254,7 @@ class Rewiring(Topology):
         """Decide about each leaf: as ``Topology.leaves``."""
         return planned(self, params)
 
-    def first_plan(self, params: Any) -> list[LeafPlan]:
+    def first_leaves(self, params: Any) -> list[LeafPlan]:
         """Decide about each leaf as ``leaves`` does, for the masks of the beginning."""
         return first_planned(self, params)
 
@@ -266,7 +266,7 @@ class Rewiring(Topology):
         """
         if self.crosses_layers or not all(s.keeps_counts for s in self.stages):
             return frozenset()
-        full = paths_of_full(self.first_plan(params))
+        full = paths_of_full(self.first_leaves(params))
         return (
             full if self.density is None else full & paths_of_full(self.leaves(params))
         )

@@ -32,7 +32,7 @@ def targets(rewiring: "Rewiring", count: Any, params: optax.Params) -> dict[str,
         return dict(last)
     progress = jnp.asarray(rewiring.density.progress(count), jnp.float32)
     first: dict[str, Any] = {
-        plan.path: plan.per_cell for plan in rewiring.first_plan(params)
+        plan.path: plan.per_cell for plan in rewiring.first_leaves(params)
     }
     # A schedule may go beyond its ends, a layer not.
     return {
@@ -64,7 +64,7 @@ def rises(rewiring: "Rewiring", count: Any, params: optax.Params) -> Any:
         jnp.asarray(density.progress(step), jnp.float32)
         for step in (count, schedule.previous(count))
     )
-    first = _active_units(rewiring.first_plan(params))
+    first = _active_units(rewiring.first_leaves(params))
     last = _active_units(rewiring.leaves(params))
     return now > before if first > last else now < before
 
