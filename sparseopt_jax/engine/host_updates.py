@@ -86,7 +86,7 @@ def update_topology(
 
     owners = {owner.structure: owner for owner in find_owners(tx, params)}
 
-    def owner_of(state: SparseState) -> Owner:
+    def owner_of(state):
         owner = owners.get(structure_of(state.masks))
         if owner is None:
             raise ValueError("opt_state was not made by this tx: other masks")
