@@ -11,6 +11,7 @@ from sparseopt_jax.engine.compact_step import check_kernels
 from sparseopt_jax.masks.active_weights import ActiveIndices
 from sparseopt_jax.masks.compact_kernel import (
     CompactKernel,
+    dense_arrays,
     holds_compact,
     is_compact,
     map_compact,
@@ -155,18 +156,7 @@ def _indices(opt_state: Any) -> dict[str, tuple[Layout, jax.Array]]:
 def _dense_gradient(grads: Any, params: Any) -> Any:
     if grads is None:
         return map_compact(lambda kernel: jnp.zeros(kernel.shape, kernel.dtype), params)
-
-    def at_kernel(kernel, grad):
-        if not is_compact(grad):
-            return grad
-        return kernel.with_active(grad.active).dense()
-
-    return jax.tree.map(
-        lambda x, grad: at_kernel(x, grad) if is_compact(x) else grad,
-        params,
-        grads,
-        is_leaf=is_compact,
-    )
+    return dense_arrays(grads, params)
 
 
 def _kernel(dense: jax.Array, layout: Layout, index: jax.Array) -> CompactKernel:

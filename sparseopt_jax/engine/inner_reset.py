@@ -5,6 +5,9 @@ from typing import Any
 import jax
 import optax
 
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_kernel import active_arrays
+from sparseopt_jax.masks.compact_storage import CompactStorage
 from sparseopt_jax.masks.owners import find_owners, structure_of
 from sparseopt_jax.masks.state import (
     find_states,
@@ -57,6 +60,7 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
         get_masks(opt_state)  # raises, and says how to build a state with masks
     pure, params = unbox(opt_state), unbox(params)
     owners = find_owners(tx, params)
+    params = active_arrays(params)
     by_structure = {owner.structure: owner for owner in owners}
 
     def fresh(node):
@@ -67,8 +71,10 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
         if owner is None:
             raise ValueError("opt_state was not made by this tx: other masks")
         seen = owner.seen(params)
-        view = owner.storage.view(state.masks, state.topology_state, seen)
-        inner_state = owner.inner.init(owner.storage.take(view, seen))
+        is_compact = isinstance(state.masks, ActiveIndices)
+        storage = CompactStorage() if is_compact else owner.storage
+        view = storage.view(state.masks, state.topology_state, seen)
+        inner_state = owner.inner.init(storage.take(view, seen))
         return node._replace(inner_state=inner_state)
 
     if any(owner.is_link for owner in owners):

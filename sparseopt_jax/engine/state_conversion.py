@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact
 from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
 from sparseopt_jax.masks.packing import unpack
@@ -25,16 +26,16 @@ Layouts = dict[tuple[str, ...], tuple[Layout, Any]]
 def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
     """Converts the state of a dense run, or of another form of storage, for ``tx``.
 
-    A run may begin dense, or with ``compact=False``, ``packed=True`` or
-    ``host_updates=True``, and go on in another of these forms: masks, steps and key are
-    those of ``opt_state``, and so is what the inner optimizer keeps for every weight
-    that is active. For weights that ``tx`` keeps and ``opt_state`` does not, it is what
-    ``inner.init`` gives.
+    A run may begin dense, with compact parameters, or with ``compact=False``,
+    ``packed=True`` or ``host_updates=True``, and go on in another of these forms:
+    masks, steps and key are those of ``opt_state``, and so is what the inner optimizer
+    keeps for every weight that is active. For weights that ``tx`` keeps and
+    ``opt_state`` does not, it is what ``inner.init`` gives.
 
     Args:
       tx: the transformation to go on with. Its inner optimizer, and what is around
         ``sparsify``, is that of ``opt_state``.
-      params: the weights.
+      params: the weights, dense: ``dense_params`` of compact ones.
       opt_state: the state of a transformation with masks; or that of the inner
         optimizer alone, trained dense, for which ``tx`` makes the masks.
 
@@ -60,7 +61,7 @@ def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any)
     if not find_states(new):
         get_masks(new)  # raises, and says how to build a transformation with masks
     if find_states(opt_state):
-        return _converted(tx, params, new, opt_state)
+        return _converted(tx, params, new, _dense_around(opt_state))
     if not is_sparse_state(new):
         raise ValueError(
             "opt_state holds no masks, so it must be the state of the optimizer inside "
@@ -93,6 +94,23 @@ def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
             old_node = _converted_node(owner, node, whole(old_node), params)
         found.append(old_node)
     return structure.unflatten(found)
+
+
+def _dense_around(opt_state: Any) -> Any:
+    """A state with dense arrays where compact gradients are kept around its masks."""
+    places: Layouts = {}
+    for state in find_states(opt_state):
+        places |= _layouts(state.masks)
+
+    def at_leaf(key_path, x):
+        if not is_compact(x):
+            return x
+        layout, index = paths.longest_ending(paths.path_parts(key_path), places)
+        return CompactKernel.of(x.active, index, layout).dense()
+
+    return paths.map_with_key_paths(
+        at_leaf, opt_state, is_leaf=lambda x: is_compact(x) or is_sparse_state(x)
+    )
 
 
 def _told(node: Any) -> str:

@@ -6,6 +6,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sparseopt_jax.masks.compact_kernel import holds_compact
 from sparseopt_jax.masks.compact_storage import check_sharding, layouts_of
 from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.owners import find_owners
@@ -35,9 +36,9 @@ def state_sharding(
       A tree like ``tx.init(params)`` with a ``NamedSharding`` at each leaf.
 
     Raises:
-      ValueError: if the shardings have another structure than the parameters, or are of
-        several meshes; if active weights of a compact ``sparsify`` would have to be
-        gathered from several devices.
+      ValueError: for compact parameters; if the shardings have another structure than
+        the parameters, or are of several meshes; if active weights of a compact
+        ``sparsify`` would have to be gathered from several devices.
       TypeError: if one of them is no ``NamedSharding``.
 
     Examples:
@@ -56,6 +57,11 @@ def state_sharding(
       (None, 'model')
       >>> opt_state = jax.jit(tx.init, out_shardings=state_shardings)(params)
     """
+    if holds_compact(params_or_shapes):
+        raise ValueError(
+            "params are compact: place dense parameters and opt_state by their "
+            "shardings before so.compact_params(params, opt_state), which keeps them"
+        )
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params_or_shapes
     )

@@ -150,4 +150,29 @@ def active_arrays(tree: Any) -> Any:
 
 def dense_shapes(tree: Any) -> Any:
     """A tree with what stands for the dense arrays in place of compact kernels."""
-    return map_compact(lambda k: jax.ShapeDtypeStruct(k.shape, k.dtype), tree)
+
+    def at_kernel(kernel):
+        added = jnp.ndim(kernel.places) - len(kernel.layout.index_shape) - 1
+        shape = (*jnp.shape(kernel.places)[:added], *kernel.shape)
+        return jax.ShapeDtypeStruct(shape, kernel.dtype)
+
+    return map_compact(at_kernel, tree)
+
+
+def dense_arrays(tree: Any, params: Any) -> Any:
+    """A tree like the parameters with dense arrays at compact kernels.
+
+    Args:
+      tree: parameters, or gradients of them, which have no places of their own.
+      params: the parameters.
+    """
+
+    def at_kernel(kernel, x):
+        return kernel.with_active(x.active).dense() if is_compact(x) else x
+
+    return jax.tree.map(
+        lambda param, x: at_kernel(param, x) if is_compact(param) else x,
+        params,
+        tree,
+        is_leaf=is_compact,
+    )

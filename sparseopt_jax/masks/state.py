@@ -15,6 +15,7 @@ import optax
 
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_kernel import dense_shapes
 from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.trees import paths
 
@@ -104,7 +105,7 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
     differentiated, and keep the dense weights.
 
     Args:
-      params: any pytree of arrays.
+      params: any pytree of arrays. Compact parameters are returned as they are.
       opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
         a tree of masks.
 
@@ -150,7 +151,7 @@ def masks_for(call: str, params: Any, opt_state_or_masks: Any) -> Any:
                 f"{_NO_MASKS}; or pass a tree of masks, bool arrays in the structure "
                 "of the parameters"
             )
-    _check_fit(masks, params)
+    _check_fit(masks, dense_shapes(params))
     return masks
 
 

@@ -15,6 +15,7 @@ from sparseopt_jax.layers.neurons import (
     fan_in,
     resolve_axes,
 )
+from sparseopt_jax.masks.compact_kernel import dense_arrays
 from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.masks.state import (
     check_order,
@@ -33,7 +34,7 @@ def metrics(
     """Scalars that tell what the masks are, for any logger; works under jit.
 
     Args:
-      params: the weights.
+      params: the weights, dense or compact.
       opt_state: an optimizer state that holds masks.
       dims: the axes of kernels that do not follow the Flax convention, as given to the
         topology.
@@ -95,6 +96,9 @@ def metrics(
     """
     check_order("metrics(params, opt_state)", params, opt_state)
     check_single(find_states(opt_state))
+    if grads is not None:
+        grads = dense_arrays(grads, params)
+    params = dense_arrays(params, params)
     masks = get_masks(opt_state)
     grown = _kept(opt_state, lambda state: state.grown)
     explored = _kept(opt_state, lambda state: state.explored)

@@ -11,6 +11,7 @@ from sparseopt_jax.layers.leaf_kinds import BIAS, SCALE
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims, chosen_dims, resolve_axes, same_axes
 from sparseopt_jax.layers.structures import Unstructured
+from sparseopt_jax.masks.compact_kernel import dense_shapes
 from sparseopt_jax.masks.packing import packed_bytes
 from sparseopt_jax.reports import flops, tables
 from sparseopt_jax.topologies.base import Topology
@@ -150,7 +151,7 @@ def plan(
     for a stack of 12 separate layers, and ``?`` marks axes that are a guess.
 
     Args:
-      params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
+      params: any pytree of arrays or ``jax.ShapeDtypeStruct``, dense or compact.
       topology: from ``static``, ``set_``, ``rigl`` or any other method. Where its
         density moves, the plan is that of the end.
       positions: for FLOPs, how often an example uses each weight of a leaf: a mapping
@@ -198,7 +199,7 @@ def plan(
             else "topology must be a Topology, as so.static(0.9) makes it, got "
             f"{described(topology)}: call so.plan(params, topology)"
         )
-    leaves = tuple(topology.leaves(params))
+    leaves = tuple(topology.leaves(dense_shapes(params)))
     by_path = {leaf.path: leaf.leaf for leaf in leaves}
     told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
     sparse = [leaf for leaf in leaves if leaf.layer]

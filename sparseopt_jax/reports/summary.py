@@ -19,6 +19,7 @@ from sparseopt_jax.layers.neurons import (
     resolve_axes,
 )
 from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_kernel import dense_arrays, holds_compact
 from sparseopt_jax.masks.state import (
     check_order,
     find_states,
@@ -97,6 +98,7 @@ class Summary(tables.Printed):
       positions: the numbers of output positions that were given, by globs over paths.
       compact: whether the optimizer keeps the active weights' state alone.
       axes_warnings: what is wrong with the axes that neurons are read by.
+      compact_params: whether parameters are compact, some of them at least.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -107,6 +109,7 @@ class Summary(tables.Printed):
     positions: Mapping[str, int]
     compact: bool
     axes_warnings: tuple[str, ...] = ()
+    compact_params: bool = False
 
     @property
     def active(self) -> int:
@@ -154,6 +157,12 @@ class Summary(tables.Printed):
         """What is wrong with masks, weights or axes: sentences with the remedy."""
         return (*state_warnings(self.layers), *self.axes_warnings)
 
+    @property
+    def _saved(self) -> str:
+        if self.compact_params:
+            return tables.BLOCKS
+        return tables.COMPACT if self.compact else tables.SIMULATED
+
     def page(self) -> tables.Page:
         """The table, and what stands below it."""
         share = tables.percent(self.active / self.size if self.size else math.nan)
@@ -170,7 +179,7 @@ class Summary(tables.Printed):
                 f"optimizer state (moments, counters) "
                 f"{tables.memory(self.state_bytes)}.",
                 flops.note(self.inference_flops, None, self.positions),
-                tables.COMPACT if self.compact else tables.SIMULATED,
+                self._saved,
             ),
             warnings=self.warnings,
         )
@@ -186,7 +195,7 @@ def summary(
     """What has become of each sparse layer.
 
     Args:
-      params: the weights.
+      params: the weights, dense or compact.
       opt_state: an optimizer state that holds masks.
       dims: the axes of kernels that do not follow the Flax convention, as given to the
         topology.
@@ -230,6 +239,8 @@ def summary(
     check_order("summary(params, opt_state)", params, opt_state)
     check_single(find_states(opt_state))
     check_concrete((params, opt_state), "summary", "use so.metrics under jit")
+    has_compact_params = holds_compact(params)
+    params = dense_arrays(params, params)
     masks = paths.leaves_by_path(get_masks(opt_state))
     leaves = {
         path: leaf
@@ -270,6 +281,7 @@ def summary(
             isinstance(state.masks, ActiveIndices) for state in find_states(opt_state)
         ),
         axes_warnings=_axes_warnings(dims, masks, opt_state),
+        compact_params=has_compact_params,
     )
 
 

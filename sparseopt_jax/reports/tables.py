@@ -19,6 +19,11 @@ COMPACT = (
     "simulated. Saved: the optimizer keeps the state of active weights alone."
 )
 
+BLOCKS = (
+    "Compact parameters are their active blocks: weights, gradients and moments take "
+    "memory by the density, and so.sparse_apply multiplies by active blocks alone."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Page:
