@@ -1,9 +1,11 @@
 """Flax NNX: models that start sparse, topologies that change from the host."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.arguments.requirements import needed_by
+from sparseopt_jax.compute.sparse_apply import sparse_apply
 from sparseopt_jax.engine.host_updates import update_topology as _update_topology
 from sparseopt_jax.masks.state import apply_masks, get_masks, stays_dense
 
@@ -67,6 +69,58 @@ def update_topology(model: nnx.Module, optimizer: nnx.Optimizer, grads: Any) -> 
     )
     nnx.update(model, params)
     nnx.update(optimizer.opt_state, nnx.state(opt_state))
+
+
+def sparse_model(
+    model: nnx.Module,
+    *,
+    by: str | Mapping[str, str] = "auto",
+    measure: bool = False,
+) -> Callable[..., Any]:
+    """``sparseopt_jax.sparse_apply`` for a model whose parameters are compact kernels.
+
+    Parameters hold the kernels that ``compact_params`` makes of
+    ``nnx.as_pure(nnx.state(model, nnx.Param))``, put back by ``nnx.update``. What a
+    call changes, such as batch statistics and the counts of keys, is changed in the
+    model. Inside of ``nnx.jit`` and ``nnx.grad``, make it of the model there.
+
+    Args:
+      model: the model.
+      by: as in ``sparse_apply``.
+      measure: as in ``sparse_apply``.
+
+    Returns:
+      A function to call in place of the model.
+
+    Raises:
+      TypeError: for a model that is not an ``nnx.Module``.
+      ValueError: as ``sparse_apply``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import sparseopt_jax as so
+      >>> from flax import nnx
+      >>> model = nnx.Linear(32, 64, rngs=nnx.Rngs(0))
+      >>> so.nnx.sparse_model(model)(jnp.ones((8, 32))).shape
+      (8, 64)
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be an nnx.Module, got {described(model)}")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def evaluate(params: Any, rest: Any, *args: Any, **kwargs: Any) -> Any:
+            inside = nnx.merge(graphdef, params, rest)
+            outputs = inside(*args, **kwargs)
+            return outputs, nnx.state(inside, nnx.Not(nnx.Param))
+
+        apply_fn = sparse_apply(evaluate, by=by, measure=measure)
+        outputs, changed = apply_fn(params, rest, *args, **kwargs)
+        nnx.update(model, changed)
+        return outputs
+
+    return call
 
 
 def _check(model: Any, optimizer: Any, call: str) -> None:

@@ -15,6 +15,20 @@ class Refused(Exception):
     """Something is asked of a compact kernel that blocks cannot give; says what."""
 
 
+class KernelUseError(ValueError):
+    """A model uses a compact kernel in a way that needs the dense array.
+
+    Attributes:
+      path: the kernel's path.
+      reason: what is asked of it.
+    """
+
+    def __init__(self, path: str, reason: str, message: str):
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
 class LeafAxis(NamedTuple):
     """An axis of a kernel, cut as its blocks are.
 

@@ -15,7 +15,11 @@ import numpy as np
 from jax.extend import core, source_info_util
 
 from sparseopt_jax.arrays.sharding_types import is_explicit
-from sparseopt_jax.compute.arranged_kernel import ArrangedKernel, Refused
+from sparseopt_jax.compute.arranged_kernel import (
+    ArrangedKernel,
+    KernelUseError,
+    Refused,
+)
 from sparseopt_jax.compute.kernel_products import BlockShape, block_shape, multiply
 from sparseopt_jax.compute.product_equations import product_of
 from sparseopt_jax.tracing.jaxprs import (
@@ -77,11 +81,13 @@ class KernelEvaluator:
             # Empty for what a library has traced.
             line = source_info_util.summarize(eqn.source_info)
             where = f"{eqn.primitive.name} at {line}" if line else eqn.primitive.name
-            raise ValueError(
+            raise KernelUseError(
+                path,
+                str(refused),
                 f"the compact kernel {path!r} {refused} ({where}), and its blocks can "
                 "only multiply inputs: keep this leaf dense by where= or another "
                 f"structure; sparse_apply(..., by={{{path!r}: 'dense'}}) makes a dense "
-                "array in every step"
+                "array in every step",
             ) from None
 
     def _with_kernels(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:

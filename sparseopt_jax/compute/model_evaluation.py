@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from sparseopt_jax.compute.arranged_kernel import ArrangedKernel
+from sparseopt_jax.compute.arranged_kernel import ArrangedKernel, KernelUseError
 from sparseopt_jax.compute.dispatch import Dispatch
 from sparseopt_jax.compute.kernel_evaluator import KernelEvaluator
 from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact
@@ -84,21 +84,23 @@ def _returned(result: Any, leaves: Sequence[Any]) -> Any:
     if not isinstance(result, ArrangedKernel):
         return result
     if result.arrangement.is_changed:
-        raise ValueError(
+        raise KernelUseError(
+            result.path,
+            "is returned cast or transposed",
             f"apply_fn returns the compact kernel {result.path!r} cast or transposed: "
-            "return the parameters as they are, or nothing of them"
+            "return the parameters as they are, or nothing of them",
         )
     return leaves[result.arrangement.origin]
 
 
 def _paths(arguments: Any) -> list[str]:
-    """The path of each leaf within its argument, the collection of parameters left out.
+    """The path of each leaf within its argument."""
+    return [
+        path_of(paths.path_string(key_path[2:]))
+        for key_path, _ in paths.leaves_with_path(arguments, is_compact)
+    ]
 
-    They are those that the optimizer knows, where it is given the parameters alone.
-    """
-    found = []
-    for key_path, _ in paths.leaves_with_path(arguments, is_compact):
-        parts = paths.path_parts(key_path[2:])
-        parts = parts[1:] if parts[:1] == ("params",) else parts
-        found.append("/".join(parts))
-    return found
+
+def path_of(path: str) -> str:
+    """A path as the optimizer knows it, who is given the parameters alone."""
+    return path.removeprefix("params/")

@@ -61,10 +61,10 @@ class CompactKernel:
         return cls(active, places, layout)
 
     def __repr__(self) -> str:
-        return (
-            f"CompactKernel(shape={self.shape}, blocks={jnp.shape(self.active)}, "
-            f"dtype={jnp.result_type(self.active)})"
-        )
+        # A tree may hold anything in place of arrays.
+        blocks = getattr(self.active, "shape", self.active)
+        dtype = getattr(self.active, "dtype", None)
+        return f"CompactKernel(shape={self.shape}, blocks={blocks}, dtype={dtype})"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparseopt_jax.arguments.checks import described
@@ -14,6 +14,7 @@ from sparseopt_jax.layers.structures import Unstructured
 from sparseopt_jax.masks.compact_kernel import dense_shapes
 from sparseopt_jax.masks.packing import packed_bytes
 from sparseopt_jax.reports import flops, tables
+from sparseopt_jax.reports.plan_products import planned_products
 from sparseopt_jax.topologies.base import Topology
 
 _COLUMNS = (
@@ -24,7 +25,14 @@ _COLUMNS = (
     "structure",
     "density",
     "active",
+    "compact products",
     "why dense",
+)
+
+_COMPACT_PRODUCTS = (
+    "Not so with so.compact_params and so.sparse_apply: parameters, gradients and "
+    "moments of compact kernels are their active blocks alone, and their products run "
+    "as the table says."
 )
 
 
@@ -40,6 +48,8 @@ class Plan(tables.Printed):
       guesses: sparse leaves whose neuron axes are a guess, and what speaks against it.
       disagreements: what to say of leaves whose axes differ from the model's.
       updates: how often the masks are updated, as a sentence; empty if never.
+      products: by path, how products of kernels run that ``compact_params`` can make
+        compact: by block, or dense and why.
     """
 
     leaves: tuple[LeafPlan, ...]
@@ -48,6 +58,7 @@ class Plan(tables.Printed):
     guesses: Mapping[str, Guess] = dataclasses.field(default_factory=dict)
     disagreements: tuple[str, ...] = ()
     updates: str = ""
+    products: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def active(self) -> int:
@@ -119,7 +130,10 @@ class Plan(tables.Printed):
         uncertain = {p: guess for p, guess in doubted.items() if not guess.is_refuted}
         return tables.Page(
             head=_COLUMNS,
-            rows=tuple(_plan_row(leaf, leaf.path in doubted) for leaf in self.leaves),
+            rows=tuple(
+                _plan_row(leaf, leaf.path in doubted, self.products.get(leaf.path, ""))
+                for leaf in self.leaves
+            ),
             styles=tuple("" if leaf.layer else "dim" for leaf in self.leaves),
             notes=(
                 f"{self.active:,} of {self.size:,} weights active in sparse leaves "
@@ -131,6 +145,7 @@ class Plan(tables.Printed):
                 *filter(None, [self.updates]),
                 flops.note(self.inference_flops, training, self.positions),
                 tables.SIMULATED,
+                *([_COMPACT_PRODUCTS] if self.products else []),
                 *_notes_on_axes(uncertain),
             ),
             warnings=(*_warnings_of_axes(refuted), *self.disagreements),
@@ -143,6 +158,7 @@ def plan(
     *,
     positions: Mapping[str, int] | None = None,
     dims: Dims = None,
+    apply_fn: Callable[[Any], Any] | None = None,
 ) -> Plan:
     """What a topology will make sparse, how much, and why the rest is not.
 
@@ -161,6 +177,10 @@ def plan(
         several kinds are beside them, it is not.
       dims: what ``infer_dims`` has read off the model, to compare with: axes of the
         topology that differ are warned of.
+      apply_fn: evaluates the model on these parameters, such as ``lambda params:
+        model.apply({"params": params}, x)``; it is traced only. With it the plan says
+        of each kernel of blocks whether its products pay by block for so many samples,
+        or why ``sparse_apply`` refuses them; without it, what holds for many samples.
 
     Returns:
       A ``Plan``: print it before training, with ``rich.print`` for colours. FLOPs are
@@ -212,6 +232,7 @@ def plan(
         guesses=guesses(topology.dims, untold, by_path),
         disagreements=() if dims is None else _disagreements(dims, sparse),
         updates=topology.updates,
+        products=planned_products(leaves, params, apply_fn),
     )
 
 
@@ -219,16 +240,16 @@ def _size(leaf: LeafPlan) -> int:
     return math.prod(leaf.leaf.shape)
 
 
-def _plan_row(leaf: LeafPlan, is_guess: bool) -> tuple[str, ...]:
+def _plan_row(leaf: LeafPlan, is_guess: bool, product: str) -> tuple[str, ...]:
     shape = tables.shape(leaf.leaf.shape)
     if leaf.layer is None:
-        return leaf.path, shape, "", "", "", "-", "-", leaf.why_dense
+        return leaf.path, shape, "", "", "", "-", "-", "", leaf.why_dense
     structure = "" if leaf.structure == Unstructured() else repr(leaf.structure)
     named = leaf.path, shape, *_axes(leaf, is_guess), structure
     if leaf.active is None:
-        return *named, "-", "-", leaf.note
+        return *named, "-", "-", product, leaf.note
     density = tables.percent(leaf.active / _size(leaf))
-    return *named, density, f"{leaf.active:,}", leaf.note
+    return *named, density, f"{leaf.active:,}", product, leaf.note
 
 
 def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:

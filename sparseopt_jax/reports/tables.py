@@ -48,7 +48,9 @@ class Page:
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    words: frozenset[str] = frozenset({"layer", "shape", "structure", "why dense"})
+    words: frozenset[str] = frozenset(
+        {"layer", "shape", "structure", "compact products", "why dense"}
+    )
     styles: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
