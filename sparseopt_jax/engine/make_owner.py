@@ -10,7 +10,7 @@ from sparseopt_jax.engine.transformations import checked_inner
 from sparseopt_jax.masks.compact_kernel import holds_compact
 from sparseopt_jax.masks.storage import MaskStorage
 from sparseopt_jax.topologies.base import Topology
-from sparseopt_jax.trees.evened_boxes import with_evened_boxes
+from sparseopt_jax.trees.evened_boxes import evened
 from sparseopt_jax.trees.prng_keys import check_key
 
 
@@ -67,39 +67,22 @@ def make_owner(
         host_updates=host_updates,
         is_link=is_link,
     )
-    dense = with_evened_boxes(
-        optax.GradientTransformationExtraArgs(
-            owner.init,
-            owner.update,  # pyright: ignore[reportArgumentType]
-        )
-    )
-    return for_dense_and_compact(owner, dense)
+    return optax.GradientTransformationExtraArgs(owner.init, update_of(owner))
 
 
-def for_dense_and_compact(
-    owner: MaskOwner, dense: optax.GradientTransformationExtraArgs
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation of an owner that takes compact parameters, too.
+def update_of(owner: MaskOwner) -> optax.TransformUpdateExtraArgsFn:
+    """The update of an owner, which takes dense and compact parameters.
 
     Args:
-      owner: the owner.
-      dense: its transformation for dense parameters.
+      owner: the owner. What made a state is read off its ``init``, a method of it.
     """
-    compact = CompactStep(owner)
-
-    def init(params):
-        if holds_compact(params):
-            raise TypeError(
-                "tx.init takes dense parameters: call opt_state = tx.init(params) "
-                "before params, opt_state = so.compact_params(params, opt_state)"
-            )
-        return dense.init(params)
+    compact, dense = CompactStep(owner), evened(owner.update)
 
     def update(updates, state, params=None, **extra_args):
         if holds_compact(params):
             return compact.update(updates, state, params, extra_args)
         if params is not None:
             check_dense(owner.storage, updates, state)
-        return dense.update(updates, state, params, **extra_args)
+        return dense(updates, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return update

@@ -14,6 +14,7 @@ from sparseopt_jax.engine.inner_step import InnerStep
 from sparseopt_jax.engine.mask_update import MaskUpdate
 from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.block_leaves import noted_layouts
+from sparseopt_jax.masks.compact_kernel import holds_compact
 from sparseopt_jax.masks.lost_masks import check_not_lost
 from sparseopt_jax.masks.owners import check_update, record_owner
 from sparseopt_jax.masks.state import SparseState
@@ -46,6 +47,11 @@ class MaskOwner:
 
     def init(self, params: optax.Params) -> SparseState:
         """Makes the first masks, and the optimizer's state of what is active."""
+        if holds_compact(params):
+            raise TypeError(
+                "tx.init takes dense parameters: call opt_state = tx.init(params) "
+                "before params, opt_state = so.compact_params(params, opt_state)"
+            )
         topology, storage = self.topology, self.storage
         masks_key, key = jax.random.split(typed_key(self.key))
         masks, topology_state = topology.init(masks_key, params)

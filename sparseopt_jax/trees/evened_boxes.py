@@ -5,25 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import optax
 
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.boxes import has_boxes, is_box, unbox_tree, unboxed
 
 
-def with_evened_boxes(
-    tx: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """``tx`` with an ``update`` that takes trees of which only some are boxed.
+def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """``update(grads, state, params)`` without boxes where only some trees have them.
 
     Users unbox parameters, gradients or a whole training state, before or after
     ``init``, and optax maps over all of them together.
-    """
-    return optax.GradientTransformationExtraArgs(tx.init, evened(tx.update))
-
-
-def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """``update(grads, state, params)`` without boxes where only some trees have them.
 
     Args:
       update: returns a tree like the parameters, and the new state.
