@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     "program",
     [
-        *("boxes", "checkpoints", "collectives", "pruning"),
+        *("boxes", "checkpoints", "collectives", "compact_params", "pruning"),
         *("sharding_types", "shardings", "train_steps"),
     ],
 )
