@@ -25,6 +25,7 @@ def sparse_apply(
     backward, and everything else as it stands. So it holds for any module library, for
     attention, 1x1 convolutions, loops over stacked layers and rematerialization, with
     dropout and mutable collections. Dense parameters go through ``apply_fn`` itself.
+    ``plan(params, topology, apply_fn=...)`` says beforehand what runs by block.
 
     Args:
       apply_fn: evaluates the model, such as ``model.apply``. Compact kernels may stand
@@ -46,7 +47,9 @@ def sparse_apply(
         used for anything but products: with its path, the operation and its line.
 
     Note:
-      Derivatives are defined for reverse mode, and for forward mode over reverse mode.
+      Products by block have derivatives in reverse mode, and in forward mode over
+      reverse mode, but none in forward mode alone. On a mesh, inputs may be sharded
+      along their samples, and kernels are on every device.
 
     Examples:
       >>> import flax.linen as nn

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sparseopt_jax as so
@@ -128,6 +129,38 @@ def test_the_compiled_step_holds_no_dense_array():
     assert not _dense_arrays_in(step, params, x, shape=(64, 96))
     # Where the dense array is asked for, the same test finds it.
     assert _dense_arrays_in(jax.grad(loss("dense")), params, x, shape=(64, 96))
+
+
+def test_a_whole_training_step_holds_no_dense_array_and_is_the_dense_step():
+    topology = so.static(0.75, structure=so.Block(BLOCK))
+    tx = so.sparsify(optax.adamw(1e-3), topology)
+    params = {"first": {"kernel": _draw(64, 96)}, "last": {"kernel": _draw(96, 48)}}
+    opt_state = tx.init(params)
+    params = so.apply_masks(params, opt_state)
+
+    def step(params, opt_state, x):
+        def loss(params):
+            apply_fn = so.sparse_apply(
+                lambda params, x: (
+                    jnp.tanh(x @ params["first"]["kernel"]) @ params["last"]["kernel"]
+                ),
+                by="block",
+            )
+            return jnp.mean(apply_fn(params, x) ** 2)
+
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    x = _draw(8, 64)
+    expected, _ = jax.jit(step)(params, opt_state, x)
+    arguments = (*so.compact_params(params, opt_state), x)
+    for shape in ((64, 96), (96, 48)):
+        assert not _dense_arrays_in(step, *arguments, shape=shape)
+    found = so.dense_params(jax.jit(step)(*arguments)[0])
+    for name in params:
+        np.testing.assert_allclose(
+            found[name]["kernel"], expected[name]["kernel"], rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("by", ["block", "dense"])
