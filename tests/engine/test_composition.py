@@ -283,9 +283,9 @@ def graph_and_host(method, wrap, compiled, steps):
     [
         (so.rigl, as_is),
         (so.set_, as_is),
-        (so.set_, in_chain),
+        pytest.param(so.set_, in_chain, marks=pytest.mark.slow),
         (so.rigl, in_partition),
-        (so.rigl, in_inject_hyperparams),
+        pytest.param(so.rigl, in_inject_hyperparams, marks=pytest.mark.slow),
     ],
     ids=lambda function: function.__name__,
 )

@@ -86,7 +86,16 @@ def inner_states(state):
     return [own.inner_state for own in find_states(state)]
 
 
-@pytest.mark.parametrize("form", WRAPPED)
+LATER = ("MultiSteps", "masked", "inject_hyperparams", "packed top_kast")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[pytest.mark.slow] if form in LATER else [])
+        for form in WRAPPED
+    ],
+)
 def test_the_inner_state_is_that_of_a_first_step_and_masks_are_kept(form):
     tx = made(form)
     params, state, step = trained(tx)

@@ -34,7 +34,9 @@ TOPOLOGIES = {
 }
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(
+    "topology", [pytest.param("static", marks=pytest.mark.slow), "set", "rigl"]
+)
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("inner", INNER)
 def test_they_work_as_optax_documents_them(inner, topology, packed):

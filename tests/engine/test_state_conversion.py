@@ -59,7 +59,14 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, *masks)
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(
+    "topology",
+    [
+        *("static", "set", "blocks"),
+        pytest.param("rigl_averaged", marks=pytest.mark.slow),
+        pytest.param("n_of_m", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_in_another_form(topology):
     made = {form: make(topology, form) for form in FORMS}
     # Between the updates at steps 2 and 5, and beyond the second.
