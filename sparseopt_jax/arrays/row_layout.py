@@ -1,6 +1,6 @@
 """Where the units of many leaves lie as rows of one array: decided from shapes alone.
 
-A row belongs to one layer: a part of it where a layer is one cell, else a whole cell.
+A row belongs to one cell; a cell takes as many rows as it needs.
 """
 
 import functools
@@ -12,9 +12,12 @@ import numpy as np
 
 from sparseopt_jax.arrays.units import Units
 
-# Columns of a row, where cells do not decide. Rows of 256 are counted as fast on CPU as
+# Columns of a row where a layer is one cell. Rows of 256 are counted as fast on CPU as
 # whole arrays; a layer wastes less than one row.
 _WIDTH = 512
+
+# What a row costs besides its columns, where their number is chosen for cells.
+_PER_ROW = 16
 
 # More bins take longer to compile, which the memory that they save is not worth.
 _MOST_BINS = 8
@@ -50,7 +53,7 @@ class Rows(NamedTuple):
         Returns:
           Where they lie.
         """
-        ((*_, width),) = {rows_kind(leaf) for leaf in units}  # pyright: ignore
+        width = _WIDTH if units[0].is_layer_wide else _width_of_cells(units)
         return _laid_out(tuple(units), width, together)
 
     def starts(self) -> list[int]:
@@ -78,89 +81,48 @@ class Rows(NamedTuple):
         """Layers in the fullest bin, stacked ones counted each."""
         return max(sum(extents(self.units[i])[0] for i in bin) for bin in self.bins)
 
-    def tables(self) -> "Tables":
-        """What ``RowUnits`` holds, of all bins."""
-        return _tables(self)
+    @property
+    def rows_per_cell(self) -> int:
+        """Rows of the largest cell."""
+        return max(-(-leaf.per_cell // self.width) for leaf in self.units)
 
 
 @functools.lru_cache
-def rows_kind(units: Units) -> tuple[bool, int, int] | None:
+def rows_kind(units: Units) -> tuple[bool, int] | None:
     """What leaves must have in common to lie in rows together; None if one cannot.
 
-    Layers that are one cell lie in rows of any width, cells in a row each.
-
     >>> rows_kind(Units((4, 6), (4, 6), (), (), (0, 1), (0, 1)))
-    (True, 1, 512)
+    (True, 1)
     >>> rows_kind(Units((4, 6), (4, 6), (), (), (0,), (0, 1)))
-    (False, 1, 4)
+    (False, 1)
     """
     if units.has_short_cells or math.prod(unit_shape(units)) >= 2**31:
         return None
     if units.is_layer_wide:
-        return (True, units.size, _WIDTH) if is_in_order(units) else None
-    is_even = all(_step(units, axes) is not None for axes in _places_within(units))
-    return (False, units.size, units.per_cell) if is_even else None
+        return (True, units.size) if is_in_order(units) else None
+    is_even = all(step_of(units, axes) is not None for axes in places_within(units))
+    return (False, units.size) if is_even else None
 
 
-class Tables(NamedTuple):
-    """What ``RowUnits`` holds, of all bins: NumPy arrays (bins, rows or layers)."""
-
-    layer: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
-    first: np.ndarray
-    step: np.ndarray
-    width: np.ndarray
-    leaf: np.ndarray
-    leaf_first: np.ndarray
-    leaf_step: np.ndarray
+def cells_of(units: Units) -> int:
+    """Cells of a leaf, none where a layer is one."""
+    copies, cells, _ = extents(units)
+    return 0 if units.is_layer_wide else copies * cells
 
 
-@functools.lru_cache
-def _tables(rows: Rows) -> Tables:
-    layers = rows.layers_per_bin
-    of_rows, of_layers = (len(rows.bins), rows.height), (len(rows.bins), layers)
-    tables = Tables(
-        layer=np.full(of_rows, layers, np.int32),
-        starts=np.zeros(of_layers, np.int32),
-        sizes=np.zeros(of_layers, np.int32),
-        first=np.zeros(of_rows, np.int32),
-        step=np.ones(of_rows, np.int32),
-        width=np.zeros(of_rows, np.int32),
-        leaf=np.zeros(of_rows, np.int32),
-        leaf_first=np.zeros(of_rows, np.int32),
-        leaf_step=np.ones(of_rows, np.int32),
-    )
-    for number, bin in enumerate(rows.bins):
-        row = layer = 0
-        for place, i in enumerate(bin):
-            units = rows.units[i]
-            copies, _, _ = extents(units)
-            each = rows_of_layer(units, rows.width)
-            here = number, slice(row, row + copies * each)
-            numbers = layer + np.arange(copies)
-            tables.layer[here] = np.repeat(numbers, each)
-            tables.starts[number, numbers] = row + each * np.arange(copies)
-            tables.sizes[number, numbers] = units.per_layer
-            tables.leaf[here] = place
-            for axes, first, step in zip(
-                _places_within(units),
-                (tables.first, tables.leaf_first),
-                (tables.step, tables.leaf_step),
-                strict=True,
-            ):
-                stack, cells, *_ = _places(units, axes)
-                if units.is_layer_wide:
-                    cells = rows.width * np.arange(each)
-                first[here] = np.add.outer(stack, cells).ravel()
-                step[here] = 1 if units.is_layer_wide else _step(units, axes)
-            if units.is_layer_wide:
-                left = units.per_layer - rows.width * np.arange(each)
-                tables.width[here] = np.tile(np.minimum(left, rows.width), copies)
-            else:
-                tables.width[here] = units.per_cell
-            row, layer = row + copies * each, layer + copies
-    return tables
+def _width_of_cells(units: Sequence[Units]) -> int:
+    """Columns of a row that waste the least on cells of these sizes."""
+    sizes: dict[int, int] = {}
+    for leaf in units:
+        sizes[leaf.per_cell] = sizes.get(leaf.per_cell, 0) + cells_of(leaf)
+    largest = min(max(sizes), _WIDTH)
+    widths = {largest, *(2**n for n in range(3, largest.bit_length()))}
+
+    def cost(width):
+        rows = sum(-(-size // width) * cells for size, cells in sizes.items())
+        return rows * (width + _PER_ROW)
+
+    return min(sorted(widths), key=cost)
 
 
 @functools.lru_cache
@@ -196,12 +158,22 @@ def _binned(sizes: list[int], height: int) -> tuple[tuple[int, ...], ...]:
 @functools.lru_cache
 def rows_of_layer(units: Units, width: int) -> int:
     """Rows that one layer takes."""
-    return -(-units.per_layer // width) if units.is_layer_wide else units.cells
+    return units.cells * -(-units.per_cell // width)
 
 
 def rows_of(units: Units, width: int) -> int:
     """Rows that a leaf takes."""
     return extents(units)[0] * rows_of_layer(units, width)
+
+
+def parts_of(units: Units, width: int) -> tuple[int, int, int]:
+    """Parts of a leaf each of which begins with a row: cells.
+
+    Returns:
+      How many, units of each, and what its rows have room for.
+    """
+    copies, cells, per_cell = extents(units)
+    return copies * cells, per_cell, -(-per_cell // width) * width
 
 
 def unit_shape(units: Units) -> tuple[int, ...]:
@@ -235,7 +207,7 @@ def extents(units: Units) -> tuple[int, int, int]:
     return copies, units.cells, units.per_cell
 
 
-def _places(units: Units, axes: tuple[int, ...]) -> list[np.ndarray]:
+def places_of(units: Units, axes: tuple[int, ...]) -> list[np.ndarray]:
     """Parts of the row-major place of a unit within some axes, whose sum it is.
 
     Args:
@@ -263,13 +235,13 @@ def _places(units: Units, axes: tuple[int, ...]) -> list[np.ndarray]:
     return [part(stack), part(cells), *([] if units.is_layer_wide else [part(within)])]
 
 
-def _places_within(units: Units) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def places_within(units: Units) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes within which places count: those of a layer, and all."""
     return units.layer, tuple(range(len(units.split)))
 
 
-def _step(units: Units, axes: tuple[int, ...]) -> int | None:
+def step_of(units: Units, axes: tuple[int, ...]) -> int | None:
     """From one unit of a cell to the place of the next; None if it is not the same."""
-    *_, within = _places(units, axes)
+    *_, within = places_of(units, axes)
     steps = np.unique(np.diff(within))
     return None if steps.size > 1 else int(steps.sum())

@@ -9,6 +9,43 @@ from sparseopt_jax.arrays.bisection import order_keys, select_keys
 from sparseopt_jax.arrays.counting import count_true, sums
 
 
+class Cells(NamedTuple):
+    """The cells of rows, where a layer has several.
+
+    Attributes:
+      number: (rows,) int32, the number of each row's cell.
+      starts: (cells,) int32, the first row of each cell, which the others follow.
+      sizes: (cells,) int32, each cell's units.
+      first: (rows, 1) int32, place in its cell of a row's first unit.
+      most: rows of the largest cell.
+      width: units that a row has room for.
+    """
+
+    number: jax.Array
+    starts: jax.Array
+    sizes: jax.Array
+    first: jax.Array
+    most: int
+    width: int
+
+    def sum(self, counts: jax.Array) -> jax.Array:
+        """From a number for each row, (rows,) int32, to its sum over each cell."""
+        rows = jnp.arange(self.most, dtype=jnp.int32)
+        is_row = rows * self.width < self.sizes[:, None]
+        counts = jnp.take(counts, self.starts[:, None] + rows, mode="clip")
+        (total,) = sums([jnp.where(is_row, counts, 0)], (1,))
+        return total
+
+    def to_rows(self, numbers: jax.Array) -> jax.Array:
+        """From a number for each cell to one for each row: (rows, 1)."""
+        return jnp.take(numbers, self.number, mode="clip")[:, None]
+
+    def from_rows(self, numbers: jax.Array) -> jax.Array:
+        """From (rows, 1) to a number for each cell, (cells,)."""
+        chosen = jnp.take(numbers[:, 0], self.starts, mode="clip")
+        return jnp.where(self.sizes > 0, chosen, 0)
+
+
 class RowUnits(NamedTuple):
     """The units of some layers as rows of one array: what ``Units`` is for one leaf.
 
@@ -28,7 +65,7 @@ class RowUnits(NamedTuple):
       leaf_first: as ``first``, its place in the leaf's array of units.
       leaf_step: as ``step``, there.
       size: weights in one unit.
-      is_layer_wide: whether a layer is one cell; else a row is one.
+      cells: those of the layers; None where a layer is one.
     """
 
     layer: jax.Array
@@ -41,7 +78,12 @@ class RowUnits(NamedTuple):
     leaf_first: jax.Array
     leaf_step: jax.typing.ArrayLike
     size: int
-    is_layer_wide: bool
+    cells: Cells | None
+
+    @property
+    def is_layer_wide(self) -> bool:
+        """Whether a layer is one cell."""
+        return self.cells is None
 
     @property
     def per_layer(self) -> jax.Array:
@@ -51,13 +93,15 @@ class RowUnits(NamedTuple):
     @property
     def per_cell(self) -> jax.Array:
         """Units in each row's cell: (rows, 1) int32."""
-        return self.per_layer if self.is_layer_wide else self.width
+        if self.cells is None:
+            return self.per_layer
+        return self.cells.to_rows(self.cells.sizes)
 
     def count(self, units: jax.Array, within: str = "cell") -> jax.Array:
         """As ``Units.count``: (rows, 1) int32."""
         counts = count_true(units & self._is_unit(units.shape[1]), (1,))
-        if within == "cell" and not self.is_layer_wide:
-            return counts[:, None]
+        if within == "cell" and self.cells is not None:
+            return self.cells.to_rows(self.cells.sum(counts))
         return self._to_rows(*self._by_layer([counts]))
 
     def select(
@@ -78,15 +122,18 @@ class RowUnits(NamedTuple):
             hits = [(keys >= threshold).astype(jnp.int32) for threshold in thresholds]
             return sums(hits, (1,))
 
-        if within == "cell" and not self.is_layer_wide:
+        cells = self.cells
+        if within == "cell" and cells is not None:
             return select_keys(
                 keys,
-                k,
-                sizes=self.width,
-                index=column,
+                cells.from_rows(k),
+                sizes=cells.sizes,
+                index=cells.first + column,
                 counts_of=lambda keys, thresholds: [
-                    count[:, None] for count in reaching(keys, thresholds)
+                    cells.sum(count)
+                    for count in reaching(keys, map(cells.to_rows, thresholds))
                 ],
+                spread=cells.to_rows,
             )
         return select_keys(
             keys,
@@ -114,9 +161,10 @@ class RowUnits(NamedTuple):
     def total(self, counts: jax.Array) -> jax.Array:
         """As ``Units.total``: (rows, 1)."""
         counts = counts.astype(jnp.int32)
-        if self.is_layer_wide:
+        if self.cells is None:
             return counts
-        counts = jnp.where(self.width > 0, counts, 0)
+        is_first = (self.width > 0) & (self.cells.first == 0)
+        counts = jnp.where(is_first, counts, 0)
         return self._to_rows(*self._by_layer([counts[:, 0]]))
 
     def largest(self, counts: jax.Array) -> jax.Array:

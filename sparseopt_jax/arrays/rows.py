@@ -21,14 +21,15 @@ from sparseopt_jax.arrays.row_layout import (
     axis_order,
     extents,
     is_in_order,
+    parts_of,
     rows_of,
-    rows_of_layer,
     unit_shape,
 )
-from sparseopt_jax.arrays.row_units import RowUnits
+from sparseopt_jax.arrays.row_tables import tables_of
+from sparseopt_jax.arrays.row_units import Cells, RowUnits
 
-# What fills rows and bins up comes in powers of this, up to the last: arrays of few
-# different sizes, however long what is filled.
+# What fills rows and bins up, if no leaf is short enough, comes in powers of this, up
+# to the last: arrays of few different sizes, however long what is filled.
 _BASE, _POWERS = 8, 7
 
 Laid = list[jax.Array]
@@ -72,8 +73,7 @@ def map_bins(
         ]
         for arrays in fields
     ]
-
-    fillings = [_filling(rows, jnp.ravel(arrays[0])[0]) for arrays in views]
+    fillings = [_filling(rows, arrays) for arrays in views]
 
     def loader(number):
         return lambda: [
@@ -112,7 +112,7 @@ def units_of_bin(rows: Rows, number: jax.typing.ArrayLike) -> RowUnits:
     def at(table):
         return of_bin(rows, jnp.asarray(table), number)
 
-    tables = rows.tables()
+    tables = tables_of(rows)
     return RowUnits(
         layer=at(tables.layer),
         starts=at(tables.starts),
@@ -124,7 +124,16 @@ def units_of_bin(rows: Rows, number: jax.typing.ArrayLike) -> RowUnits:
         leaf_first=at(tables.leaf_first)[:, None],
         leaf_step=1 if is_layer_wide else at(tables.leaf_step)[:, None],
         size=rows.units[0].size,
-        is_layer_wide=is_layer_wide,
+        cells=None
+        if is_layer_wide
+        else Cells(
+            number=at(tables.cell),
+            starts=at(tables.cell_starts),
+            sizes=at(tables.cell_sizes),
+            first=at(tables.cell_first)[:, None],
+            most=rows.rows_per_cell,
+            width=rows.width,
+        ),
     )
 
 
@@ -163,33 +172,31 @@ def _laid(
     for i in rows.bins[number]:
         flat = _flat(rows, i, arrays[i])
         size = rows_of(rows.units[i], rows.width) * rows.width
-        parts += [flat, *[filling[n] for n in _powers(size - flat.size)]]
+        parts += [flat, *[filling[n] for n in _pieces(rows, size - flat.size)]]
         left -= size
-    parts += [filling[n] for n in _powers(left)]
+    parts += [filling[n] for n in _pieces(rows, left)]
     return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _flat(rows: Rows, i: int, x: jax.Array) -> jax.Array:
     """A leaf's array of units as its rows have it; the last may not be full."""
     units = rows.units[i]
-    copies, cells, per_cell = extents(units)
     if not is_in_order(units):
         x = jnp.transpose(x, axis_order(units))
-    used, each = cells * per_cell, rows_of_layer(units, rows.width) * rows.width
-    if copies > 1 and each > used:
-        x = jnp.pad(jnp.reshape(x, (copies, used)), ((0, 0), (0, each - used)))
+    parts, used, each = parts_of(units, rows.width)
+    if parts > 1 and each > used:
+        x = jnp.pad(jnp.reshape(x, (parts, used)), ((0, 0), (0, each - used)))
     return jnp.ravel(x)
 
 
 def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
     """A leaf's array of units, from all bins."""
     units = rows.units[i]
-    copies, cells, per_cell = extents(units)
-    used, each = cells * per_cell, rows_of_layer(units, rows.width) * rows.width
-    size = copies * each if copies > 1 else used
+    parts, used, each = parts_of(units, rows.width)
+    size = parts * each if parts > 1 else used
     x = _slice(flat, start, size)
-    if size > copies * used:
-        x = jnp.reshape(x, (copies, each))[:, :used]
+    if size > parts * used:
+        x = jnp.reshape(x, (parts, each))[:, :used]
     order, shape = axis_order(units), unit_shape(units)
     if is_in_order(units):
         return jnp.reshape(x, shape)
@@ -197,30 +204,37 @@ def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
     return jnp.transpose(x, [order.index(axis) for axis in range(len(order))])
 
 
-def _filling(rows: Rows, anything: jax.Array) -> dict[int, jax.Array]:
+def _filling(rows: Rows, arrays: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """What fills rows and bins up, by its size.
 
-    Of numbers that the compiler does not know: constants it would build into a kernel
-    for each bin, where otherwise arrays are only copied.
+    Leaves again, and numbers that the compiler does not know: constants it would build
+    into a kernel for each bin, where otherwise arrays are only copied.
     """
     sizes = set()
     for bin in rows.bins:
         left = rows.height * rows.width
         for i in bin:
-            size = rows_of(rows.units[i], rows.width) * rows.width
-            sizes.update(_powers(size - math.prod(unit_shape(rows.units[i]))))
-            left -= size
-        sizes.update(_powers(left))
-    return {n: jnp.full(n, anything) for n in sorted(sizes)}
+            parts, used, each = parts_of(rows.units[i], rows.width)
+            if parts == 1:
+                sizes.update(_pieces(rows, each - used))
+            left -= parts * each
+        sizes.update(_pieces(rows, left))
+    filling = {x.size: jnp.ravel(x) for x in arrays}
+    anything = jnp.ravel(arrays[0])[0]
+    filling |= {n: jnp.full(n, anything) for n in sorted(sizes - filling.keys())}
+    return filling
 
 
-def _powers(size: int) -> list[int]:
-    """Powers of one base whose sum is a size."""
-    parts = []
-    for power in range(_POWERS, -1, -1):
-        count, size = divmod(size, _BASE**power)
-        parts += [_BASE**power] * count
-    return parts
+def _pieces(rows: Rows, size: int) -> list[int]:
+    """Sizes of what fills a place of some size: of leaves, and powers of one base."""
+    leaves = {math.prod(unit_shape(units)) for units in rows.units} - {0}
+    smallest = min(leaves, default=1)
+    powers = {_BASE**power for power in range(_POWERS + 1)}
+    pieces = []
+    for piece in sorted(leaves | {n for n in powers if n < smallest}, reverse=True):
+        count, size = divmod(size, piece)
+        pieces += [piece] * count
+    return pieces
 
 
 def _at_run_time(numbers: Any, *, always: jax.Array) -> Any:

@@ -46,6 +46,9 @@ NEURONS = [
     neurons((2, 12, 7), (1,), layer=(1, 2)),
     neurons((7, 12), (1,)),
     neurons((12, 3, 2), (0,), layer=(0, 2)),
+    neurons((5, 6), (0,)),
+    # More than a row.
+    neurons((600, 3), (0,)),
 ]
 GROUPS = pytest.mark.parametrize("leaves", [LAYERS, NEURONS], ids=["layers", "neurons"])
 WAYS = pytest.mark.parametrize("together", [False, True], ids=["bins", "together"])
@@ -173,7 +176,7 @@ def test_keys_of_other_generators_are_drawn_leaf_by_leaf():
 def test_units_that_cannot_lie_in_rows_say_so():
     axes = Axes((), (0,), (1,))
     assert rows_kind(NM(2, 4).units("kernel", (8, 4), axes)) is None
-    assert rows_kind(ConstantFanIn().units("kernel", (8, 4), axes)) == (False, 1, 8)
+    assert rows_kind(ConstantFanIn().units("kernel", (8, 4), axes)) == (False, 1)
     # Layers stacked along an axis in the middle would have to be transposed.
     assert rows_kind(whole((3, 2, 5), layer=(0, 2))) is None
     blocks = Block((2, 2)).units("kernel", (8, 4), axes)
@@ -220,6 +223,12 @@ def test_an_odd_leaf_does_not_leave_bins_empty():
     rows = Rows.of([whole((n, 512)) for n in (1000, 600, 600, 600)])
     total = math.prod((len(rows.bins), rows.height))
     assert total <= 1.05 * 2800
+
+
+def test_rows_are_as_wide_as_wastes_least():
+    assert Rows.of(NEURONS[:5]).width == 12
+    assert Rows.of([neurons((7, 50), (0,)), neurons((64, 50), (0,))]).width == 32
+    assert Rows.of([neurons((4096, 8), (0,))]).width == 512
 
 
 def test_every_row_belongs_to_one_layer():
