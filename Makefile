@@ -82,6 +82,7 @@ benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m benchmarks.collectives
 	$(BIN)/python -m benchmarks.packed_masks
+	$(BIN)/python -m benchmarks.compile_time
 	$(BIN)/python -m benchmarks.devices
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.mask_changes

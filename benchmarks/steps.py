@@ -19,14 +19,18 @@ NEVER_DUE: dict[str, Any] = {"every": 100, "start": 10**9, "stop": 2 * 10**9}
 
 
 def resnet_shapes(
-    blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, classes: int = 1000
+    blocks: Sequence[int] = (3, 4, 6, 3),
+    width: int = 64,
+    classes: int = 1000,
+    bottleneck: bool = True,
 ) -> dict[str, Any]:
-    """Shapes of a bottleneck ResNet's parameters: by default ResNet-50's, 25.6 million.
+    """Shapes of a ResNet's parameters: by default ResNet-50's, 25.6 million.
 
     Args:
       blocks: how many in each stage.
       width: channels of the stem and of the first stage's 3x3 convolutions.
       classes: outputs of the head.
+      bottleneck: whether blocks have three convolutions, as in ResNet-50, or two.
 
     Returns:
       A tree in Flax's layout, a tuple for each parameter.
@@ -42,16 +46,21 @@ def resnet_shapes(
     inputs = width
     for stage, count in enumerate(blocks):
         features = width * 2**stage
+        outputs = 4 * features if bottleneck else features
         for index in range(count):
-            block = {
-                "reduce": conv(1, inputs, features),
-                "middle": conv(3, features, features),
-                "expand": conv(1, features, 4 * features),
-            }
-            if index == 0:
-                block["shortcut"] = conv(1, inputs, 4 * features)
+            if bottleneck:
+                block = {
+                    "reduce": conv(1, inputs, features),
+                    "middle": conv(3, features, features),
+                    "expand": conv(1, features, outputs),
+                }
+            else:
+                block = {"first": conv(3, inputs, features)}
+                block["second"] = conv(3, features, features)
+            if index == 0 and inputs != outputs:
+                block["shortcut"] = conv(1, inputs, outputs)
             shapes[f"stage_{stage}_block_{index}"] = block
-            inputs = 4 * features
+            inputs = outputs
     shapes["head"] = {"kernel": (inputs, classes), "bias": (classes,)}
     return shapes
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from reporting.pages import (
+    how_it_works,
     large_batches,
     memory,
     methods,
@@ -22,6 +23,7 @@ PAGES = {
     **{
         ROOT / "docs" / f"{page.__name__.rpartition('.')[2]}.md": page.PAGE
         for page in (
+            how_it_works,
             large_batches,
             memory,
             methods,
