@@ -17,7 +17,7 @@ from sparseopt_jax.arrays.units import Units
 _WIDTH = 512
 
 # What a row costs besides its columns, where their number is chosen for cells.
-_PER_ROW = 16
+_PER_ROW = 64
 
 # More bins take longer to compile, which the memory that they save is not worth.
 _MOST_BINS = 8

@@ -28,13 +28,13 @@ class Cells(NamedTuple):
     most: int
     width: int
 
-    def sum(self, counts: jax.Array) -> jax.Array:
-        """From a number for each row, (rows,) int32, to its sum over each cell."""
+    def sums(self, counts: list[jax.Array]) -> list[jax.Array]:
+        """From numbers for each row, (rows,) int32, to their sums over each cell."""
         rows = jnp.arange(self.most, dtype=jnp.int32)
         is_row = rows * self.width < self.sizes[:, None]
-        counts = jnp.take(counts, self.starts[:, None] + rows, mode="clip")
-        (total,) = sums([jnp.where(is_row, counts, 0)], (1,))
-        return total
+        rows = self.starts[:, None] + rows
+        counts = [jnp.take(count, rows, mode="clip") for count in counts]
+        return _masked_sums(is_row, counts)
 
     def to_rows(self, numbers: jax.Array) -> jax.Array:
         """From a number for each cell to one for each row: (rows, 1)."""
@@ -101,7 +101,7 @@ class RowUnits(NamedTuple):
         """As ``Units.count``: (rows, 1) int32."""
         counts = count_true(units & self._is_unit(units.shape[1]), (1,))
         if within == "cell" and self.cells is not None:
-            return self.cells.to_rows(self.cells.sum(counts))
+            return self.cells.to_rows(*self.cells.sums([counts]))
         return self._to_rows(*self._by_layer([counts]))
 
     def select(
@@ -129,10 +129,9 @@ class RowUnits(NamedTuple):
                 cells.from_rows(k),
                 sizes=cells.sizes,
                 index=cells.first + column,
-                counts_of=lambda keys, thresholds: [
-                    cells.sum(count)
-                    for count in reaching(keys, map(cells.to_rows, thresholds))
-                ],
+                counts_of=lambda keys, thresholds: cells.sums(
+                    reaching(keys, map(cells.to_rows, thresholds))
+                ),
                 spread=cells.to_rows,
             )
         return select_keys(
@@ -216,12 +215,17 @@ class RowUnits(NamedTuple):
 
     def _by_layer(self, counts: list[jax.Array]) -> list[jax.Array]:
         """Sums over the rows of each layer: from (rows,) int32 to (layers,)."""
-        of_layers = [jnp.where(self._is_of_layer, count, 0) for count in counts]
-        if len(counts) == 1:
-            # A single sum XLA's CPU compiler would rewrite into slow windows.
-            of_layers.append(jnp.where(self._is_of_layer, 0, counts[0]))
-        return sums(of_layers, (1,))[: len(counts)]
+        return _masked_sums(self._is_of_layer, counts)
 
     def _to_rows(self, numbers: jax.Array) -> jax.Array:
         """From (layers,) to (rows, 1)."""
         return jnp.take(numbers, self.layer, mode="clip")[:, None]
+
+
+def _masked_sums(mask: jax.Array, counts: list[jax.Array]) -> list[jax.Array]:
+    """Sums of int32 arrays along the last of two axes, where a mask is True."""
+    terms = [jnp.where(mask, count, 0) for count in counts]
+    if len(counts) == 1:
+        # A single sum XLA's CPU compiler would rewrite into slow windows.
+        terms.append(jnp.where(mask, 0, counts[0]))
+    return sums(terms, (1,))[: len(counts)]

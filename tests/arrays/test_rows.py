@@ -227,7 +227,7 @@ def test_an_odd_leaf_does_not_leave_bins_empty():
 
 def test_rows_are_as_wide_as_wastes_least():
     assert Rows.of(NEURONS[:5]).width == 12
-    assert Rows.of([neurons((7, 50), (0,)), neurons((64, 50), (0,))]).width == 32
+    assert Rows.of([neurons((7, 50), (0,)), neurons((64, 50), (0,))]).width == 64
     assert Rows.of([neurons((4096, 8), (0,))]).width == 512
 
 
