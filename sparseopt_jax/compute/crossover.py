@@ -11,7 +11,7 @@ _FEW_SAMPLES = 64
 
 # From the shorter extent of a block to the least sparsity at which it pays: for few
 # samples, and for more.
-_LEAST_SPARSITY = {16: (0.7, 0.9), 32: (0.5, 0.8), 64: (0.5, 0.7), 128: (0.5, 0.5)}
+_LEAST_SPARSITY = {16: (0.7, 0.9), 32: (0.5, 0.8), 64: (0.5, 0.7), 128: (0.5, 0.6)}
 
 
 def least_sparsity(shape: BlockShape) -> float:
