@@ -55,6 +55,14 @@ def test_another_optimizer_is_an_error_unless_it_is_meant(name, tmp_path):
         assert state.tx is other
 
 
+def test_an_owner_of_masks_goes_by_what_users_call():
+    found = describe_optimizer(None, so.sparsify(optax.sgd(0.1), TOPOLOGY))
+    assert found == {
+        "made_of": "sparsify(identity > scale)",
+        "settings": {"sparsify.host_updates": False, "scale.step_size": -0.1},
+    }
+
+
 def test_plain_trees_and_nnx_are_told_their_optimizer(tmp_path):
     one, other = PAIRS["nadam"][:2]
     tree = (PARAMS, one.init(PARAMS))
