@@ -98,9 +98,7 @@ def compact_params(
     call = "compact_params(params, opt_state)"
     check_order(call, params, opt_state)
     if not find_states(opt_state):
-        get_masks(
-            opt_state
-        )  # raises, and says how to build a transformation with masks
+        get_masks(opt_state)  # raises, and says how to build one with masks
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, opt_state))):
         raise ValueError(
             f"{call} reads from the masks how many blocks are active, so call it "
