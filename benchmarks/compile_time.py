@@ -141,7 +141,10 @@ def main(options: harness.Options) -> None:
                 programs[label] = programs_of(tx, shapes, from_host)
         compare(report, network, programs)
     rigl = so.sparsify(BARE, so.rigl(Config.sparsity, **EVERY))
-    steps_of = {"dense": training_step(BARE, model), "RigL": training_step(rigl, model)}
+    steps_of = {
+        "dense": training_step(BARE, model),
+        "with RigL": training_step(rigl, model),
+    }
     compare(report, DIGITS, steps_of)
     report.store()
 
