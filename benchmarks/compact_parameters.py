@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import itertools
 import multiprocessing
-import os
 import time
 from typing import Any, NamedTuple
 
@@ -83,11 +82,8 @@ class Step:
 
     def __init__(self, network: compact_models.Network, arm: Arm):
         """Compiles it."""
-        params, apply, self.tx = (
-            network.params(),
-            network.model.apply,
-            optax.adamw(1e-3),
-        )
+        params, apply = network.params(), network.model.apply
+        self.tx = optax.adamw(1e-3)
         self.arm, sparse, active = arm, 0, 0
         weights = sum(x.size for x in jax.tree.leaves(params))
         if arm.kind != DENSE:
@@ -175,8 +171,7 @@ def measure(name: str, cores: int, seconds: float, quick: bool) -> list[dict[str
       A row for each arm that there was time for.
     """
     begin = time.perf_counter()
-    if hasattr(os, "sched_setaffinity"):  # not on every system
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    harness.use_cores(cores)
     network, steps = compact_models.network(name, quick), []
     for arm in arms(name, quick):
         if time.perf_counter() - begin < 0.45 * seconds or len(steps) < 2:
@@ -193,7 +188,7 @@ def measure(name: str, cores: int, seconds: float, quick: bool) -> list[dict[str
     timings = harness.measure(candidates, rounds, clock=clock)
     rows = []
     for step in steps:
-        timing, dense = (timings[str(own.arm)] for own in (step, steps[0]))
+        timing, dense = timings[str(step.arm)], timings[str(steps[0].arm)]
         milliseconds = 1e3 * harness.Spread.of(timing.seconds.values()).median
         times = {"ms": milliseconds, "speedup": dense.ratio(timing)._asdict()}
         update = timings["update"].ratio(timing).median if step is steps[1] else None

@@ -8,7 +8,6 @@ blocks alone. On one core, times of the processor.
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,8 +51,7 @@ def products(sparsity: float, width: int, block: int) -> dict[str, Callable[...,
 
 def main(options: harness.Options) -> None:
     """Runs the benchmark."""
-    if hasattr(os, "sched_setaffinity"):  # not on every system
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    harness.use_cores(1)
     report = harness.Report("benchmarks.sparse_products", options)
     width, block = (64, 16) if options.quick else (WIDTH, BLOCK)
     for sparsity in SPARSITIES[:1] if options.quick else SPARSITIES:

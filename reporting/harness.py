@@ -9,6 +9,7 @@ the caches: in a fixed order one program measured twice differed by 5 %.
 import dataclasses
 import datetime
 import json
+import os
 import random
 import re
 import sys
@@ -304,6 +305,12 @@ def start(
     spec = sys.modules["__main__"].__spec__
     prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
     main(tyro.cli(options, prog=prog, description=description))
+
+
+def use_cores(count: int) -> None:
+    """Leaves the process so many processor cores, where the system lets it choose."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import optax
 
 import sparseopt_jax as so
 from examples.compact_transformer.config import Config
-from examples.language_model.__main__ import BITS
+from examples.language_model.data import BITS
 from examples.language_model.net import LanguageModel
 
 

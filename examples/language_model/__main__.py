@@ -59,7 +59,6 @@ METHODS = {"dense": "dense", "sparse_adam": "sparse Adam", "smet": "SMET"}
 LEARNING_RATE = {"tiny": 4e-3, "130m": 1e-3, "350m": 7e-4, "1b": 5e-4}
 EVALUATIONS = 8
 VALIDATION_BATCHES = 32
-BITS = 1 / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +279,7 @@ class Trainer:
             started = time.perf_counter()
             state, loss = jax.block_until_ready(self.step(state, windows))
             seconds.append(time.perf_counter() - started)
-            train.append(BITS * float(loss))
+            train.append(text.BITS * float(loss))
             if step + 1 in evaluated:
                 validation[step + 1] = self._bits(state.params, self.validation)
             tell()
@@ -313,7 +312,7 @@ class Trainer:
         for step in range(change + 1, change + AROUND + 1):
             losses["probe"].append(self._bits(twin.params, [self.probe]))
             twin, loss = self.step(twin, self._batch(seed, step))
-            losses["train"].append(BITS * float(loss))
+            losses["train"].append(text.BITS * float(loss))
         return losses
 
     def _start(self, seed: int) -> so.linen.TrainState:
@@ -339,7 +338,7 @@ class Trainer:
     def _bits(self, params: Any, batches: Iterable[np.ndarray]) -> float:
         """Bits per byte."""
         losses = [evaluate(self.model, params, windows) for windows in batches]
-        return BITS * float(np.mean(jax.device_get(losses)))
+        return text.BITS * float(np.mean(jax.device_get(losses)))
 
 
 def compare(

@@ -7,6 +7,7 @@ in bits per byte.
 """
 
 import hashlib
+import math
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ import numpy as np
 
 DATASETS = ("stdlib", "c4")
 VOCABULARY = 256
+# In a nat.
+BITS = 1 / math.log(2)
 MOST_BYTES = 16_000_000
 # Stands between documents; neither sources nor web pages have it.
 END = b"\0"

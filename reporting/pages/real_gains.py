@@ -89,7 +89,7 @@ def crossover() -> str:
     lines = []
     for block in (16, 32, 64, 128):
         shapes = (BlockShape((block, block), (8, 8), 8, rows) for rows in (64, 1024))
-        lines.append((str(block), *(f"{least_sparsity(own):g}" for own in shapes)))
+        lines.append((str(block), *(f"{least_sparsity(shape):g}" for shape in shapes)))
     return table(("block", "up to 64 rows of inputs", "more"), lines)
 
 
@@ -106,21 +106,24 @@ def compact_bytes(record: Record) -> str:
 def compact_aims(record: Record) -> str:
     """The aims that were set and how often they were met, as a Markdown table."""
     lines = []
+    where = "{network}, {cores}, {block}, {sparsity}"
     for aim, words in AIMS.items():
-        claims = [c for c in select(record["claims"], aim=aim) if "met" in c]
-        for at, least in (("at_least", True), ("at_most", False)):
-            for limit in sorted({claim[at] for claim in claims if at in claim}):
-                own = [c for c in claims if c.get(at) == limit]
-                worst = (min if least else max)(own, key=lambda c: c["measured"])
-                where = "{network}, {cores}, {block}, {sparsity}"
-                lines.append(
-                    (
-                        words,
-                        f"{at.replace('_', ' ')} {limit:g}",
-                        f"{sum(c['met'] for c in own)} of {len(own)}",
-                        f"{worst['measured']:.2f} ({where.format(**worst['key'])})",
-                    )
+        groups: dict[tuple[str, float], list[Record]] = {}
+        for claim in select(record["claims"], aim=aim):
+            if "met" in claim:
+                at = "at_least" if "at_least" in claim else "at_most"
+                groups.setdefault((at, claim[at]), []).append(claim)
+        for (at, limit), group in sorted(groups.items(), key=lambda item: item[0]):
+            choose = min if at == "at_least" else max
+            worst = choose(group, key=lambda claim: claim["measured"])
+            lines.append(
+                (
+                    words,
+                    f"{at.replace('_', ' ')} {limit:g}",
+                    f"{sum(claim['met'] for claim in group)} of {len(group)}",
+                    f"{worst['measured']:.2f} ({where.format(**worst['key'])})",
                 )
+            )
     return table(
         ("what", "aim", "met", "worst (network, cores, block, sparsity)"), lines
     )

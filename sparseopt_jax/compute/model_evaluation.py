@@ -8,7 +8,8 @@ import jax
 from sparseopt_jax.compute.arranged_kernel import ArrangedKernel, KernelUseError
 from sparseopt_jax.compute.dispatch import Dispatch
 from sparseopt_jax.compute.kernel_evaluator import KernelEvaluator
-from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact
+from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact, map_compact
+from sparseopt_jax.tracing.model_program import model_program
 from sparseopt_jax.trees import paths
 
 
@@ -32,40 +33,22 @@ def evaluate_model(
     Raises:
       ValueError: if a compact kernel is used in a way that needs the dense array.
     """
-    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_compact)
+    leaves = jax.tree.leaves((args, kwargs), is_leaf=is_compact)
     names = _paths((args, kwargs))
     kernels = {at: names[at] for at, leaf in enumerate(leaves) if is_compact(leaf)}
     dispatch.check_paths(list(kernels.values()))
-    traced = [at for at, leaf in enumerate(leaves) if at in kernels or _is_array(leaf)]
-    outputs: list[Any] = []
-    out_structure: Any = None
-
-    def model(arrays: list[Any]) -> list[Any]:
-        nonlocal outputs, out_structure
-        given = list(leaves)
-        for at, array in zip(traced, arrays, strict=True):
-            given[at] = array
-        args, kwargs = jax.tree.unflatten(structure, given)
-        outputs, out_structure = jax.tree.flatten(apply_fn(*args, **kwargs))
-        return [x for x in outputs if _is_array(x)]
-
-    stand_ins = [
-        jax.ShapeDtypeStruct(leaves[at].shape, leaves[at].dtype)
-        if at in kernels
-        else leaves[at]
-        for at in traced
-    ]
-    jaxpr = jax.make_jaxpr(model)(stand_ins)
+    # One kernel each, whatever ``vmap`` may have stacked: that is refused below.
+    stand_ins = map_compact(
+        lambda kernel: jax.ShapeDtypeStruct(kernel.shape, kernel.dtype), (args, kwargs)
+    )
+    program = model_program(apply_fn, *stand_ins)
     values = [
         _value(kernels[at], at, leaves[at], dispatch) if at in kernels else leaves[at]
-        for at in traced
+        for at in program.taken
     ]
     evaluator = KernelEvaluator(dispatch.by_block)
-    results = iter(evaluator.run(jaxpr.jaxpr, jaxpr.consts, values))
-    returned = [
-        _returned(next(results), leaves) if _is_array(x) else x for x in outputs
-    ]
-    return jax.tree.unflatten(out_structure, returned)
+    results = evaluator.run(program.jaxpr.jaxpr, program.jaxpr.consts, values)
+    return program.outputs(_returned(result, leaves) for result in results)
 
 
 def _value(path: str, origin: int, kernel: CompactKernel, dispatch: Dispatch) -> Any:
@@ -73,10 +56,6 @@ def _value(path: str, origin: int, kernel: CompactKernel, dispatch: Dispatch) ->
     if dispatch.way(path) == "dense":
         return kernel.dense()
     return ArrangedKernel.of(path, origin, kernel)
-
-
-def _is_array(x: Any) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _returned(result: Any, leaves: Sequence[Any]) -> Any:

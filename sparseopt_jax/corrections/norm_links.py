@@ -20,6 +20,7 @@ from sparseopt_jax.corrections.norm_flow import (
     size_of,
 )
 from sparseopt_jax.tracing.jaxprs import open_jaxpr
+from sparseopt_jax.tracing.model_program import has_collections
 from sparseopt_jax.tracing.running_statistics import RunningStatistics, find_statistics
 from sparseopt_jax.trees import paths
 
@@ -148,20 +149,20 @@ def _roles(
 ) -> _Roles:
     norm_of = {statistics.mean: statistics.norm for statistics in found}
     paths_of_statistics = {*norm_of, *(statistics.variance for statistics in found)}
-    has_collections = isinstance(variables, Mapping) and "params" in variables
+    in_params = has_collections(variables)
     roles = _Roles([], {}, [])
     for path, var in zip(leaves, jaxpr.invars, strict=False):
         aval: Any = var.aval
-        name = path.partition("/")[2] if has_collections else path
+        name = path.partition("/")[2] if in_params else path
         kernels = frozenset[str]()
         if path in paths_of_statistics:
             if path in norm_of:
                 norm = norm_of[path]
-                roles.norms[name] = norm.partition("/")[2] if has_collections else norm
+                roles.norms[name] = norm.partition("/")[2] if in_params else norm
         elif (
             len(aval.shape) >= 2
             and jnp.issubdtype(aval.dtype, jnp.inexact)
-            and (path.startswith("params/") or not has_collections)
+            and (path.startswith("params/") or not in_params)
         ):
             roles.candidates.append(name)
             kernels = frozenset([name])

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sparseopt_jax.engine.compact_step import check_kernels
-from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.active_weights import Places
 from sparseopt_jax.masks.compact_kernel import (
     CompactKernel,
     dense_arrays,
     holds_compact,
     is_compact,
     map_compact,
+    with_kernels,
 )
 from sparseopt_jax.masks.compact_storage import CompactStorage
 from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.owners import Owner
-from sparseopt_jax.masks.state import SparseState, find_states, is_sparse_state
+from sparseopt_jax.masks.state import SparseState, is_sparse_state, places_of
 from sparseopt_jax.masks.storage import Masks, Stored
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees import paths
@@ -45,24 +46,18 @@ def updated_compact(
       The new parameters, compact, and the new state.
     """
     plain = unbox_tree(opt_state)
-    before = _indices(plain)
+    before = places_of(plain)
     dense, new = update(
         unbox_tree(_dense_gradient(grads, params)),
         plain,
-        unbox_tree(map_compact(lambda kernel: kernel.dense(), params)),
+        unbox_tree(dense_arrays(params, params)),
     )
-    after = _indices(new)
-    leaves = [
-        _kernel(x, *after[path]) if is_compact(old) else x
-        for (path, old), x in zip(
-            paths.flatten_with_paths(params, is_leaf=is_compact),
-            jax.tree.leaves(dense),
-            strict=True,
-        )
-    ]
-    structure = jax.tree.structure(params, is_leaf=is_compact)
+    after = places_of(new)
+    params = with_kernels(
+        lambda path, _, x: _kernel(x, *after[tuple(path.split("/"))]), params, dense
+    )
     new = _without_moved(new, before, after)
-    return structure.unflatten(leaves), reboxed(opt_state, new)
+    return params, reboxed(opt_state, new)
 
 
 def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> Owner:
@@ -142,17 +137,6 @@ class _SameNumbers(CompactStorage):
         return super().move(stored, masks, new, state)
 
 
-def _indices(opt_state: Any) -> dict[str, tuple[Layout, jax.Array]]:
-    """Layout and index of every leaf whose active units are kept alone."""
-    found = {}
-    for state in find_states(opt_state):
-        if isinstance(state.masks, ActiveIndices):
-            layouts = dict(state.masks.layouts)
-            for path, index in paths.leaves_by_path(state.masks.tree).items():
-                found[path] = layouts[path], index
-    return found
-
-
 def _dense_gradient(grads: Any, params: Any) -> Any:
     if grads is None:
         return map_compact(lambda kernel: jnp.zeros(kernel.shape, kernel.dtype), params)
@@ -163,21 +147,19 @@ def _kernel(dense: jax.Array, layout: Layout, index: jax.Array) -> CompactKernel
     return CompactKernel.of(layout.take(dense, index), index, layout)
 
 
-def _without_moved(opt_state: Any, before: Any, after: Any) -> Any:
+def _without_moved(opt_state: Any, before: Places, after: Places) -> Any:
     """Zeros in what is summed around ``sparsify`` for blocks that have moved."""
+    kept = {
+        parts: layout.spread(index == before[parts][1])
+        for parts, (layout, index) in after.items()
+    }
 
     def at_leaf(key_path, x):
-        place = paths.longest_ending(paths.path_parts(key_path), by_parts)
-        if not is_compact(x) or place is None:
+        stays = paths.longest_ending(paths.path_parts(key_path), kept)
+        if not is_compact(x) or stays is None:
             return x
-        layout, stays = place
-        stays = layout.spread(stays)
         return x.with_active(jnp.where(stays, x.active, jnp.zeros_like(x.active)))
 
-    by_parts = {
-        tuple(path.split("/")): (layout, index == before[path][1])
-        for path, (layout, index) in after.items()
-    }
     return paths.map_with_key_paths(
         at_leaf, opt_state, is_leaf=lambda x: is_compact(x) or is_sparse_state(x)
     )

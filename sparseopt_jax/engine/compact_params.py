@@ -10,16 +10,16 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.active_weights import ActiveIndices, Places
 from sparseopt_jax.masks.block_leaves import MIN_EXTENT, is_matrix_of_blocks
 from sparseopt_jax.masks.compact_kernel import (
     CompactKernel,
+    dense_arrays,
     holds_compact,
-    map_compact,
     write_places,
 )
 from sparseopt_jax.masks.compact_storage import check_sharding
-from sparseopt_jax.masks.layouts import Layout, read_layouts
+from sparseopt_jax.masks.layouts import Layout, in_each, read_layouts
 from sparseopt_jax.masks.packing import pack, unpack
 from sparseopt_jax.masks.state import (
     SparseState,
@@ -32,10 +32,6 @@ from sparseopt_jax.masks.state import (
 )
 from sparseopt_jax.masks.storage import whole
 from sparseopt_jax.trees import paths
-
-Parts = tuple[str, ...]
-# Layout and index of leaves, by the parts of their paths.
-Places = dict[Parts, tuple[Layout, Any]]
 
 
 def compact_params(
@@ -161,7 +157,7 @@ def dense_params(params: Any) -> Any:
       512
       >>> opt_state = so.convert_state(tx, params, opt_state)
     """
-    return map_compact(lambda kernel: kernel.dense(), params)
+    return dense_arrays(params, params)
 
 
 def dense_gradient(
@@ -236,9 +232,11 @@ def _count(path: str, mask: Any, layout: Layout, replicas: tuple[int, ...]) -> i
     return most
 
 
-def _chosen(indices: ActiveIndices, leaves: dict[Parts, Any], where: Any) -> Places:
+def _chosen(
+    indices: ActiveIndices, leaves: dict[tuple[str, ...], Any], where: Any
+) -> Places:
     """Layout and index of the leaves that are to be compact parameters."""
-    by_path = paths.leaves_by_path(indices.tree)
+    places = indices.places()
     chosen: Places = {}
     for path, layout in indices.layouts:
         parts = tuple(path.split("/"))
@@ -258,7 +256,7 @@ def _chosen(indices: ActiveIndices, leaves: dict[Parts, Any], where: Any) -> Pla
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and not replicas:
             check_sharding(path, layout, sharding)
-        chosen[parts] = layout, by_path[path]
+        chosen[parts] = places[parts]
     return chosen
 
 
@@ -270,17 +268,12 @@ def _compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
             "opt_state remembers dense gradients, of every weight: its topology does "
             "not go with compact parameters; use so.rigl, so.set_ or so.static"
         )
-    layouts = dict(indices.layouts)
-    places = {
-        tuple(path.split("/")): (layouts[path], index)
-        for path, index in paths.leaves_by_path(indices.tree).items()
-    }
     return state._replace(
         masks=indices,
         topology_state=kept._replace(turned=(), explored=pack(unpack(kept.explored))),
         inner_state=_map_places(
             lambda x, layout, index, replicas: _taken(x, index, layout, replicas),
-            places,
+            indices.places(),
             state.inner_state,
         ),
     )
@@ -326,22 +319,16 @@ def _nothing_found(opt_state: Any) -> str:
     )
 
 
-def _in_each(function: Any, replicas: tuple[int, ...]) -> Any:
-    for _ in replicas:
-        function = jax.vmap(function)
-    return function
-
-
 @functools.partial(jax.jit, static_argnames=("layout", "replicas"))
 def _index(mask: jax.Array, layout: Layout, replicas: tuple[int, ...]) -> jax.Array:
-    return _in_each(layout.index, replicas)(mask)
+    return in_each(layout.index, replicas)(mask)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "replicas"))
 def _taken(
     x: jax.Array, index: jax.Array, layout: Layout, replicas: tuple[int, ...]
 ) -> jax.Array:
-    return _in_each(layout.take, replicas)(x, index)
+    return in_each(layout.take, replicas)(x, index)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "replicas"))
@@ -349,5 +336,5 @@ def _extremes(
     mask: jax.Array, layout: Layout, replicas: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     units = layout.units
-    counts = _in_each(lambda mask: units.count(units.any(mask)), replicas)(mask)
+    counts = in_each(lambda mask: units.count(units.any(mask)), replicas)(mask)
     return jnp.min(counts), jnp.max(counts)

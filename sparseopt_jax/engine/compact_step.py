@@ -14,6 +14,7 @@ from sparseopt_jax.masks.compact_kernel import (
     active_arrays,
     holds_compact,
     is_compact,
+    with_kernels,
     write_places,
 )
 from sparseopt_jax.masks.compact_storage import CompactStorage
@@ -57,7 +58,7 @@ class CompactStep:
             self._check()
             self._is_checked = True
         plain = whole(unbox_tree(state))
-        kernels = check_kernels(plain, params)
+        check_kernels(plain, params)
         changes, new = self._update(
             unbox_tree(active_arrays(updates)),
             plain,
@@ -65,18 +66,12 @@ class CompactStep:
             **active_arrays(extra_args),
         )
         index = paths.leaves_by_path(plain.masks.tree)
-        parts = [
-            _update_of(kernels[path], change, index[path])
-            if path in kernels
-            else change
-            for (path, _), change in zip(
-                paths.flatten_with_paths(params, is_leaf=is_compact),
-                jax.tree.leaves(changes),
-                strict=True,
-            )
-        ]
-        structure = jax.tree.structure(params, is_leaf=is_compact)
-        return structure.unflatten(parts), reboxed(state, new)
+        changes = with_kernels(
+            lambda path, kernel, change: _update_of(kernel, change, index[path]),
+            params,
+            changes,
+        )
+        return changes, reboxed(state, new)
 
     def _check(self) -> None:
         owner = self._owner

@@ -10,7 +10,6 @@ from sparseopt_jax.masks.bit_storage import BitStorage
 from sparseopt_jax.masks.byte_storage import ByteStorage
 from sparseopt_jax.masks.compact_storage import CompactStorage
 from sparseopt_jax.topologies.base import Topology
-from sparseopt_jax.trees.prng_keys import check_key
 
 
 def sparsify(
@@ -101,7 +100,6 @@ def sparsify(
       8
     """
     check_static(host_updates=host_updates, packed=packed, compact=compact)
-    check_key(key)
     check_placement(inner)
     if compact and packed:
         raise ValueError(

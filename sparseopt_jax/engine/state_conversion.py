@@ -6,21 +6,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.active_weights import ActiveIndices, Places
 from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact
-from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
 from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.masks.state import (
     find_states,
     get_masks,
     is_sparse_state,
+    places_of,
     stays_dense,
 )
 from sparseopt_jax.masks.storage import whole
 from sparseopt_jax.trees import paths
-
-Layouts = dict[tuple[str, ...], tuple[Layout, Any]]
 
 
 def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
@@ -98,9 +96,7 @@ def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
 
 def _dense_around(opt_state: Any) -> Any:
     """A state with dense arrays where compact gradients are kept around its masks."""
-    places: Layouts = {}
-    for state in find_states(opt_state):
-        places |= _layouts(state.masks)
+    places = places_of(opt_state)
 
     def at_leaf(key_path, x):
         if not is_compact(x):
@@ -146,7 +142,7 @@ def _converted_node(owner: Owner, node: Any, old: Any, params: Any) -> Any:
 
 def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
     """What the inner optimizer keeps, in the form of a new state."""
-    new_layouts, old_layouts = _layouts(node.masks), _layouts(old_masks)
+    new_layouts, old_layouts = _places(node.masks), _places(old_masks)
     sizes = {
         paths.path_parts(key_path): jnp.shape(x)
         for key_path, x in paths.leaves_with_path(params)
@@ -196,18 +192,12 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
     return converted
 
 
-def _layouts(masks: Any) -> Layouts:
+def _places(masks: Any) -> Places:
     """Layout and index of every leaf of which active weights are kept alone."""
-    if not isinstance(masks, ActiveIndices):
-        return {}
-    layouts = dict(masks.layouts)
-    return {
-        paths.path_parts(key_path): (layouts[paths.path_string(key_path)], index)
-        for key_path, index in paths.leaves_with_path(masks.tree)
-    }
+    return masks.places() if isinstance(masks, ActiveIndices) else {}
 
 
-def _differ(parts: tuple[str, ...], new: Layouts, old: Layouts) -> bool:
+def _differ(parts: tuple[str, ...], new: Places, old: Places) -> bool:
     """Whether a leaf's active weights stand in other places than before."""
     after, before = (paths.longest_ending(parts, layouts) for layouts in (new, old))
     if after is None or before is None:

@@ -7,8 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparseopt_jax.masks.layouts import Layout, read_layouts, write_layouts
+from sparseopt_jax.masks.layouts import (
+    Layout,
+    in_each,
+    read_layouts,
+    write_layouts,
+)
 from sparseopt_jax.trees import paths
+
+# Layout and index of leaves, by the parts of their paths.
+Places = dict[tuple[str, ...], tuple[Layout, Any]]
 
 
 class _Parts(NamedTuple):
@@ -81,12 +89,17 @@ class ActiveIndices(_Parts):
             layout = layouts[path]
             if layout.is_full:
                 return jnp.ones((*replicas, *layout.units.shape), jnp.bool_)
-            mask = layout.mask
-            for _ in replicas:
-                mask = jax.vmap(mask)
-            return mask(jnp.asarray(index))
+            return in_each(layout.mask, replicas)(jnp.asarray(index))
 
         return paths.map_with_paths(at_leaf, self.tree)
+
+    def places(self) -> Places:
+        """Layout and index of every leaf that is not full, by its path's parts."""
+        layouts = dict(self.layouts)
+        return {
+            paths.path_parts(key_path): (layouts[paths.path_string(key_path)], index)
+            for key_path, index in paths.leaves_with_path(self.tree)
+        }
 
     def weights(self) -> Any:
         """The same as ``ActiveWeights``, a hole at full leaves."""

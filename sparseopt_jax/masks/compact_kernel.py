@@ -1,12 +1,13 @@
 """A parameter of which the active blocks alone are kept: a node of the tree."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparseopt_jax.masks.layouts import Layout
+from sparseopt_jax.masks.layouts import Layout, in_each
 from sparseopt_jax.trees import paths
 
 # A place is written in three digits: 16.7 million blocks in a cell. Digits below 256
@@ -77,6 +78,12 @@ class CompactKernel:
         return jnp.result_type(self.active)
 
     @property
+    def replicas(self) -> tuple[int, ...]:
+        """Sizes of the axes that ``vmap`` has added."""
+        shape = jnp.shape(self.places)
+        return shape[: len(shape) - len(self.layout.index_shape) - 1]
+
+    @property
     def index(self) -> jax.Array:
         """Which blocks are active: int32, as ``layout.index`` gives them."""
         return read_places(self.places)
@@ -99,9 +106,7 @@ class CompactKernel:
             zeros = jnp.zeros(self.shape, active.dtype)
             return self.layout.put(zeros, read_places(places), active)
 
-        for _ in range(jnp.ndim(self.places) - len(self.layout.index_shape) - 1):
-            put = jax.vmap(put)
-        return put(self.active, self.places)
+        return in_each(put, self.replicas)(self.active, self.places)
 
 
 def is_compact(x: Any) -> bool:
@@ -150,13 +155,9 @@ def active_arrays(tree: Any) -> Any:
 
 def dense_shapes(tree: Any) -> Any:
     """A tree with what stands for the dense arrays in place of compact kernels."""
-
-    def at_kernel(kernel):
-        added = jnp.ndim(kernel.places) - len(kernel.layout.index_shape) - 1
-        shape = (*jnp.shape(kernel.places)[:added], *kernel.shape)
-        return jax.ShapeDtypeStruct(shape, kernel.dtype)
-
-    return map_compact(at_kernel, tree)
+    return map_compact(
+        lambda k: jax.ShapeDtypeStruct((*k.replicas, *k.shape), k.dtype), tree
+    )
 
 
 def dense_arrays(tree: Any, params: Any) -> Any:
@@ -167,12 +168,29 @@ def dense_arrays(tree: Any, params: Any) -> Any:
       params: the parameters.
     """
 
-    def at_kernel(kernel, x):
-        return kernel.with_active(x.active).dense() if is_compact(x) else x
+    def at_leaf(param, x):
+        if not (is_compact(param) and is_compact(x)):
+            return x
+        return param.with_active(x.active).dense()
 
-    return jax.tree.map(
-        lambda param, x: at_kernel(param, x) if is_compact(param) else x,
-        params,
-        tree,
-        is_leaf=is_compact,
-    )
+    return jax.tree.map(at_leaf, params, tree, is_leaf=is_compact)
+
+
+def with_kernels(function: Callable[..., Any], params: Any, arrays: Any) -> Any:
+    """A tree like the parameters, of the leaves of a plain tree.
+
+    Args:
+      function: ``function(path, kernel, array)`` makes what takes a compact kernel's
+        place.
+      params: the parameters, boxed or not.
+      arrays: a tree without boxes, an array for each of the parameters.
+    """
+    leaves = [
+        function(path, param, x) if is_compact(param) else x
+        for (path, param), x in zip(
+            paths.flatten_with_paths(params, is_leaf=is_compact),
+            jax.tree.leaves(arrays),
+            strict=True,
+        )
+    ]
+    return jax.tree.structure(params, is_leaf=is_compact).unflatten(leaves)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -266,6 +267,13 @@ class Layout:
         """Whether every row of the active weights is one block."""
         fits = len(self.index_shape) < len(self.units.shape)
         return self._has_blocks and fits
+
+
+def in_each(function: Callable[..., Any], replicas: tuple[int, ...]) -> Any:
+    """A function of one network's arrays, of those that ``vmap`` has stacked."""
+    for _ in replicas:
+        function = jax.vmap(function)
+    return function
 
 
 _VERSION = 1

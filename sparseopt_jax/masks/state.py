@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arguments.checks import described
-from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.active_weights import ActiveIndices, Places
 from sparseopt_jax.masks.compact_kernel import dense_shapes
 from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.trees import paths
@@ -245,6 +245,15 @@ def find_states(opt_state: Any) -> list[SparseState]:
     )
     found = [_rebuilt(x) if _is_taken_apart(x) else x for x in leaves]
     return [x for x in found if is_sparse_state(x)]
+
+
+def places_of(opt_state: Any) -> Places:
+    """Layout and index of every leaf of which active weights are kept alone."""
+    found: Places = {}
+    for state in find_states(opt_state):
+        if isinstance(state.masks, ActiveIndices):
+            found |= state.masks.places()
+    return found
 
 
 # What has no leaves is left out by some tools: ``inner_state``, ``layouts``.

@@ -1,17 +1,12 @@
 """Whether a calibration belongs to the parameters, and what it says of their axes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims, chosen_dims, same_axes
 from sparseopt_jax.pruning.calibration import Calibration
 from sparseopt_jax.pruning.input_statistics import Inputs, check_inputs
-
-
-def has_collections(tree: Any) -> bool:
-    """Whether a tree is all variables of a linen model, ``"params"`` among them."""
-    return isinstance(tree, Mapping) and "params" in tree
+from sparseopt_jax.tracing.model_program import has_collections
 
 
 def calibration_dims(calibration: Calibration | None) -> Dims:

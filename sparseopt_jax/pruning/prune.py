@@ -31,12 +31,12 @@ from sparseopt_jax.pruning.calibration import Calibration
 from sparseopt_jax.pruning.calibration_fit import (
     calibration_dims,
     check_fit,
-    has_collections,
     needed_inputs,
 )
 from sparseopt_jax.pruning.input_statistics import Inputs
 from sparseopt_jax.pruning.scores import gradients_by_path, weight_scores
 from sparseopt_jax.pruning.sparsegpt import SparseGPT
+from sparseopt_jax.tracing.model_program import has_collections
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.prng_keys import typed_key
 

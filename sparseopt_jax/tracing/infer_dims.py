@@ -55,7 +55,7 @@ def infer_dims(
     layouts = candidates(variables)
     layouts += [None] * (len(leaves) - len(layouts))
     first_input = len(jax.tree.leaves(variables))
-    jaxpr, taken = model_program(apply_fn, variables, args, kwargs)
+    jaxpr, taken, *_ = model_program(apply_fn, (variables, *args), kwargs)
     values = [Known(leaves[i].shape, is_data=i >= first_input) for i in taken]
     kernels = [layout.path for layout in layouts if layout]
     reader = AxesReader()

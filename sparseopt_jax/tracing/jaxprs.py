@@ -86,18 +86,21 @@ def interpret(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def evaluate(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+def evaluate(
+    eqn: core.JaxprEqn, values: Sequence[Any], **changed: Any
+) -> Sequence[Any]:
     """Computes the results of an equation as it stands.
 
     Args:
       eqn: an equation of a jaxpr.
       values: its operands.
+      **changed: parameters of its primitive that are others here.
 
     Returns:
       One value for each of its results.
     """
     with eqn.ctx.manager:
-        bound = eqn.primitive.get_bind_params(eqn.params)
+        bound = eqn.primitive.get_bind_params({**eqn.params, **changed})
         result = eqn.primitive.bind(*values, **bound)
     return result if eqn.primitive.multiple_results else [result]
 

@@ -9,7 +9,7 @@ they are computed for statistics of inputs, and not for the axes alone.
 import abc
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from sparseopt_jax.tracing.jaxprs import (
     shape_of,
 )
 from sparseopt_jax.tracing.kernel_layout import Layout, Use, use_of
+from sparseopt_jax.tracing.model_program import has_collections
 from sparseopt_jax.tracing.operand_rows import Rows, convolution_rows, product_rows
 from sparseopt_jax.tracing.primitives import CALLS, KEEPS, PRODUCTS
 from sparseopt_jax.trees import paths
@@ -230,20 +231,20 @@ def candidates(variables: Any, where: Where | None = None) -> list[Layout | None
     Raises:
       ValueError: if there are no arrays.
     """
-    has_collections = isinstance(variables, Mapping) and "params" in variables
+    in_params = has_collections(variables)
     found: list[Layout | None] = []
     kinds = kinds_by_path(variables)
     for path, leaf in paths.flatten_with_paths(variables):
         if paths.is_hole(leaf):
             continue
         shape = tuple(getattr(leaf, "shape", ()))
-        name = path.partition("/")[2] if has_collections else path
+        name = path.partition("/")[2] if in_params else path
         is_kernel = (
             len(shape) >= 2
             # Biases of stacked layers have two axes or more, but multiply nothing.
             and kinds[path] not in NOT_MULTIPLIED
             and jnp.issubdtype(leaf.dtype, jnp.floating)
-            and (path.startswith("params/") or not has_collections)
+            and (path.startswith("params/") or not in_params)
             and (where is None or where(name, leaf))
         )
         found.append(Layout.of(name, shape) if is_kernel else None)

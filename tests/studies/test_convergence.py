@@ -173,7 +173,7 @@ class TestSpreadMasks:
         draw, law = np.random.default_rng(0), conditions.LAWS[method]
         masks = masks_of.spread_masks(topology, params, draw, law)
         mask = np.asarray(masks["a"]["kernel"])
-        (plan,) = (own for own in topology.leaves(params) if own.active is not None)
+        (plan,) = (leaf for leaf in topology.leaves(params) if leaf.active is not None)
         assert mask.sum() == plan.active
         fan_ins = mask.sum(axis=0)
         assert fan_ins.std() / fan_ins.mean() > 0.6  # random masks: 0.4

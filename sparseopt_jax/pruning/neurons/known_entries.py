@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from sparseopt_jax.tracing import jaxprs
 from sparseopt_jax.tracing.jaxprs import shape_of
 from sparseopt_jax.tracing.primitives import (
     ELEMENTWISE,
@@ -66,7 +67,7 @@ def evaluate(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> list[Entries]:
     """
     name, results = eqn.primitive.name, len(eqn.outvars)
     if all(entries.known is True for entries in operands):
-        values = _bind(eqn, [entries.value for entries in operands])
+        values = jaxprs.evaluate(eqn, [entries.value for entries in operands])
         return [Entries(value, True) for value in values]
     if name in PRODUCTS:
         return [_product(eqn, operands)]
@@ -117,13 +118,6 @@ def channels(entries: Entries, axis: int, shape: Sequence[int]) -> Channels:
     return Channels(found, np.where(found, value[:, 0], 0.0))
 
 
-def _bind(eqn: core.JaxprEqn, values: Sequence[Any], **changed: Any) -> Sequence[Any]:
-    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
-    with eqn.ctx.manager:
-        result = eqn.primitive.bind(*values, **params)
-    return result if eqn.primitive.multiple_results else [result]
-
-
 def _filled(entries: Entries, atom: Any) -> Entries:
     """The same with both arrays in full."""
     shape = shape_of(atom)
@@ -153,26 +147,26 @@ def _entrywise(eqn: core.JaxprEqn, operands: list[Entries]) -> list[Entries]:
         # 0 times whatever the rest of the model holds there.
         for value, flag in operands:
             known |= flag & _is_zero(value)
-    values = _bind(eqn, [value for value, _ in operands])
+    values = jaxprs.evaluate(eqn, [value for value, _ in operands])
     return [_settled(value, known) for value in values]
 
 
 def _rearranged(eqn: core.JaxprEqn, operands: list[Entries]) -> list[Entries]:
     values, flags = zip(*operands, strict=True)
-    found = zip(_bind(eqn, values), _bind(eqn, flags), strict=True)
+    found = zip(jaxprs.evaluate(eqn, values), jaxprs.evaluate(eqn, flags), strict=True)
     return [_settled(value, known) for value, known in found]
 
 
 def _padded(eqn: core.JaxprEqn, operands: list[Entries]) -> list[Entries]:
     (value, known), (filling, filling_known) = operands
-    (padded,) = _bind(eqn, [value, filling])
-    (flags,) = _bind(eqn, [known, filling_known])
+    (padded,) = jaxprs.evaluate(eqn, [value, filling])
+    (flags,) = jaxprs.evaluate(eqn, [known, filling_known])
     return [_settled(padded, flags)]
 
 
 def _reduced(eqn: core.JaxprEqn, operands: list[Entries]) -> list[Entries]:
     ((value, known),) = operands
-    (reduced,) = _bind(eqn, [value])
+    (reduced,) = jaxprs.evaluate(eqn, [value])
     return [_settled(reduced, jnp.all(known, eqn.params["axes"]))]
 
 
@@ -189,7 +183,7 @@ def _pooled(eqn: core.JaxprEqn, operands: list[Entries]) -> list[Entries]:
         base_dilation=params["base_dilation"],
         window_dilation=params["window_dilation"],
     )
-    (pooled,) = _bind(eqn, [value])
+    (pooled,) = jaxprs.evaluate(eqn, [value])
     is_known = unknown <= 0.0
     if eqn.primitive.name == "reduce_window_sum" and np.any(params["padding"]):
         # Windows at the border hold less, by how much depends on the image's size.
@@ -213,7 +207,7 @@ def _product(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> Entries:
     def ordered(inputs: Any, kernel: Any) -> list[Any]:
         return [kernel, inputs] if sides[0] == 0 else [inputs, kernel]
 
-    (counts,) = _bind(
+    (counts,) = jaxprs.evaluate(
         eqn,
         ordered(
             jnp.logical_not(known).astype(jnp.float32), is_used.astype(jnp.float32)
@@ -221,7 +215,7 @@ def _product(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> Entries:
         preferred_element_type=jnp.dtype(jnp.float32),
         precision=None,
     )
-    (product,) = _bind(eqn, ordered(value, weights))
+    (product,) = jaxprs.evaluate(eqn, ordered(value, weights))
     return _settled(product, counts <= 0.0)
 
 

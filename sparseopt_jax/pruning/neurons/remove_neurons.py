@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from sparseopt_jax.arguments.checks import check_concrete, described, integer
 from sparseopt_jax.layers.eligibility import array_leaves
-from sparseopt_jax.pruning.calibration_fit import has_collections
 from sparseopt_jax.pruning.neurons.decisions import Decider
 from sparseopt_jax.pruning.neurons.products import Product
 from sparseopt_jax.pruning.neurons.reader import NeuronReader
@@ -18,7 +17,11 @@ from sparseopt_jax.pruning.neurons.smaller_variables import silenced, smaller
 from sparseopt_jax.pruning.neurons.verification import Call
 from sparseopt_jax.reports import flops
 from sparseopt_jax.tracing.kernel_trace import candidates
-from sparseopt_jax.tracing.model_program import is_array, model_program
+from sparseopt_jax.tracing.model_program import (
+    has_collections,
+    is_array,
+    model_program,
+)
 from sparseopt_jax.trees import paths
 
 
@@ -150,10 +153,10 @@ def _decided(
 ) -> Decider:
     """Follows a model's neurons, and decides which go."""
     leaves = jax.tree.leaves(variables)
-    jaxpr, taken = model_program(apply_fn, variables, args, kwargs)
-    places = [place for place in taken if place < len(leaves)]
+    program = model_program(apply_fn, (variables, *args), kwargs)
+    places = [place for place in program.taken if place < len(leaves)]
     reader = NeuronReader()
-    reader.read(jaxpr, [leaves[place] for place in places], places)
+    reader.read(program.jaxpr, [leaves[place] for place in places], places)
     if not reader.products:
         raise ValueError(
             "no kernel multiplies any inputs: give remove_neurons the model's inputs "

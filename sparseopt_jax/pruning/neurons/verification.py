@@ -51,12 +51,13 @@ class Call(NamedTuple):
 
     def _outputs(self, *several: Any) -> list[list[jax.Array]]:
         """The outputs for each of several trees of variables, all of one shape."""
-        jaxpr, taken = model_program(self.apply_fn, several[0], self.args, self.kwargs)
-        evaluate = jax.jit(core.jaxpr_as_fun(jaxpr))
+        given = (several[0], *self.args)
+        program = model_program(self.apply_fn, given, self.kwargs)
+        evaluate = jax.jit(core.jaxpr_as_fun(program.jaxpr))
         found = []
         for variables in several:
             leaves = jax.tree.leaves((variables, self.args, dict(self.kwargs)))
-            found.append(evaluate(*(leaves[place] for place in taken)))
+            found.append(evaluate(*(leaves[place] for place in program.taken)))
         return found
 
 
