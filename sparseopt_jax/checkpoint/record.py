@@ -20,7 +20,6 @@ from sparseopt_jax.checkpoint.described import (
 from sparseopt_jax.checkpoint.optimizer_record import optimizer_differences
 from sparseopt_jax.masks.state import get_masks, is_sparse_state
 from sparseopt_jax.topologies.base import Topology
-from sparseopt_jax.topologies.previous_masks import PREVIOUS_MASKS
 from sparseopt_jax.trees import paths
 
 # What is written. Whoever changes what a name in a record means counts it up.
@@ -251,7 +250,7 @@ def _setting(name: str, value: Any) -> Any:
         return _settings(value)
     if isinstance(value, tuple | list):
         return [_setting(name, x) for x in value]
-    is_given = name == "masks" and not (value is None or value is PREVIOUS_MASKS)
+    is_given = name == "masks" and not (value is None or isinstance(value, str))
     if is_given or (name in _DECIDE and callable(value)):
         return _SHOWN_BY_MASKS
     return describe(value)

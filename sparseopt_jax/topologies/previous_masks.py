@@ -1,22 +1,10 @@
 """What stands for the masks that a phase takes over from the one before."""
 
-import enum
+from typing import Final
 
-
-class PreviousMasks(enum.Enum):
-    """The type of ``PREVIOUS_MASKS``, which is its only value."""
-
-    PREVIOUS_MASKS = enum.auto()
-
-    @property
-    def record(self) -> str:
-        """What stands for it in a checkpoint's record."""
-        return "kept"
-
-    def __repr__(self) -> str:
-        return f"so.{self.name}"
-
-
-PREVIOUS_MASKS = PreviousMasks.PREVIOUS_MASKS
+PREVIOUS_MASKS: Final = "kept"
 """As ``masks=`` of a topology in a later one of ``phases``: the masks, or their numbers
-of active weights, that the phase before leaves."""
+of active weights, that the phase before leaves.
+
+A string, so that it can be written in a configuration file and in a checkpoint's record
+as it is; no pytree of masks equals it."""

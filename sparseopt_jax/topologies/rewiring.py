@@ -131,7 +131,7 @@ class Rewiring(Topology):
             globs = self.include
             globs = (globs,) if isinstance(globs, str) else tuple(globs)
             object.__setattr__(self, "include", globs)
-        if isinstance(self.masks, str):
+        if isinstance(self.masks, str) and not self.is_handed_on:
             raise TypeError(
                 "masks must be a tree of bool arrays, or so.PREVIOUS_MASKS in phases, "
                 f"got {self.masks!r}"
@@ -197,7 +197,7 @@ class Rewiring(Topology):
     @property
     def is_handed_on(self) -> bool:
         """Whether it takes the masks, or their numbers, that a phase before left."""
-        return self.masks is PREVIOUS_MASKS
+        return isinstance(self.masks, str) and self.masks == PREVIOUS_MASKS
 
     @property
     def keeps_counts(self) -> bool:
