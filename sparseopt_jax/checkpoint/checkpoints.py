@@ -1,9 +1,10 @@
 """Checkpoints: a run that is killed goes on where its last complete one was taken.
 
-Orbax writes them, in the background and under a temporary name that it changes last, so
-that a save cut off is no checkpoint. Beside the arrays lies a record of what they are:
-shapes, types, active weights, the topology, and a checksum of every array. It is
-compared before anything is read, and what is read is compared with it.
+Orbax writes them, in the background and under a temporary name, which is changed last,
+when all is on the disk, so that a save cut off is no checkpoint. Beside the arrays lies
+a record of what they are: shapes, types, active weights, the topology, and a checksum
+of every array. It is compared before anything is read, and what is read is compared
+with it.
 """
 
 import os
@@ -20,8 +21,10 @@ from sparseopt_jax.checkpoint import agreement, stored_leaves
 from sparseopt_jax.checkpoint import names as checkpoint_names
 from sparseopt_jax.checkpoint import record as records
 from sparseopt_jax.checkpoint.files import DELETED, CheckpointFolder
+from sparseopt_jax.checkpoint.flushed_path import FlushedPath
 from sparseopt_jax.checkpoint.lock import WriterLock
 from sparseopt_jax.checkpoint.optimizer_record import describe_optimizer
+from sparseopt_jax.files.flush import flush_folder, make_folder
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees import paths
 
@@ -50,8 +53,10 @@ class Checkpoints:
 
     A checkpoint is complete or it is none: what a killed process leaves behind has a
     temporary name, is never taken for the latest step, and is removed by the next
-    ``save``. What happens to the files later, a power failure included, is noticed by
-    ``restore``, which then loads nothing.
+    ``save``. A step has its files on the disk before it gets its name, and its name
+    before an earlier step is deleted, so that a power failure takes what was being
+    saved and no more. What happens to the files later is noticed by ``restore``, which
+    then loads nothing.
 
     Until its first ``save`` an object only reads: it makes, changes and removes
     nothing, so that an evaluation may follow a run that goes on. From then on it holds
@@ -273,6 +278,9 @@ class Checkpoints:
         if jax.process_index() == 0:
             deleted = self._directory / DELETED
             if deleted.exists():
+                if self._has_renames:
+                    # Steps must not get their old names back with half of their files.
+                    flush_folder(self._directory)
                 deleted.rmtree()
 
     def close(self) -> None:
@@ -314,15 +322,21 @@ class Checkpoints:
                     max_to_keep=self._max_to_keep,
                     todelete_subdir=DELETED,
                     cleanup_tmp_directories=True,
+                    temporary_path_class=FlushedPath if self._has_renames else None,
                 ),
             )
         return self._manager
 
     def _take(self) -> None:
         """Locks the directory: process 0 for all of its run."""
-        if jax.process_index() == 0 and "://" not in str(self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0 and self._has_renames:
+            make_folder(self._directory)
             self._lock = WriterLock(self._directory)
+
+    @property
+    def _has_renames(self) -> bool:
+        """Whether this is a file system; a bucket has neither renames nor locks."""
+        return "://" not in str(self._directory)
 
     def _existing(self, step: Any) -> int:
         number = checkpoint_names.step_of(step)

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from sparseopt_jax.arguments.checks import check_concrete, check_single, described
-from sparseopt_jax.exporting import atomic_file, formats
+from sparseopt_jax.exporting import formats
 from sparseopt_jax.exporting.safetensors_file import DTYPES
+from sparseopt_jax.files import atomic_file
 from sparseopt_jax.masks.compact_kernel import (
     dense_shapes,
     is_compact,

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or a clear error."""
 
+import errno
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import sparseopt_jax as so
 from sparseopt_jax.checkpoint import Checkpoints, stop_on_sigterm
 from tests.helpers.checkpoint_program import leaves, new_state, topology, train_step
 from tests.helpers.compilations import compilations
+from tests.helpers.flushes import Disk
 
 both_methods = pytest.mark.parametrize("method", ["set", "rigl"])
 
@@ -554,6 +556,48 @@ def test_an_error_while_writing_is_raised_and_leaves_no_step(tmp_path):
     assert checkpoints.steps == [1]
     assert checkpoints.save(3, small)
     checkpoints.close()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1, 3]
+
+
+# A power failure.
+
+
+def test_a_step_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    directory = tmp_path / "runs" / "first"
+    with Checkpoints(directory, max_to_keep=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"w": jnp.arange(64.0)}, {"index": step})
+    assert ("flush", str(tmp_path)) in disk.events
+    assert ("flush", str(directory.parent)) in disk.events
+    first, second = (str(directory / str(step)) for step in (1, 2))
+    for step in (first, second):
+        assert disk.unflushed[step] == []
+    # The new name is there before the old step goes.
+    named, deleted = (
+        next(i for i, (*_, path) in enumerate(disk.events) if path == new)
+        for new in (second, str(directory / ".deleted" / "1"))
+    )
+    assert ("flush", str(directory)) in disk.events[named:deleted]
+    assert ("flush", str(directory)) in disk.events[deleted:]
+
+
+def test_a_step_that_the_disk_does_not_take_is_none(tmp_path, monkeypatch):
+    def no_disk(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    state = {"w": jnp.arange(64.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", no_disk)
+            checkpoints.save(2, state)
+            with pytest.raises(OSError, match="Input/output error"):
+                checkpoints.wait()
+        assert checkpoints.steps == [1]
+        assert checkpoints.save(3, state)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps == [1, 3]
 

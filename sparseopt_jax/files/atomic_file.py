@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from sparseopt_jax.files.flush import flush_folder
+
 _LONGEST = 200  # bytes of a name, so that the temporary one is not too long
 
 
@@ -68,7 +70,7 @@ def written_whole(path: str, overwrite: bool) -> Iterator[BinaryIO]:
         # Renamed, it is not there any more.
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
 def _rename_to_new(temporary: str, path: str) -> None:
@@ -79,16 +81,6 @@ def _rename_to_new(temporary: str, path: str) -> None:
     except OSError:  # a file system without hard links
         check_free(path, overwrite=False)
         os.replace(temporary, path)
-
-
-def _flush_folder(folder: str) -> None:
-    """Makes the new name outlast a power failure, where folders can be flushed."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _exists(path: str) -> ValueError:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from sparseopt_jax.exporting.atomic_file import check_free, written_whole
+from sparseopt_jax.files.atomic_file import check_free, written_whole
 
 
 def write(path, text, overwrite=False):
