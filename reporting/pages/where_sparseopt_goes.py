@@ -6,9 +6,9 @@ from reporting.stored import load
 
 
 def placement() -> str:
-    """What the correction changes in front of an optimizer and behind, as a table."""
+    """What the correction changes before an optimizer and after it, as a table."""
     (found,) = load("benchmarks.placement")["tables"]
-    head = ("optimizer", "in front", "behind")
+    head = ("optimizer", "before", "after")
     lines = [
         (row["optimizer"], *(f"{row[place]:.1g}" for place in ("before", "after")))
         for row in found["rows"]

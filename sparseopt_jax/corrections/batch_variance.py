@@ -1,4 +1,4 @@
-"""The correction from measured variances instead of counted inputs."""
+"""The correction by measured variances instead of fan-ins."""
 
 import math
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ from sparseopt_jax.trees import paths
 def scale_by_batch_variance(
     links: Mapping[str, str], *, eps: float = 1e-5, dims: Dims = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales each neuron's gradient by the deviation its Batch Normalization measured.
+    r"""Scale each neuron's gradient by the deviation that Batch Normalization measures.
 
     .. math::
       u_i = \frac{\sqrt{\mathrm{var}_i + \epsilon}}
                  {\sqrt{\mathrm{mean}_j\, \mathrm{var}_j + \epsilon}}\, g_i
 
-    with the running variances of the normalisation that follows the kernel. Where they
-    are proportional to the neurons' densities, this is ``scale_by_sparseopt``; where
-    initialisation or training has made up for the sparsity, it does not over-correct.
+    with the running variances of the normalisation that follows the kernel. If they are
+    proportional to the neurons' densities, this is ``scale_by_sparseopt``; if
+    initialisation or training has compensated for sparsity, it does not over-correct.
 
     Args:
-      links: from a kernel's path to the path of its normalisation in ``batch_stats``,
-        say ``{"Block_0/Conv_0/kernel": "Block_0/BatchNorm_0"}``;
+      links: mapping from a kernel's path to the path of its normalisation in
+        ``batch_stats``, such as ``{"Block_0/Conv_0/kernel": "Block_0/BatchNorm_0"}``;
         ``infer_norm_links`` finds them.
       eps: the normalisation's own epsilon (Flax: 1e-5).
       dims: the axes of kernels that do not follow the Flax convention, as in
@@ -39,21 +39,21 @@ def scale_by_batch_variance(
 
     Returns:
       A stateless transformation; ``update`` needs ``batch_stats=`` as an extra
-      argument, the statistics as Flax holds them (a linen collection, an
-      ``nnx.State``), or the state of a Haiku or Equinox model. Kernels without a link
-      pass, and so do the kernels that are dense inside ``sparsify``.
+      argument: the statistics as Flax holds them (a linen collection or an
+      ``nnx.State``), or the state of a Haiku or Equinox model. Kernels without a link,
+      and kernels that are dense inside ``sparsify``, are left unscaled.
 
     Raises:
-      ValueError: for links that are empty or name no kernel (at ``init``), name no
-        normalisation, or one of another width (at ``update``); without
-        ``batch_stats``; for an eps below 0.
-      TypeError: for links that are no mapping of strings.
+      ValueError: if links are empty or name a missing kernel (at ``init``), name a
+        missing normalisation or one of a different width (at ``update``); without
+        ``batch_stats``; if ``eps`` is below 0.
+      TypeError: if links are not a mapping of strings.
 
     Note:
-      Asked for by users of Flax; the SparseOpt paper describes no such form. Running
-      variances lag: after a change of the masks they need about 1 / (1 - momentum)
-      steps (100 at Flax's default 0.99) to follow, and they are 1 at initialisation,
-      where the factor is 1 until they are warm. Position matters as for
+      Requested by users of Flax; the SparseOpt paper describes no such form. Running
+      variances lag: after an update of the masks they take about 1 / (1 - momentum)
+      steps (100 at Flax's default 0.99) to follow, and they are 1 at initialisation, so
+      the factor is 1 until they have warmed up. Position matters as for
       ``scale_by_sparseopt``: after ``optax.scale_by_adam``, not before. With
       ``optax.inject_hyperparams`` name ``links`` and ``dims`` in ``static_args``.
 
@@ -103,7 +103,7 @@ def scale_by_batch_variance(
         axes_of = told.get("neuron_dims") if dims is None else dims
 
         def at_leaf(path, update):
-            # Without masks every kernel is its own leaf.
+            # Without masks, the kernel itself has the shape.
             leaf = by_path.get(path, update)
             if path not in links or paths.is_hole(leaf) or paths.is_hole(update):
                 return update
@@ -121,7 +121,7 @@ def _check_kernels(links: Mapping[str, str], leaves: dict[str, Any]) -> None:
     for kernel in links:
         if kernel not in leaves:
             raise ValueError(
-                f"links name the kernel {kernel!r}, which is no parameter; the "
+                f"links name the kernel {kernel!r}, which is not a parameter; the "
                 f"parameters are {', '.join(leaves)}"
             )
 
@@ -141,12 +141,12 @@ def _variance(statistics: dict[str, jax.Array], kernel: str, norm: str) -> jax.A
 def _factor(
     variance: jax.Array, kernel: str, leaf: Any, axes: Axes | None, eps: Any
 ) -> jax.Array:
-    """The factor in a shape that broadcasts against the kernel."""
+    """Return the factor in a shape that broadcasts against the kernel."""
     if axes is None:
         raise ValueError(
             f"links name {kernel!r} of shape {tuple(leaf.shape)}, which has no neurons"
         )
-    # A stack of layers holds a variance for each, in the order of the kernel's axes.
+    # A stack of layers has one variance per layer, in the order of the kernel's axes.
     kept = tuple(sorted((*axes.batch, *axes.output)))
     shape = tuple(leaf.shape[a] for a in kept)
     if variance.size != math.prod(shape):

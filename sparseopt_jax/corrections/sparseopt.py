@@ -1,4 +1,4 @@
-"""SparseOpt: undoes what Batch Normalization does to sparse neurons' gradients."""
+"""SparseOpt: undo the effect of Batch Normalization on sparse neurons' gradients."""
 
 from typing import Any
 
@@ -21,19 +21,19 @@ from sparseopt_jax.trees import paths
 
 
 def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtraArgs:
-    r"""Scales each neuron's gradient by its fan-in, inside ``sparsify``.
+    r"""Scale each neuron's gradient by its fan-in, inside ``sparsify``.
 
     Batch Normalization divides by the standard deviation of a neuron's
     pre-activations, which shrinks with its fan-in, so the gradient of a sparse neuron
-    grows by :math:`(1 - s_i)^{-1/2}`. The rule takes that back and keeps the layer's
+    grows by :math:`(1 - s_i)^{-1/2}`. The rule undoes this and keeps the layer's
     expected gradient norm:
 
     .. math::
       u_i = \frac{\sqrt{1 - s_i}}{\sqrt{1 - s_\mathrm{avg}}}\, g_i, \qquad
       s_i = 1 - \frac{\mathrm{fan\text{-}in}_i}{\mathrm{fan\text{-}in}_\mathrm{dense}}
 
-    Position matters: before Adam it has no effect, since Adam divides a constant scale
-    out again; put it after ``optax.scale_by_adam``. ``sparse_sgd``,
+    Position matters: before Adam it has no effect, because Adam divides a constant
+    scale out; put it after ``optax.scale_by_adam``. ``sparse_sgd``,
     ``sparse_adamw``, ``sparse_lars`` and ``sparse_lamb`` put it there with
     ``sparseopt=True``.
 
@@ -42,11 +42,12 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
         ``static``; None takes the topology's.
 
     Returns:
-      A stateless transformation. ``update`` takes a tree of updates, of any floating
-      type, which is kept; the factor is computed in float32. Dense leaves pass.
+      A stateless transformation. ``update`` takes a tree of updates of any floating
+      dtype, which it keeps; the factor is computed in float32. Dense leaves are left
+      unscaled.
 
     Raises:
-      ValueError: at ``update`` outside of ``sparsify``; at ``init`` or ``update`` if
+      ValueError: at ``update`` outside ``sparsify``; at ``init`` or ``update`` if
         ``dims`` do not fit the parameters.
 
     Note:
@@ -106,6 +107,6 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
 
 
 def scale(update: jax.Array, factor: jax.Array) -> jax.Array:
-    """``factor * update`` in at least float32, in the type of ``update``."""
+    """Multiply in at least float32; return the dtype of ``update``."""
     wide = jnp.promote_types(update.dtype, jnp.float32)
     return (update.astype(wide) * factor).astype(update.dtype)

@@ -1,4 +1,4 @@
-"""AdamW on a sparse network, with everything in its place."""
+"""AdamW on a sparse network, with each transformation in its place."""
 
 import jax
 import optax
@@ -25,9 +25,9 @@ def sparse_adamw(
     packed: bool = False,
     compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW on a sparse network, a correction behind Adam's normalisation.
+    """Train a sparse network by AdamW, with any correction after Adam's normalisation.
 
-    In front of it a constant scale per neuron would be divided out again.
+    Before it, a constant scale per neuron would be divided out.
 
     Args:
       learning_rate: a number or a schedule.
@@ -38,12 +38,12 @@ def sparse_adamw(
       eps: added to the root of the second moment.
       weight_decay: decoupled weight decay; biases and normalisations are not decayed.
       sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
-        Off by default, which is our choice: docs/when_it_helps.md says why.
+        Off by default, which is our choice; docs/when_it_helps.md explains it.
       key: seed or PRNG key of the topology, as in ``sparsify``.
       host_updates: True leaves the topology's updates to ``update_topology``, as in
         ``sparsify``.
       packed: True keeps masks as bits, as in ``sparsify``.
-      compact: True keeps the optimizer's state of active weights alone, as in
+      compact: True keeps optimizer state for active weights only, as in
         ``sparsify``.
 
     Returns:
@@ -53,8 +53,8 @@ def sparse_adamw(
       ValueError: as ``sparsify``.
 
     Note:
-      The paper names Adam as a base optimizer without a place in it for the scale;
-      behind ``scale_by_adam`` is our choice, for the reason above. With
+      The paper names Adam as a base optimizer but does not say where the scale
+      belongs; after ``scale_by_adam`` is our choice, for the reason above. With
       ``optax.inject_hyperparams`` name ``topology``, ``sparseopt`` and, where they are
       given, ``host_updates``, ``packed`` and ``compact`` in ``static_args``.
 

@@ -1,4 +1,4 @@
-"""HAM: after each step of an optimizer, a multiplicative one."""
+"""HAM: a multiplicative step after each step of an optimizer."""
 
 from typing import Any, NamedTuple
 
@@ -35,57 +35,57 @@ def ham(
     alpha: jax.typing.ArrayLike = 200.0,
     beta: jax.typing.ArrayLike = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""HAM: hyperbolic aware minimization around any optimizer.
+    r"""Add the multiplicative step of hyperbolic aware minimization to an optimizer.
 
-    The inner transformation makes its step u, and a multiplicative one follows it:
+    The inner transformation takes its step u, and a multiplicative step follows:
 
     .. math::
       \theta_{1/2} &= \theta + u \\
       \theta' &= \theta_{1/2} \exp\big(-\eta\,
         (\alpha\,\mathrm{sign}(\theta_{1/2})\, g + \beta)\big)
 
-    with the exponent clipped to [-5, 5]. Around gradient descent in small steps that is
+    with the exponent clipped to [-5, 5]. Around gradient descent in small steps, it is
     :math:`\dot\theta = -(1 + \alpha |\theta|)\, g - \beta \theta`: the larger a weight,
-    the faster it moves, and near zero it moves as before and may change its sign. The
-    multiplicative step alone never changes one.
+    the faster it moves, while near zero it moves as before and may change sign. The
+    multiplicative step alone never changes a sign.
 
-    Behind a normalisation, gradient flow keeps :math:`a^2 - \gamma^2 - \beta^2` of a
-    neuron :math:`a\, \mathrm{relu}(\gamma \hat x + \beta)`, whatever is masked or
-    rescaled in front of it, so that from a balanced start the sign of :math:`a` cannot
-    change. With HAM on :math:`a` it can.
+    For a neuron :math:`a\, \mathrm{relu}(\gamma \hat x + \beta)` after a normalisation,
+    gradient flow conserves :math:`a^2 - \gamma^2 - \beta^2`, whatever is masked or
+    rescaled before it, so from a balanced start the sign of :math:`a` cannot change.
+    With HAM on :math:`a` it can.
 
     g is the gradient that arrives here, whatever the inner optimizer makes of it, so a
-    correction goes in front: ``chain(scale_by_sparseopt(), ham(sgd(lr), lr))``. Adam
-    divides that out again for its own part: inside ``ham`` it takes another
-    ``scale_by_sparseopt()`` behind ``scale_by_adam``. All of it goes into ``sparsify``.
+    correction comes first: ``chain(scale_by_sparseopt(), ham(sgd(lr), lr))``. Adam
+    divides a scale out of its own step; inside ``ham``, give it another
+    ``scale_by_sparseopt()`` after ``scale_by_adam``. Put all of it into ``sparsify``.
 
     Args:
-      inner: any transformation, ready with its learning rate.
-      learning_rate: eta, the same as that of ``inner``: a number, or a schedule, called
-        with the number of steps taken.
+      inner: any transformation, including its learning rate.
+      learning_rate: eta, the learning rate of ``inner``: a number, or a schedule that
+        is called with the number of steps taken.
       alpha: strength of the multiplicative step.
-      beta: decay: without a gradient a weight shrinks by ``exp(-eta * beta)``.
+      beta: decay; without a gradient, a weight shrinks by ``exp(-eta * beta)``.
 
     Returns:
       The transformation; its state is a ``HamState``. ``update`` needs ``params`` and
-      hands further keyword arguments down to ``inner``. Vectors and scalars, and what
-      is no real floating-point array, take the inner step only; weights that are zero
-      after it stay zero. Computed in at least float32; updates have the wider type of
+      passes further keyword arguments to ``inner``. Vectors, scalars and leaves that
+      are not real floating-point arrays take the inner step only; weights that are zero
+      after it stay zero. Computed in at least float32; updates have the wider dtype of
       the inner updates and the parameters.
 
     Raises:
-      TypeError: if ``inner`` is no transformation, ``learning_rate`` neither a number
-        nor a function, or ``alpha`` or ``beta`` no number.
-      ValueError: for a number that is negative, infinite or NaN; if ``inner`` is found
-        to step by another learning rate, as it can be in chains of optax; at
+      TypeError: if ``inner`` is not a transformation, ``learning_rate`` is neither a
+        number nor a function, or ``alpha`` or ``beta`` is not a number.
+      ValueError: if a number is negative, infinite or NaN; if ``inner`` uses a
+        different learning rate, where that can be read from optax's chains; at
         ``update``, without ``params``.
 
     Note:
-      As in the published code, two dimensions make a weight, whatever it is called:
-      embeddings and the scales of stacked layers take part. ``optax.masked`` or
-      ``optax.partition`` limits it to some. Where RigL's change replaces a step, this
-      one is replaced with it. With ``optax.inject_hyperparams`` name ``inner`` in
-      ``static_args``.
+      As in the published code, any leaf of two or more dimensions is a weight, whatever
+      its name: embeddings and the scales of stacked layers are included. Use
+      ``optax.masked`` or ``optax.partition`` to limit it. Where RigL's update replaces
+      a step, it replaces this one too. With ``optax.inject_hyperparams`` name ``inner``
+      in ``static_args``.
 
     References:
       Jacobs et al., Hyperbolic aware minimization: implicit bias for sparsity, 2026
@@ -136,7 +136,7 @@ def ham(
             rate, strength, decay = (jnp.asarray(x, wide) for x in (eta, alpha, beta))
             exponent = rate * (strength * jnp.sign(half) * grad + decay)
             exponent = jnp.clip(exponent, -_LARGEST, _LARGEST)
-            # The difference itself: small ones would drown in the weight's rounding.
+            # expm1, because small differences vanish in the rounding of the weight.
             grown = jnp.where(half == 0, 0, half * jnp.expm1(-exponent))
             return (step + grown).astype(dtype)
 

@@ -26,7 +26,7 @@ def sparse_lamb(
     packed: bool = False,
     compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""LAMB on a sparse network: AdamW whose layers move in proportion to their size.
+    r"""Train a sparse network by LAMB: AdamW with a trust ratio per layer.
 
     .. math::
       u = D\, \frac{\hat m}{\sqrt{\hat v} + \epsilon} + \lambda \theta, \qquad
@@ -34,9 +34,9 @@ def sparse_lamb(
         - \eta\, \frac{\lVert \theta \rVert}{\lVert u \rVert}\, u
 
     per layer, with Adam's moments, the norms of ``scale_by_sparse_trust_ratio`` and D
-    the correction of ``scale_by_sparseopt``, behind Adam's normalisation and before the
-    ratio: in front of Adam it would have no effect. Of D only the differences between
-    neurons matter: what is common to a layer the ratio divides out, up to
+    the correction of ``scale_by_sparseopt``, after Adam's normalisation, since before
+    Adam it would have no effect, and before the ratio. Only the differences between
+    neurons in D matter: the ratio divides out what a layer has in common, up to
     :math:`\lambda`.
 
     Args:
@@ -49,12 +49,12 @@ def sparse_lamb(
       weight_decay: decoupled weight decay, added before the ratio; biases and
         normalisations are not decayed.
       sparseopt: whether to correct the update per neuron, by ``scale_by_sparseopt``.
-        Off by default, which is our choice: docs/when_it_helps.md says why.
+        Off by default, which is our choice; docs/when_it_helps.md explains it.
       key: seed or PRNG key of the topology, as in ``sparsify``.
       host_updates: True leaves the topology's updates to ``update_topology``, as in
         ``sparsify``.
       packed: True keeps masks as bits, as in ``sparsify``.
-      compact: True keeps the optimizer's state of active weights alone, as in
+      compact: True keeps optimizer state for active weights only, as in
         ``sparsify``.
 
     Returns:
@@ -64,8 +64,8 @@ def sparse_lamb(
       ValueError: as ``sparsify``.
 
     Note:
-      As ``optax.lamb``, which it equals where no weight is zero, except for biases and
-      normalisations: those are Adam's, as the ratio of LARS leaves them out. With
+      Equal to ``optax.lamb`` where no weight is zero, except that biases and
+      normalisations take Adam's step without a ratio, as in LARS. With
       ``optax.inject_hyperparams`` name ``topology``, ``sparseopt`` and, where they are
       given, ``host_updates``, ``packed`` and ``compact`` in ``static_args``.
 

@@ -27,7 +27,7 @@ def sparse_lars(
     packed: bool = False,
     compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""LARS on a sparse network: SGD whose layers move in proportion to their size.
+    r"""Train a sparse network by LARS: SGD with a trust ratio per layer.
 
     .. math::
       u = c\, \frac{\lVert \theta \rVert}
@@ -35,8 +35,8 @@ def sparse_lars(
       \qquad v \leftarrow \mu v - \eta u, \qquad \theta \leftarrow \theta + v
 
     per layer, with the norms of ``scale_by_sparse_trust_ratio`` and D the correction of
-    ``scale_by_sparseopt``. Of D only the differences between neurons matter: what is
-    common to a layer the ratio divides out, up to :math:`\lambda` and
+    ``scale_by_sparseopt``. Only the differences between neurons in D matter: the ratio
+    divides out what a layer has in common, up to :math:`\lambda` and
     :math:`\epsilon`.
 
     Args:
@@ -51,12 +51,12 @@ def sparse_lars(
         the ratio.
       eps: added to the norm in the denominator.
       sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
-        Off by default, which is our choice: docs/when_it_helps.md says why.
+        Off by default, which is our choice; docs/when_it_helps.md explains it.
       key: seed or PRNG key of the topology, as in ``sparsify``.
       host_updates: True leaves the topology's updates to ``update_topology``, as in
         ``sparsify``.
       packed: True keeps masks as bits, as in ``sparsify``.
-      compact: True keeps the optimizer's state of active weights alone, as in
+      compact: True keeps optimizer state for active weights only, as in
         ``sparsify``.
 
     Returns:
@@ -66,8 +66,8 @@ def sparse_lars(
       ValueError: as ``sparsify``.
 
     Note:
-      As in ``optax.lars``, which it equals where no weight is zero: the denominator is
-      the norm of the sum, where the paper has the sum of the two norms. With
+      Equal to ``optax.lars`` where no weight is zero: as there, the denominator is the
+      norm of the sum, where the paper has the sum of the two norms. With
       ``optax.inject_hyperparams`` name ``topology``, ``nesterov``, ``sparseopt`` and,
       where they are given, ``host_updates``, ``packed`` and ``compact`` in
       ``static_args``.

@@ -1,4 +1,4 @@
-"""The learning rate of a finished optax transformation, read from its closures."""
+"""Reading the learning rate of an optax transformation from its closures."""
 
 import itertools
 import math
@@ -22,12 +22,12 @@ _STEPS = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 def check_learning_rate(
     learning_rate: optax.ScalarOrSchedule, inner: optax.GradientTransformation
 ) -> None:
-    """Raises if a transformation steps by another learning rate than this one.
+    """Raise if a transformation uses a learning rate other than this one.
 
-    Optimizers of optax are chains that somewhere scale by a negative number, or by a
-    schedule of them, and what they scale by is in a closure; factors side by side in a
-    chain are multiplied. Nothing is said where no rate can be found: behind any wrapper
-    but ``chain`` and ``named_chain``, or where a rate is being traced.
+    Optax's optimizers are chains that somewhere scale by a negative number or
+    schedule, held in a closure; adjacent factors in a chain are multiplied. The check
+    passes if no rate can be found: inside any wrapper but ``chain`` and
+    ``named_chain``, or if a rate is being traced.
 
     Args:
       learning_rate: a number or a schedule.
@@ -74,7 +74,7 @@ def check_learning_rate(
 
 
 def _factors(link: Link) -> list[Any]:
-    """What the links of a chain scale by, in order."""
+    """Return what the links of a chain scale by, in order."""
     if link.in_turn:
         return [factor for part in link.parts for factor in _factors(part)]
     code = code_of(link.update)
@@ -87,14 +87,14 @@ def _factors(link: Link) -> list[Any]:
 
 
 def _schedule(factor: Any) -> Any:
-    """The schedule of a factor that ``optax.scale_by_learning_rate`` made of it."""
+    """Return the schedule that ``optax.scale_by_learning_rate`` wrapped as a factor."""
     if not callable(factor) or code_of(factor) is not _SIGNED:
         return None
     return variables_of(factor).get("learning_rate")
 
 
 def _product(factors: list[Any], step: int) -> float:
-    """The product of the factors at a step; NaN where it cannot be known yet."""
+    """Return the product of the factors at a step; NaN if it is not known yet."""
     product = 1.0
     for factor in factors:
         value: Any

@@ -1,4 +1,4 @@
-"""Adam that counts the steps of each weight, for topologies that move."""
+"""Adam that counts the steps of each weight, for moving topologies."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ class LocalAdamState(NamedTuple):
     """State of ``scale_by_local_adam``.
 
     Attributes:
-      count: int32 array of one entry, steps that moved weights. An array, as what is
-        counted for weights is: where a change of the masks replaces a step, it rests.
+      count: int32 array of one entry, the number of steps that moved weights. It is an
+        array, as the counts of weights are, so that it stays unchanged where an update
+        of the masks replaces a step.
       local_count: int32 arrays like the parameters, steps since a weight was grown;
         with ``shared_axis``, of size 1 along it; ``optax.MaskedNode()`` at leaves that
         are not ``counted``.
@@ -42,43 +43,43 @@ def scale_by_local_adam(
     shared_axis: int | None = None,
     counted: Collection[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam whose bias correction counts each weight's own steps.
+    r"""Scale by Adam with a bias correction that counts each weight's own steps.
 
-    A weight that is grown begins with moments of zero. Where the steps of the run are
-    counted, their bias is long taken to be gone, and the first update is
+    A grown weight begins with moments of zero. If bias correction counts the steps of
+    the run, it no longer corrects them, and the first update is
     :math:`(1 - b_1) / \sqrt{1 - b_2}`, 3.16 learning rates for the usual decays. With
-    :math:`t_i` steps since weight i was grown,
+    :math:`t_i` steps since weight i was grown, the update
 
     .. math::
       u_i = \min\left(\frac{t_i}{W}, 1\right)
             \frac{m_i / (1 - b_1^{t_i})}{\sqrt{v_i / (1 - b_2^{t_i})} + \epsilon}
 
-    it is one learning rate, and rises to it over W steps if a warm-up is asked for.
-    Weights that were never dropped have no warm-up: on a network whose masks do not
-    move this is ``optax.scale_by_adam``.
+    begins at one learning rate, or rises to it over W steps of warm-up. Weights that
+    were never dropped have no warm-up: with frozen masks this is
+    ``optax.scale_by_adam``.
 
     Args:
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      warmup_steps: W, steps over which the update of a grown weight rises linearly; 0
-        for none.
+      warmup_steps: W, the steps over which the update of a grown weight rises
+        linearly; 0 for no warm-up.
       shared_axis: axis along which weights share one count. In a compact ``sparsify``
-        under ``Block`` the last axis is a block: -1 keeps one count for each.
-      counted: paths of the leaves that have counts; the others, dense ones, share that
-        of the run. None for all leaves.
+        with ``Block``, the last axis is a block, and -1 keeps one count per block.
+      counted: paths of the leaves with counts of their own; all others, the dense ones,
+        share the count of the run. None counts all leaves.
 
     Returns:
-      The transformation; put it inside ``sparsify``, which starts the counts of grown
-      weights anew.
+      The transformation; put it inside ``sparsify``, which resets the counts of grown
+      weights.
 
     Raises:
-      ValueError: for a ``warmup_steps`` below 0, or decays outside [0, 1).
-      TypeError: for one that is no integer.
+      ValueError: if ``warmup_steps`` is below 0, or a decay outside [0, 1).
+      TypeError: if ``warmup_steps`` is not an integer.
 
     Note:
-      That weights active from the start are not warmed up is our choice: the schedule
-      of the learning rate is there for the start of a run. With
+      Not warming up weights that are active from the start is our choice: the learning
+      rate's schedule covers the start of a run. With
       ``optax.inject_hyperparams`` name ``warmup_steps``, ``shared_axis`` and
       ``counted`` in ``static_args``.
 

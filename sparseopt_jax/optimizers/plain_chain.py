@@ -1,4 +1,4 @@
-"""Masks and SparseOpt as a link of a plain chain, with any optimizer after it."""
+"""Masks and SparseOpt as a link of a plain chain, before any optimizer."""
 
 import jax
 import optax
@@ -20,22 +20,23 @@ def sparseopt(
     host_updates: bool = False,
     packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Masks and SparseOpt as the first link of a plain ``optax.chain``.
+    """Apply masks and SparseOpt as the first link of a plain ``optax.chain``.
 
-    It changes the topology when due, masks the gradient and scales it per neuron. The
-    optimizer that follows does not know the masks, hence three differences from
-    ``sparsify``, which is to be preferred where the choice is free:
+    It updates the masks when due, masks the gradient and scales it per neuron. The
+    optimizer that follows does not know the masks, so it differs from ``sparsify`` in
+    three ways. Prefer ``sparsify`` unless you need a plain chain.
 
-    - inactive weights are made zero by ``apply_updates(params, updates, opt_state)``
-      of this package, in place of optax's;
-    - a grown weight finds what its momentum has decayed to, and where RigL replaces
-      the gradient step, the optimizer sees zero gradients: momentum still moves;
-    - SET updates the masks before the step, since the weights after it are not known
+    - Inactive weights are set to zero by ``apply_updates(params, updates, opt_state)``
+      of this package, not by optax's function.
+    - A grown weight starts with whatever its momentum has decayed to, and where RigL
+      replaces the gradient step, the optimizer sees zero gradients, so momentum still
+      moves weights.
+    - SET updates the masks before the step, because the weights after it are unknown
       here, unless the host updates them.
 
-    It has no ``compact``: what follows keeps its state of all weights.
+    There is no ``compact``: the optimizer keeps state for all weights.
 
-    With Adam use ``sparse_adamw`` instead: in front of Adam the scale has no effect.
+    With Adam, use ``sparse_adamw`` instead: before Adam the scale has no effect.
 
     Args:
       topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any

@@ -1,4 +1,4 @@
-"""SGD on a sparse network, with everything in its place."""
+"""SGD on a sparse network, with each transformation in its place."""
 
 import jax
 import optax
@@ -24,9 +24,9 @@ def sparse_sgd(
     packed: bool = False,
     compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD on a sparse network: correction, coupled L2, momentum, learning rate.
+    """Train a sparse network by SGD: correction, coupled L2, momentum, learning rate.
 
-    With ``sparseopt`` the same as ``sparsify(chain(scale_by_sparseopt(),
+    With ``sparseopt=True`` it is ``sparsify(chain(scale_by_sparseopt(),
     add_decayed_weights(...), sgd(...)), topology)``.
 
     Args:
@@ -38,12 +38,12 @@ def sparse_sgd(
       weight_decay: coefficient of the L2 term, added to the corrected gradient before
         the momentum; biases and normalisations are not decayed.
       sparseopt: whether to correct the gradient per neuron, by ``scale_by_sparseopt``.
-        Off by default, which is our choice: docs/when_it_helps.md says why.
+        Off by default, which is our choice; docs/when_it_helps.md explains it.
       key: seed or PRNG key of the topology, as in ``sparsify``.
       host_updates: True leaves the topology's updates to ``update_topology``, as in
         ``sparsify``.
       packed: True keeps masks as bits, as in ``sparsify``.
-      compact: True keeps the optimizer's state of active weights alone, as in
+      compact: True keeps optimizer state for active weights only, as in
         ``sparsify``.
 
     Returns:
@@ -58,8 +58,8 @@ def sparse_sgd(
       ``static_args``.
 
     References:
-      Adnan et al., SparseOpt, 2026 (arXiv 2605.27541), whose SGD this is; where the L2
-      term stands relative to the correction is our choice.
+      Adnan et al., SparseOpt, 2026 (arXiv 2605.27541), whose SGD this is; adding the
+      L2 term after the correction is our choice.
 
     Examples:
       >>> import sparseopt_jax as so

@@ -120,7 +120,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="eps must be at least 0, got -1"):
         so.scale_by_batch_variance(LINKS, eps=-1.0)
     with pytest.raises(
-        ValueError, match=r"'b/kernel', which is no parameter.*Dense_0/k"
+        ValueError, match=r"'b/kernel', which is not a parameter.*Dense_0/k"
     ):
         so.scale_by_batch_variance({"b/kernel": "BatchNorm_0"}).init(grads())
     with pytest.raises(ValueError, match="batch_stats=batch_stats"):
