@@ -42,7 +42,7 @@ test: $(STAMP)
 	@$(BIN)/python .ci/versions.py
 	$(call PYTEST,$(BIN)) -n auto --dist loadfile $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(DOCS_STAMP)
 	@$(BIN)/python .ci/versions.py
 	$(call PYTEST,$(BIN)) -n auto --dist loadfile -m slow $(ARGS)
 
@@ -61,7 +61,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 docs: $(DOCS_STAMP)
-	$(DOCS)/bin/python -m doctest docs/site_hooks.py
+	$(DOCS)/bin/python -m doctest -o NORMALIZE_WHITESPACE docs/hooks/*.py
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
 
 # The quickstart runs isolated (-I), so that only the wheel can be what it imports.

@@ -14,6 +14,8 @@ from sparseopt_jax.masks import state as masks
 with needed_by("sparseopt_jax.linen", "flax"):
     from flax.training import train_state
 
+__all__ = ["TrainState"]
+
 
 class TrainState(train_state.TrainState):
     """Flax's ``TrainState`` for sparse training.

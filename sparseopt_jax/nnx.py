@@ -12,6 +12,8 @@ from sparseopt_jax.masks.state import apply_masks, get_masks, stays_dense
 with needed_by("sparseopt_jax.nnx", "flax"):
     from flax import nnx
 
+__all__ = ["mask_model", "sparse_model", "update_topology"]
+
 
 def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     """Sets a model's inactive weights to zero, in place.

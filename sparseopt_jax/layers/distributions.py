@@ -10,6 +10,15 @@ from sparseopt_jax.layers.first_layer import Ends, first_layer
 from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.trees import paths
 
+__all__ = [
+    "Distribution",
+    "First",
+    "Layer",
+    "erdos_renyi",
+    "erdos_renyi_kernel",
+    "uniform",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:

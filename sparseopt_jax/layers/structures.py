@@ -17,6 +17,16 @@ from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.trees import paths
 
+__all__ = [
+    "NM",
+    "Block",
+    "Channel",
+    "ConstantFanIn",
+    "Structure",
+    "Structures",
+    "Unstructured",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Structure(abc.ABC):

@@ -14,13 +14,24 @@ import jax.numpy as jnp
 
 from sparseopt_jax.arguments.checks import integer, number
 
+__all__ = [
+    "Alternating",
+    "Cubic",
+    "DensitySchedule",
+    "Followed",
+    "Schedule",
+    "StepList",
+    "UpdateSchedule",
+    "UpdateSteps",
+]
+
 # The last step that an int32 counts: a topology that stops there never does.
 FOREVER = 2**31 - 1
 
 DECAYS = ("constant", "cosine", "inverse_power", "linear")
 
-# From a step to a number, such as any schedule of optax.
 Schedule = Callable[[Any], Any]
+"""From a step to a number, such as any schedule of optax."""
 
 
 class UpdateSteps(abc.ABC):

@@ -20,7 +20,25 @@ from sparseopt_jax.arrays.sharding_types import explicit_sharding
 from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.layers.neurons import Axes, correction_factor, fan_in
 
+__all__ = [
+    "CorrectedGradient",
+    "DeclaredScore",
+    "Gradient",
+    "Magnitude",
+    "MagnitudeAndGradient",
+    "Random",
+    "Saliency",
+    "Score",
+    "corrected_gradient",
+    "gradient",
+    "magnitude",
+    "magnitude_and_gradient",
+    "random",
+    "saliency",
+]
+
 Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""From a key, a parameter and its dense gradient to float32 scores of its shape."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -161,10 +179,19 @@ class MagnitudeAndGradient(DeclaredScore):
 
 
 magnitude = Magnitude()
+"""The absolute value of a weight."""
+
 gradient = Gradient()
+"""The absolute value of a weight's dense gradient."""
+
 corrected_gradient = CorrectedGradient()
+"""The absolute value of the gradient after SparseOpt's correction."""
+
 saliency = Saliency()
+"""The absolute value of weight times gradient."""
+
 random = Random()
+"""A random number for each weight."""
 
 
 def magnitude_and_gradient(weight: float) -> Score:

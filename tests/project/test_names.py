@@ -10,7 +10,7 @@ import sparseopt_jax as so
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = sorted((ROOT / "sparseopt_jax").rglob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 NAMED = re.compile(
     r"(?<![\w.])so\.((?:linen\.|nnx\.|plot\.|checkpoint\.)?[A-Za-z_]\w*)"

@@ -1,0 +1,56 @@
+"""Tables as the site shows them: code is not broken, long results are folded."""
+
+import re
+from typing import Any
+
+# More rows of results than this are folded under a line that says what they are.
+LONGEST = 12
+# Long tables to look things up in.
+OPEN = ("methods", "keys")
+
+_MARKED = re.compile(
+    r"<!-- begin (\w+) -->\s*(<table>.*?</table>)(.*?)<!-- end \1 -->", re.DOTALL
+)
+_CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
+_CODE = re.compile(r"<code>([^<]{30,})</code>")
+
+
+def on_page_content(html: str, **options: Any) -> str:
+    """Folds the long tables of a page, and has code in tables break at spaces only."""
+    del options
+    return _CELL.sub(_unbroken, _MARKED.sub(_folded, html))
+
+
+def _folded(found: re.Match[str]) -> str:
+    r"""A table within ``details``, if it is long.
+
+    >>> row = "<tr><td>1</td></tr>"
+    >>> table = f"<table><thead><tr><th>n</th></tr></thead>{13 * row}</table>"
+    >>> html = f"<!-- begin sizes -->\n{table}<!-- end sizes -->"
+    >>> print(_MARKED.sub(_folded, html)[:69])
+    <details class="results"><summary>Table of 13 rows: n</summary><table
+    """
+    name, table, rest = found.groups()
+    rows = table.count("<tr>") - table.count("</thead>")
+    if rows <= LONGEST or name in OPEN:
+        return found[0]
+    heads = re.findall(r"<th[ >].*?</th>", table, re.DOTALL)
+    columns = "; ".join(re.sub(r"<[^>]*>", "", head) for head in heads)
+    summary = f"<summary>Table of {rows} rows: {columns}</summary>"
+    return f'<details class="results">{summary}{table}{rest}</details>'
+
+
+def _unbroken(found: re.Match[str]) -> str:
+    """A cell in which each word of long code is kept whole.
+
+    >>> cell = "<td><code>python -m examples.digits --seed 3</code></td>"
+    >>> print(_unbroken(re.match(".*", cell)))
+    <td><code class="long"><span>python</span> <span>-m</span>
+    <span>examples.digits</span> <span>--seed</span> <span>3</span></code></td>
+    """
+
+    def words(code: re.Match[str]) -> str:
+        spans = " ".join(f"<span>{word}</span>" for word in code[1].split(" "))
+        return f'<code class="long">{spans}</code>'
+
+    return _CODE.sub(words, found[0])
