@@ -15,7 +15,7 @@ Runs = Sequence[Mapping[str, Any]]
 LABELS = {
     "dense": "dense",
     "unstructured": "single weights, in dense arrays",
-    "blocks": "active blocks alone",
+    "blocks": "active blocks only",
 }
 # Colours that the colour-blind can tell apart.
 _COLORS = {"dense": "#000000", "unstructured": "#0072B2", "blocks": "#D55E00"}
@@ -114,6 +114,6 @@ def draw(runs: Runs, path: Path) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         without_frame(axes)
-    title = "A language model, its blocks sparse, in as many steps and in as much time"
+    title = "A small LLaMA, dense and with active blocks only: by step and by time"
     legend_above(figure, by_step, title=title, columns=len(LABELS))
     figure.savefig(path, format="png")

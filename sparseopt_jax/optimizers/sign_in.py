@@ -1,4 +1,4 @@
-"""Sign-In: every weight a product of two factors that are trained in its place."""
+"""Sign-In: train two factors in place of every weight."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from sparseopt_jax.masks import environment
 
 
 class Factors(NamedTuple):
-    """What the inner transformation of ``sign_in`` sees in place of the parameters.
+    """The parameters as the inner transformation of ``sign_in`` sees them.
 
     Each field is a tree like the parameters, with ``optax.MaskedNode()`` at the leaves
-    that are in the others.
+    that belong to other fields.
 
     Attributes:
       m: the first factors of kernels.
-      w: the second ones.
+      w: the second factors of kernels.
       rest: all other parameters.
     """
 
@@ -36,11 +36,10 @@ class SignInState(NamedTuple):
     """State of ``sign_in``.
 
     Attributes:
-      steps: float32 scalar, steps since m and w were balanced, or ``every`` and more
-        where they are to be balanced next. Where RigL's change replaces a step, it is
-        held with the factors, as an integer would not be.
-      m: arrays of at least float32, ``optax.MaskedNode()`` at leaves that have no
-        factors.
+      steps: float32 scalar, steps since m and w were balanced; ``every`` or more if
+        they are to be balanced next. A float is held, like the factors, where RigL's
+        update replaces a step; an integer would advance.
+      m: arrays of at least float32, ``optax.MaskedNode()`` at leaves without factors.
       w: the same; m * w is the parameter.
       inner_state: state of the inner transformation.
     """
@@ -54,52 +53,51 @@ class SignInState(NamedTuple):
 def sign_in(
     inner: optax.GradientTransformation, *, every: int
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Sign-In: trains the factors of every weight, theta = m * w.
+    r"""Train the factors of every weight, theta = m * w, by Sign-In.
 
-    The parameters, and with them checkpoints and the model, are theta as ever. The
-    factors are in the state; ``inner`` trains them by their gradients,
+    The parameters, and so the model and checkpoints, remain theta. The factors are in
+    the state; ``inner`` trains them by their gradients,
 
     .. math::
       \nabla_m = w \odot g, \qquad \nabla_w = m \odot g, \qquad u = m' w' - m w
 
-    and every ``every`` steps, and at first, they are balanced again without a change of
-    theta:
+    and every ``every`` steps, beginning at once, they are balanced; theta is unchanged:
 
     .. math::
       m^2 - w^2 = 1: \qquad m = \sqrt{\tfrac12 \big(1 + \sqrt{1 + 4 \theta^2}\big)},
       \qquad w = \theta / m
 
-    A small step of gradient descent then moves theta by :math:`\sqrt{1 + 4 \theta^2}`
-    times as much as without factors, and w takes it through zero.
+    A small gradient step then moves theta by :math:`\sqrt{1 + 4 \theta^2}` times as
+    much as without factors, and w can carry it through zero.
 
-    In ``sparsify`` an inactive weight has m = 1 and w = 0, and so has one just grown.
-    A correction goes in front, ``chain(scale_by_sparseopt(), sign_in(...))``, since it
-    is theta's gradient that normalisation amplifies; with Adam inside of ``inner``,
-    behind ``scale_by_adam``, where it scales the steps of both factors.
+    Inside ``sparsify``, inactive and newly grown weights have m = 1 and w = 0. A
+    correction goes before, ``chain(scale_by_sparseopt(), sign_in(...))``, because
+    normalisation amplifies the gradient of theta; with Adam in ``inner``, it goes after
+    ``scale_by_adam``, where it scales the steps of both factors.
 
     Args:
-      inner: any transformation, ready with its learning rate. It sees ``Factors`` in
-        place of the parameters: masks or labels by leaf must be functions of that tree,
-        and weight decay is that of m and of w.
-      every: steps from one balancing to the next; the authors' p epochs.
+      inner: any transformation, including its learning rate. It sees ``Factors`` in
+        place of the parameters: masks or labels per leaf must be functions of that
+        tree, and weight decay applies to m and w.
+      every: steps between balancings; p epochs in the paper.
 
     Returns:
       The transformation; its state is a ``SignInState``. ``update`` needs ``params``
-      and hands further keyword arguments down to ``inner``, those of ``sparsify`` in
-      the form of ``Factors``. Factors and their gradients are at least float32; updates
-      have the type of the gradients, or the parameters' where that is wider.
+      and passes further keyword arguments to ``inner``, those of ``sparsify`` in the
+      form of ``Factors``. Factors and their gradients are at least float32; updates
+      have the wider dtype of the gradients and the parameters.
 
     Raises:
-      TypeError: if ``inner`` is no transformation, or ``every`` no integer.
-      ValueError: for ``every`` below 1; at ``update``, without ``params``.
+      TypeError: if ``inner`` is not a transformation, or ``every`` not an integer.
+      ValueError: if ``every`` is below 1; at ``update``, without ``params``.
 
     Note:
-      That leaves of two dimensions or more have factors, whatever they are called, is
-      our choice; ``optax.masked`` or ``optax.partition`` limits it to some. So is that
-      what ``inner`` keeps, such as momentum, stays as it is when factors are balanced.
-      They are balanced from the parameters as they then are: weights that were changed
-      from outside are taken in, and training resumes from theta alone. With
-      ``optax.inject_hyperparams`` name ``inner`` and ``every`` in ``static_args``.
+      Factorising every leaf of two or more dimensions, whatever its name, is our
+      choice; use ``optax.masked`` or ``optax.partition`` to limit it. So is leaving the
+      state of ``inner``, such as momentum, unchanged when factors are balanced. They
+      are balanced from the current parameters: weights changed from outside are picked
+      up, and training can resume from theta alone. With ``optax.inject_hyperparams``
+      name ``inner`` and ``every`` in ``static_args``.
 
     References:
       Gadhikar et al., Sign-In to the lottery, 2025 (arXiv 2504.12801). The closed form
@@ -133,18 +131,18 @@ def sign_in(
             steps=jnp.full([], period, jnp.float32),
             m=_at_kernels(_m, params),
             w=_at_kernels(_w, params),
-            # Arrays of its own: a donated state must not hold one buffer twice.
+            # Separate arrays: a donated state must not hold one buffer twice.
             inner_state=inner.init(_factors(params)),
         )
 
     def update_fn(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError(
-                "sign_in makes the factors of the weights, so it needs them: call "
+                "sign_in factorises the weights, so it needs them: call "
                 "tx.update(grads, opt_state, params)"
             )
         due = state.steps >= period
-        # Those of the environment are handed on in the form of factors.
+        # Pass the environment on in the form of factors.
         told = _for_factors(environment.told(extra_args))
         extra_args = {k: told.get(k, x) for k, x in extra_args.items()}
         m, w = _balanced_if(due, params, state.m, state.w)
@@ -163,8 +161,8 @@ def sign_in(
         new_m = _at_kernels(_moved, params, m, stepped.m)
         new_w = _at_kernels(_moved, params, w, stepped.w)
         updates = jax.tree.map(_update, params, updates, w, new_m, *stepped)
-        # Balanced now, so that after a period the state is that of `init`, and once
-        # more when the next step begins, in case the parameters have been changed.
+        # Balanced now, so that after a period the state equals that of `init`, and
+        # again when the next step begins, in case the parameters were changed.
         steps = jnp.where(due, 1.0, state.steps + 1.0)
         moved_params = optax.apply_updates(params, updates)
         new_m, new_w = _balanced_if(steps >= period, moved_params, new_m, new_w)
@@ -174,12 +172,12 @@ def sign_in(
 
 
 def _m(theta: Any) -> jax.Array:
-    """The first factor of a weight, in at least float32: m * w = theta, m² - w² = 1."""
+    """Return the first factor, in at least float32: m * w = theta, m² - w² = 1."""
     return jnp.sqrt((1 + jnp.sqrt(1 + 4 * _wide(theta) ** 2)) / 2)
 
 
 def _w(theta: Any) -> jax.Array:
-    """The second factor."""
+    """Return the second factor."""
     return _wide(theta) / _m(theta)
 
 
@@ -190,7 +188,7 @@ def _wide(theta: Any) -> jax.Array:
 
 
 def _factors(params: optax.Params) -> Factors:
-    """The balanced factors of the kernels, and the other leaves."""
+    """Return the balanced factors of the kernels, and the other leaves."""
     return Factors(
         m=_at_kernels(_m, params),
         w=_at_kernels(_w, params),
@@ -201,7 +199,7 @@ def _factors(params: optax.Params) -> Factors:
 def _gradients(
     params: optax.Params, grads: optax.Updates, m: optax.Params, w: optax.Params
 ) -> Factors:
-    """The gradients of the factors, by the chain rule."""
+    """Return the gradients of the factors, by the chain rule."""
 
     def times(param, grad, other):
         del param
@@ -222,16 +220,16 @@ def _moved(param: jax.Array, factor: jax.Array, step: jax.Array) -> jax.Array:
 def _update(
     param: jax.Array, grad: jax.Array, w: Any, new_m: Any, dm: Any, dw: Any, rest: Any
 ) -> jax.Array:
-    """The update of a leaf, from the steps of its factors where it has any."""
+    """Return the update of a leaf, from the steps of its factors if it has any."""
     if not is_matrix(param):
         return rest
-    # m' w' - m w, without the rounding of two products that are nearly equal.
+    # m' w' - m w, without the rounding of two nearly equal products.
     difference = dm * w + new_m * dw
     return difference.astype(jnp.result_type(grad, param))
 
 
 def _balanced_if(due: jax.Array, params: Any, m: Any, w: Any) -> tuple[Any, Any]:
-    """The balanced factors where due, else those given."""
+    """Return balanced factors if due, the given ones otherwise."""
 
     def at_kernel(balanced):
         return lambda theta, factor: jnp.where(due, balanced(theta), factor)
@@ -240,7 +238,7 @@ def _balanced_if(due: jax.Array, params: Any, m: Any, w: Any) -> tuple[Any, Any]
 
 
 def _at_kernels(function: Callable[..., Any], params: Any, *trees: Any) -> Any:
-    """Maps over kernels, with holes at all other leaves."""
+    """Map over kernels, with holes at all other leaves."""
 
     def at_leaf(param, *leaves):
         return function(param, *leaves) if is_matrix(param) else optax.MaskedNode()
@@ -249,7 +247,7 @@ def _at_kernels(function: Callable[..., Any], params: Any, *trees: Any) -> Any:
 
 
 def _rest(params: Any, tree: Any) -> Any:
-    """A tree like the parameters, with holes at kernels."""
+    """Return a tree like the parameters, with holes at kernels."""
     return jax.tree.map(
         lambda param, leaf: optax.MaskedNode() if is_matrix(param) else leaf,
         params,
@@ -258,7 +256,7 @@ def _rest(params: Any, tree: Any) -> Any:
 
 
 def _for_factors(told: dict[str, Any]) -> dict[str, Any]:
-    """What ``sparsify`` tells, by the paths of ``Factors``."""
+    """Return what ``sparsify`` passes on, under the paths of ``Factors``."""
     found = {}
     for name in ("masks", "fan_ins"):
         if told.get(name) is not None:

@@ -31,42 +31,41 @@ def smet(
     packed: bool = False,
     compact: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """SMET: sparse training in the memory of the active weights.
+    """Train in the memory of the active weights, by SMET.
 
-    Moments and gradients of the active weights only, Adam with steps counted for each
-    of them, a warm-up of what is grown, and a learning rate that rises as the density
-    falls. ``set_smet`` is the topology that goes with it.
+    It keeps moments and gradients of active weights only, counts Adam's steps per
+    weight, warms up grown weights, and raises the learning rate as the density falls.
+    ``set_smet`` is the topology that goes with it.
 
     Args:
       learning_rate: a number or a schedule, for the dense network.
-      topology: which weights are active, from ``set_smet`` or any other method that
-        keeps their number.
+      topology: which weights are active, from ``set_smet`` or any other method with a
+        constant number of active weights.
       density_exponent: the learning rate of all parameters is multiplied by
-        ``density ** -density_exponent``; 0 leaves it as it is.
+        ``density ** -density_exponent``; 0 leaves it unchanged.
       warmup_steps: as in ``scale_by_local_adam``.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       weight_decay: decoupled weight decay; biases and normalisations are not decayed.
       key: seed or PRNG key of the topology, as in ``sparsify``.
-      host_updates: as in ``sparsify``. True leaves what an update of the masks needs
-        for itself out of the memory of the step.
+      host_updates: as in ``sparsify``. True keeps the memory that an update of the
+        masks needs out of the step.
       packed: as in ``sparsify``, with ``compact=False``.
-      compact: as in ``sparsify``. False keeps dense moments, and gives the same result.
+      compact: as in ``sparsify``. False keeps dense moments and gives the same result.
 
     Returns:
       The transformation; ``update`` needs ``params``.
 
     Raises:
-      ValueError: as ``sparsify``; for a ``density_exponent`` that is not finite, a
-        ``warmup_steps`` below 0, and where the topology says no sparsity to take the
-        density from.
-      TypeError: for a topology that is none.
+      ValueError: as ``sparsify``; if ``density_exponent`` is not finite,
+        ``warmup_steps`` is below 0, or the topology names no sparsity.
+      TypeError: if ``topology`` is not a topology.
 
     Note:
-      Sources disagree about the exponent: the official code names lr / density, a
-      summary of the paper lr / sqrt(density). Weight decay, and that the scaled rate
-      holds for dense leaves too, are our choices. With ``optax.inject_hyperparams``
+      Sources disagree about the exponent: the official code has lr / density, a summary
+      of the paper lr / sqrt(density). Weight decay, and using the scaled rate for dense
+      leaves too, are our choices. With ``optax.inject_hyperparams``
       name ``topology``, ``density_exponent``, ``warmup_steps``, ``host_updates``,
       ``packed`` and ``compact`` in ``static_args``.
 
@@ -108,11 +107,11 @@ def smet(
             compact=compact,
         )
 
-    owner(frozenset())  # raises what can be told without parameters
+    owner(frozenset())  # raises for anything wrong that needs no parameters
 
     def owner_of(params):
-        # Which leaves are sparse is the parameters' to say: embeddings and the head
-        # are large, and have no steps of their own to count.
+        # The parameters decide which leaves are sparse: embeddings and the head are
+        # large, and need no step counts of their own.
         plans = [] if params is None else topology.leaves(params)
         return owner(frozenset(plan.path for plan in plans if plan.units is not None))
 
@@ -131,7 +130,7 @@ def _checked(
     density_exponent: float,
     weight_decay: optax.ScalarOrSchedule,
 ) -> Topology:
-    """The topology, if all arguments are what ``smet`` takes."""
+    """Return the topology if all arguments are valid."""
     check_rate("learning_rate", learning_rate, "smet(learning_rate, topology)")
     check_rate("weight_decay", weight_decay, "smet(..., weight_decay=1e-4)")
     if not isinstance(topology, Topology) or topology.stays_dense:
@@ -151,8 +150,8 @@ def _density(topology: Topology, exponent: float) -> float:
         return topology.target_density
     if exponent:
         raise ValueError(
-            f"{topology.name} names no sparsity, by which the learning rate would be "
-            "scaled: name one, or scale the rate yourself and pass density_exponent=0"
+            f"{topology.name} names no sparsity to scale the learning rate by: give it "
+            "one, or scale the rate yourself and pass density_exponent=0"
         )
     return 1.0
 

@@ -29,34 +29,33 @@ def scale_by_sparse_trust_ratio(
     where: Where | None = None,
     dims: Dims = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales each layer's update by the size of its active weights.
+    r"""Scale each layer's update by the norm of its active weights.
 
     .. math::
       u \leftarrow c\, \frac{\lVert \theta \rVert}{\lVert u \rVert + \epsilon}\, u
 
-    Both norms are taken over the weights that are active and not zero. A weight that
-    has just been grown is exactly zero, and its first update is large, since it knows
-    of one gradient only: in :math:`\lVert u \rVert` it would count, in
-    :math:`\lVert \theta \rVert` it cannot, and the whole layer would slow down when
-    its topology changes. The ratio is 1, without :math:`c`, where either norm is 0, as
-    for a layer that starts at zero.
+    Both norms are taken over the weights that are active and not zero. A newly grown
+    weight is exactly zero, and its first update is large, because its state holds only
+    one gradient. It would count in :math:`\lVert u \rVert` but not in
+    :math:`\lVert \theta \rVert`, and slow the whole layer down at every update of the
+    masks. The ratio is 1, without :math:`c`, if either norm is 0, as for a layer that
+    starts at zero.
 
-    Inside ``sparsify`` it reads the masks; dense leaves, and everything outside of
-    ``sparsify``, count as active throughout. Where no weight is zero it is
+    Inside ``sparsify`` it reads the masks; dense leaves, and everything outside
+    ``sparsify``, count as fully active. If no weight is zero it is
     ``optax.scale_by_trust_ratio``.
 
     Args:
-      trust_coefficient: c, 1 for LAMB, by custom 0.001 for LARS.
+      trust_coefficient: c; 1 for LAMB, usually 0.001 for LARS.
       eps: added to the norm of the update.
       where: ``where(path, leaf) -> bool``; False leaves a leaf unscaled. None leaves
-        vectors, biases and normalisation scales.
+        vectors, biases and normalisation scales unscaled.
       dims: the axes of kernels that do not follow the Flax convention, as in
-        ``static``; None takes the topology's. Each layer of a stack has a ratio of its
-        own.
+        ``static``; None takes the topology's. Each layer of a stack has its own ratio.
 
     Returns:
       A stateless transformation. ``update`` needs ``params`` and takes a tree of
-      updates, of any floating type, which is kept; norms are taken in float32.
+      updates of any floating dtype, which it keeps; norms are taken in float32.
 
     Raises:
       TypeError: if ``where`` is not a function.
@@ -64,17 +63,16 @@ def scale_by_sparse_trust_ratio(
         ``update`` without ``params``.
 
     Note:
-      The papers know dense networks only: leaving out what is zero is our choice, and
-      so is leaving out vectors, which published implementations make an option.
+      The papers cover dense networks only: leaving out zeros is our choice, and so is
+      leaving out vectors, which published implementations make optional.
 
-      From its second step on a grown weight counts like any other. Adam corrects the
-      moments of all weights for the steps that the run has taken, not for those that
-      the weight has, so that updates of grown weights stay large, and the ratio of
-      their layer small, for about 1 / (1 - b2) steps. An Adam that counts steps weight
-      by weight is without that.
+      From its second step on, a grown weight counts like any other. Adam corrects the
+      moments of all weights for the steps of the run, not those of the weight, so
+      updates of grown weights stay large, and their layer's ratio small, for about
+      1 / (1 - b2) steps. ``scale_by_local_adam`` avoids this.
 
-      A weight whose mask is the forward pass's alone, as with ``ste``, is scaled by the
-      ratio of those that the forward pass uses.
+      With masks in the forward pass only, as with ``ste``, all weights are scaled by
+      the ratio of those that the forward pass uses.
 
       With ``optax.inject_hyperparams`` name ``where`` and ``dims`` in
       ``static_args``.
@@ -143,7 +141,7 @@ def scale_by_sparse_trust_ratio(
 def _norms(
     mask: Any, update: jax.Array, param: jax.Array, axes: Axes
 ) -> tuple[jax.Array, jax.Array]:
-    """The norms of each layer's weights and of their updates.
+    """Return the norms of each layer's weights and of their updates.
 
     Args:
       mask: bool array, True = active, or ``ActiveWeights``, of which ``update`` and
@@ -153,11 +151,11 @@ def _norms(
       axes: the leaf's axes.
 
     Returns:
-      float32 (float64 of such weights), the axes of a layer kept with size 1.
+      float32 (float64 for such weights), with the axes of a layer kept with size 1.
     """
     counts, layer = param != 0, axes.layer
     if isinstance(mask, ActiveWeights):
-        # All of them are active; the axes that tell layers apart may have moved.
+        # All of them are active; the axes that separate layers may have moved.
         origins = enumerate(mask.layout.origins)
         layer = tuple(a for a, origin in origins if origin not in axes.batch)
     elif mask is not None:
@@ -180,7 +178,7 @@ def _trust_ratio(
     trust_coefficient: jax.typing.ArrayLike,
     eps: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """LARS's and LAMB's ratio of two norms, 1 where either is 0."""
+    """Return LARS's and LAMB's ratio of two norms, 1 where either is 0."""
     either_is_zero = (weights == 0) | (updates == 0)
     ratio = trust_coefficient * weights / jnp.where(either_is_zero, 1, updates + eps)
     return jnp.where(either_is_zero, 1, ratio)

@@ -47,7 +47,7 @@ class TestComparison:
     def test_tables_are_those_of_the_results(self, output):
         results = json.loads((output / "results.json").read_text())
         shown = (output / "results.md").read_text()
-        assert "| active blocks alone |" in shown
+        assert "| active blocks only |" in shown
         assert results["active_weights"] == results["sparse_weights"] / 4
         for entry in results["results"]:
             assert f"{entry['held_out']['mean'][-1]:.3f}" in shown
