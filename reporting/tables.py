@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from reporting.pages import (
+    choosing,
     how_it_works,
+    index,
     large_batches,
     memory,
     methods,
@@ -23,7 +25,9 @@ PAGES = {
     **{
         ROOT / "docs" / f"{page.__name__.rpartition('.')[2]}.md": page.PAGE
         for page in (
+            choosing,
             how_it_works,
+            index,
             large_batches,
             memory,
             methods,

@@ -58,7 +58,7 @@ def main(
     images = images.astype(np.float32) / 16
     params = Net().init(jax.random.key(0), images)["params"]
     topology = so.rigl(sparsity, every=every, stop=3 * steps // 4, min_fan_in=2)
-    tx = so.sparse_sgd(0.1, topology, momentum=0.9, sparseopt=True)
+    tx = so.sparse_sgd(0.1, topology, momentum=0.9)
     state = so.linen.TrainState.create(apply_fn=Net().apply, params=params, tx=tx)
 
     frames, titles = [jax.device_get(so.get_masks(state))], ["at random"]

@@ -1,22 +1,71 @@
-"""The tables of ``README.md``."""
+"""The tables and facts of ``README.md``."""
 
 from typing import Any
 
+import sparseopt_jax as so
 from examples.common.markdown import table
-from reporting.pages.parts import measured_on, named
-from reporting.pages.real_gains import gains
+from reporting.pages.parts import named
+from reporting.pages.real_gains import gains, select_kind
 from reporting.stored import load, select
+from sparseopt_jax.layers.structures import Structure
+from sparseopt_jax.topologies.catalogue import METHODS
 
-OPTIMIZERS = ("sgd", "adamw")
-STEPS = (
-    "masks by hand",
-    "static",
-    "SET",
-    "RigL",
-    "RigL + SparseOpt",
-    "SET, from the host",
-    "RigL, from the host",
+SPARSITY = 0.9
+# What a user wants, what gives it, and the page that has the reasons.
+WHICH = (
+    (
+        "to start, with a fixed number of weights",
+        "so.rigl(0.9, every=100, stop=7_500)",
+        "",
+    ),
+    (
+        "the same without dense gradients",
+        "so.set_(0.9, every=100, stop=7_500)",
+        "",
+    ),
+    (
+        "faster steps and less memory",
+        "so.rigl(0.9, every=100, stop=7_500, structure=so.Block((64, 64)))",
+        "with [compact parameters](docs/real_gains.md)",
+    ),
+    (
+        "higher accuracy, where a dense start is affordable",
+        "so.gradual_magnitude(0.9, every=100, stop=7_500)",
+        "",
+    ),
+    ("2:4 sparsity", "so.sr_ste(structure=so.NM(2, 4))", ""),
+    (
+        "a language model whose optimizer keeps active weights only",
+        "so.smet(2e-3, so.set_smet(0.75, block=8, stop=20_000))",
+        "an optimizer with its topology: [SMET](docs/memory.md#smet)",
+    ),
+    (
+        "to prune a trained network",
+        'so.prune(params, "sparsegpt", sparsity=0.5, calibration=calibration)',
+        "[after training](docs/methods.md#after-training)",
+    ),
+    (
+        "to fine-tune with the masks it has",
+        "so.static(masks=so.masks_of(params))",
+        "",
+    ),
 )
+
+
+def facts() -> str:
+    """What speaks for the package: a number and a link each."""
+    return "".join(
+        f"- {fact()}\n" for fact in (_accurate, _faster, _cheap, _sorted, _complete)
+    )
+
+
+def which() -> str:
+    """The method for each purpose, as a Markdown table."""
+    lines = [
+        (wanted, ", ".join(filter(None, (f"`{call}`", note))))
+        for wanted, call, note in WHICH
+    ]
+    return table(("you want", "use"), lines)
 
 
 def digits() -> str:
@@ -24,11 +73,10 @@ def digits() -> str:
     head = ("method", "test accuracy %", "active weights", "explored", "ms per step")
     rows = []
     for entry in load("examples.digits")["results"]:
-        mean, sd = (entry[f"test_accuracy_{name}"] for name in ("mean", "sd"))
         explored = entry["explored"]
         cells = (
             entry["label"],
-            f"{100 * mean:.1f} ± {100 * sd:.1f}",
+            _accuracy(entry),
             f"{entry['active']:,}",
             "-" if explored is None else f"{100 * explored:.0f} %",
             f"{entry['ms_per_step']:.1f}",
@@ -37,65 +85,84 @@ def digits() -> str:
     return table(head, rows)
 
 
-def speed() -> str:
-    """What the selection takes against a sort, as a Markdown table."""
-    record = load("benchmarks.selection")
-    head = (
-        "exact top-k of",
-        "top_k_mask",
-        "lax.top_k",
-        "argsort",
-        "argsort / top_k_mask",
-    )
-    lines = []
-    for found in record["tables"]:
-        rows = {row["name"]: row for row in found["rows"]}
-        times = [
-            f"{rows[name]['median_ms']:,.1f} ms"
-            for name in ("top_k_mask", "lax.top_k", "argsort")
-        ]
-        ratio = f"{rows['argsort']['ratio']['median']:.0f}x"
-        lines.append((found["title"], *times, ratio))
-    return f"{table(head, lines)}\n{measured_on(record)}\n"
+def _accuracy(entry: dict[str, Any]) -> str:
+    """Mean and standard deviation over the seeds, in per cent."""
+    mean, sd = (entry[f"test_accuracy_{name}"] for name in ("mean", "sd"))
+    return f"{100 * mean:.1f} ± {100 * sd:.1f}"
 
 
-def overhead() -> str:
-    """What masks add to an optimizer's step, as a Markdown table."""
-    record = load("benchmarks.step_overhead")
-
-    def rows(**key: Any) -> dict[str, Any]:
-        (found,) = select(record["tables"], **key)
-        return {row["name"]: row for row in found["rows"]}
-
-    steps, changes = {}, {}
-    for name in OPTIMIZERS:
-        steps[name] = rows(kind="step", optimizer=name, in_place=True)
-        changes[name] = rows(kind="change", optimizer=name)
-    head = ("on ResNet-50's 25.6 million parameters", *OPTIMIZERS)
-    alone = [f"{steps[name][name]['median_ms']:.1f} ms" for name in OPTIMIZERS]
-    lines = [("the optimizer alone", *alone)]
-    for label in STEPS:
-        ratios = [steps[name][label]["ratio"]["median"] for name in OPTIMIZERS]
-        lines.append((label, *(f"{ratio:.2f}x" for ratio in ratios)))
-    for label in ("SET", "RigL"):
-        times = [
-            changes[name][f"{label}, step with a change"]["median_ms"]
-            for name in OPTIMIZERS
-        ]
-        cells = (f"{time:.0f} ms" for time in times)
-        lines.append((f"{label}: a step with a change", *cells))
-    return f"{table(head, lines)}\n{measured_on(record)}\n"
+def _range(values: list[float], form: str) -> str:
+    """The least and the greatest of some numbers, once where they look alike."""
+    ends = (format(end, form) for end in (min(values), max(values)))
+    return " to ".join(dict.fromkeys(ends))
 
 
-def training() -> str:
-    """What sparse training costs in whole on the digits, as a sentence."""
-    claims = load("benchmarks.step_overhead")["claims"]
-    (claim,) = select(claims, kind="training")
-    ratio = claim["measured"]
+def _accurate() -> str:
+    entries = {entry["label"]: entry for entry in load("examples.digits")["results"]}
+    rigl, dense = entries["RigL"], entries["dense"]
+    share = rigl["active"] / rigl["weights"]
     return (
-        "A whole training step of the digits' ResNet, with RigL, SparseOpt and a\n"
-        f"change every 100 steps, took {ratio:.2f} times as long as the dense one.\n"
+        f"**{100 * rigl['test_accuracy_mean']:.1f} % test accuracy with "
+        f"{100 * share:.0f} % of the weights**; dense, the same ResNet on scanned "
+        f"digits has {100 * dense['test_accuracy_mean']:.1f} % "
+        "([results](docs/results.md#scanned-digits))."
     )
 
 
-PAGE = named(digits, gains, speed, overhead, training)
+def _faster() -> str:
+    rows = [
+        row
+        for found in select(
+            load("benchmarks.compact_parameters")["tables"], network="mlp"
+        )
+        for row in select_kind(found, "compact")
+        if row["sparsity"] == SPARSITY
+    ]
+    speedups = _range([row["speedup"]["median"] for row in rows], ".1f")
+    memory = _range([100 * row["peak_of_dense"] for row in rows], ".0f")
+    return (
+        f"**Training steps {speedups} times as fast, in {memory} % of the memory**: "
+        f"an MLP with blocks at a sparsity of {SPARSITY:g}, on CPU "
+        "([real gains](docs/real_gains.md))."
+    )
+
+
+def _cheap() -> str:
+    (claim,) = select(load("benchmarks.step_overhead")["claims"], kind="training")
+    return (
+        f"**{claim['measured']:.2f} times the time of a dense training step** with "
+        "masks on dense arrays, updated every 100 steps by RigL, SparseOpt included "
+        "([how it works](docs/how_it_works.md#what-a-step-costs))."
+    )
+
+
+def _sorted() -> str:
+    ratios = [
+        row["ratio"]["median"]
+        for found in load("benchmarks.selection")["tables"]
+        for row in found["rows"]
+        if row["name"] == "argsort"
+    ]
+    return (
+        f"**Exact top-k {_range(ratios, '.0f')} times as fast as by sorting**, among 1 "
+        "and 10 million weights "
+        "([how it works](docs/how_it_works.md#selecting-without-sorting))."
+    )
+
+
+def _complete() -> str:
+    structures = [
+        name
+        for name in so.__all__
+        if isinstance(getattr(so, name), type)
+        and issubclass(getattr(so, name), Structure)
+    ]
+    return (
+        # With `phases`, which is no method of a paper.
+        f"**{len(METHODS) + 1} methods and {len(structures)} structures** with any "
+        "Optax optimizer ([methods](docs/methods.md)); interrupted runs resume bit for "
+        "bit ([checkpoints](docs/surviving.md))."
+    )
+
+
+PAGE = named(facts, gains, which, digits)

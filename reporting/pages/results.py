@@ -9,6 +9,7 @@ from examples.common.markdown import table
 from reporting.pages import paper_figures
 from reporting.pages.parts import named
 from reporting.pages.published import EARLY, GAINS, RIGL, SPARSEOPT, Published
+from reporting.pages.readme import digits
 from reporting.pages.when_it_helps import interval
 from reporting.statistics import accuracies as accuracies_of
 from reporting.statistics import by_arm, difference, epochs_at
@@ -201,4 +202,4 @@ def _lamb() -> Iterator[tuple[str, ...]]:
             )
 
 
-PAGE = named(small_scale, early, figures, accuracies, rigl, others)
+PAGE = named(digits, small_scale, early, figures, accuracies, rigl, others)

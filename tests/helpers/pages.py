@@ -43,6 +43,18 @@ def rows(text, name):
     ]
 
 
+def links(text):
+    """The relative links of a page: the file, and the heading or nothing."""
+    found = re.findall(r"\]\(([^):#\s]+)(?:#([\w-]+))?\)", text)
+    return [(target, anchor) for target, anchor in found if target]
+
+
+def anchors(text):
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
+
+
 def code(cell):
     """The first piece of code in a cell."""
     return re.findall(r"`([^`]+)`", cell)[0]

@@ -1,5 +1,7 @@
 """What the README and the docs say is so."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,17 @@ from flax import nnx
 
 import sparseopt_jax as so
 from reporting import tables
-from tests.helpers.pages import ROOT, find, names, read, run_block
+from tests.helpers.pages import (
+    ROOT,
+    anchors,
+    code,
+    find,
+    links,
+    names,
+    read,
+    rows,
+    run_block,
+)
 
 README = read("README.md")
 HOW_IT_WORKS = read("docs/how_it_works.md")
@@ -27,11 +39,43 @@ def assert_trained(before, after):
     assert (before != after)[active].all()
 
 
+def test_the_first_lines_train_sparse():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (16, 20))}
+    grads = jax.tree.map(jnp.ones_like, params)
+    # The first step of RigL updates the masks, the second the weights.
+    left = run_block(README, "start", params=params, grads=grads)
+    updates, _ = left["tx"].update(grads, left["opt_state"], left["params"])
+    new = optax.apply_updates(left["params"], updates)
+    assert_trained(params["kernel"], new["kernel"])
+
+
+def test_the_first_lines_are_six_and_their_imports():
+    (lines,) = re.findall(r"```python start\n(.*?)```", README, re.DOTALL)
+    lines = [line for line in lines.splitlines() if line]
+    assert [line.startswith("import") for line in lines] == [True] * 2 + [False] * 6
+
+
+@pytest.mark.parametrize("row", rows(README, "which"), ids=lambda row: row[0])
+def test_every_choice_of_method_is_a_call(row):
+    model, x = nn.Dense(128), jnp.ones((4, 128))
+    params = model.init(jax.random.key(0), x)["params"]
+    given = {"so": so, "params": params}
+    if "calibration" in row[1]:
+        given["calibration"] = so.calibrate(model.apply, {"params": params}, [x])
+    made = eval(code(row[1]), given)
+    if isinstance(made, so.Topology):
+        assert so.plan(params, made).size == 128 * 128
+    elif isinstance(made, so.Pruned):
+        assert (np.asarray(made.params["kernel"]) == 0).mean() == 0.5
+    else:
+        assert isinstance(made, optax.GradientTransformation)
+
+
 def test_the_linen_lines_train_sparse():
     model = nn.Dense(20)
     params = model.init(jax.random.key(0), X)["params"]
     grads = jax.tree.map(jnp.ones_like, params)
-    # The first step of RigL changes the masks, the second the weights.
+    # The first step of RigL updates the masks, the second the weights.
     left = run_block(README, "linen", model=model, params=params, grads=grads)
     state = left["state"].apply_gradients(grads=grads)
     assert_trained(params["kernel"], state.params["kernel"])
@@ -109,15 +153,34 @@ def test_its_names_exist():
 
 
 def test_its_links_lead_somewhere():
-    pages = (
-        *("how_it_works", "methods", "migrating_from_jaxpruner"),
-        *("paper_figures", "scaling", "surviving"),
+    for target, anchor in links(README):
+        assert (ROOT / target).exists(), target
+        if anchor:
+            assert anchor in anchors(read(target)), f"{target}#{anchor}"
+
+
+def test_it_leads_to_every_page():
+    pages = {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+    assert pages - {target for target, _ in links(README)} == {
+        "docs/api.md",
+        "docs/index.md",
+    }
+
+
+def test_no_figure_of_the_first_screen_is_without_a_page():
+    (facts,) = re.findall(
+        r"<!-- begin facts -->\n(.*?)<!-- end facts -->", README, re.DOTALL
     )
-    images = ("docs/digits.png", "docs/images/moving_topology.gif")
-    for target in (*images, *(f"docs/{page}.md" for page in pages)):
-        assert f"({target})" in README and (ROOT / target).exists()
-    for name in ("linen", "nnx", "moving_topology"):
-        assert (ROOT / "examples" / "quickstart" / f"{name}.py").exists()
+    lines = facts.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert re.match(r"- \*\*[^*]*\d[^*]*\*\*", line) and links(line)
+
+
+def test_as_many_methods_and_structures_as_it_says():
+    page = read("docs/methods.md")
+    methods, structures = (len(rows(page, name)) for name in ("methods", "structures"))
+    assert f"**{methods} methods and {structures} structures**" in README
 
 
 def test_the_lines_for_checkpoints_resume(tmp_path):

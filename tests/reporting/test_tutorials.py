@@ -30,3 +30,20 @@ def test_is_a_page(name):
 def test_goes_on_to_the_last_bit():
     stored = (tutorials.OUTPUTS / "stop_and_go_on.txt").read_text(encoding="utf-8")
     assert "every array is the same to the last bit: True" in stored
+
+
+def test_what_the_page_says_of_pruning_is_in_its_output():
+    stored = (tutorials.OUTPUTS / "prune_trained.txt").read_text(encoding="utf-8")
+    found = re.findall(r"^│ (\w[^│]*?) +│(.*)│$", stored, re.MULTILINE)
+    accuracies = {
+        name: [float(cell) for cell in re.findall(r"([\d.]+)%", cells)]
+        for name, cells in found
+    }
+    magnitude, wanda, sparsegpt, dsnot = (
+        accuracies[name]
+        for name in ("magnitude", "wanda", "sparsegpt", "wanda, then DSnoT")
+    )
+    dense = float(re.findall(r"^dense: ([\d.]+)%", stored)[0])
+    assert all(dense - 2 < half[0] for half in (magnitude, wanda, sparsegpt))
+    assert wanda[1] < magnitude[1] < sparsegpt[1] and dense - 3 < sparsegpt[1]
+    assert all(worse < better for worse, better in zip(dsnot, wanda, strict=True))
