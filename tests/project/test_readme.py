@@ -161,10 +161,8 @@ def test_its_links_lead_somewhere():
 
 def test_it_leads_to_every_page():
     pages = {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
-    assert pages - {target for target, _ in links(README)} == {
-        "docs/api.md",
-        "docs/index.md",
-    }
+    missing = pages - {target for target, _ in links(README)}
+    assert missing <= {"docs/index.md", "docs/how_to.md"}
 
 
 def test_no_figure_of_the_first_screen_is_without_a_page():
