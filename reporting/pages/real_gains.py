@@ -13,6 +13,7 @@ from sparseopt_jax.compute.kernel_products import BlockShape
 
 Record = dict[str, Any]
 SPARSITIES = (0.8, 0.9, 0.95)
+README_BLOCK = 64
 AIMS = {
     "time": "the MLP's dense step / its step",
     "bytes": "bytes kept for sparse kernels / (density x dense)",
@@ -80,8 +81,17 @@ def _steps(record: Record) -> str:
 
 @if_measured("benchmarks.compact_parameters")
 def gains(record: Record) -> str:
-    """The same of the MLP alone, for the README."""
-    return _steps(record | {"tables": select(record["tables"], network="mlp")})
+    """The same with blocks of one size, network by network, for the README."""
+    networks = dict.fromkeys(found["key"]["network"] for found in record["tables"])
+    tables = [
+        found | {"rows": [row for row in found["rows"] if row["block"] == README_BLOCK]}
+        for network in networks
+        for found in sorted(
+            select(record["tables"], network=network),
+            key=lambda found: found["key"]["cores"],
+        )
+    ]
+    return _steps(record | {"tables": tables})
 
 
 def crossover() -> str:
