@@ -1,8 +1,8 @@
-"""Pictures of masks: densities, fan-ins, what moves, what has been explored.
+"""Figures of densities, fan-ins, exploration and gradient amplification.
 
-Every function returns a ``matplotlib.figure.Figure`` of its own, which needs no window
-and shares no state with others: ``figure.savefig("file.png")``, or the last line of a
-notebook's cell. Needs the extra ``plot``.
+Every function returns a new ``matplotlib.figure.Figure`` that needs no window and
+shares no state with others: call ``figure.savefig("file.png")``, or make it the last
+line of a notebook cell. Needs the extra ``plot``.
 """
 
 import math
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def densities(params: Any, opt_state: Any) -> Figure:
-    """The density of each sparse layer, as bars.
+    """Draw the density of each sparse layer as bars.
 
     Args:
       params: the weights.
@@ -80,7 +80,7 @@ def densities(params: Any, opt_state: Any) -> Figure:
 
 
 def fan_ins(params: Any, opt_state: Any, dims: Dims = None) -> Figure:
-    """How many active inputs the neurons of each sparse layer have, as histograms.
+    """Draw the fan-ins of each sparse layer's neurons as histograms.
 
     Args:
       params: the weights.
@@ -106,7 +106,7 @@ def fan_ins(params: Any, opt_state: Any, dims: Dims = None) -> Figure:
       >>> print(*(bar.get_height() for bar in axes.patches))  # fan-ins 1 and 2
       1.0 1.0
     """
-    del params  # as the others have it; masks tell all
+    del params  # for the same signature as `densities`; masks suffice
     counts = {
         path: np.asarray(fan_in(mask, axes)).ravel()
         for path, mask in paths.leaves_by_path(get_masks(opt_state)).items()
@@ -122,7 +122,7 @@ def fan_ins(params: Any, opt_state: Any, dims: Dims = None) -> Figure:
         axes.remove()
     for axes, (path, sizes) in zip(places.flat, counts.items(), strict=False):
         least, most = int(sizes.min()), int(sizes.max())
-        # Whole numbers in every bin, as many in each.
+        # Every bin covers the same number of integers.
         width = max(1, math.ceil((most - least + 1) / 30))
         edges = np.arange(least, most + width + 1, width) - 0.5
         plain(axes).hist(sizes, bins=edges.tolist(), color=BLUE)
@@ -137,17 +137,17 @@ def fan_ins(params: Any, opt_state: Any, dims: Dims = None) -> Figure:
 
 
 def exploration(steps: Sequence[float], explored: Sequence[float]) -> Figure:
-    """How much of the network has ever been active, over training.
+    """Draw the fraction of weights that have ever been active, over training.
 
     Args:
       steps: the steps at which it was measured.
-      explored: the fraction there, ``metrics(...)["explored"]``.
+      explored: the fractions at these steps, ``metrics(...)["explored"]``.
 
     Returns:
-      A figure with one axes, and in it one line.
+      A figure with one axes that holds one line.
 
     Raises:
-      ValueError: if there are not as many steps as fractions.
+      ValueError: if the numbers of steps and fractions differ.
 
     References:
       Liu et al., Do we actually need dense over-parameterization? In-time
@@ -186,20 +186,19 @@ def exploration(steps: Sequence[float], explored: Sequence[float]) -> Figure:
 def gradient_scale(
     sparsities: Sequence[float], measured: Sequence[float] | None = None
 ) -> Figure:
-    """How much Batch Normalization amplifies the gradients of sparse neurons.
+    """Draw how much Batch Normalization amplifies the gradients of sparse neurons.
 
     Args:
-      sparsities: in [0, 1), as many as measured, or those to draw the theory over.
-      measured: gradient norms of the sparse neurons per weight, as multiples of the
-        dense ones.
+      sparsities: in [0, 1), one per measurement, or those to draw the theory over.
+      measured: gradient norms per weight of sparse neurons, relative to dense ones.
 
     Returns:
       A figure with one axes: the theory, 1 / sqrt(1 - s), as a line from 0 to the
       largest of ``sparsities``, and ``measured`` as points.
 
     Raises:
-      ValueError: for a sparsity outside [0, 1), none at all, or not as many
-        measurements.
+      ValueError: if there are no sparsities, one is outside [0, 1), or their number
+        differs from the number of measurements.
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541): equation 11.
@@ -234,7 +233,7 @@ def gradient_scale(
 def _pairs(
     x_name: str, x: Sequence[float], y_name: str, y: Sequence[float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float vectors of one length; the second zero if it is None."""
+    """Return both as float vectors of one length; the second is zero if it is None."""
     first = np.asarray(x, float)
     second = np.zeros_like(first) if y is None else np.asarray(y, float)
     if first.ndim != 1 or first.shape != second.shape:

@@ -1,7 +1,7 @@
-"""Multiplications in theory: what hardware that skips zeros would have to do.
+"""Theoretical FLOPs: the work of hardware that skips zeros.
 
-All functions count per example, a multiplication and an addition as two, and only
-what weights are multiplied with: no normalisations, activations, biases or lookups.
+All functions count per example, a multiplication and an addition as two operations, and
+only products with weights: no normalisations, activations, biases or lookups.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +16,12 @@ from sparseopt_jax.trees import paths
 
 
 def forward_flops(weights: int, positions: int = 1) -> int:
-    """FLOPs of one layer's forward pass: f_D for all its weights, f_S for the active.
+    """Count the FLOPs of a layer's forward pass: f_D of all weights, f_S of the active.
 
     Args:
-      weights: the weights that are multiplied.
-      positions: how often each of them is used for one example: once in a dense layer,
-        at every output position in a convolution, at every token in a transformer.
+      weights: number of weights that are multiplied.
+      positions: how often an example uses each of them: once in a dense layer, at every
+        output position in a convolution, at every token in a transformer.
 
     Returns:
       ``2 * weights * positions``.
@@ -38,23 +38,23 @@ def forward_flops(weights: int, positions: int = 1) -> int:
 def training_flops(
     sparse: float, dense: float, *, dense_gradients: float = 0.0
 ) -> float:
-    """FLOPs of an average training step, as a fraction of the dense network's.
+    """Return the FLOPs of an average training step relative to the dense network.
 
-    A step costs three forward passes: one forward, two backward. Where a topology needs
-    the gradient of inactive weights, one of the latter is dense.
+    A step costs as much as three forward passes: one forward, two backward. If a
+    topology needs the gradient of inactive weights, one backward pass is dense.
 
     Args:
       sparse: f_S, FLOPs of the sparse network's forward pass.
       dense: f_D, FLOPs of the dense network's.
-      dense_gradients: the fraction p of the steps that need the dense gradient:
-        1 / (dT + 1) for RigL, which takes one more step for it after each dT others.
+      dense_gradients: the fraction p of steps that need the dense gradient:
+        1 / (dT + 1) for RigL, which spends one extra step on it after every dT steps.
 
     Returns:
       ``(3 f_S + p (f_D - f_S)) / (3 f_D)``, which for RigL is
       ``(3 f_S dT + 2 f_S + f_D) / (dT + 1) / (3 f_D)``; NaN if nothing is multiplied.
 
     Note:
-      That holds while the topology changes, until its ``stop``; then it is static.
+      This holds while the topology changes, until its ``stop``; then it is static.
 
     References:
       Evci et al., RigL, 2020 (arXiv 1911.11134), appendix on FLOPs.
@@ -73,7 +73,7 @@ def training_flops(
 
 
 def inference_flops(sparse: float, dense: float) -> float:
-    """FLOPs of a forward pass, as a fraction of the dense network's.
+    """Return the FLOPs of a forward pass relative to the dense network.
 
     Args:
       sparse: f_S, FLOPs of the sparse network's forward pass.
@@ -90,12 +90,12 @@ def inference_flops(sparse: float, dense: float) -> float:
 
 
 def is_multiplied(leaf: Any, axes: Axes | None, kind: str) -> bool:
-    """Whether a leaf is a kernel, sparse or dense, by its shape, type and kind.
+    """Tell whether a leaf is a kernel, sparse or dense, by shape, dtype and kind.
 
     Args:
       leaf: anything with a ``dtype``.
       axes: its axes; None for a leaf without neurons.
-      kind: what it is by its name and neighbours, as in ``LeafPlan``.
+      kind: its kind by name and neighbours, as in ``LeafPlan``.
 
     Returns:
       False for vectors, biases, scales, embeddings, and tables of integers.
@@ -115,14 +115,14 @@ def is_multiplied(leaf: Any, axes: Axes | None, kind: str) -> bool:
 
 
 def check_positions(positions: Mapping[str, int] | None, known: Iterable[str]) -> None:
-    """Raises unless ``positions`` gives positive integers to leaves that there are.
+    """Raise unless ``positions`` maps globs that match leaves to positive integers.
 
     Args:
-      positions: globs over paths, and what they mean.
+      positions: globs over paths, with their numbers of positions.
       known: the paths of the leaves.
 
     Raises:
-      TypeError: if it is no mapping.
+      TypeError: if it is not a mapping.
       ValueError: with the pattern and its value.
 
     Examples:
@@ -145,7 +145,7 @@ def check_positions(positions: Mapping[str, int] | None, known: Iterable[str]) -
 
 
 def positions_of(path: str, positions: Mapping[str, int] | None) -> int:
-    """The number of output positions of one leaf: the first match, or 1.
+    """Return the number of output positions of one leaf: the first match, or 1.
 
     Args:
       path: the leaf's canonical path.
@@ -164,12 +164,12 @@ def positions_of(path: str, positions: Mapping[str, int] | None) -> int:
 def note(
     inference: float, training: str | None, positions: Mapping[str, int] | None
 ) -> str:
-    """A line for tables, which says what it holds for.
+    """Return a line below tables that states FLOPs and what they assume.
 
     Args:
-      inference: as a fraction of the dense network's.
-      training: the same for training, in words; None where it is not known.
-      positions: as they were given.
+      inference: FLOPs relative to the dense network.
+      training: the same for training, in words; None if it is not known.
+      positions: as given by the caller.
 
     Returns:
       One sentence.

@@ -1,4 +1,4 @@
-"""Masks as images, and as moving ones; ``sparseopt_jax.plot`` hands them on."""
+"""Masks as images and animations; ``sparseopt_jax.plot`` exports these functions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,23 +36,23 @@ def masks(
     dims: Dims = None,
     copy: int = 0,
 ) -> Figure:
-    """One layer's mask as an image of inputs by neurons, and what has moved in it.
+    """Draw one layer's mask as an image, inputs by neurons, and what has changed.
 
     Args:
       opt_state: an optimizer state that holds masks, or a tree of masks.
       path: the leaf's canonical path, such as ``"Dense_0/kernel"``.
-      previous: an earlier state or tree of masks: what has been grown and dropped
-        since then is coloured.
+      previous: an earlier state or tree of masks; weights grown or dropped since then
+        are coloured.
       dims: the axes of kernels that do not follow the Flax convention.
       copy: which layer of a stack to show, in the order of its stack axes.
 
     Returns:
-      A figure with one axes, and in it one image, (inputs, neurons): 0 inactive, 1
+      A figure with one axes that holds one image, (inputs, neurons): 0 inactive, 1
       active, 2 grown, 3 dropped.
 
     Raises:
-      ValueError: if there are no masks, none at ``path``, no neurons in it, or no such
-        copy; if ``previous`` has another shape there.
+      ValueError: if there are no masks, no mask at ``path``, no neurons in it, or no
+        such copy; if ``previous`` has a different shape there.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -80,24 +80,24 @@ def animate_masks(
     titles: Sequence[str] | None = None,
     milliseconds: int = 200,
 ) -> Path:
-    """Writes one layer's moving mask as an animated GIF.
+    """Write one layer's moving mask as an animated GIF.
 
     Args:
-      frames: optimizer states or trees of masks, in the order of time; each is compared
-        with the one before. Under donation keep ``get_masks(opt_state)`` copied to the
-        host, ``jax.device_get(so.get_masks(opt_state))``.
+      frames: optimizer states or trees of masks in temporal order; each is compared
+        with the one before. If states are donated, keep copies on the host:
+        ``jax.device_get(so.get_masks(opt_state))``.
       path: the leaf's canonical path.
       file: where to write, ``.gif``.
       dims: as in ``masks``.
       copy: as in ``masks``.
-      titles: a title for each frame; by default they are numbered.
-      milliseconds: how long each frame is shown; the last four times as long.
+      titles: a title per frame; frames are numbered by default.
+      milliseconds: how long each frame is shown; the last is shown four times as long.
 
     Returns:
       The path of the file.
 
     Raises:
-      ValueError: as ``masks``; if there are no frames, or not as many titles.
+      ValueError: as ``masks``; if there are no frames, or titles differ in number.
 
     Examples:
       >>> import pathlib, tempfile
@@ -128,7 +128,7 @@ def animate_masks(
         figure.axes[0].set_title(title, fontsize=10)
         canvas.draw()
         shots.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-    # One palette for all, from the frame with most to show: nothing flickers.
+    # One palette for all frames, from the busiest one, so that nothing flickers.
     fullest = int(np.argmax([np.count_nonzero(code > _ACTIVE) for code in codes]))
     palette = shots[fullest].quantize(32, dither=Image.Dither.NONE)
     pages = [shot.quantize(palette=palette, dither=Image.Dither.NONE) for shot in shots]
@@ -145,7 +145,7 @@ def animate_masks(
 
 
 def _flat_mask(source: Any, path: str, dims: Dims, copy: int) -> np.ndarray:
-    """One layer's mask, (inputs, neurons)."""
+    """Return one layer's mask, (inputs, neurons)."""
     tree = get_masks(source) if find_states(source) else unpack(source)
     check_masks(tree)
     by_path = paths.leaves_by_path(tree)
@@ -165,7 +165,7 @@ def _flat_mask(source: Any, path: str, dims: Dims, copy: int) -> np.ndarray:
 
 
 def _changes(now: np.ndarray, old: np.ndarray | None, path: str) -> np.ndarray:
-    """The codes of what is shown: uint8, of the mask's shape."""
+    """Return a code per weight, uint8, in the mask's shape."""
     if old is None:
         return now.astype(np.uint8)
     if now.shape != old.shape:
@@ -180,7 +180,7 @@ def _changes(now: np.ndarray, old: np.ndarray | None, path: str) -> np.ndarray:
 def _mask_figure(
     codes: np.ndarray, title: str, legend: bool, counts: bool = True
 ) -> tuple[Figure, AxesImage]:
-    """A figure of one image, as high and wide as inputs and neurons demand."""
+    """Return a figure of one image, sized by its inputs and neurons."""
     ratio = codes.shape[0] / max(1, codes.shape[1])
     square = 1 / 3 <= ratio <= 3
     height, width = (5, 5 / ratio) if ratio > 1 else (5 * ratio, 5)
@@ -194,7 +194,7 @@ def _mask_figure(
         vmin=-0.5,
         vmax=len(_COLORS) - 0.5,
         aspect="equal" if square else "auto",
-        # Larger masks than pixels are averaged, in colours and not in codes.
+        # Masks with more entries than pixels are averaged, in colours and not in codes.
         interpolation="nearest" if max(codes.shape) <= 512 else None,
         interpolation_stage="rgba",
     )

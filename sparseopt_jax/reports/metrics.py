@@ -31,56 +31,55 @@ from sparseopt_jax.trees import paths
 def metrics(
     params: Any, opt_state: Any, *, dims: Dims = None, grads: Any = None
 ) -> dict[str, jax.Array]:
-    """Scalars that tell what the masks are, for any logger; works under jit.
+    """Return scalars that describe the masks, for any logger; works under jit.
 
     Args:
       params: the weights, dense or compact.
       opt_state: an optimizer state that holds masks.
       dims: the axes of kernels that do not follow the Flax convention, as given to the
         topology.
-      grads: a gradient, tree like ``params``, dense or masked, to see how far
-        SparseOpt turns it.
+      grads: a gradient, a tree like ``params``, dense or masked, for ``skew_angle``.
 
     Returns:
       A flat dictionary of scalars. Over all sparse layers:
 
       - ``density``: fraction of active weights (float32);
-      - ``inactive_nonzero``: inactive weights that are not zero (int32), which is 0
-        unless ``apply_masks`` was forgotten, something follows ``sparsify``, or the
-        weights stay dense behind their masks, as with ``ste``;
-      - ``churn``: weights that the last change turned on, as a fraction of the active
-        ones (float32); 0 before the first change;
+      - ``inactive_nonzero``: inactive weights that are not zero (int32); 0 unless
+        ``apply_masks`` was forgotten, something follows ``sparsify``, or the topology
+        keeps the weights dense, as ``ste`` does;
+      - ``churn``: weights activated by the last update, as a fraction of the active
+        ones (float32); 0 before the first update;
       - ``collapsed``: layers without any active weight (int32), each layer of a stack
         counted;
       - ``dead_fraction``: fraction of dead neurons, without active inputs (float32);
-        ``summary`` warns of a layer from 0.2 on, and names the remedy;
+        ``summary`` warns from 0.2 in a layer, and names the remedy;
       - ``explored``: fraction of weights that have ever been active (float32), for a
         topology with ``track_explored``;
-      - ``skew_angle``: with ``grads``, the angle in degrees between their active
-        entries and what SparseOpt makes of these (float32), 0 for a gradient of zero.
+      - ``skew_angle``: with ``grads``, the angle in degrees between the active entries
+        of the gradient before and after SparseOpt (float32), 0 for a zero gradient.
 
       And for each sparse leaf, followed by ``/`` and its path:
 
       - ``density``, ``churn``, ``explored`` and ``skew_angle``;
       - ``dead_neurons``: neurons without active inputs (int32), and ``dead_fraction``:
         their fraction (float32);
-      - ``dead_inputs``: positions along the last reduction axis, the input channels,
-        from which no active weight leads to any output (int32);
-      - ``fan_in_min`` and ``fan_in_max``: range of the fan-ins (int32);
+      - ``dead_inputs``: input channels, positions along the last reduction axis,
+        without any active weight (int32);
+      - ``fan_in_min`` and ``fan_in_max``: range of fan-ins (int32);
       - ``fan_in_mean`` and ``fan_in_cv``: mean fan-in and its coefficient of variation
         over the neurons (float32);
       - ``factor_min`` and ``factor_max``: range of SparseOpt's factors (float32).
 
     Raises:
       TypeError: if the arguments are swapped.
-      ValueError: if ``opt_state`` holds no masks, or the states of several replicas
-        side by side; ``jax.vmap`` of this function takes those.
+      ValueError: if ``opt_state`` holds no masks, or the stacked states of several
+        replicas, for which use ``jax.vmap`` of this function.
 
     References:
       Liu et al., Do we actually need dense over-parameterization? In-time
       over-parameterization in sparse training, 2021: ``explored``.
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541): the factors, and the skew that
-      they take back.
+      they undo.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -113,7 +112,7 @@ def metrics(
     def at_leaf(path, mask, param, grad=None):
         axes = resolve_axes(dims, path, mask)
         leaves.append(mask)
-        # In float32, since the counts of a large network overflow int32.
+        # In float32, because counts of a large network overflow int32.
         active.append(jnp.sum(mask, dtype=jnp.float32))
         leaks.append(jnp.sum(~mask & (param != 0), dtype=jnp.int32))
         alive = jnp.any(mask, axis=None if axes is None else axes.layer)
@@ -154,7 +153,7 @@ def metrics(
 
 
 def _kept(opt_state: Any, choose: Callable[[Any], Any]) -> dict[str, jax.Array]:
-    """What the topologies in a state keep for their sparse leaves, by path."""
+    """Return what the topologies in a state keep for their sparse leaves, by path."""
     return {
         path: leaf
         for state in find_states(opt_state)
@@ -184,19 +183,19 @@ def _neuron_metrics(mask: jax.Array, axes: Axes) -> dict[str, jax.Array]:
 
 
 def _dead_fraction(neurons: list[tuple[jax.Array, int]]) -> jax.Array:
-    """The fraction of dead neurons, of their number and that of all in each leaf."""
+    """Return the fraction of dead neurons from the numbers dead and in all per leaf."""
     total = sum(count for _, count in neurons)
     dead = [jnp.asarray(number, jnp.float32) for number, _ in neurons]
     return sum(dead, jnp.float32(0)) / max(total, 1)
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """float32, 0 where there is no whole."""
+    """Divide in float32; return 0 where the whole is 0."""
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0.0)
 
 
 def _fraction(masks: Iterable[jax.Array]) -> jax.Array:
-    # Counts of a large network overflow int32: add densities, weighted by exact sizes.
+    # Counts of a large network overflow int32: add densities weighted by exact sizes.
     leaves = list(masks)
     total = sum(leaf.size for leaf in leaves)
     parts = [jnp.mean(leaf, dtype=jnp.float32) * (leaf.size / total) for leaf in leaves]

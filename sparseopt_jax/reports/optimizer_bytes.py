@@ -1,4 +1,4 @@
-"""What an optimizer's state takes in memory."""
+"""The memory of an optimizer's state."""
 
 import math
 from typing import Any
@@ -11,15 +11,14 @@ from sparseopt_jax.masks.state import unbox
 
 
 def optimizer_bytes(opt_state: Any) -> int:
-    """Bytes of all arrays in an optimizer's state, masks or active indices included.
+    """Count the bytes of an optimizer's state, masks or active indices included.
 
     Args:
-      opt_state: the state of any optimizer, or its shapes as
-        ``jax.eval_shape(tx.init, params)`` gives them, so that a network need not fit
-        into memory to be asked.
+      opt_state: the state of any optimizer, or its shapes from
+        ``jax.eval_shape(tx.init, params)``, for networks that do not fit into memory.
 
     Returns:
-      Bytes over all devices, an array that is replicated counted once.
+      Bytes over all devices; a replicated array counts once.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -41,7 +40,7 @@ def optimizer_bytes(opt_state: Any) -> int:
 
 
 def _bytes(leaf: Any) -> int:
-    # An optimizer may keep a plain number, which has neither.
+    # An optimizer may keep a plain number, which has neither attribute.
     if not hasattr(leaf, "shape"):
         leaf = np.asarray(leaf)
     return math.prod(leaf.shape) * leaf.dtype.itemsize

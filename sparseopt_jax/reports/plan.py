@@ -1,4 +1,4 @@
-"""The table to read before training: what a topology will make sparse, and why not."""
+"""The table to read before training: what a topology makes sparse, and why not."""
 
 import dataclasses
 import math
@@ -38,18 +38,18 @@ _COMPACT_PRODUCTS = (
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan(tables.Printed):
-    """What a topology will make of each leaf; prints as a table.
+    """A topology's plan for each leaf; prints as a table.
 
     Attributes:
       leaves: one ``LeafPlan`` per leaf, in tree order.
-      positions: the numbers of output positions that were given, by globs over paths.
-      dense_gradients: the fraction of the steps that need the dense gradient, while
-        the topology changes.
-      guesses: sparse leaves whose neuron axes are a guess, and what speaks against it.
-      disagreements: what to say of leaves whose axes differ from the model's.
+      positions: the given numbers of output positions, by globs over paths.
+      dense_gradients: the fraction of steps that need the dense gradient while the
+        topology changes.
+      guesses: sparse leaves whose neuron axes are a guess, and what contradicts it.
+      disagreements: a sentence per leaf whose axes differ from the model's.
       updates: how often the masks are updated, as a sentence; empty if never.
-      products: by path, how products of kernels run that ``compact_params`` can make
-        compact: by block, or dense and why.
+      products: by path, how the products of kernels that ``compact_params`` can make
+        compact will run: by block, or dense and why.
     """
 
     leaves: tuple[LeafPlan, ...]
@@ -62,35 +62,35 @@ class Plan(tables.Printed):
 
     @property
     def active(self) -> int:
-        """Active weights over all sparse leaves."""
+        """Count active weights over all sparse leaves."""
         return sum(leaf.active or 0 for leaf in self.leaves)
 
     @property
     def size(self) -> int:
-        """Weights in all sparse leaves, active or not."""
+        """Count weights in all sparse leaves, active or not."""
         return sum(_size(leaf) for leaf in self.leaves if leaf.layer)
 
     @property
     def parameters(self) -> int:
-        """Parameters in all leaves."""
+        """Count parameters in all leaves."""
         return sum(map(_size, self.leaves))
 
     @property
     def mask_bytes(self) -> int:
-        """Memory that the masks will take, one byte a weight."""
+        """Count the bytes of the masks, one per weight."""
         return self.size
 
     @property
     def packed_mask_bytes(self) -> int:
-        """Memory that they will take with ``sparsify(..., packed=True)``."""
+        """Count the bytes of the masks with ``sparsify(..., packed=True)``."""
         shapes = [leaf.leaf.shape for leaf in self.leaves if leaf.layer]
         return sum(map(packed_bytes, shapes))
 
     @property
     def forward_flops(self) -> tuple[float, float]:
-        """FLOPs of the sparse and the dense network's forward pass, per example.
+        """Count the FLOPs of the sparse and the dense forward pass, per example.
 
-        The first is NaN where masks keep the number of active weights to themselves.
+        The first is NaN if the masks do not reveal the number of active weights.
         """
         sparse, dense = 0.0, 0
         for leaf in self.leaves:
@@ -107,18 +107,18 @@ class Plan(tables.Printed):
 
     @property
     def inference_flops(self) -> float:
-        """FLOPs of a forward pass in theory, as a fraction of the dense network's."""
+        """Return the theoretical FLOPs of a forward pass relative to the dense one."""
         return flops.inference_flops(*self.forward_flops)
 
     @property
     def training_flops(self) -> float:
-        """FLOPs of a training step in theory, as a fraction of the dense network's."""
+        """Return the theoretical FLOPs of a training step relative to the dense one."""
         return flops.training_flops(
             *self.forward_flops, dense_gradients=self.dense_gradients
         )
 
     def page(self) -> tables.Page:
-        """The table, and what stands below it."""
+        """Return the table, and the notes below it."""
         share = tables.percent(self.active / self.size if self.size else math.nan)
         training = f"{tables.percent(self.training_flops)} for training" + (
             f" with dense gradients in {tables.percent(self.dense_gradients)} of steps"
@@ -160,36 +160,37 @@ def plan(
     dims: Dims = None,
     apply_fn: Callable[[Any], Any] | None = None,
 ) -> Plan:
-    """What a topology will make sparse, how much, and why the rest is not.
+    """Show what a topology will make sparse, how much, and why the rest stays dense.
 
-    For each sparse kernel it shows the sizes of the axes that a neuron sums over
-    (``inputs``) and of those that its neurons lie along (``outputs``); ``12 x`` stands
-    for a stack of 12 separate layers, and ``?`` marks axes that are a guess.
+    For each sparse kernel, the table shows the sizes of the axes that a neuron sums
+    over (``inputs``) and of those that neurons lie along (``outputs``). ``12 x`` is a
+    stack of 12 separate layers, and ``?`` marks axes that are a guess.
 
     Args:
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``, dense or compact.
-      topology: from ``static``, ``set_``, ``rigl`` or any other method. Where its
-        density moves, the plan is that of the end.
+      topology: from ``static``, ``set_``, ``rigl`` or any other method. If its density
+        moves, the plan shows the end.
       positions: for FLOPs, how often an example uses each weight of a leaf: a mapping
         from globs over paths (the first match decides) to the number of output
-        positions, say ``{"Conv_0/*": 28 * 28}``. Shapes of weights do not tell it.
-        The default of 1 is exact for dense layers; where convolutions or tokens of
-        several kinds are beside them, it is not.
-      dims: what ``infer_dims`` has read off the model, to compare with: axes of the
-        topology that differ are warned of.
+        positions, such as ``{"Conv_0/*": 28 * 28}``, which the shapes of weights do not
+        determine. The default of 1 is exact for dense layers, but not for networks that
+        combine them with convolutions or with different numbers of tokens.
+      dims: what ``infer_dims`` found in the model; the plan warns where the topology's
+        axes differ.
       apply_fn: evaluates the model on these parameters, such as ``lambda params:
-        model.apply({"params": params}, x)``; it is traced only. With it the plan says
-        of each kernel of blocks whether its products pay by block for so many samples,
-        or why ``sparse_apply`` refuses them; without it, what holds for many samples.
+        model.apply({"params": params}, x)``; it is only traced. With it, the plan says
+        for each kernel of blocks whether its products pay by block for that many
+        samples, or why ``sparse_apply`` refuses them; without it, it assumes many
+        samples.
 
     Returns:
       A ``Plan``: print it before training, with ``rich.print`` for colours. FLOPs are
-      given for the time in which the topology changes.
+      those while the topology changes.
 
     Raises:
       TypeError: if ``topology`` is not a topology, or ``positions`` not a mapping.
-      ValueError: where the topology does not fit the parameters; where ``positions``
-        matches no leaf, or is no positive integer.
+      ValueError: if the topology does not fit the parameters; if ``positions`` matches
+        no leaf, or contains anything but positive integers.
 
     References:
       Evci et al., RigL, 2020 (arXiv 1911.11134): how FLOPs are counted.
@@ -253,7 +254,7 @@ def _plan_row(leaf: LeafPlan, is_guess: bool, product: str) -> tuple[str, ...]:
 
 
 def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:
-    """The sizes of the inputs, those of a stack before them, and of the outputs."""
+    """Return the sizes of inputs, after those of a stack, and of outputs, as text."""
     if leaf.axes is None:
         return "", ""
     batch, inputs, outputs = (
@@ -265,7 +266,7 @@ def _axes(leaf: LeafPlan, is_guess: bool) -> tuple[str, str]:
 
 
 def _notes_on_kinds(leaves: Sequence[LeafPlan]) -> list[str]:
-    """How to make sparse what is dense by its kind, but for biases and scales."""
+    """Say how to make leaves sparse that their kind keeps dense, biases excepted."""
     found = [
         leaf.path
         for leaf in leaves

@@ -1,4 +1,4 @@
-"""What a plan says of products: which run by block once parameters are compact."""
+"""Which products run by block once parameters are compact, for a plan."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,22 +10,22 @@ from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.masks.block_leaves import is_matrix_of_blocks
 from sparseopt_jax.masks.layouts import Layout
 
-# What is taken for the samples of a model that is not at hand: many.
+# The number of samples assumed without a model: many.
 _MANY = 512
 
 
 def planned_products(
     leaves: Sequence[LeafPlan], params: Any, apply_fn: Callable[[Any], Any] | None
 ) -> dict[str, str]:
-    """How products of kernels run that ``compact_params`` would make compact.
+    """Say how products of kernels run that ``compact_params`` would make compact.
 
     Args:
-      leaves: what is planned.
+      leaves: the planned leaves.
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
-      apply_fn: evaluates the model on its parameters; None if it is not at hand.
+      apply_fn: evaluates the model on its parameters; None if there is no model.
 
     Returns:
-      A few words by path, for every leaf that can be compact.
+      A few words per path, for every leaf that can be compact.
     """
     layouts = {
         leaf.path: Layout(leaf.units, leaf.per_cell)

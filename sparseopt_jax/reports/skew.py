@@ -1,4 +1,4 @@
-"""How far SparseOpt turns a gradient: the angle between it and the corrected one."""
+"""The angle between a gradient and the one that SparseOpt corrects."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from sparseopt_jax.layers.neurons import Axes, correction_factor, fan_in
 
 
 class Skew(NamedTuple):
-    """What the angle of one layer needs, from a single pass over its gradient.
+    """One layer's contribution to the angle, from a single pass over its gradient.
 
     Attributes:
       largest: float32 scalar, the largest magnitude in the masked gradient.
-      squares: float32, each neuron's squared gradient norm, in units of ``largest``;
-        the reduction axes kept with size 1.
+      squares: float32, each neuron's squared gradient norm in units of ``largest``;
+        reduction axes are kept with size 1.
       factors: float32 of that shape, SparseOpt's factors.
     """
 
@@ -26,12 +26,12 @@ class Skew(NamedTuple):
 
 
 def measure(mask: jax.Array, grad: jax.Array, axes: Axes | None) -> Skew:
-    """The part of one leaf in the angle.
+    """Measure one leaf's contribution to the angle.
 
     Args:
       mask: bool array, True = active.
-      grad: the gradient, of the mask's shape; only its active entries count.
-      axes: the leaf's axes; None for one without neurons, which is not corrected.
+      grad: the gradient, in the mask's shape; only its active entries count.
+      axes: the leaf's axes; None for a leaf without neurons, which is not corrected.
 
     Returns:
       A ``Skew``.
@@ -45,7 +45,7 @@ def measure(mask: jax.Array, grad: jax.Array, axes: Axes | None) -> Skew:
     """
     active = jnp.where(mask, grad, 0).astype(jnp.float32)
     largest = jnp.max(jnp.abs(active), initial=0.0)
-    # Gradients may be too small for their squares to be told from zero.
+    # Squares of small gradients may underflow to zero.
     parts = jnp.square(active / jnp.where(largest == 0, 1.0, largest))
     if axes is None:
         return Skew(largest, jnp.sum(parts), jnp.ones([], jnp.float32))
@@ -54,9 +54,9 @@ def measure(mask: jax.Array, grad: jax.Array, axes: Axes | None) -> Skew:
 
 
 def angle(layers: Sequence[Skew]) -> jax.Array:
-    r"""The angle between the gradient of some layers and the corrected one.
+    r"""Return the angle between the gradient of some layers and the corrected one.
 
-    With g the masked gradient of all the layers as one vector, and D their factors:
+    With g the masked gradient of all layers as one vector, and D their factors:
 
     .. math::
       2 \arctan \frac{\lVert u - v \rVert}{\lVert u + v \rVert}, \qquad
@@ -66,13 +66,13 @@ def angle(layers: Sequence[Skew]) -> jax.Array:
       layers: from ``measure``, at least one.
 
     Returns:
-      float32 scalar in degrees, from 0 to 90; 0 for a gradient that is zero, NaN for
-      one that is not finite.
+      float32 scalar in degrees, from 0 to 90; 0 for a zero gradient, NaN for one that
+      is not finite.
 
     Note:
       An arc cosine would lose angles below about 0.03 degrees to rounding. Everything
-      here is reckoned from D - 1, so that equal factors give exactly 0 and small
-      angles are as exact as the factors are.
+      here is computed from D - 1, so that equal factors give exactly 0 and small angles
+      are as exact as the factors.
 
     Examples:
       >>> import jax.numpy as jnp

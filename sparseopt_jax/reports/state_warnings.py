@@ -1,4 +1,4 @@
-"""What is wrong with a sparse network as it is, said with the remedy."""
+"""Warnings about the current state of a sparse network, with remedies."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sparseopt_jax.reports.summary import LayerSummary
 
-# From this fraction of dead neurons on a layer is told.
+# The fraction of dead neurons from which a layer is reported.
 DEAD_FRACTION = 0.2
 
-# As many leaves are named; what is wrong in a hundred of them has one cause.
+# The number of leaves to name: what is wrong in a hundred of them has one cause.
 _NAMED = 8
 
 
 def state_warnings(layers: Iterable["LayerSummary"]) -> tuple[str, ...]:
-    """Returns a sentence for each thing that is wrong, none where nothing is.
+    """Return a sentence for each problem.
 
     Args:
       layers: the sparse leaves.
 
     Returns:
-      The warnings: of layers without active weights, of dead neurons, of inactive
-      weights that are not zero.
+      Warnings of layers without active weights, of dead neurons, and of inactive
+      weights that are not zero; empty if there are none.
     """
     layers = tuple(layers)
     found = (_collapsed(layers), _dead(layers), _nonzero(layers))
@@ -40,7 +40,7 @@ def _collapsed(layers: tuple["LayerSummary", ...]) -> str:
 
 
 def _dead(layers: tuple["LayerSummary", ...]) -> str:
-    # Of a leaf that has nothing left the first sentence says enough.
+    # For a leaf without active weights, the first sentence says enough.
     found = [
         layer
         for layer in layers

@@ -1,4 +1,4 @@
-"""The table to read during training: what has become of each sparse layer."""
+"""The table to read during training: the current state of each sparse layer."""
 
 import dataclasses
 import math
@@ -34,21 +34,21 @@ from sparseopt_jax.trees import paths
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """A sparse leaf as it is now.
+    """The current state of a sparse leaf.
 
     Attributes:
       path: its canonical path.
       shape: its shape.
-      active: active weights.
+      active: number of active weights.
       fan_in: least, mean and largest fan-in; None for a leaf without neurons.
-      factor: least and largest of SparseOpt's factors; None likewise.
-      dead: neurons without active inputs.
-      neurons: its neurons, over all layers of a stack; 0 for a leaf without.
-      copies: how many layers it stacks, 1 if it is no stack.
-      collapsed: how many of these have no active weight.
-      inactive_nonzero: inactive weights that are not zero; 0 where ``stays_dense``.
-      stays_dense: whether its masks are the forward pass's alone, as with ``ste``, so
-        that the weights behind them are meant to stay.
+      factor: least and largest of SparseOpt's factors; None for a leaf without neurons.
+      dead: number of neurons without active inputs.
+      neurons: number of neurons, over all layers of a stack; 0 for a leaf without.
+      copies: number of layers that it stacks; 1 if it is not a stack.
+      collapsed: number of these layers without active weights.
+      inactive_nonzero: inactive weights that are not zero; 0 if ``stays_dense``.
+      stays_dense: whether masks apply to the forward pass only, as with ``ste``, so
+        that inactive weights are meant to stay.
     """
 
     path: str
@@ -65,12 +65,12 @@ class LayerSummary:
 
     @property
     def inactive(self) -> int:
-        """Inactive weights."""
+        """Count inactive weights."""
         return math.prod(self.shape) - self.active
 
     @property
     def is_even(self) -> bool:
-        """Whether all neurons that are alive have the same fan-in, more than one."""
+        """Tell whether all living neurons have the same fan-in, more than one."""
         alive = self.neurons - self.dead
         if self.fan_in is None or not alive:
             return False
@@ -78,27 +78,26 @@ class LayerSummary:
 
     @property
     def density(self) -> float:
-        """Fraction of active weights."""
+        """Return the fraction of active weights."""
         size = math.prod(self.shape)
         return self.active / size if size else math.nan
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Summary(tables.Printed):
-    """A sparse network as it is now; prints as a table.
+    """The current state of a sparse network; prints as a table.
 
     Attributes:
       layers: one ``LayerSummary`` per sparse leaf, in tree order.
       parameters: number of all parameters.
-      mask_bytes: memory that the masks take, as they are stored, with those that a
-        topology keeps of the past.
-      state_bytes: memory that the rest of the optimizer state takes: moments above all.
-      forward_flops: FLOPs of the sparse and the dense network's forward pass, per
-        example.
-      positions: the numbers of output positions that were given, by globs over paths.
-      compact: whether the optimizer keeps the active weights' state alone.
-      axes_warnings: what is wrong with the axes that neurons are read by.
-      compact_params: whether parameters are compact, some of them at least.
+      mask_bytes: bytes of the masks as stored, including earlier masks that a topology
+        keeps.
+      state_bytes: bytes of the rest of the optimizer state, mostly moments.
+      forward_flops: FLOPs of the sparse and the dense forward pass, per example.
+      positions: the given numbers of output positions, by globs over paths.
+      compact: whether the optimizer keeps state for active weights only.
+      axes_warnings: problems with the axes along which neurons are counted.
+      compact_params: whether any parameters are compact.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -113,27 +112,27 @@ class Summary(tables.Printed):
 
     @property
     def active(self) -> int:
-        """Active weights over all sparse leaves."""
+        """Count active weights over all sparse leaves."""
         return sum(layer.active for layer in self.layers)
 
     @property
     def size(self) -> int:
-        """Weights in all sparse leaves, active or not."""
+        """Count weights in all sparse leaves, active or not."""
         return sum(math.prod(layer.shape) for layer in self.layers)
 
     @property
     def inference_flops(self) -> float:
-        """FLOPs of a forward pass in theory, as a fraction of the dense network's."""
+        """Return the theoretical FLOPs of a forward pass relative to the dense one."""
         return flops.inference_flops(*self.forward_flops)
 
     @property
     def collapsed(self) -> tuple[str, ...]:
-        """Paths of the leaves that have a layer without any active weight."""
+        """Return the paths of leaves with a layer without active weights."""
         return tuple(layer.path for layer in self.layers if layer.collapsed)
 
     @property
     def dying(self) -> tuple[str, ...]:
-        """Paths of the leaves with a fifth of their neurons dead, or more."""
+        """Return the paths of leaves with a fifth of their neurons dead, or more."""
         return tuple(
             layer.path
             for layer in self.layers
@@ -142,19 +141,19 @@ class Summary(tables.Printed):
 
     @property
     def mostly_dead(self) -> tuple[str, ...]:
-        """Paths of the leaves in which more than half of the neurons have no inputs."""
+        """Return the paths of leaves with more than half of their neurons dead."""
         return tuple(
             layer.path for layer in self.layers if 2 * layer.dead > layer.neurons
         )
 
     @property
     def inactive_nonzero(self) -> int:
-        """Inactive weights that are not zero, though they should be."""
+        """Count inactive weights that are not zero but should be."""
         return sum(layer.inactive_nonzero for layer in self.layers)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with masks, weights or axes: sentences with the remedy."""
+        """Return problems with masks, weights or axes, as sentences with remedies."""
         return (*state_warnings(self.layers), *self.axes_warnings)
 
     @property
@@ -164,7 +163,7 @@ class Summary(tables.Printed):
         return tables.COMPACT if self.compact else tables.SIMULATED
 
     def page(self) -> tables.Page:
-        """The table, and what stands below it."""
+        """Return the table, and the notes below it."""
         share = tables.percent(self.active / self.size if self.size else math.nan)
         wrong = {*self.collapsed, *self.dying}
         wrong |= {layer.path for layer in self.layers if layer.inactive_nonzero}
@@ -192,7 +191,7 @@ def summary(
     dims: Dims = None,
     positions: Mapping[str, int] | None = None,
 ) -> Summary:
-    """What has become of each sparse layer.
+    """Show the current state of each sparse layer.
 
     Args:
       params: the weights, dense or compact.
@@ -202,24 +201,24 @@ def summary(
       positions: as in ``plan``.
 
     Returns:
-      A ``Summary``: print it, with ``rich.print`` for colours. Fan-in is given as
-      least, mean, largest; the factor is SparseOpt's, least and largest. It warns of
-      layers without any active weight; of those in which a fifth of the neurons or more
-      are dead, without active inputs; of inactive weights that are not zero, unless the
-      topology keeps the weights dense (``ste``, ``sr_ste``, ``top_kast``); and of
-      ``dims`` that are not those of the topology.
+      A ``Summary``: print it, with ``rich.print`` for colours. Fan-ins are least, mean
+      and largest; factors are SparseOpt's, least and largest. It warns of layers
+      without active weights; of layers in which a fifth of the neurons or more are
+      dead, without active inputs; of inactive weights that are not zero, unless the
+      topology keeps weights dense (``ste``, ``sr_ste``, ``top_kast``); and of ``dims``
+      that differ from the topology's.
 
     Raises:
-      TypeError: if ``positions`` is no mapping, or under ``jax.jit``, where
-        ``metrics`` works.
+      TypeError: if ``positions`` is not a mapping, or under ``jax.jit``; use
+        ``metrics`` there.
       ValueError: if ``opt_state`` holds no masks, masks of other parameters, or several
-        replicas side by side; where ``positions`` matches no leaf, or is no positive
-        integer.
+        stacked replicas; if ``positions`` matches no leaf, or contains anything but
+        positive integers.
 
     Note:
-      ``min_fan_in`` keeps neurons alive under structures of single weights. ``Channel``
-      and ``srigl`` remove neurons on purpose, which the masks alone do not tell from
-      dying: the warning then names both.
+      ``min_fan_in`` keeps neurons alive with structures of single weights. ``Channel``
+      and ``srigl`` remove neurons on purpose, which masks alone cannot distinguish from
+      dying, so the warning names both.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -288,7 +287,7 @@ def summary(
 def _axes_warnings(
     dims: Dims, masks: Mapping[str, Any], opt_state: Any
 ) -> tuple[str, ...]:
-    """Says where the topologies have counted fan-ins over other axes than ``dims``."""
+    """Say where topologies counted fan-ins over axes other than ``dims``."""
     states = [state.topology_state for state in find_states(opt_state)]
     said = [
         counted_otherwise(path, resolve_axes(dims, path, mask), mask.shape, counts)
@@ -300,7 +299,7 @@ def _axes_warnings(
 
 
 def _dense_paths(opt_state: Any) -> frozenset[str]:
-    """The sparse leaves whose weights are meant to stay dense."""
+    """Return the sparse leaves whose weights are meant to stay dense."""
     states = [state for state in find_states(opt_state) if stays_dense(state)]
     return frozenset(
         path for s in states for path in paths.leaves_by_path(get_masks(s))

@@ -1,4 +1,4 @@
-"""Tables: plain text, which any log can hold, and in colours where rich prints."""
+"""Tables as plain text for any log, and in colours with rich."""
 
 import abc
 import dataclasses
@@ -31,11 +31,11 @@ class Page:
 
     Attributes:
       head: names of the columns.
-      rows: the cells; a column that is empty in all of them is left out.
-      words: names of the columns that hold words, which begin at the left.
-      styles: a rich style for each row, empty for none.
+      rows: the cells; a column that is empty in all rows is left out.
+      words: names of the columns that hold words, which are aligned left.
+      styles: a rich style per row, empty for none.
       notes: lines below the table.
-      warnings: lines that nobody should miss.
+      warnings: highlighted lines below the notes.
 
     Examples:
       >>> page = Page(("layer", "size"), (("a", "10"), ("bias", "2")), notes=("sic",))
@@ -56,7 +56,7 @@ class Page:
     warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """The page as lines without colours."""
+        """Return the page as lines without colours."""
         columns = [[name, *cells] for name, cells in self._columns()]
         aligned = []
         for column in columns:
@@ -68,8 +68,8 @@ class Page:
         return "\n".join([*lines, *self.notes, *warnings])
 
     def renderables(self) -> Iterator[Any]:
-        """The page as what rich prints."""
-        # Imported where it is used: printing plain text should not wait for it.
+        """Yield the page as rich renderables."""
+        # Imported here, so that printing plain text need not wait for it.
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -84,7 +84,7 @@ class Page:
                 overflow="fold",
             )
         styles = self.styles or ("",) * len(self.rows)
-        # As `Text`, since a path may hold what rich would read as markup.
+        # As `Text`, because rich would read markup in some paths.
         for style, *cells in zip(styles, *(cells for _, cells in columns), strict=True):
             table.add_row(*map(Text, cells), style=style)
         yield table
@@ -103,11 +103,11 @@ class Page:
 
 
 class Printed(abc.ABC):
-    """Plain text for ``print``, a table in colours for ``rich.print``."""
+    """Prints as plain text with ``print``, as a coloured table with ``rich.print``."""
 
     @abc.abstractmethod
     def page(self) -> Page:
-        """What is printed."""
+        """Return what to print."""
 
     def __str__(self) -> str:
         return self.page().text()
@@ -121,7 +121,7 @@ class Printed(abc.ABC):
 
 
 def shape(sizes: tuple[int, ...]) -> str:
-    """A shape in the manner of papers.
+    """Format a shape as in papers.
 
     >>> shape((3, 3, 64)), shape(())
     ('3x3x64', 'scalar')
@@ -130,7 +130,7 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction, ``-`` for one of nothing (NaN).
+    """Format a fraction as a percentage, and NaN as ``-``.
 
     >>> percent(0.1234), percent(float("nan"))
     ('12.34%', '-')
@@ -139,7 +139,7 @@ def percent(fraction: float) -> str:
 
 
 def memory(size: int) -> str:
-    """A number of bytes, in a unit that can be read.
+    """Format a number of bytes in a readable unit.
 
     >>> memory(1000), memory(25_600_000)
     ('1,000 bytes', '24.4 MiB')
