@@ -16,7 +16,7 @@ from studies.large_batch import picture as large_batch
 from studies.paper.accuracy import LENGTHS
 
 PROGRAMS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
-    "studies.convergence": lambda record: convergence.draw(record["conditions"]),
+    "studies.convergence": convergence.draw_gains,
     "studies.paper.accuracy": lambda record: convergence.draw(
         record["conditions"], columns=len(LENGTHS)
     ),

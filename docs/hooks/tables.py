@@ -1,10 +1,12 @@
-"""Tables as the site shows them: code is not broken, long results are folded."""
+"""Tables as the site shows them: numbers and code stay whole, long results fold."""
 
 import re
 from typing import Any
 
 # More rows of results than this are folded under a line that says what they are.
 LONGEST = 12
+# Cells of no more characters than this stay on one line.
+SHORT = 22
 # Long tables to look things up in.
 OPEN = ("methods", "keys")
 
@@ -16,7 +18,7 @@ _CODE = re.compile(r"<code>([^<]{30,})</code>")
 
 
 def on_page_content(html: str, **options: Any) -> str:
-    """Folds the long tables of a page, and has code in tables break at spaces only."""
+    """Folds the long tables of a page, and keeps what cells hold from being broken."""
     del options
     return _CELL.sub(_unbroken, _MARKED.sub(_folded, html))
 
@@ -41,8 +43,10 @@ def _folded(found: re.Match[str]) -> str:
 
 
 def _unbroken(found: re.Match[str]) -> str:
-    """A cell in which each word of long code is kept whole.
+    """A cell on one line if it is short; else with each word of long code whole.
 
+    >>> _unbroken(re.match(".*", "<td>-0.7 [-2.6, +1.3]</td>"))
+    '<td class="short">-0.7 [-2.6, +1.3]</td>'
     >>> cell = "<td><code>python -m examples.digits --seed 3</code></td>"
     >>> print(_unbroken(re.match(".*", cell)))
     <td><code class="long"><span>python</span> <span>-m</span>
@@ -53,4 +57,7 @@ def _unbroken(found: re.Match[str]) -> str:
         spans = " ".join(f"<span>{word}</span>" for word in code[1].split(" "))
         return f'<code class="long">{spans}</code>'
 
-    return _CODE.sub(words, found[0])
+    cell = _CODE.sub(words, found[0])
+    if len(re.sub(r"<[^>]*>", "", cell)) <= SHORT:
+        return cell.replace("<td", '<td class="short"', 1)
+    return cell

@@ -27,14 +27,14 @@ How it is made fair, and repeatable:
 from reporting import harness
 from studies.convergence.compare import run
 from studies.convergence.conditions import CONDITIONS
-from studies.convergence.picture import draw
+from studies.convergence.picture import draw_gains
 
 
 def main(options: harness.Options) -> None:
     """Runs the study."""
     report = harness.Report("studies.convergence", options)
     run(report, CONDITIONS)
-    report.picture(draw(report.record["conditions"]))
+    report.picture(draw_gains(report.record))
     report.store()
 
 

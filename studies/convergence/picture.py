@@ -1,4 +1,4 @@
-"""Accuracy against epochs, a panel for each condition."""
+"""What corrections gain in each condition, and accuracy against epochs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reporting.figures import COLORS, panels
+from reporting.statistics import by_arm
+from reporting.stored import select
 
 STYLE = {
     "none": "0.35",
@@ -14,6 +16,36 @@ STYLE = {
     "batch_variance": COLORS[0],
     "weight_norm": COLORS[2],
 }
+
+
+def draw_gains(record: Mapping[str, Any]) -> Figure:
+    """A panel for each correction, a row for each condition: gain and interval.
+
+    A full mark stands in the test of all gains together, by Holm's method.
+    """
+    (tests,) = select(record["tables"], kind="p_values")
+    holm = {(row["condition"], row["arm"]): row["holm"] for row in tests["rows"]}
+    arms = [arm for arm in STYLE if arm != "none"]
+    names = [own["condition"]["name"] for own in record["conditions"]]
+    size = (3.0 * len(arms) + 1.5, 0.24 * len(names) + 1.2)
+    figure, places = panels(1, len(arms), size, sharey=True)
+    for axes, arm in zip(places.flat, arms, strict=True):
+        if axes is not places[0, 0]:
+            axes.sharex(places[0, 0])
+        axes.axvline(0, color="0.5", linewidth=0.8)
+        for place, own in enumerate(record["conditions"]):
+            row = by_arm(own)[arm]
+            low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
+            color, stands = STYLE[arm], holm[names[place], arm] < 0.05
+            axes.plot((low, high), (place, place), color=color, linewidth=1.5)
+            face = color if stands else "white"
+            axes.plot(mean, place, "o", color=color, markerfacecolor=face, markersize=5)
+        axes.set_title(arm.replace("_", " ").replace("fan in", "fan-in"), fontsize=9)
+        axes.tick_params(labelsize=8)
+    places[0, 0].set_yticks(range(len(names)), names)
+    places[0, 0].invert_yaxis()
+    figure.supxlabel("gain over no correction, points of test accuracy", fontsize=9)
+    return figure
 
 
 def draw(conditions: Sequence[Mapping[str, Any]], columns: int = 3) -> Figure:
