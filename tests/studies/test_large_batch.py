@@ -235,7 +235,7 @@ def test_pictures_are_stored_and_shown(name):
 
 def test_what_is_said_of_the_picture_is_in_the_record():
     page = (ROOT / "docs" / "large_batches.md").read_text()
-    assert "at 1,024\nLAMB's has ended in both panels" in page
+    assert "LAMB\ndoes not arrive at 1,024 in either panel" in page
     for axes in picture.draw(stored.load("studies.large_batch")).axes:
         reached, missed = drawn(axes)
         assert ("LAMB", 1024) in missed
