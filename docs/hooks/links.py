@@ -85,6 +85,8 @@ def with_links(html: str, to_root: str = ".") -> str:
             return found[0]
         if text:
             return _PAGE.sub(page, _PAPER.sub(_arxiv, text))
+        if code and _PAGE.fullmatch(code):
+            return _PAGE.sub(page, code)
         name = _named(code) if code else None
         if name:
             return f'<autoref identifier="{name}" optional>{found[0]}</autoref>'

@@ -228,7 +228,7 @@ def _legend(record: Mapping[str, Any]) -> str:
     seeds = len(record["conditions"][0]["accuracies"][0])
     tests = len(_together(record))
     return (
-        f"{seeds} seeds; differences by seed with their 95 % intervals; **bold** where "
+        f"\n{seeds} seeds; differences by seed with their 95 % intervals; **bold** where "
         f"p < 0.05 among all {tests} tests (Holm). jax {record['versions']['jax']}.\n"
     )
 

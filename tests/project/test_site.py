@@ -30,6 +30,18 @@ MODULES = (
     *("checkpoint", "distributions", "linen", "nnx", "plot", "schedules", "scores"),
     *("structures", "topologies"),
 )
+# What methods of one's own need, and types of fields: they have no shorter names.
+NAMED_IN_FULL = {
+    "arrays.selection.top_k_mask",
+    "arrays.units.Units",
+    "exporting.formats.Metadata",
+    "layers.axis_guesses.Guess",
+    "layers.neuron_dims.Axes",
+    "pruning.input_statistics.Moments",
+    "reports.summary.LayerSummary",
+    "topologies.memory.GradientMemory",
+    "topologies.stages.Stage",
+}
 # What the site makes of files outside of ``docs/``.
 MADE = {"changelog.md", "citation.md", "contributing.md"}
 
@@ -54,9 +66,7 @@ def test_every_public_name_is_on_one_page_of_the_api():
             for name in place.__all__
             if getattr(so, name, None) is not getattr(place, name)
         }
-    # What scores of one's own are selected by has no shorter name.
-    expected.add("arrays.selection.top_k_mask")
-    assert sorted(listed) == sorted(expected)
+    assert sorted(listed) == sorted(expected | NAMED_IN_FULL)
 
 
 @pytest.fixture
