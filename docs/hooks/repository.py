@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "studies/results"
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 CITATION = "CITATION.cff"
+NOTEBOOKS = "examples/notebooks"
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 _PROGRAM = re.compile(r"(?<!\[)`((?:examples|studies|benchmarks)/[\w/]+\.py)`(?!\])")
@@ -87,8 +88,10 @@ def resolved(link: str, page: str) -> str | None:
     >>> resolved("../examples/digits", "scaling.md")
     'examples/digits'
     """
-    written = {place: source for source, place in PAGES.items()}
-    folder = posixpath.dirname(written.get(page, f"docs/{page}"))
+    written = {place: posixpath.dirname(source) for source, place in PAGES.items()}
+    folder = written.get(page, posixpath.dirname(f"docs/{page}"))
+    if page.startswith("gallery/"):
+        folder = NOTEBOOKS
     path = posixpath.normpath(posixpath.join(folder, link))
     return path if (ROOT / path).exists() else None
 
@@ -98,6 +101,8 @@ def page_of(source: str) -> str:
 
     >>> page_of("docs/methods.md"), page_of("studies/results/a.png")
     ('methods.md', 'results/a.png')
+    >>> page_of("examples/notebooks/digits.ipynb")
+    'gallery/digits.md'
     >>> page_of("examples/digits"), page_of("CHANGELOG.md")
     ('sources/examples/digits/index.md', 'changelog.md')
     """
@@ -107,6 +112,9 @@ def page_of(source: str) -> str:
         return "results/" + source.removeprefix(f"{RESULTS}/")
     if (ROOT / source).is_dir():
         return f"sources/{source}/index.md"
+    if source.startswith(f"{NOTEBOOKS}/") and not source.endswith(".py"):
+        name = source.removeprefix(f"{NOTEBOOKS}/")
+        return "gallery/" + name.replace(".ipynb", ".md")
     return PAGES.get(source, f"sources/{source}.md")
 
 

@@ -226,10 +226,10 @@ def _name(arm: str) -> str:
 
 def _legend(record: Mapping[str, Any]) -> str:
     seeds = len(record["conditions"][0]["accuracies"][0])
-    tests = len(_together(record))
+    tests, version = len(_together(record)), record["versions"]["jax"]
     return (
-        f"\n{seeds} seeds; differences by seed with their 95 % intervals; **bold** where "
-        f"p < 0.05 among all {tests} tests (Holm). jax {record['versions']['jax']}.\n"
+        f"\n{seeds} seeds; differences by seed with their 95 % intervals; **bold** "
+        f"where p < 0.05 among all {tests} tests (Holm). jax {version}.\n"
     )
 
 
