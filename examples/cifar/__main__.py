@@ -3,12 +3,14 @@
     python -m examples.cifar --recipe rigl_cifar100_r20 --seeds 5
     python -m examples.cifar --recipe sparseopt_cifar100_r20 --sparsity 0.95
     python -m examples.cifar --recipe rigl_erk_wrn22_2 --dtype bfloat16
+    python -m examples.cifar --dataset fashion_mnist --data-dir ~/fashion-mnist
     python -m examples.cifar --dataset glyphs16 --width 8 --epochs 10
 
 A recipe says how the network is trained and why so: ``cifar_recipes.py`` has them, with
-their sources; every option that a recipe has can be given another value. CIFAR is
-downloaded by tensorflow-datasets. ``--dataset glyphs`` needs no download: its images
-are synthetic, and numbers on them say nothing about CIFAR.
+their sources; every option that a recipe has can be given another value. CIFAR and
+Fashion-MNIST are downloaded by tensorflow-datasets; the latter is also read from its
+IDX files. ``--dataset glyphs`` needs no download: its images are synthetic, and
+numbers on them say nothing about photographs.
 
 All images stay on the device, where they are cropped and mirrored. On accelerators all
 steps from one change of the topology to the next run in one compiled loop, and all

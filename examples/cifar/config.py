@@ -40,8 +40,9 @@ class Config:
     Attributes:
       recipe: How to train: one of those in cifar_recipes.py, such as
         dense_cifar100_r20, rigl_cifar100_r20, sparseopt_cifar100_r20, rigl_wrn22_2.
-      dataset: What to train on. Glyphs are synthetic images of 100 classes that need
-        no download, of 32x32 pixels or, as glyphs16, of 16x16.
+      dataset: What to train on. Fashion-MNIST has 28x28 pixels of grey. Glyphs are
+        synthetic images of 100 classes that need no download, of 32x32 pixels or, as
+        glyphs16, of 16x16.
       network: What to train.
       width: Channels of the first stage.
       blocks: Residual blocks in each of the three stages.
@@ -79,7 +80,10 @@ class Config:
       train_images: Train on so many images only.
       test_images: Test on so many images only.
       data_dir: Where the data set is, or will be. By default where
-        tensorflow-datasets keeps them; glyphs are kept in runs/data.
+        tensorflow-datasets keeps them; glyphs are kept in runs/data. Fashion-MNIST is
+        also read from a folder with its four IDX files, compressed or not, by default
+        from /usr/share/datasets/fashion-mnist, where Debian's package
+        dataset-fashion-mnist installs them.
       evaluate_every: Epochs from one evaluation to the next.
       save_every: Epochs from one checkpoint to the next.
       output: Folder of the run. By default runs/cifar/<recipe>, followed by -<dataset>,

@@ -1,36 +1,47 @@
-"""CIFAR-10, CIFAR-100 and glyphs: all images of a data set, as bytes in memory.
+"""CIFAR, Fashion-MNIST and glyphs: all images of a data set, as bytes in memory.
 
-CIFAR is read by ``tfds.data_source`` from ArrayRecord files, and prepared as such if
-need be, both without TensorFlow.
+CIFAR and Fashion-MNIST are read by ``tfds.data_source`` from ArrayRecord files, and
+prepared as such if need be, both without TensorFlow. Fashion-MNIST is also read from
+the files that it is published as, wherever they are.
 """
 
 import logging
 import types
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from examples.common import glyphs
+from examples.common import fashion_mnist, glyphs, idx
 
-IMAGES_OF_CIFAR = (50_000, 10_000)
 GLYPH_SIZES = {"glyphs": 32, "glyphs16": 16}
-DATASETS = ("cifar10", "cifar100", *GLYPH_SIZES)
+FASHION_MNIST = "fashion_mnist"
+DATASETS = ("cifar10", "cifar100", FASHION_MNIST, *GLYPH_SIZES)
+# To train and to test with, of all the others.
+IMAGES = (50_000, 10_000)
+IMAGES_OF_FASHION_MNIST = (fashion_mnist.TRAIN_IMAGES, fashion_mnist.TEST_IMAGES)
 GLYPHS_FOLDER = Path("runs/data")
 SYNTHETIC = (
     "Glyphs are synthetic images, computed by the program itself: numbers on them say "
-    "nothing about CIFAR."
+    "nothing about photographs."
 )
 MISSING = """\
 {dataset} cannot be read from {folder} ({why}).
 It is missing there, was downloaded or prepared in part only, or is damaged. Either
-  - give --data-dir a folder that has it, or can be downloaded to: about 170 MB from
-    https://www.cs.toronto.edu/~kriz/cifar.html, prepared as ArrayRecord files without
-    TensorFlow (delete {folder}/{dataset} first, if it is there); or
+  - give --data-dir a folder that has it, or can be downloaded to: {download},
+    prepared as ArrayRecord files without TensorFlow (delete {folder}/{dataset} first,
+    if it is there); or{files}
   - train on images that are computed, and need no download: --dataset glyphs"""
+_CIFAR = "about 170 MB from\n    https://www.cs.toronto.edu/~kriz/cifar.html"
+_ZALANDO = "about 30 MB from\n    https://github.com/zalandoresearch/fashion-mnist"
+DOWNLOADS = {"cifar10": _CIFAR, "cifar100": _CIFAR, FASHION_MNIST: _ZALANDO}
+IDX_FILES = f"""
+  - give --data-dir a folder with its four IDX files, train-images-idx3-ubyte.gz and so
+    on; Debian's package dataset-fashion-mnist installs them in
+    {fashion_mnist.SYSTEM_FOLDER}, where they are found without it; or"""
 
 
 class Dataset(NamedTuple):
@@ -38,9 +49,9 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: one of ``DATASETS``.
-      train_images: uint8 (n, size, size, 3).
+      train_images: uint8 (n, size, size, colours).
       train_labels: int32 (n,).
-      test_images: uint8 (m, size, size, 3).
+      test_images: uint8 (m, size, size, colours).
       test_labels: int32 (m,).
       classes: how many the labels tell apart.
     """
@@ -72,16 +83,17 @@ class Dataset(NamedTuple):
         return self.train_images.shape[1] // 8
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each colour of the training images: float32 (3,)."""
+        """Mean and deviation of each colour of the training images, in float32."""
         # Sums of integers: exact, so that it does not matter in which order.
-        total, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        colours = self.train_images.shape[-1]
+        total, squares = np.zeros(colours, np.int64), np.zeros(colours, np.int64)
         for images in np.array_split(
             self.train_images, 1 + len(self.train_images) // 500
         ):
-            pixels = images.reshape(-1, 3).astype(np.int64)
+            pixels = images.reshape(-1, colours).astype(np.int64)
             total += pixels.sum(axis=0)
             squares += (pixels**2).sum(axis=0)
-        count = self.train_images.size // 3
+        count = self.train_images.size // colours
         mean = total / count
         deviation = np.sqrt(squares / count - mean**2)
         return mean.astype(np.float32), deviation.astype(np.float32)
@@ -98,8 +110,8 @@ def load(
 
     Args:
       name: one of ``DATASETS``.
-      folder: where it is, or will be; None for what tensorflow-datasets chooses, and
-        for ``GLYPHS_FOLDER``.
+      folder: where it is, or will be; None for what tensorflow-datasets chooses, for
+        ``GLYPHS_FOLDER``, and for Fashion-MNIST's files where Debian installs them.
       train: take so many training images only, the first.
       test: take so many test images only, the first.
 
@@ -107,12 +119,13 @@ def load(
       The data set.
 
     Raises:
-      ValueError: if CIFAR is not there and cannot be had, with what to do; if there are
+      ValueError: if it is not there and cannot be had, with what to do; if there are
         fewer images than are to be taken.
     """
     counts = []
+    sizes = IMAGES_OF_FASHION_MNIST if name == FASHION_MNIST else IMAGES
     for option, count, all_ in zip(
-        ("train_images", "test_images"), (train, test), IMAGES_OF_CIFAR, strict=True
+        ("train_images", "test_images"), (train, test), sizes, strict=True
     ):
         if count is not None and not 1 <= count <= all_:
             raise ValueError(f"{option} must be from 1 to {all_:,}, got {count}")
@@ -125,13 +138,18 @@ def load(
             test=counts[1],
         )
         return Dataset(name, *images, classes=glyphs.CLASSES)
-    splits, classes = _read_cifar(name, folder)
+    files = fashion_mnist.find(folder) if name == FASHION_MNIST else None
+    if files is not None:
+        found = fashion_mnist.load(files)
+        splits, classes = [found[:2], found[2:]], fashion_mnist.CLASSES
+    else:
+        splits, classes = _read_prepared(name, folder)
     both = zip(splits, counts, strict=True)
     arrays = [x[:count] for split, count in both for x in split]
     return Dataset(name, *arrays, classes=classes)
 
 
-def _read_cifar(name: str, folder: Path | None) -> tuple[list[Any], int]:
+def _read_prepared(name: str, folder: Path | None) -> tuple[list[Any], int]:
     """Images and labels of both splits, and the number of classes."""
     # Takes seconds to import, when mistakes in the options have long been reported.
     import tensorflow_datasets as tfds
@@ -140,8 +158,9 @@ def _read_cifar(name: str, folder: Path | None) -> tuple[list[Any], int]:
     advice.addFilter(_no_advice)
     try:
         builder: Any = tfds.builder(name, data_dir=folder, file_format="array_record")
-        # Its own reads the files of the archive by TensorFlow.
-        builder._generate_examples = types.MethodType(_examples, builder)
+        # Its own reads the files that it downloads by TensorFlow.
+        read = _idx_examples if name == FASHION_MNIST else _cifar_examples
+        builder._generate_examples = types.MethodType(read, builder)
         builder._split_generators = types.MethodType(_split_generators, builder)
         builder.download_and_prepare()
         sources = builder.as_data_source(split=["train", "test"])
@@ -155,7 +174,11 @@ def _read_cifar(name: str, folder: Path | None) -> tuple[list[Any], int]:
         why = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
         raise ValueError(
             MISSING.format(
-                dataset=name, folder=folder or "~/tensorflow_datasets", why=why
+                dataset=name,
+                folder=folder or "~/tensorflow_datasets",
+                why=why,
+                download=DOWNLOADS[name],
+                files=IDX_FILES if name == FASHION_MNIST else "",
             )
         ) from error
     finally:
@@ -165,15 +188,18 @@ def _read_cifar(name: str, folder: Path | None) -> tuple[list[Any], int]:
 
 def _split_generators(builder: Any, manager: Any) -> Any:
     """The builder's own, but that no download is tried for minutes to no purpose."""
-    url = builder._cifar_info.url
-    archive = url.rpartition("/")[2].removesuffix(".tar.gz")
-    if not any(Path(manager.download_dir).glob(f"*{archive}*.tar.gz")):
+    if builder.name == FASHION_MNIST:
+        url = urllib.parse.urljoin(builder.URL, "train-images-idx3-ubyte.gz")
+    else:
+        url = builder._cifar_info.url
+    archive = url.rpartition("/")[2].partition(".")[0]
+    if not any(Path(manager.download_dir).glob(f"*{archive}*.gz")):
         with urllib.request.urlopen(url, timeout=30):
             pass
     return type(builder)._split_generators(builder, manager)
 
 
-def _examples(
+def _cifar_examples(
     builder: Any, prefix: str, paths: Iterable[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """What is in the binary files of the archive, as the features of the data set.
@@ -187,10 +213,26 @@ def _examples(
         for row in rows:
             labels = dict(zip(names, map(int, row), strict=False))
             image = row[len(names) :].reshape(3, 32, 32).transpose(1, 2, 0)
-            picture = Image.fromarray(np.ascontiguousarray(image))
-            own = {"id": f"{prefix}{number:05d}", "image": picture}
+            own = {"id": f"{prefix}{number:05d}", "image": _picture(image)}
             yield number, own | labels
             number += 1
+
+
+def _idx_examples(
+    builder: Any, num_examples: int, data_path: str, label_path: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What is in a pair of IDX files, as the features of the data set."""
+    del builder, num_examples
+    images, labels = (idx.read(Path(path)) for path in (data_path, label_path))
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield number, {"image": _picture(image), "label": int(label)}
+
+
+def _picture(image: np.ndarray) -> Any:
+    # Preparing alone needs it, as what tensorflow-datasets encodes without TensorFlow.
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
 def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:

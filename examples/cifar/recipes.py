@@ -31,7 +31,7 @@ Network = Literal["resnet20", "wrn22_2"]
 Method = Literal["dense", "static", "set", "rigl"]
 Correction = Literal["none", "fan_in", "batch_variance"]
 Distribution = Literal["uniform", "erdos_renyi", "erdos_renyi_kernel"]
-DatasetName = Literal["cifar10", "cifar100", "glyphs", "glyphs16"]
+DatasetName = Literal["cifar10", "cifar100", "fashion_mnist", "glyphs", "glyphs16"]
 HAM_ALPHA = 200.0  # [HAM]
 HAM_BETA = 16e-3  # [HAM], for CIFAR-100; second-hand
 
