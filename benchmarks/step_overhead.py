@@ -8,7 +8,6 @@ whole training step of the network for scanned digits, with a change every hundr
 steps.
 """
 
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -20,15 +19,22 @@ import optax
 
 import sparseopt_jax as so
 from benchmarks.steps import (
+    BY_HAND,
+    MOVING,
     NEVER_DUE,
+    OPTIMIZERS,
     SPARSITY,
     TINY,
+    Optimizer,
     count,
     looping,
     optimizer_step,
     random_arrays,
     resnet_shapes,
     start,
+    start_by_hand,
+    step_by_hand,
+    topology_step,
 )
 from examples.digits.config import Config
 from examples.digits.model import ResNet
@@ -37,72 +43,9 @@ from reporting import harness
 from reporting.training import BATCH, load_digits
 
 EVERY = 100
-MOVING = {"SET": so.set_, "RigL": so.rigl}
 AT_ONCE_DUE: dict[str, Any] = {"every": EVERY, "stop": 10**9}
 
-BY_HAND = "masks by hand"
 IN_GRAPH, FROM_HOST, IN_TRAINING = 1.15, 1.05, 1.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """A base optimizer, bare and with SparseOpt where it takes effect.
-
-    Attributes:
-      name: what tables call it.
-      bare: the optimizer.
-      corrected: the same with ``scale_by_sparseopt``.
-    """
-
-    name: str
-    bare: optax.GradientTransformation
-    corrected: optax.GradientTransformation
-
-
-OPTIMIZERS = (
-    Optimizer(
-        "sgd",
-        optax.sgd(1e-3, momentum=0.9),
-        optax.chain(so.scale_by_sparseopt(), optax.sgd(1e-3, momentum=0.9)),
-    ),
-    Optimizer(
-        "adamw",
-        optax.adamw(1e-3),
-        optax.chain(
-            optax.scale_by_adam(),
-            so.scale_by_sparseopt(),
-            optax.add_decayed_weights(1e-4),
-            optax.scale_by_learning_rate(1e-3),
-        ),
-    ),
-)
-
-
-def step_by_hand(
-    tx: optax.GradientTransformation, carry: Any, grads: Any
-) -> tuple[Any, Any]:
-    """Updates ((state, masks), params), as people write it who do without a library.
-
-    The least that keeps zeros exact. The optimizer's state is left as it comes, so that
-    a weight grown later would start with what its place has gathered.
-    """
-    (opt_state, masks), params = carry
-    grads = so.apply_masks(grads, masks)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    params = so.apply_masks(optax.apply_updates(params, updates), masks)
-    return (opt_state, masks), params
-
-
-def start_by_hand(tx: optax.GradientTransformation, params: Any) -> Any:
-    """State, masks and weights for ``step_by_hand``."""
-    masks = so.static(SPARSITY).init(jax.random.key(0), params)[0]
-    params = so.apply_masks(jax.tree.map(jnp.copy, params), masks)
-    return (tx.init(params), masks), params
-
-
-def topology_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
-    """Changes the masks of (state, params)."""
-    return so.update_topology(tx, grads, *carry)
 
 
 def time_steps(

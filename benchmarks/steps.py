@@ -1,5 +1,6 @@
 """Steps of an optimizer on the parameters of ResNet-50, and loops of steps."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,42 @@ SPARSITY = 0.9
 TINY = {"head": {"kernel": (16, 8), "bias": (8,)}}
 # The condition is in the program, and never holds.
 NEVER_DUE: dict[str, Any] = {"every": 100, "start": 10**9, "stop": 2 * 10**9}
+MOVING = {"SET": so.set_, "RigL": so.rigl}
+BY_HAND = "masks by hand"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A base optimizer, bare and with SparseOpt where it takes effect.
+
+    Attributes:
+      name: what tables call it.
+      bare: the optimizer.
+      corrected: the same with ``scale_by_sparseopt``.
+    """
+
+    name: str
+    bare: optax.GradientTransformation
+    corrected: optax.GradientTransformation
+
+
+OPTIMIZERS = (
+    Optimizer(
+        "sgd",
+        optax.sgd(1e-3, momentum=0.9),
+        optax.chain(so.scale_by_sparseopt(), optax.sgd(1e-3, momentum=0.9)),
+    ),
+    Optimizer(
+        "adamw",
+        optax.adamw(1e-3),
+        optax.chain(
+            optax.scale_by_adam(),
+            so.scale_by_sparseopt(),
+            optax.add_decayed_weights(1e-4),
+            optax.scale_by_learning_rate(1e-3),
+        ),
+    ),
+)
 
 
 def resnet_shapes(
@@ -95,6 +132,33 @@ def start(tx: optax.GradientTransformation, params: Any) -> Any:
     if isinstance(opt_state, so.SparseState):
         params = so.apply_masks(params, opt_state)
     return opt_state, params
+
+
+def step_by_hand(
+    tx: optax.GradientTransformation, carry: Any, grads: Any
+) -> tuple[Any, Any]:
+    """Updates ((state, masks), params), as people write it who do without a library.
+
+    The least that keeps zeros exact. The optimizer's state is left as it comes, so that
+    a weight grown later would start with what its place has gathered.
+    """
+    (opt_state, masks), params = carry
+    grads = so.apply_masks(grads, masks)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = so.apply_masks(optax.apply_updates(params, updates), masks)
+    return (opt_state, masks), params
+
+
+def start_by_hand(tx: optax.GradientTransformation, params: Any) -> Any:
+    """State, masks and weights for ``step_by_hand``."""
+    masks = so.static(SPARSITY).init(jax.random.key(0), params)[0]
+    params = so.apply_masks(jax.tree.map(jnp.copy, params), masks)
+    return (tx.init(params), masks), params
+
+
+def topology_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
+    """Changes the masks of (state, params)."""
+    return so.update_topology(tx, grads, *carry)
 
 
 def looping(

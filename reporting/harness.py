@@ -8,7 +8,7 @@ the caches: in a fixed order one program measured twice differed by 5 %.
 
 import dataclasses
 import datetime
-import json
+import math
 import os
 import random
 import re
@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
 from reporting import stored
 from reporting.machine import machine, versions, working_tree
@@ -119,6 +118,7 @@ def measure(
     rounds: int,
     check: Callable[[dict[str, Any]], None] = lambda results: None,
     clock: Callable[[], float] | None = None,
+    seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Times the candidates, in another order each round, after two calls of each that
     do not count.
@@ -129,6 +129,7 @@ def measure(
       check: called with the results of the first calls, by name; raises if one is
         wrong.
       clock: gives seconds; ``time.perf_counter`` by default.
+      seconds: after so many, the two calls included, no round begins but the first.
 
     Returns:
       Timings by name.
@@ -136,6 +137,7 @@ def measure(
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise ValueError(f"candidates must have different names, got {names}")
+    end = time.perf_counter() + seconds
     first = [_timed(candidate.run, clock) for candidate in candidates]
     check({name: result for name, (_, result) in zip(names, first, strict=True)})
     timings = {
@@ -146,6 +148,8 @@ def measure(
     for candidate in candidates:
         _timed(candidate.run, clock)
     for turn in range(rounds):
+        if turn and time.perf_counter() >= end:
+            break
         order = random.Random(turn)
         for candidate in order.sample(candidates, len(candidates)):
             if turn % candidate.every == 0:
@@ -292,7 +296,7 @@ class Report:
         if self.path is None:
             print("\nA quick run is not stored; --output stores it.")
             return
-        self.path.write_text(json.dumps(self.record, indent=2) + "\n")
+        stored.write_record(self.path, self.record)
         print(f"\nStored in {self.path}")
 
 
@@ -302,6 +306,8 @@ def start(
     options: type[Options] = Options,
 ) -> None:
     """Runs a program with the options of the command line."""
+    import tyro  # programs with a command line of their own do without
+
     spec = sys.modules["__main__"].__spec__
     prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
     main(tyro.cli(options, prog=prog, description=description))

@@ -6,7 +6,8 @@ Programs keep their records beside them: ``studies.paper.skew`` in
 
 import functools
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,13 @@ def select(entries: Iterable[dict[str, Any]], **key: Any) -> list[dict[str, Any]
     [{'key': {'kind': 'step', 'batch': 32}}]
     """
     return [entry for entry in entries if key.items() <= entry["key"].items()]
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record, whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(aside, path)
 
 
 def write_picture(figure: Any, path: Path) -> None:
