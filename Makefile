@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+GPU_PYTHON ?= $(PYTHON)
 BIN := $(VENV)/bin
 SUM := $(shell cksum pyproject.toml | cut -d ' ' -f 1)
 STAMP := $(VENV)/installed-$(SUM)
@@ -19,7 +20,7 @@ PYTEST = XLA_FLAGS="$(strip $(XLA_FLAGS) $(QUICK_CODE))" $(1)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-lowest lint format docs wheel benchmark paper paper-accuracy clean
+.PHONY: help demo test test-slow test-lowest lint format docs wheel benchmark gpu paper paper-accuracy clean
 
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
@@ -31,6 +32,7 @@ help:
 	@echo 'make docs       build the pages about it into site/'
 	@echo 'make wheel      build the distributions into dist/ and try the wheel'
 	@echo 'make benchmark  run the benchmarks and store their results'
+	@echo 'make gpu        measure on an accelerator what fits into nine minutes'
 	@echo 'make paper      measure what figures of the SparseOpt paper show'
 	@echo 'make paper-accuracy  and its accuracies against epochs, which takes an hour or two'
 	@echo 'make clean      remove the environment and all caches'
@@ -98,6 +100,10 @@ benchmark: $(STAMP)
 	$(BIN)/python -m studies.neuron_scales
 	$(BIN)/python -m studies.block_accuracy
 	$(BIN)/python -m reporting
+
+# With jax for the device, which the interpreter has that GPU_PYTHON names.
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 paper: $(STAMP)
 	$(BIN)/python -m studies.paper.gradient_ratio

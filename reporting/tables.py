@@ -4,6 +4,7 @@ from pathlib import Path
 
 from reporting.pages import (
     choosing,
+    gpu,
     how_it_works,
     index,
     large_batches,
@@ -26,6 +27,7 @@ PAGES = {
         ROOT / "docs" / f"{page.__name__.rpartition('.')[2]}.md": page.PAGE
         for page in (
             choosing,
+            gpu,
             how_it_works,
             index,
             large_batches,

@@ -1,5 +1,7 @@
 """A multilayer perceptron, in Flax linen."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -12,12 +14,15 @@ class MLP(nn.Module):
       width: of each hidden layer.
       classes: number of classes.
       momentum: of the running statistics; None leaves normalisations out.
+      dtype: type that everything is computed in; parameters are float32. None for that
+        of parameters and images.
     """
 
     layers: int
     width: int
     classes: int
     momentum: float | None = 0.99
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -27,9 +32,14 @@ class MLP(nn.Module):
         plain = self.momentum is None
         for index in range(1, self.layers + 1):
             name = f"hidden_{index}"
-            x = nn.Dense(self.width, use_bias=plain, kernel_init=init, name=name)(x)
+            dense = nn.Dense(
+                self.width, plain, dtype=self.dtype, kernel_init=init, name=name
+            )
+            x = dense(x)
             if self.momentum is not None:
                 norm = f"norm_{index}"
-                x = nn.BatchNorm(not train, momentum=self.momentum, name=norm)(x)
+                x = nn.BatchNorm(
+                    not train, momentum=self.momentum, dtype=self.dtype, name=norm
+                )(x)
             x = nn.relu(x)
-        return nn.Dense(self.classes, name="head")(x)
+        return nn.Dense(self.classes, dtype=self.dtype, name="head")(x)

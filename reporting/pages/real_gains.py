@@ -27,14 +27,21 @@ KINDS = {
 }
 
 
-def if_measured(program: str) -> Callable[[Callable[[Record], str]], Callable[[], str]]:
-    """Makes a table of a program's record, or what says that there is none."""
+def if_measured(
+    program: str, by: str | None = None
+) -> Callable[[Callable[[Record], str]], Callable[[], str]]:
+    """Makes a table of a program's record, or what says that there is none.
+
+    Args:
+      program: whose record it is.
+      by: what is run to measure it, if not the program itself.
+    """
 
     def decorate(show: Callable[[Record], str]) -> Callable[[], str]:
         @functools.wraps(show)
         def shown() -> str:
             if not path_of(program).exists():
-                return f"Not measured yet: `python -m {program}` measures it.\n"
+                return f"Not measured yet: `python -m {by or program}` measures it.\n"
             return show(load(program))
 
         return shown

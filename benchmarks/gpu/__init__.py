@@ -1,0 +1,1 @@
+"""What an accelerator is asked for, in one call of a few minutes."""

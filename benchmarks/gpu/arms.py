@@ -1,0 +1,191 @@
+"""Steps that are compiled beside each other and timed in turns.
+
+Compiling takes most of the time that an accelerator is lent for. The first step is
+compiled alone, since it tries out which kernels are fast; the others, whose products
+are the same, find that out from it, and are compiled several at once. Steps write over
+what they are given, as in training. Several are started before the last is waited for,
+so that what Python takes to start one is hidden as far as it is in training.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from benchmarks.gpu.part import Budget, Report
+from reporting import harness
+
+ROUNDS = 20
+BLOCK_SECONDS, MOST_STEPS = 0.1, 20
+
+Reset = Callable[[Any], Any]
+
+
+@dataclasses.dataclass
+class Arm:
+    """A step, and what it works on.
+
+    Attributes:
+      name: what tables call it.
+      step: ``step(carry, *inputs) -> carry``, to be compiled.
+      carry: what the first step is given; it is used up.
+      inputs: what every step is given besides.
+      donates: whether a step writes over the carry. If not, nothing is carried on.
+      about: what else its row in the table of bytes says.
+      program: the step, once it is compiled.
+      compile_s: seconds that took.
+    """
+
+    name: str
+    step: Callable[..., Any]
+    carry: Any
+    inputs: tuple = ()
+    donates: bool = True
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    program: Any = None
+    compile_s: float = 0.0
+
+    def lower(self) -> Any:
+        """Traces it."""
+        step = jax.jit(self.step, donate_argnums=0 if self.donates else ())
+        return step.lower(self.carry, *self.inputs)
+
+    def block(
+        self, steps: int, before: Reset = lambda carry: carry
+    ) -> Callable[[], Any]:
+        """A function that takes steps, each on what the one before has left.
+
+        Args:
+          steps: how many.
+          before: changes what the first of them is given.
+        """
+
+        def run() -> Any:
+            result = given = before(self.carry)
+            for _ in range(steps):
+                result = self.program(given, *self.inputs)
+                given = result if self.donates else given
+            self.carry = given
+            return result
+
+        return run
+
+    def row(self) -> dict[str, Any]:
+        """Bytes of its compiled program, by XLA's own account, and its compile time."""
+        memory = self.program.memory_analysis()
+        new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        given, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        return {
+            "name": self.name,
+            **self.about,
+            "given_bytes": given,
+            "temporary_bytes": temporary,
+            "peak_bytes": given + new + temporary,
+            "compile_s": self.compile_s,
+        }
+
+
+def build(
+    report: Report, makers: Iterable[tuple[str, Callable[[], Arm]]], budget: Budget
+) -> list[Arm]:
+    """Makes and compiles arms.
+
+    What fails is told and left out; what has not begun to compile when the time is up
+    is left out as well.
+
+    Args:
+      report: where failures are told.
+      makers: what makes each arm, by its name, the first being what others are compared
+        with.
+      budget: of making and compiling.
+
+    Returns:
+      Those that are compiled, in their order.
+    """
+    ready: list[Arm] = []
+
+    def traced(name: str, make: Callable[[], Arm]) -> tuple[Arm, Any] | None:
+        try:
+            arm = make()
+            return arm, arm.lower()
+        except Exception as error:  # of whatever kind: the others are to go on
+            report.error(name, error)
+            return None
+
+    def compiled(arm: Arm, lowered: Any) -> Arm:
+        begin = time.perf_counter()
+        arm.program = lowered.compile()
+        arm.compile_s = time.perf_counter() - begin
+        return arm
+
+    threads = max(1, min(6, (os.cpu_count() or 1) // 2))
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    waiting: list[tuple[str, concurrent.futures.Future[Arm]]] = []
+    for name, make in makers:
+        if waiting and budget.left < 0:
+            report.error(name, "there was no time to compile it")
+        elif found := traced(name, make):
+            waiting.append((name, pool.submit(compiled, *found)))
+            if len(waiting) == 1:
+                concurrent.futures.wait([waiting[0][1]])
+    for name, future in waiting:
+        concurrent.futures.wait([future], timeout=max(0.0, budget.left))
+        if future.cancel():  # it has not begun
+            report.error(name, "there was no time to compile it")
+            continue
+        try:
+            ready.append(future.result())
+        except Exception as error:
+            report.error(name, error)
+    pool.shutdown()
+    return ready
+
+
+def steps_at_once(report: Report, arm: Arm, before: Reset = lambda carry: carry) -> int:
+    """How many steps to take before waiting, so that waiting does not count."""
+    if report.options.quick:
+        return 1
+    run = arm.block(1, before)
+    jax.block_until_ready(run())
+    begin = time.perf_counter()
+    jax.block_until_ready(run())
+    taken = time.perf_counter() - begin
+    return max(1, min(MOST_STEPS, int(BLOCK_SECONDS / taken)))
+
+
+def compare(
+    report: Report,
+    title: str,
+    candidates: Sequence[harness.Candidate],
+    budget: Budget,
+    **key: Any,
+) -> dict[str, harness.Timing]:
+    """Times candidates in turns, and adds the table; the first is the baseline.
+
+    Args:
+      report: where it goes.
+      title: of the table.
+      candidates: what to time. What fails in its first call is told and left out.
+      budget: of all calls.
+      **key: of the table.
+
+    Returns:
+      The timings by name.
+    """
+    working = []
+    for candidate in candidates:
+        try:
+            jax.block_until_ready(candidate.run())
+            working.append(candidate)
+        except Exception as error:
+            report.error(f"{title}: {candidate.name}", error)
+    if not working or working[0] is not candidates[0]:
+        return {}
+    rounds = report.options.rounds_or(ROUNDS)
+    timings = harness.measure(working, rounds, seconds=budget.left)
+    report.table(title, timings, candidates[0].name, **key)
+    return timings

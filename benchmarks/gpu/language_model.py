@@ -1,0 +1,96 @@
+"""Part d: a training step of LLaMA-130M and the memory that it takes.
+
+Dense Adam against SMET, which keeps moments of active weights alone, in bfloat16 with
+parameters in float32, on 32 rows of 512 random tokens. The topology is that of
+``benchmarks.memory``; the host updates its masks.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import sparseopt_jax as so
+from benchmarks import memory
+from benchmarks.gpu.arms import Arm, build, compare, steps_at_once
+from benchmarks.gpu.part import Budget, Report
+from examples.language_model.net import SIZES, LanguageModel, Size
+from reporting import harness
+
+BLOCK = 16
+# Density and block, by worth.
+ARMS = ((0.25, BLOCK), (0.1, BLOCK), (0.5, BLOCK), (0.25, 1))
+DENSE = "Adam, dense"
+
+
+def measure(report: Report, budget: Budget) -> None:
+    """Measures the part."""
+    model = LanguageModel(SIZES["130m"], 32_000, dtype=jnp.bfloat16)
+    rows, length, arms = 32, 512, ARMS
+    if report.options.quick:
+        model = LanguageModel(Size(32, 64, 2, 1), 64, dtype=jnp.bfloat16)
+        rows, length, arms = 2, 8, ARMS[:1]
+    key = jax.random.key(0, impl="rbg")
+    tokens = jax.random.randint(key, (rows, length + 1), 0, model.vocabulary)
+    params = jax.jit(model.init)(key, tokens[:1, :-1])["params"]
+    smet = next(own for own in memory.OPTIMIZERS if own.name == "SMET")
+    optimizers = {DENSE: optax.adam(1e-3)} | {
+        f"SMET, density {density:g}, block {block}": smet.make(
+            memory.topology(density, block), True
+        )
+        for density, block in arms
+    }
+    makers = {
+        name: functools.partial(_arm, name, tx, model, params, tokens)
+        for name, tx in optimizers.items()
+    }
+    built = build(report, makers.items(), Budget(0.75 * budget.left))
+    if not built or built[0].name != DENSE:
+        return
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    title = f"LLaMA-130M, {weights:,} parameters, {rows} x {length} tokens, bfloat16"
+    keys = {"batch": rows, "length": length, "weights": weights}
+    found = [arm.row() for arm in built]
+    report.listing(f"{title}: bytes of a step", found, kind="bytes", **keys)
+    steps = steps_at_once(report, built[0])
+    candidates = [harness.Candidate(a.name, a.block(steps), steps) for a in built]
+    part = Budget(0.7 * budget.left)
+    compare(report, f"{title}: a step", candidates, part, kind="step", **keys)
+    candidates = candidates[:1]
+    for arm in built[1:]:
+        update = jax.jit(functools.partial(so.update_topology, optimizers[arm.name]))
+        candidates.append(
+            harness.Candidate(arm.name, functools.partial(_update, update, arm, params))
+        )
+    title = f"{title}: an update from the host"
+    compare(report, title, candidates, budget, kind="update", **keys)
+
+
+def _arm(
+    name: str, tx: Any, model: LanguageModel, params: Any, tokens: jax.Array
+) -> Arm:
+    def loss_fn(params, tokens):
+        logits: Any = model.apply({"params": params}, tokens[:, :-1])
+        targets = tokens[:, 1:]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return jnp.mean(losses)
+
+    def step(carry, tokens):
+        state, params = carry
+        updates, state = tx.update(jax.grad(loss_fn)(params, tokens), state, params)
+        return state, optax.apply_updates(params, updates)
+
+    state = tx.init(params)
+    # Of its own: steps write over what they are given.
+    own = jax.tree.map(jnp.copy, params)
+    if isinstance(state, so.SparseState):
+        own = so.apply_masks(own, state)
+    about = {"state_bytes": so.optimizer_bytes(state)}
+    return Arm(name, step, (state, own), (tokens,), about=about)
+
+
+def _update(update: Any, arm: Arm, grads: Any) -> Any:
+    """An update of the masks; nothing is carried on."""
+    return update(grads, *arm.carry)
