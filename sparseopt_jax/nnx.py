@@ -48,7 +48,9 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     nnx.update(model, apply_masks(params, get_masks(optimizer)))
 
 
-def update_topology(model: nnx.Module, optimizer: nnx.Optimizer, grads: Any) -> None:
+def update_topology(
+    model: nnx.Module, optimizer: nnx.Optimizer, grads: Any | None
+) -> None:
     """``sparseopt_jax.update_topology`` for a model and its optimizer, in place.
 
     For a transformation with ``host_updates=True``; works inside ``nnx.jit``.
@@ -56,7 +58,8 @@ def update_topology(model: nnx.Module, optimizer: nnx.Optimizer, grads: Any) -> 
     Args:
       model: the model.
       optimizer: its optimizer.
-      grads: the dense gradients, as ``nnx.grad`` gives them.
+      grads: the dense gradients, as ``nnx.grad`` gives them; None for a topology that
+        reads none (SET).
 
     Raises:
       TypeError: as ``mask_model``.
@@ -65,7 +68,7 @@ def update_topology(model: nnx.Module, optimizer: nnx.Optimizer, grads: Any) -> 
     _check(model, optimizer, "update_topology(model, optimizer, grads)")
     opt_state, params = _update_topology(
         optimizer.tx,
-        nnx.as_pure(nnx.state(grads, optimizer.wrt)),
+        None if grads is None else nnx.as_pure(nnx.state(grads, optimizer.wrt)),
         nnx.as_pure(optimizer.opt_state),
         nnx.as_pure(nnx.state(model, optimizer.wrt)),
     )

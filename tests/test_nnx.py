@@ -97,6 +97,16 @@ def test_changes_from_the_host_in_place():
     np.testing.assert_array_equal(model.first.kernel[...], weights)
 
 
+def test_changes_from_the_host_that_read_no_gradients():
+    topology = so.set_(0.6, every=2, stop=100)
+    tx = so.sparsify(optax.sgd(0.01), topology, host_updates=True)
+    model, optimizer = make(tx)
+    before = assert_zero_where_masked(model, optimizer)
+    nnx.jit(so.nnx.update_topology)(model, optimizer, None)
+    after = assert_zero_where_masked(model, optimizer)
+    assert (after != before).any() and after.sum() == before.sum()
+
+
 def test_a_dense_optimizer_is_an_error():
     with pytest.raises(ValueError, match="no masks found"):
         make(optax.adam(0.1))

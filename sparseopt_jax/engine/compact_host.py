@@ -70,8 +70,8 @@ def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> 
       params: the parameters, compact where they are.
 
     Raises:
-      ValueError: if gradients are needed that are not given, or the parameters are not
-        those of the state.
+      ValueError: if the gradients leave out what the topology reads, or the parameters
+        are not those of the state.
     """
     topology, params = owner.topology, owner.seen(params)
     if not holds_compact(params):
@@ -83,11 +83,6 @@ def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> 
         if is_compact(x)
     }
     for path in kernels:
-        if grads is None and topology.reads_gradients:
-            raise ValueError(
-                f"{topology.name} updates its masks by gradients, but grads is None: "
-                f"{_remedy(topology)}"
-            )
         if path in given and topology.dense_gradients > 0:
             raise ValueError(
                 f"{topology.name} scores inactive weights by their gradients, which "
@@ -95,6 +90,15 @@ def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> 
             )
     storage = CompactStorage() if topology.keeps_counts else _SameNumbers(topology)
     return owner._replace(storage=storage)
+
+
+def check_gradients(topology: Topology, grads: Any) -> None:
+    """Raises a ValueError where gradients are None that the topology reads."""
+    if grads is None and topology.reads_gradients:
+        raise ValueError(
+            f"{topology.name} updates its masks by gradients, but grads is None: "
+            f"{_remedy(topology)}"
+        )
 
 
 def _remedy(topology: Topology) -> str:

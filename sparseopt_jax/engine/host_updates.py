@@ -9,7 +9,11 @@ import optax
 
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.arrays.sharding_types import typed_like
-from sparseopt_jax.engine.compact_host import compact_owner, updated_compact
+from sparseopt_jax.engine.compact_host import (
+    check_gradients,
+    compact_owner,
+    updated_compact,
+)
 from sparseopt_jax.engine.compact_step import check_dense
 from sparseopt_jax.engine.frozen_leaves import frozen_leaves
 from sparseopt_jax.engine.inner_state import in_types_of, reset
@@ -30,7 +34,7 @@ from sparseopt_jax.trees.evened_boxes import evened
 
 
 def update_topology(
-    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
+    tx: optax.GradientTransformation, grads: Any | None, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
     """Changes the masks from the host, for ``sparsify(..., host_updates=True)``.
 
@@ -43,9 +47,9 @@ def update_topology(
     Args:
       tx: the transformation, or anything in optax around it.
       grads: the dense gradient of the step, tree like ``params``; with compact
-        parameters what ``dense_gradient`` gives. For compact parameters whose topology
-        reads no gradients (SET), None will do, and for one that reads those of active
-        weights alone (MEST) the compact gradient.
+        parameters what ``dense_gradient`` gives. For a topology that reads no gradients
+        (SET), None will do; for one that reads those of active weights alone (MEST),
+        the compact gradient of compact parameters.
       opt_state: the state of ``tx``.
       params: the weights, dense or compact.
 
@@ -54,8 +58,9 @@ def update_topology(
 
     Raises:
       ValueError: if ``opt_state`` holds no masks, or they were made by a topology that
-        never changes or by another ``tx``; with compact parameters, if ``grads`` leaves
-        out what the topology reads, or an update changes a number of active blocks.
+        never changes or by another ``tx``; if ``grads`` is None or, with compact
+        parameters, leaves out what the topology reads; with these also if an update
+        changes a number of active blocks.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -92,6 +97,7 @@ def update_topology(
             raise ValueError("opt_state was not made by this tx: other masks")
         if not owner.topology.moves:
             raise ValueError("a static topology never changes; use set_ or rigl")
+        check_gradients(owner.topology, grads)
         if holds_compact(params):
             return compact_owner(owner, state, grads, params)
         check_dense(owner.storage, grads, state)
@@ -103,7 +109,8 @@ def update_topology(
     if holds_compact(params):
         params, opt_state = updated_compact(change, grads, opt_state, params)
     else:
-        params, opt_state = evened(change)(grads, opt_state, params)
+        seen = optax.tree.zeros_like(params) if grads is None else grads
+        params, opt_state = evened(change)(seen, opt_state, params)
     return opt_state, params
 
 

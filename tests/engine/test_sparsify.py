@@ -196,7 +196,7 @@ def test_changes_from_the_host_are_those_within_the_step(make, inner):
             updates, state = update(grads, state, p)
             p = apply_updates(p, updates)
             if due and not topology.replaces_step:
-                state, p = change(grads, state, p)
+                state, p = change(None, state, p)  # SET reads no gradients
         # What the host's form does not need it does not keep.
         kept = state.topology_state._replace(turned=())
         assert not (host_updates and state.topology_state.turned)
@@ -254,5 +254,7 @@ def test_bad_calls_are_named():
     with pytest.raises(ValueError, match="holds no SparseState"):
         so.update_topology(tx, params, optax.EmptyState(), params)
     moving = so.sparsify(optax.sgd(0.1), so.rigl(0.5, every=1, stop=2))
+    with pytest.raises(ValueError, match="rigl updates its masks by gradients"):
+        so.update_topology(moving, None, moving.init(params), params)
     with pytest.raises(ValueError, match="was not made by this tx"):
         so.update_topology(moving, params, tx.init({"j": jnp.ones((4, 4))}), params)
