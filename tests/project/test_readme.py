@@ -168,7 +168,7 @@ def test_it_leads_to_every_page():
         targets = {f"{folder}/{target}".lstrip("/") for target, _ in links(read(page))}
         linked |= targets & pages - found
         found |= targets
-    assert pages - found == {"docs/index.md"}
+    assert pages - found <= {"docs/index.md"}
 
 
 def test_no_figure_of_the_first_screen_is_without_a_page():
