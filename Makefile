@@ -14,9 +14,10 @@ DOCS_STAMP := $(DOCS)/installed-$(SUM)
 WHEEL := .venv-wheel
 
 # Most of the tests' time is compiling. `make test QUICK_CODE=` takes the time to make
-# the code that users run.
+# the code that users run. What it has compiled, it finds in .compiled/ for a month.
 QUICK_CODE = $$($(1)/python .ci/quick_code.py)
 PYTEST = XLA_FLAGS="$(strip $(XLA_FLAGS) $(QUICK_CODE))" $(1)/python -m pytest
+COMPILED := .compiled
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -40,8 +41,11 @@ help:
 demo: $(STAMP)
 	$(BIN)/python -m examples.digits $(ARGS)
 
+test: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(COMPILED)
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test: $(STAMP)
 	@$(BIN)/python .ci/versions.py
+	@mkdir -p $(COMPILED) && find $(COMPILED) -type f -mtime +30 -delete
 	$(call PYTEST,$(BIN)) -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) $(DOCS_STAMP)
@@ -117,7 +121,7 @@ paper-accuracy: $(STAMP)
 	$(BIN)/python -m reporting
 
 clean:
-	rm -rf $(VENV) .venv-newest $(LOWEST) $(DOCS) $(WHEEL) dist site .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-newest $(LOWEST) $(DOCS) $(WHEEL) $(COMPILED) dist site .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment serves every target; a changed pyproject.toml installs anew.

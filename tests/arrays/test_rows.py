@@ -136,7 +136,7 @@ def test_cells_and_layers_are_counted(leaves, together):
             jnp.zeros(units.sizes.shape, jnp.int32),
         )
 
-    for counts in (
+    numbers = (
         lambda units, mask: units.count(mask),
         lambda units, mask: units.count(mask, "layer"),
         lambda units, mask: units.total(units.count(mask)),
@@ -144,12 +144,24 @@ def test_cells_and_layers_are_counted(leaves, together):
         lambda units, mask: units.largest(units.count(mask)),
         lambda units, mask: jnp.asarray(units.per_cell),
         lambda units, mask: jnp.asarray(units.per_layer),
-    ):
-        found, _ = map_bins(rows, [masks], spread(counts))
-        for units, mask, number in zip(leaves, masks, found, strict=True):
-            alone = np.broadcast_to(counts(units, mask), mask.shape)
-            # What is not the layer's (a stack's other layers) has its own numbers.
-            assert np.array_equal(number, alone)
+    )
+
+    @jax.jit
+    def in_rows(masks):
+        return [map_bins(rows, [masks], spread(counts))[0] for counts in numbers]
+
+    @jax.jit
+    def leaf_by_leaf(masks):
+        # What is not the layer's (a stack's other layers) has numbers of its own.
+        return [
+            [
+                jnp.broadcast_to(counts(units, mask), mask.shape)
+                for units, mask in zip(leaves, masks, strict=True)
+            ]
+            for counts in numbers
+        ]
+
+    jax.tree.map(np.testing.assert_array_equal, in_rows(masks), leaf_by_leaf(masks))
 
 
 @WAYS
@@ -164,7 +176,7 @@ def test_what_is_drawn_is_what_each_leaf_draws_alone(leaves, together):
         drawn = units.draw(of_bin(rows, table, number), laid[0].shape[1])
         return drawn, jnp.zeros(units.sizes.shape, jnp.int32)
 
-    drawn, _ = map_bins(rows, [masks_of(leaves)], draw)
+    drawn = jax.jit(lambda masks: map_bins(rows, [masks], draw)[0])(masks_of(leaves))
     for key, units, found in zip(keys, leaves, drawn, strict=True):
         assert np.array_equal(found, jax.random.uniform(key, units.split))
 
@@ -203,9 +215,9 @@ def test_units_of_blocks_lie_in_rows():
         mask = units.select(laid[0], 3)
         return mask, units.layer_vector(units.count(mask))
 
-    masks, counts = map_bins(rows, [scores], select)
-    for units, found, own, count in zip(leaves, masks, scores, counts, strict=True):
-        assert np.array_equal(found, units.select(own, 3))
+    masks, counts = jax.jit(lambda x: map_bins(rows, [x], select))(scores)
+    for units, found, score, count in zip(leaves, masks, scores, counts, strict=True):
+        assert np.array_equal(found, units.select(score, 3))
         assert int(count) == 3
 
 

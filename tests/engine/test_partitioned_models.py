@@ -152,7 +152,10 @@ def test_only_what_has_the_parameters_shape_is_boxed(name, form):
         assert specs.masks["dense"]["kernel"] == (None, "model")
 
 
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize(
+    "box",
+    ["own", *(pytest.param(x, marks=pytest.mark.slow) for x in BOXES if x != "own")],
+)
 def test_boxes_change_no_result(box):
     tx = so.sparsify(optax.sgd(0.125, momentum=0.5), TOPOLOGIES["rigl"]())
     boxed = boxed_params(box)
@@ -176,7 +179,7 @@ UNBOXED = (
     [
         pytest.param(
             *(form, unbox),
-            marks=[] if form == "plain" or unbox in UNBOXED[::4] else pytest.mark.slow,
+            marks=[] if form == "plain" or unbox == UNBOXED[0] else pytest.mark.slow,
             id="-".join((form, *unbox)),
         )
         for form in FORMS
@@ -230,7 +233,13 @@ def test_state_sharding_takes_boxed_shapes():
     assert moments.value.spec == P(None, "model")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "compact",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in FORMS if x != "compact"),
+    ],
+)
 def test_nnx_variables_keep_their_names_where_they_fit(form):
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     tx = so.sparsify(optax.adam(1e-3), TOPOLOGIES["rigl"](), **FORMS[form])

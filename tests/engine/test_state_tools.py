@@ -134,8 +134,20 @@ WAYS = {
 }
 
 
-@every_form
-@pytest.mark.parametrize("way", WAYS)
+# Every form by the first way, and the plain one by all.
+@pytest.mark.parametrize(
+    ("form", "way"),
+    [
+        pytest.param(
+            *(form, way),
+            marks=[pytest.mark.slow]
+            if form in LATER or (form != "plain" and way != "flax")
+            else [],
+        )
+        for form in MAKERS
+        for way in WAYS
+    ],
+)
 def test_a_state_comes_back_and_goes_on_bit_for_bit(form, way):
     tx, step, params, state = trained(form)
     back = WAYS[way](state, tx.init(PARAMS))
@@ -174,7 +186,18 @@ def test_masks_are_found_in_state_dictionaries(form):
         assert str(so.summary(params, saved)) == str(so.summary(params, state))
 
 
-@every_form
+few_forms = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(
+            form, marks=[] if form in ("plain", "packed") else pytest.mark.slow
+        )
+        for form in MAKERS
+    ],
+)
+
+
+@few_forms
 def test_states_pass_through_the_tools_that_read_them(form):
     _, _, _, state = trained(form)
     multihost_utils.assert_equal(state, "differs")
@@ -189,7 +212,7 @@ def test_states_pass_through_the_tools_that_read_them(form):
         np.save(io.BytesIO(), leaf, allow_pickle=False)
 
 
-@every_form
+@few_forms
 def test_states_are_gathered_and_replicated_under_pmap(form):
     _, _, _, state = trained(form)
     replicated = jax_utils.replicate(state)

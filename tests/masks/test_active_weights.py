@@ -1,5 +1,7 @@
 """Active weights side by side, against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,11 +41,22 @@ def layout_of(name):
     return Layout(structure.units("kernel", shape, axes), per_cell)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def best_of(layout, scores):
+    chosen = layout.units.select(layout.units.sum(scores), layout.per_cell)
+    return layout.units.spread(chosen, jnp.zeros(layout.units.shape))
+
+
 def random_mask(layout, seed):
     scores = np.random.default_rng(seed).random(layout.units.shape)
-    scores = layout.units.sum(jnp.asarray(scores, jnp.float32))
-    chosen = layout.units.select(scores, layout.per_cell)
-    return layout.units.spread(chosen, jnp.zeros(layout.units.shape))
+    return best_of(layout, jnp.asarray(scores, jnp.float32))
+
+
+# Each is compiled once for a layout, not operation by operation for every example.
+to_index, to_mask, take, put, moved, spread = (
+    jax.jit(getattr(Layout, name), static_argnums=0)
+    for name in ("index", "mask", "take", "put", "moved", "spread")
+)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -61,17 +74,17 @@ def test_shapes(name):
 def test_the_way_there_and_back(name, seed):
     layout = layout_of(name)
     mask = random_mask(layout, seed)
-    index = layout.index(mask)
+    index = to_index(layout, mask)
     assert index.shape == layout.index_shape and index.dtype == jnp.int32
-    np.testing.assert_array_equal(layout.mask(index), mask)
+    np.testing.assert_array_equal(to_mask(layout, index), mask)
 
     # Every active weight once, those of one unit next to each other.
     numbers = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
-    active = layout.take(numbers, index)
+    active = take(layout, numbers, index)
     assert active.shape == layout.shape
     np.testing.assert_array_equal(np.sort(np.ravel(active)), np.flatnonzero(mask))
 
-    again = layout.put(jnp.full(mask.shape, -1), index, active)
+    again = put(layout, jnp.full(mask.shape, -1), index, active)
     np.testing.assert_array_equal(again, np.where(mask, numbers, -1))
 
 
@@ -81,16 +94,17 @@ def test_the_way_there_and_back(name, seed):
 def test_what_stays_keeps_its_slot(name, seeds):
     layout = layout_of(name)
     old, new = (random_mask(layout, seed) for seed in seeds)
-    index = layout.index(old)
-    moved = layout.moved(index, new)
-    np.testing.assert_array_equal(layout.mask(moved), new)
+    index = to_index(layout, old)
+    new_index = moved(layout, index, new)
+    np.testing.assert_array_equal(to_mask(layout, new_index), new)
     # A slot changes just if its unit has left.
     numbers = jnp.arange(old.size, dtype=jnp.int32).reshape(old.shape)
-    stays = np.asarray(layout.take(new, index))
-    before, after = (np.asarray(layout.take(numbers, own)) for own in (index, moved))
+    stays = np.asarray(take(layout, new, index))
+    before = np.asarray(take(layout, numbers, index))
+    after = np.asarray(take(layout, numbers, new_index))
     np.testing.assert_array_equal(after[stays], before[stays])
     assert not set(np.ravel(after[~stays])) & set(np.ravel(before))
-    slots = layout.spread(moved == index)
+    slots = spread(layout, new_index == index)
     np.testing.assert_array_equal(slots, stays)
 
 

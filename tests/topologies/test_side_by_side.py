@@ -72,6 +72,13 @@ TOPOLOGIES = {
 }
 
 
+# Each way for rows to be laid and ranked once; the others wait for ``make test-slow``.
+QUICK = (
+    *("set", "rigl, blocks", "set, fan-in", "rigl, at least 2", "srigl", "granet"),
+    "a function",
+)
+
+
 def after(topology, params, monkeypatch=None, updates=2):
     """Masks and state after some updates, and how the last was made."""
     ways = []
@@ -109,7 +116,13 @@ def assert_same(one, other):
         assert np.array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in TOPOLOGIES
+    ],
+)
 def test_results_are_those_of_each_leaf_alone(name):
     topology, params = TOPOLOGIES[name], params_of(0)
     together, way = after(topology, params)
@@ -119,7 +132,9 @@ def test_results_are_those_of_each_leaf_alone(name):
     assert_same(together, alone)
 
 
-@pytest.mark.parametrize("name", ["set", "rigl", "granet"])
+@pytest.mark.parametrize(
+    "name", ["set", pytest.param("rigl", marks=pytest.mark.slow), "granet"]
+)
 def test_leaves_may_have_different_types(name):
     dtypes = {"wide": jnp.bfloat16, "last": jnp.float16}
     params = params_of(0, dtypes)

@@ -49,20 +49,27 @@ def assert_equal(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@every_taker
-def test_every_form_of_a_seed_is_the_same_seed(taker):
+FORMS = {
+    "int64": lambda key: np.int64(3),
+    "uint8": lambda key: np.uint8(3),
+    "0-d array": lambda key: np.array(3),
+    "jax": lambda key: jnp.int32(3),
+    "key": lambda key: key,
+    "data": lambda key: jax.random.key_data(key),
+    "data in NumPy": lambda key: np.asarray(jax.random.key_data(key)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_seed_is_the_same_seed(form):
     key = jax.random.key(3)
-    expected = made(taker, 3)
-    for form in (
-        np.int64(3),
-        np.uint8(3),
-        np.array(3),
-        jnp.int32(3),
-        key,
-        jax.random.key_data(key),
-        np.asarray(jax.random.key_data(key)),
-    ):
-        assert_equal(made(taker, form), expected)
+    assert typed_key(FORMS[form](key)) == key
+    assert_equal(made("sparsify", FORMS[form](key)), made("sparsify", 3))
+
+
+@every_taker
+def test_a_seed_and_its_key_are_the_same_everywhere(taker):
+    assert_equal(made(taker, jax.random.key(3)), made(taker, 3))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +96,15 @@ def test_keys_of_every_implementation_keep_it(impl, default):
             assert jax.random.key_impl(from_data) == default
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("host_updates", [False, True])
+@pytest.mark.parametrize(
+    ("host_updates", "impl"),
+    [
+        *((False, "threefry2x32"), (True, "threefry2x32"), (False, "rbg")),
+        pytest.param(True, "rbg", marks=pytest.mark.slow),
+        pytest.param(False, "unsafe_rbg", marks=pytest.mark.slow),
+        pytest.param(True, "unsafe_rbg", marks=pytest.mark.slow),
+    ],
+)
 def test_masks_move_by_the_implementation_of_the_key(impl, host_updates):
     # The keys that the library drew by while it kept them typed.
     key = jax.random.key(3, impl=impl)
