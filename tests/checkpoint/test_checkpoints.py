@@ -267,7 +267,14 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("top_kast", "phases"),
+        pytest.param("gradual", marks=pytest.mark.slow),
+        pytest.param("snfs", marks=pytest.mark.slow),
+    ],
+)
 def test_any_method_is_resumed_to_the_last_bit(method, tmp_path):
     make = METHODS[method]
     tx = so.sparsify(optax.sgd(0.05, momentum=0.9), make())

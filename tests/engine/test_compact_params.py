@@ -102,7 +102,9 @@ def _labels(tree):
     return jax.tree.map_with_path(label, tree)
 
 
-@pytest.mark.parametrize("method", [so.set_, so.rigl])
+@pytest.mark.parametrize(
+    "method", [pytest.param(so.set_, marks=pytest.mark.slow), so.rigl]
+)
 def test_masks_move_as_in_the_dense_run_under_every_optimizer(method):
     topology = method(0.5, every=24, stop=190, drop_fraction=0.9, structure=BLOCKS)
     params = {name: weights(i) for i, name in enumerate(OPTIMIZERS)}
@@ -247,7 +249,9 @@ def test_seeds_side_by_side_scan_and_donation():
     )
 
 
-@pytest.mark.parametrize("how", ["pmap", "mesh", "bfloat16"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("pmap", marks=pytest.mark.slow), "mesh", "bfloat16"]
+)
 def test_replicas_meshes_and_narrow_types(how):
     tx = so.sparsify(optax.adamw(1e-2), STATIC)
     dtype = jnp.bfloat16 if how == "bfloat16" else jnp.float32
@@ -433,11 +437,11 @@ def test_nothing_is_promoted_silently():
         params = weights(dtype=jnp.bfloat16)
         params, opt_state = so.compact_params(params, tx.init(params))
         grads = jax.tree.map(jnp.ones_like, params)
-        updates, opt_state = jax.jit(tx.update)(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        update = jax.jit(lambda *state: so.update_topology(tx, None, *state))
-        opt_state, params = update(opt_state, params)
-        so.metrics(params, opt_state)
+        updates, _ = jax.eval_shape(tx.update, grads, opt_state, params)
+        jax.eval_shape(optax.apply_updates, params, updates)
+        update = functools.partial(so.update_topology, tx, None)
+        jax.eval_shape(update, opt_state, params)
+        jax.eval_shape(so.metrics, params, opt_state)
         dense = so.dense_params(params)
         so.convert_state(tx, dense, opt_state)
     assert dense["first"]["kernel"].dtype == jnp.bfloat16

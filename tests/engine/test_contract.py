@@ -1,5 +1,6 @@
 """What every transformation of ``tests/helpers/optimizers.py`` promises."""
 
+import functools
 import itertools
 
 import chex
@@ -50,14 +51,28 @@ def quickly(names):
 KERNEL_SHAPES = {SHAPES[name]["kernel"]: name for name in KERNELS}
 
 
+# Every operation of an eager step is compiled by itself: one row for each way to store
+# and to update masks. The others wait for ``make test-slow``.
+EAGER = (
+    *("sparsify_set", "sparsify_set_packed", "sparsify_rigl_compact"),
+    *("sparsify_rigl_host", "phases", "ste"),
+)
+
+
 @pytest.fixture(scope="module", params=quickly(ROWS))
 def row(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def run(row):
+@functools.cache
+def trained(name):
+    (row,) = (row for row in ROWS if row.id == name)
     return train(row)
+
+
+@pytest.fixture
+def run(row):
+    return trained(row.id)
 
 
 # That a state can be carried shows it of float32.
@@ -167,6 +182,14 @@ def test_parameter_like_parts_are_found_by_optax(row, run):
     assert sorted(found) == sorted(name for name, _ in per_kernel(state))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=[] if row.id in EAGER else pytest.mark.slow, id=row.id)
+        for row in ROWS
+    ],
+    indirect=True,
+)
 def test_eager_equals_compiled(row, run):
     # One step, the first that updates the masks: there every operation compiles.
     updates = [

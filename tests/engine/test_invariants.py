@@ -113,7 +113,9 @@ def per_layer(mask, kernel):
     return np.sum(mask, axis=kernel.layer, keepdims=True)
 
 
-@pytest.mark.parametrize("method", [so.rigl, so.set_])
+@pytest.mark.parametrize(
+    "method", [so.rigl, pytest.param(so.set_, marks=pytest.mark.slow)]
+)
 @settings(deadline=None, max_examples=75)
 @given(kernel=st.sampled_from(KERNELS), data=st.data())
 def test_a_change_keeps_counts_and_zeros(method, kernel, data):

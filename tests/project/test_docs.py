@@ -20,7 +20,7 @@ from tests.helpers.pages import block_names, code, find, names, read, rows, run_
 PAGE = read("docs/methods.md")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def params():
     keys = jax.random.split(jax.random.key(0))
     return {
@@ -151,9 +151,9 @@ def test_soft_thresholds_train(params):
 def test_the_guard_holds(params):
     left = run("guards", params)
     tx, state, params = left["tx"], left["opt_state"], left["params"]
-    params = so.apply_masks(params, state)
+    params, update = so.apply_masks(params, state), jax.jit(tx.update)
     for batch in batches():
-        updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
+        updates, state = update(jax.grad(loss)(params, batch), state, params)
         params = optax.apply_updates(params, updates)
         assert so.get_masks(state)["hidden"]["kernel"].any(axis=0).all()
 
@@ -197,8 +197,13 @@ class Network(nn.Module):
         return nn.Dense(8, use_bias=False, name="head")(x)
 
 
-def test_a_network_is_pruned_after_training(params):
-    left = run("after_training", params, model=Network())
+@pytest.fixture(scope="module")
+def after_training(params):
+    return run("after_training", params, model=Network())
+
+
+def test_a_network_is_pruned_after_training(after_training):
+    left = after_training
     half = {"hidden": 256, "head": 128}
     for layer, active in half.items():
         kernel = left["refined"].params[layer]["kernel"]
@@ -207,14 +212,13 @@ def test_a_network_is_pruned_after_training(params):
     assert so.plan(left["refined"].params, left["topology"]).active == 384
 
 
-def test_every_call_of_the_table_prunes(params):
-    left = run("after_training", params, model=Network())
+def test_every_call_of_the_table_prunes(params, after_training):
     given = {
         "so": so,
         "params": params,
         "grads": jax.grad(loss)(params, batches()[0]),
-        "calibration": left["calibration"],
-        "pruned": left["pruned"],
+        "calibration": after_training["calibration"],
+        "pruned": after_training["pruned"],
     }
     calls = [code(row[0]) for row in rows(PAGE, "pruning")]
     for call in calls:
@@ -297,10 +301,10 @@ LARGE = read("docs/large_batches.md")
 def test_the_page_about_large_batches_runs(params):
     lamb = run_block(LARGE, "lamb", params=params, grads=params)
     assert jax.tree.structure(lamb["updates"]) == jax.tree.structure(params)
-    own = run_block(LARGE, "chain")["tx"]
+    chain = run_block(LARGE, "chain")["tx"]
     alias = so.sparse_lamb(2e-2, so.rigl(0.9, every=100, stop=7_500), sparseopt=True)
     found, wanted = (
-        tx.update(params, tx.init(params), params)[0] for tx in (own, alias)
+        jax.jit(tx.update)(params, tx.init(params), params)[0] for tx in (chain, alias)
     )
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 

@@ -225,7 +225,7 @@ def test_padded_convolutions_keep_constants_other_than_zero():
     assert report.flops == 2 * 2 * (25 * 9 * 2 * 6 + 9 * 9 * 6 * 2)
 
 
-@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("pool", ["max", pytest.param("mean", marks=pytest.mark.slow)])
 def test_flattened_channels_take_their_rows_along(pool):
     def net(params, x):
         x = jax.nn.relu(conv(x, params["w1"], "VALID") + params["b1"])
@@ -492,7 +492,9 @@ def test_a_product_of_kernels_is_cut_as_one():
 ACTIVATIONS = (jax.nn.relu, jax.nn.gelu, jax.nn.silu, jnp.tanh, jax.nn.softplus)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_random_chains_stay_what_they_are(seed):
     draw = np.random.default_rng(seed)
     widths = [3, *draw.integers(4, 12, size=3), 2]
