@@ -62,7 +62,8 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     "topology",
     [
-        *("static", "set", "blocks"),
+        *("static", "set"),
+        pytest.param("blocks", marks=pytest.mark.slow),
         pytest.param("rigl_averaged", marks=pytest.mark.slow),
         pytest.param("n_of_m", marks=pytest.mark.slow),
     ],

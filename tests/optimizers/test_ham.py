@@ -208,7 +208,10 @@ def test_eager_equals_compiled():
 @pytest.mark.filterwarnings("ignore:scale_by_sparseopt before")
 @pytest.mark.parametrize(
     ("method", "inner"),
-    [(so.set_, optax.adam(0.1)), (so.rigl, optax.sgd(0.1, momentum=0.9))],
+    [
+        pytest.param(so.set_, optax.adam(0.1), marks=pytest.mark.slow),
+        (so.rigl, optax.sgd(0.1, momentum=0.9)),
+    ],
 )
 def test_masks_survive(method, inner):
     topology = method(0.75, every=2, stop=9, drop_fraction=0.5)

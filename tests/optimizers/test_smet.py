@@ -64,15 +64,17 @@ class TestSmet:
                 updates["embedding"], wanted["embedding"], rtol=2e-6
             )
 
-    @pytest.mark.parametrize(("exponent", "factor"), [(1.0, 4.0), (0.5, 2.0), (0, 1.0)])
-    def test_the_learning_rate_rises_as_the_density_falls(self, exponent, factor):
+    @pytest.mark.parametrize(
+        ("rate", "exponent", "factor"),
+        [(0.01, 1.0, 4.0), (lambda count: 0.01, 0.5, 2.0), (0.01, 0, 1.0)],
+    )
+    def test_the_learning_rate_rises_as_the_density_falls(self, rate, exponent, factor):
         params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
         topology = so.set_smet(0.75, stop=1000)
-        for rate in (0.01, lambda count: 0.01):
-            tx = so.smet(rate, topology, density_exponent=exponent)
-            grads = jax.tree.map(jnp.ones_like, params)
-            updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-            np.testing.assert_allclose(updates["bias"], -0.01 * factor, rtol=1e-5)
+        tx = so.smet(rate, topology, density_exponent=exponent)
+        grads = jax.tree.map(jnp.ones_like, params)
+        updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+        np.testing.assert_allclose(updates["bias"], -0.01 * factor, rtol=1e-5)
 
     def test_a_structure_may_say_the_density(self):
         topology = so.set_(structure=so.NM(1, 4), every=10, stop=1000)
