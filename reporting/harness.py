@@ -107,8 +107,8 @@ class Timing(NamedTuple):
     def ratio(self, baseline: "Timing") -> Spread:
         """How many times as long as the baseline it took in the same round."""
         return Spread.of(
-            own / baseline.seconds[turn]
-            for turn, own in self.seconds.items()
+            seconds / baseline.seconds[turn]
+            for turn, seconds in self.seconds.items()
             if turn in baseline.seconds
         )
 

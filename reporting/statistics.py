@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 Row = Mapping[str, Any]
 
 
-def difference(own: ArrayLike, other: ArrayLike) -> dict[str, float]:
+def difference(one: ArrayLike, other: ArrayLike) -> dict[str, float]:
     """What one arm has beyond another, seed by seed.
 
     Args:
@@ -27,7 +27,7 @@ def difference(own: ArrayLike, other: ArrayLike) -> dict[str, float]:
     >>> {name: round(value, 4) for name, value in found.items()}
     {'mean': 1.0, 'low': -0.2992, 'high': 2.2992, 'p': 0.0917}
     """
-    gaps = np.asarray(own, float) - np.asarray(other, float)
+    gaps = np.asarray(one, float) - np.asarray(other, float)
     mean, deviation = float(gaps.mean()), float(gaps.std(ddof=1))
     if deviation == 0.0:
         return {"mean": mean, "low": mean, "high": mean, "p": float(mean == 0.0)}
@@ -66,12 +66,12 @@ def epochs_at(share: float, epochs: int) -> int:
     return max(1, round(share * epochs))
 
 
-def by_arm(own: Row) -> dict[str, Row]:
+def by_arm(entry: Row) -> dict[str, Row]:
     """The rows of a condition by their arms."""
-    return {row["arm"]: row for row in own["arms"]}
+    return {row["arm"]: row for row in entry["arms"]}
 
 
-def accuracies(own: Row, arm: str, share: float = 1.0) -> np.ndarray:
+def accuracies(entry: Row, arm: str, share: float = 1.0) -> np.ndarray:
     """The accuracy with each seed.
 
     Args:
@@ -82,5 +82,6 @@ def accuracies(own: Row, arm: str, share: float = 1.0) -> np.ndarray:
     Returns:
       Fractions, (seeds,).
     """
-    curves = np.asarray(own["accuracies"][[*by_arm(own)].index(arm)])  # (seeds, epochs)
+    index = [*by_arm(entry)].index(arm)
+    curves = np.asarray(entry["accuracies"][index])  # (seeds, epochs)
     return curves[:, epochs_at(share, curves.shape[1]) - 1]

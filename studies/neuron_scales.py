@@ -110,8 +110,8 @@ def neurons_of(
         )
         deviation = np.sqrt(np.asarray(stats[f"{norm}/var"], float))
         fan_in = mask.sum(axis=inputs, dtype=float)
-        own = Neurons(fan_in, deviation, *norms)
-        found[path] = Neurons(*(np.where(fan_in > 1, x, 0.0) for x in own))
+        neurons = Neurons(fan_in, deviation, *norms)
+        found[path] = Neurons(*(np.where(fan_in > 1, x, 0.0) for x in neurons))
     return found
 
 
@@ -168,7 +168,9 @@ def follow(trainer: Trainer, rate: float, seed: int) -> Course:
             layers = layers_of(params, masks).values()
             exponents.append(
                 {
-                    name: exponent([(own.fan_in, getattr(own, name)) for own in layers])
+                    name: exponent(
+                        [(layer.fan_in, getattr(layer, name)) for layer in layers]
+                    )
                     for name in NUMBERS
                 }
             )
@@ -214,11 +216,11 @@ def table_of_exponents(
 ) -> list[dict[str, Any]]:
     """A row for each run and moment: means over the seeds."""
     rows = []
-    for name, own in courses.items():
+    for name, runs in courses.items():
         for index, share in enumerate(MOMENTS):
             row: dict[str, Any] = {"run": name, "share_of_training": share}
             for number in NUMBERS:
-                found = [course.exponents[index][number] for course in own]
+                found = [course.exponents[index][number] for course in runs]
                 known = [x for x in found if x is not None]
                 row[number] = float(np.mean(known)) if known else None
                 row[f"{number}_sd"] = float(np.std(known, ddof=1)) if known else None
@@ -234,8 +236,8 @@ def table_of_jumps(courses: Mapping[str, Sequence[Course]]) -> list[dict[str, An
     step of the optimizer along with the change, RigL does not.
     """
     rows = []
-    for name, own in courses.items():
-        jumps = [jump for course in own for jump in course.jumps]
+    for name, runs in courses.items():
+        jumps = [jump for course in runs for jump in course.jumps]
         if jumps:
             said, measured = (np.concatenate(x) for x in zip(*jumps, strict=True))
             rows.append(

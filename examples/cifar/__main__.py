@@ -146,8 +146,8 @@ def check_folders(output: Path, record: Any, seeds: int) -> None:
     Raises:
       ValueError: if one of them does.
     """
-    own = sorted(folder.name for folder in output.glob("seed_*/"))
-    check_folder(output, record, parts=["checkpoints", *own])
+    seed_folders = sorted(folder.name for folder in output.glob("seed_*/"))
+    check_folder(output, record, parts=["checkpoints", *seed_folders])
     for seed in range(seeds):
         check_folder(seed_folder(output, seed), {**record, "seed": seed})
 

@@ -171,13 +171,13 @@ class Config:
         """
         recipe = dataclasses.asdict(self.chosen)
         names = ("dtype", "train_images", "test_images", "evaluate_every")
-        own = {name: getattr(self, name) for name in names}
+        chosen = {name: getattr(self, name) for name in names}
         if recipe["dataset"] in GLYPH_SIZES:
-            own["glyphs"] = dataclasses.asdict(DIFFICULTY)
+            chosen["glyphs"] = dataclasses.asdict(DIFFICULTY)
         return {
             **recipe,
             "decay_at": list(recipe["decay_at"]),
-            **own,
+            **chosen,
             # In words that name the option to go on with, where a folder is refused.
             "trained": (
                 f"{self.seeds} seeds together (--together)"

@@ -213,8 +213,8 @@ def _cifar_examples(
         for row in rows:
             labels = dict(zip(names, map(int, row), strict=False))
             image = row[len(names) :].reshape(3, 32, 32).transpose(1, 2, 0)
-            own = {"id": f"{prefix}{number:05d}", "image": _picture(image)}
-            yield number, own | labels
+            identified = {"id": f"{prefix}{number:05d}", "image": _picture(image)}
+            yield number, identified | labels
             number += 1
 
 

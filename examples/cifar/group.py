@@ -197,11 +197,11 @@ class Group:
         numbers = self.trainer.evaluate(run.state)
         sparse = self.trainer.sparsity(run.state)
         for row in self._going:
-            own = {name: float(x[row]) for name, x in {**numbers, **sparse}.items()}
-            details = {name: x for name, x in own.items() if "/" in name}
-            own = {name: x for name, x in own.items() if "/" not in name}
-            own["epoch"] = self.step / self.trainer.per_epoch
-            self._logs[row].write("evaluation", self.step, own, details)
+            values = {name: float(x[row]) for name, x in {**numbers, **sparse}.items()}
+            details = {name: x for name, x in values.items() if "/" in name}
+            values = {name: x for name, x in values.items() if "/" not in name}
+            values["epoch"] = self.step / self.trainer.per_epoch
+            self._logs[row].write("evaluation", self.step, values, details)
         return numbers["loss"]
 
     def _ms_per_step(self) -> float | None:

@@ -23,9 +23,9 @@ def curves(logs: Sequence[Rows], event: str, name: str) -> dict[str, list[Any]]:
     Returns:
       ``"epoch"`` and, for each seed, ``"values"``; null in the log is None.
     """
-    own = [[row for row in rows if row["event"] == event] for rows in logs]
-    epochs = [row["epoch"] for row in max(own, key=len)]
-    values = [[row.get(name) for row in rows] for rows in own]
+    of_event = [[row for row in rows if row["event"] == event] for rows in logs]
+    epochs = [row["epoch"] for row in max(of_event, key=len)]
+    values = [[row.get(name) for row in rows] for rows in of_event]
     return {
         "epoch": epochs,
         "values": [row + [None] * (len(epochs) - len(row)) for row in values],

@@ -169,7 +169,7 @@ class Program:
         first, test = place_and_test
         images = len(test.labels)
         rows = first + jnp.arange(min(EVALUATED_AT_ONCE, images))
-        own = rows < images
+        real = rows < images
         rows = jnp.minimum(rows, images - 1)
         logits: Any = self.model.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
@@ -178,8 +178,8 @@ class Program:
         )
         labels = test.labels[rows]
         return Sums(
-            sums.loss + jnp.sum(jnp.where(own, _losses(logits, labels), 0.0)),
-            sums.accuracy + jnp.sum(own & _right(logits, labels)),
+            sums.loss + jnp.sum(jnp.where(real, _losses(logits, labels), 0.0)),
+            sums.accuracy + jnp.sum(real & _right(logits, labels)),
         )
 
     def normalized(self, images: jax.Array) -> jax.Array:

@@ -187,11 +187,11 @@ def _over_seeds(function: Callable[..., Any], count: int) -> Callable[..., Any]:
     """
 
     def mapped(*arguments):
-        *own, shared = arguments
+        *stacked, shared = arguments
         if count > 1:
-            in_axes = (*[0] * len(own), None)
-            return jax.vmap(function, in_axes=in_axes)(*own, shared)
-        result = function(*jax.tree.map(lambda x: x[0], own), shared)
+            in_axes = (*[0] * len(stacked), None)
+            return jax.vmap(function, in_axes=in_axes)(*stacked, shared)
+        result = function(*jax.tree.map(lambda x: x[0], stacked), shared)
         return jax.tree.map(lambda x: x[None], result)
 
     return mapped

@@ -172,9 +172,11 @@ def draw(
     # Of this kind on every backend, whatever kind is the default.
     key = jax.random.key(seed, impl="threefry2x32")
     patterns = make_patterns(jax.random.fold_in(key, 0), difficulty)
-    own = jax.random.fold_in(key, {"train": 1, "test": 2}[split])
+    split_key = jax.random.fold_in(key, {"train": 1, "test": 2}[split])
     chunks = [
-        np.asarray(_chunk(own, patterns, first, size, min(CHUNK, count), difficulty))
+        np.asarray(
+            _chunk(split_key, patterns, first, size, min(CHUNK, count), difficulty)
+        )
         for first in range(0, count, CHUNK)
     ]
     labels = np.arange(count, dtype=np.int32) % CLASSES
@@ -188,11 +190,11 @@ def make_patterns(key: jax.Array, difficulty: Difficulty) -> Patterns:
     families = _draw_waves(family_key, difficulty.families, difficulty)
     family = jnp.arange(CLASSES) % difficulty.families
     shared = jax.tree.map(lambda x: x[family], families)
-    own = _draw_waves(own_key, CLASSES, difficulty)
+    distinct = _draw_waves(own_key, CLASSES, difficulty)
     kinship = difficulty.kinship
     shared = shared._replace(colours=shared.colours * kinship**0.5)
-    own = own._replace(colours=own.colours * (1.0 - kinship) ** 0.5)
-    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), shared, own)
+    distinct = distinct._replace(colours=distinct.colours * (1.0 - kinship) ** 0.5)
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), shared, distinct)
 
 
 def _draw_waves(key: jax.Array, count: int, difficulty: Difficulty) -> Patterns:
@@ -225,8 +227,8 @@ def _chunk(
 
     def image(number):
         pattern = jax.tree.map(lambda x: x[number % CLASSES], patterns)
-        own = jax.random.fold_in(key, number)
-        return _image(own, pattern, size, difficulty)
+        image_key = jax.random.fold_in(key, number)
+        return _image(image_key, pattern, size, difficulty)
 
     return jax.vmap(image)(first + jnp.arange(count))
 

@@ -52,7 +52,7 @@ def summarize(runs: Runs, weights: int) -> list[dict[str, Any]]:
     Returns:
       Entries as ``results.json`` holds them, in the order of the rows.
     """
-    return [_summarize(own, weights) for own in grouped(runs, "label").values()]
+    return [_summarize(runs_of, weights) for runs_of in grouped(runs, "label").values()]
 
 
 def cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,9 +97,13 @@ def draw(runs: Runs, title: str, path: Path) -> None:
       path: a PNG file to write.
     """
     by_label = grouped(runs, "label")
-    sparse = {label: own for label, own in by_label.items() if own[0]["layers"]}
+    sparse = {
+        label: runs_of for label, runs_of in by_label.items() if runs_of[0]["layers"]
+    }
     corrected = {
-        label: own for label, own in sparse.items() if own[0]["correction"] != "none"
+        label: runs_of
+        for label, runs_of in sparse.items()
+        if runs_of[0]["correction"] != "none"
     }
     figure = Figure(figsize=(11, 7 if sparse else 4), dpi=160, layout="constrained")
     parts: Any = figure.subfigures(2 if sparse else 1, squeeze=False, hspace=0.04)
@@ -108,7 +112,10 @@ def draw(runs: Runs, title: str, path: Path) -> None:
     _draw_accuracies(accuracy, by_label)
     _draw_curves(loss, by_label, "test_loss")
     loss.set(title="Test loss", xlabel="epoch")
-    if any(np.isfinite(_curves(own, "test_loss")).any() for own in by_label.values()):
+    if any(
+        np.isfinite(_curves(runs_of, "test_loss")).any()
+        for runs_of in by_label.values()
+    ):
         loss.set_yscale("log")  # of numbers only: a comparison may diverge altogether
     if sparse:
         if corrected:

@@ -193,7 +193,7 @@ class Trainer:
 
     def run(self, seed: int) -> Iterator[dict[str, Any]]:
         """Trains with one seed; yields a row for each epoch and one for the run."""
-        own = {**self.arm._asdict(), "label": self.arm.label, "seed": seed}
+        identity = {**self.arm._asdict(), "label": self.arm.label, "seed": seed}
         state = self._start(seed)
         order = np.random.default_rng(seed)
         curves = collections.defaultdict(list)
@@ -214,10 +214,10 @@ class Trainer:
             }
             for name, value in row.items():
                 curves[name].append(value)
-            yield {"event": "epoch", **own, "epoch": epoch, **row}
+            yield {"event": "epoch", **identity, "epoch": epoch, **row}
         yield {
             "event": "run",
-            **own,
+            **identity,
             "ms_per_step": 1e3 * float(np.median(seconds)),
             **self._sparsity(state),
             "curves": dict(curves),

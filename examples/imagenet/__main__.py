@@ -192,8 +192,8 @@ class Run:
         prints = {"params": digest(state.params, self.trainer.mesh)}
         if self.trainer.topology:
             prints["masks"] = digest(so.get_masks(state), self.trainer.mesh)
-        own = self.config.folder / f"fingerprints.{jax.process_index()}.jsonl"
-        with own.open("a", encoding="utf-8") as file:
+        fingerprints = self.config.folder / f"fingerprints.{jax.process_index()}.jsonl"
+        with fingerprints.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **prints}) + "\n")
         for what, print_ in prints.items():
             if not same_everywhere(print_):

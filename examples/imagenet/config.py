@@ -133,5 +133,11 @@ class Config:
     def record(self) -> dict[str, Any]:
         """What decides the results, for ``config.json``."""
         names = ("accumulate", "seed", "dataset", "image_size", "resize", "width")
-        own = {name: getattr(self, name) for name in (*names, "zero_init", "dtype")}
-        return {**dataclasses.asdict(self.chosen), **own, "stages": list(self.stages)}
+        settings = {
+            name: getattr(self, name) for name in (*names, "zero_init", "dtype")
+        }
+        return {
+            **dataclasses.asdict(self.chosen),
+            **settings,
+            "stages": list(self.stages),
+        }

@@ -226,7 +226,7 @@ def _copied_everywhere(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
-def _gathered(own: np.ndarray) -> np.ndarray:
+def _gathered(local: np.ndarray) -> np.ndarray:
     """One row of each process."""
-    rows = multihost_utils.process_allgather(own)
+    rows = multihost_utils.process_allgather(local)
     return np.reshape(rows, [jax.process_count(), -1])

@@ -390,8 +390,8 @@ def compare(
     with folder.writing("figure.png") as path:
         report.draw(runs, title, path)
     console.print(report.rich_table(entries, caption))
-    for measure, own in report.ratios(entries).items():
-        for where, ratio in own.items():
+    for measure, by_place in report.ratios(entries).items():
+        for where, ratio in by_place.items():
             console.print(f"SMET / sparse Adam, {measure}, {where}: {ratio:.2f}")
     console.print(f"Written to {folder.path}: {', '.join(FILES)}.")
 

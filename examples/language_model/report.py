@@ -45,7 +45,7 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
     """One entry for each method, as ``results.json`` holds it, in the order of rows."""
     by_method = grouped(runs, "method")
     dense = by_method.get("dense")
-    return [_summarize(own, dense) for own in by_method.values()]
+    return [_summarize(same_method, dense) for same_method in by_method.values()]
 
 
 def ratios(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -115,13 +115,13 @@ def draw(runs: Runs, title: str, path: Path) -> None:
     """
     figure = Figure(figsize=(11, 8), dpi=160, layout="constrained")
     (train, validation), (after, setbacks) = figure.subplots(2, 2)
-    for method, own in grouped(runs, "method").items():
-        style = {"color": _COLORS[method], "label": own[0]["label"]}
-        _draw_train(train, own, style)
-        _draw_validation(validation, own, style)
+    for method, same_method in grouped(runs, "method").items():
+        style = {"color": _COLORS[method], "label": same_method[0]["label"]}
+        _draw_train(train, same_method, style)
+        _draw_validation(validation, same_method, style)
         if method != "dense":
-            _draw_after(after, own, style)
-            _draw_setbacks(setbacks, own, style)
+            _draw_after(after, same_method, style)
+            _draw_setbacks(setbacks, same_method, style)
     train.set(title=f"Training loss, mean of {SMOOTHED} steps", xlabel="step")
     _cut_start(train)
     validation.set(title="Held-out loss", xlabel="step")
@@ -227,7 +227,7 @@ def _draw_band(
 def _draw_train(axes: Axes, runs: Runs, style: Mapping[str, Any]) -> None:
     losses = _losses(runs, "train")
     kernel = np.full(SMOOTHED, 1 / SMOOTHED)
-    smooth = np.stack([np.convolve(own, kernel, mode="valid") for own in losses])
+    smooth = np.stack([np.convolve(curve, kernel, mode="valid") for curve in losses])
     steps = np.arange(smooth.shape[1]) + SMOOTHED / 2
     _draw_band(axes, steps, smooth, style)
 

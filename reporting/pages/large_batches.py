@@ -19,7 +19,9 @@ def reached(program: str) -> str:
             if row["epochs"] is not None:
                 took = f"{row['epochs']:.1f} ({row['steps']:.0f})"
             cells.setdefault((found["key"]["density"], row["batch"]), []).append(took)
-    lines = [(density, str(batch), *own) for (density, batch), own in cells.items()]
+    lines = [
+        (density, str(batch), *figures) for (density, batch), figures in cells.items()
+    ]
     key = tables[0]["key"]
     about = f"Epochs (steps) to a loss of {key['target']:.3g}, {key['seeds']} seeds."
     return f"{table(('network', 'batch', *names), lines)}\n{about}\n"

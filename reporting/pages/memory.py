@@ -36,7 +36,7 @@ def language_model() -> str:
     )
     lines = []
     for entry in record["results"]:
-        own = entry["bits_per_byte"]
+        bits = entry["bits_per_byte"]
         losses = [
             "-"
             if entry[measure] is None
@@ -47,7 +47,7 @@ def language_model() -> str:
             (
                 entry["label"],
                 f"{entry['learning_rate']:g}",
-                f"{own['mean']:.3f} ± {own['sd']:.3f}",
+                f"{bits['mean']:.3f} ± {bits['sd']:.3f}",
                 f"{entry['gap_to_dense']:+.3f}",
                 *losses,
                 f"{entry['optimizer_bytes']:,} B",

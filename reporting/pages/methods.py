@@ -10,8 +10,8 @@ def method_results() -> str:
     record = load("benchmarks.methods")
     head = ["method", "structure", "sparsity"]
     tables = {
-        (own["key"]["network"], own["key"]["kind"]): own["rows"]
-        for own in record["tables"]
+        (entry["key"]["network"], entry["key"]["kind"]): entry["rows"]
+        for entry in record["tables"]
     }
     networks = [network for network, kind in tables if kind == "training"]
     for name in networks:
@@ -43,7 +43,7 @@ def straight_through_steps() -> str:
     """What masks that follow every step add to it, as a Markdown table."""
     record = load("benchmarks.methods")
     found = select(record["tables"], kind="ste")
-    tables = {own["key"]["network"]: own["rows"] for own in found}
+    tables = {entry["key"]["network"]: entry["rows"] for entry in found}
     head = ("masks", *(f"{name}: step / dense" for name in tables))
     ratios: dict[str, list[str]] = {}
     for rows in tables.values():
@@ -82,16 +82,16 @@ def method_changes() -> str:
     record = load("benchmarks.mask_changes")
     head = ("method", "a change", "by argsort", "argsort / change")
     lines = []
-    for own in record["tables"]:
-        rows = {row["name"]: row for row in own["rows"]}
+    for entry in record["tables"]:
+        rows = {row["name"]: row for row in entry["rows"]}
         cells = (
-            own["key"]["method"],
+            entry["key"]["method"],
             f"{rows['topology.update']['median_ms']:,.0f} ms",
             f"{rows['argsort']['median_ms']:,.0f} ms",
             f"{rows['argsort']['ratio']['median']:.1f}x",
         )
         lines.append(cells)
-    (weights,) = {own["key"]["weights"] for own in record["tables"]}
+    (weights,) = {entry["key"]["weights"] for entry in record["tables"]}
     return f"{table(head, lines)}\n{weights:,} weights; {measured_on(record)}\n"
 
 

@@ -85,8 +85,8 @@ def gradient_ratio() -> str:
         cells = (f"{by_sparsity[s]:.2f}" if s in by_sparsity else "-" for s in SHOWN)
         lines.append((f"the paper, {norm}", *cells))
     for arm in dict.fromkeys(map(_arm, rows)):
-        own = {row["sparsity"]: row for row in rows if _arm(row) == arm}
-        cells = (_with_sd(own[s]["mean"], own[s]["sd"]) for s in SHOWN)
+        at_sparsity = {row["sparsity"]: row for row in rows if _arm(row) == arm}
+        cells = (_with_sd(at_sparsity[s]["mean"], at_sparsity[s]["sd"]) for s in SHOWN)
         lines.append((arm, *cells))
     return table(("sparsity", *(f"{s:g}" for s in SHOWN)), lines)
 
@@ -102,8 +102,8 @@ def ratio_layers() -> str:
     inits = dict.fromkeys(row["init"] for row in rows)
     lines = []
     for layer in layers:
-        own = {row["init"]: row for row in rows if row["layer"] == layer}
-        cells = (_with_sd(own[init]["mean"], own[init]["sd"]) for init in inits)
+        by_init = {row["init"]: row for row in rows if row["layer"] == layer}
+        cells = (_with_sd(by_init[init]["mean"], by_init[init]["sd"]) for init in inits)
         lines.append((layer.removesuffix("/kernel"), *cells))
     sparsity = rows[0]["sparsity"]
     head = (f"layer at {sparsity:g}, with BN", *(f"{init} init" for init in inits))
@@ -232,14 +232,14 @@ def accuracy_batch_variance() -> str:
 def _by_length(cell: Callable[[Mapping[str, Any]], str]) -> str:
     """A row for each method and sparsity, a column for each way to train it."""
     found: dict[str, dict[str, str]] = {}
-    for own in load("accuracy")["conditions"]:
-        condition = own["condition"]
+    for entry in load("accuracy")["conditions"]:
+        condition = entry["condition"]
         way = "norms kept" if condition["keep_norms"] else f"{condition['length']} x"
         method = when_it_helps.METHODS[condition["method"]]
         base = f"{method}, {100 * condition['sparsity']:g} %"
         if condition["ham"]:
             base += ", HAM"
-        found.setdefault(base, {})[way] = cell(by_arm(own))
+        found.setdefault(base, {})[way] = cell(by_arm(entry))
     ways = list(dict.fromkeys(way for cells in found.values() for way in cells))
     lines = [
         (base, *(cells.get(way, "-") for way in ways)) for base, cells in found.items()

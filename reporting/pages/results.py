@@ -41,9 +41,9 @@ def _compared() -> dict[str, tuple[str, Mapping[str, Any]]]:
     The further ones are tuned at more learning rates, or by themselves.
     """
     return {
-        own["condition"]["name"]: (program, own)
+        entry["condition"]["name"]: (program, entry)
         for program in ("studies.convergence", "studies.convergence.further")
-        for own in load(program)["conditions"]
+        for entry in load(program)["conditions"]
     }
 
 
@@ -54,9 +54,9 @@ def small_scale() -> str:
         *("verdict", "command"),
     )
     lines = []
-    for name, (program, own) in _compared().items():
+    for name, (program, entry) in _compared().items():
         if name in GAINS or name == KEPT:
-            row = by_arm(own)["fan_in"]
+            row = by_arm(entry)["fan_in"]
             gain = GAINS.get(name)
             lines.append(
                 (
@@ -64,7 +64,7 @@ def small_scale() -> str:
                     "not given" if gain is None else f"{gain:+.2f}",
                     interval(row),
                     f"{row['p']:.2g}",
-                    str(len(own["accuracies"][0])),
+                    str(len(entry["accuracies"][0])),
                     verdict(row, (gain or 0.0) / 100),
                     f"`python -m {program}`",
                 )
@@ -76,10 +76,10 @@ def early() -> str:
     """What is gained on the way at 97 %, beside the paper's."""
     found, lines = _compared(), []
     for name in ("RigL, 97 %", "SET, 97 %"):
-        _, own = found[name]
-        epochs = np.shape(own["accuracies"])[-1]
+        _, entry = found[name]
+        epochs = np.shape(entry["accuracies"])[-1]
         for share, gain in EARLY.items():
-            runs = (accuracies_of(own, arm, share) for arm in ("fan_in", "none"))
+            runs = (accuracies_of(entry, arm, share) for arm in ("fan_in", "none"))
             row = difference(*runs)
             lines.append(
                 (
@@ -142,9 +142,11 @@ def _published(rows: Sequence[Published]) -> str:
 
 def _smet() -> Iterator[tuple[str, ...]]:
     """SMET's Figure 1 and its losses, on the small language model."""
-    entries = {own["method"]: own for own in load("examples.language_model")["results"]}
+    entries = {
+        entry["method"]: entry for entry in load("examples.language_model")["results"]
+    }
     adam, smet = (entries[name] for name in ("sparse_adam", "smet"))
-    setbacks = [1e3 * own["setback"]["probe"]["mean"] for own in (adam, smet)]
+    setbacks = [1e3 * entry["setback"]["probe"]["mean"] for entry in (adam, smet)]
     command = "`python -m examples.language_model --seeds 3`"
     yield (
         "SMET: changes of the masks set sparse Adam's loss back, and not SMET's",
@@ -154,7 +156,7 @@ def _smet() -> Iterator[tuple[str, ...]]:
         else "*not reproduced*",
         command,
     )
-    gaps = [own["gap_to_dense"] for own in (adam, smet)]
+    gaps = [entry["gap_to_dense"] for entry in (adam, smet)]
     yield (
         "SMET: it ends better than sparse Adam",
         f"{gaps[1]:+.3f} against {gaps[0]:+.3f} bits per byte over dense, not tuned",
@@ -167,7 +169,7 @@ def _smet() -> Iterator[tuple[str, ...]]:
         for row in rows
         if row["optimizer"] == "Adam, active weights" and row["block"] > 1
     ]
-    shares = [own / density for own, density in sizes]
+    shares = [size / density for size, density in sizes]
     yield (
         "SMET: optimizer states shrink with the density",
         f"x {min(shares):.3f} to {max(shares):.3f} density, in blocks",
@@ -183,7 +185,9 @@ def _lamb() -> Iterator[tuple[str, ...]]:
         ("studies.large_batch.text", "text"),
     ):
         record = load(program)
-        smallest = min(row["batch"] for own in record["tables"] for row in own["rows"])
+        smallest = min(
+            row["batch"] for entry in record["tables"] for row in entry["rows"]
+        )
         for density in ("dense", "sparse"):
             claims = select(record["claims"], density=density)
             adam, lamb, ratio = (
@@ -192,7 +196,7 @@ def _lamb() -> Iterator[tuple[str, ...]]:
                 *select(claims, of="LAMB", over="Adam"),
             )
             # Where all are good for the smallest batch alone, runs were too short.
-            told = any(own["measured"] != smallest for own in (adam, lamb))
+            told = any(entry["measured"] != smallest for entry in (adam, lamb))
             missed = "*not reproduced*" if told else "*undecided*"
             yield (
                 f"LAMB: its rule holds further than Adam's, {what}, {density}",

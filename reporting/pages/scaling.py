@@ -33,7 +33,7 @@ def devices() -> str:
     lines = []
     for count in DEVICES:
         claims = select(record["claims"], devices=count)
-        ratios = {own["key"]["network"]: own["measured"] for own in claims}
+        ratios = {claim["key"]["network"]: claim["measured"] for claim in claims}
         lines.append((str(count), *(f"{ratios[name]:.2f}x" for name in NETWORKS)))
     return f"{table(head, lines)}\n{measured_on(record)}\n"
 

@@ -20,8 +20,8 @@ def conditions() -> str:
     """The accuracy after the last epoch, and what corrections add to it."""
     head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
     lines, together = [], _together(load("studies.convergence"))
-    for own in load("studies.convergence")["conditions"]:
-        name, rows = own["condition"]["name"], by_arm(own)
+    for entry in load("studies.convergence")["conditions"]:
+        name, rows = entry["condition"]["name"], by_arm(entry)
         cells = [accuracy(rows["none"])]
         for arm in ARMS:
             cells.append(_gain(rows[arm], together[name, arm]))
@@ -32,37 +32,39 @@ def conditions() -> str:
 def pooled() -> str:
     """Mean gains over several conditions, the mean taken seed by seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for own in load("studies.convergence")["conditions"]:
-        condition = own["condition"]
+    for entry in load("studies.convergence")["conditions"]:
+        condition = entry["condition"]
         on = f"{condition['network']}, {METHODS[condition['method']]}"
-        groups.setdefault(on, []).append(own)
+        groups.setdefault(on, []).append(entry)
     head = ("conditions", "of them", *(f"{_name(arm)}, points" for arm in ARMS))
     lines = []
-    for name, own in groups.items():
+    for name, entries in groups.items():
         cells = []
         for arm in ARMS:
-            ends = np.mean([accuracies(one, arm) for one in own], axis=0)
-            none = np.mean([accuracies(one, "none") for one in own], axis=0)
+            ends = np.mean([accuracies(one, arm) for one in entries], axis=0)
+            none = np.mean([accuracies(one, "none") for one in entries], axis=0)
             gain = difference(ends, none)
             cells.append(f"{_gain(gain)} (p {gain['p']:.2g})")
-        lines.append((name, str(len(own)), *cells))
+        lines.append((name, str(len(entries)), *cells))
     return table(head, lines)
 
 
 def candidates() -> str:
     """What the other candidates add, where they were tried."""
     tried = [
-        own for own in load("studies.convergence")["conditions"] if len(own["arms"]) > 4
+        entry
+        for entry in load("studies.convergence")["conditions"]
+        if len(entry["arms"]) > 4
     ]
-    head = ("correction", *(own["condition"]["name"] for own in tried))
+    head = ("correction", *(entry["condition"]["name"] for entry in tried))
     arms = [row["arm"] for row in tried[0]["arms"][1:]]
     together = _together(load("studies.convergence"))
     lines = [
         (
             _name(arm),
             *(
-                _gain(by_arm(own)[arm], together[own["condition"]["name"], arm])
-                for own in tried
+                _gain(by_arm(entry)[arm], together[entry["condition"]["name"], arm])
+                for entry in tried
             ),
         )
         for arm in arms
@@ -78,8 +80,8 @@ def starts() -> str:
         "spread of fan-ins: without, fan-in, batch variance",
     )
     lines: list[tuple[str, ...]] = []
-    for own in load("studies.convergence")["conditions"]:
-        rows = by_arm(own)
+    for entry in load("studies.convergence")["conditions"]:
+        rows = by_arm(entry)
         none, shown = rows["none"], [rows[arm] for arm in ARMS[:2]]
         early = [_points(row["early_mean"], row["early_p"]) for row in shown]
         target = "-" if none["target"] is None else f"{100 * none['target']:.0f}"
@@ -91,7 +93,7 @@ def starts() -> str:
         ]
         spreads = (f"{row['fan_in_spread']:.2f}" for row in (none, *shown))
         cells = (f"{100 * none['early_accuracy']:.1f}", *early, target, *ratios)
-        lines.append((own["condition"]["name"], *cells, ", ".join(spreads)))
+        lines.append((entry["condition"]["name"], *cells, ", ".join(spreads)))
     return table(head, lines)
 
 
@@ -113,8 +115,8 @@ def further() -> str:
     names = (f"{_name(arm)}, points (rate)" for arm in arms)
     head = ("condition", "without, % (rate)", *names)
     lines = []
-    for own in record["conditions"]:
-        name, rows = own["condition"]["name"], by_arm(own)
+    for entry in record["conditions"]:
+        name, rows = entry["condition"]["name"], by_arm(entry)
         cells = [f"{accuracy(rows['none'])} ({rows['none']['rate']:g})"]
         for arm in arms:
             gain = "-"
@@ -129,7 +131,7 @@ def further() -> str:
 def further_rates() -> str:
     """What their tuning saw, at all rates that any of them tried."""
     record = load("studies.convergence.further")
-    names = [own["condition"]["name"] for own in record["conditions"]]
+    names = [entry["condition"]["name"] for entry in record["conditions"]]
     return _rates(_tried(record, names))
 
 
@@ -137,7 +139,9 @@ def _tried(
     record: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What was tried in conditions of a record."""
-    found = {own["condition"]["name"]: own["tried"] for own in record["conditions"]}
+    found = {
+        entry["condition"]["name"]: entry["tried"] for entry in record["conditions"]
+    }
     return {name: found[name] for name in names}
 
 
@@ -147,10 +151,12 @@ def _rates(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = []
     for name, rows in tried.items():
         for arm in dict.fromkeys(row["arm"] for row in rows):
-            own = {row["rate"]: row for row in rows if row["arm"] == arm}
+            by_rate = {row["rate"]: row for row in rows if row["arm"] == arm}
             cells = (
-                _bold_if(own[rate]["best"], f"{100 * own[rate]['accuracy']:.1f}")
-                if rate in own
+                _bold_if(
+                    by_rate[rate]["best"], f"{100 * by_rate[rate]['accuracy']:.1f}"
+                )
+                if rate in by_rate
                 else "-"
                 for rate in steps
             )

@@ -46,17 +46,20 @@ def summary(
       Means, differences, and under ``epochs_ratio`` the geometric mean of the ratios of
       epochs over the seeds with which both reach the target.
     """
-    accuracies = [own.accuracy for own in outcomes]
+    accuracies = [outcome.accuracy for outcome in outcomes]
     pairs = []
     if target is not None:
         epochs = [
-            [own.epochs_to(target) for own in runs] for runs in (outcomes, others)
+            [outcome.epochs_to(target) for outcome in runs]
+            for runs in (outcomes, others)
         ]
         pairs = [(a, b) for a, b in zip(*epochs, strict=True) if a and b]
     ratio = float(np.exp(np.mean([np.log(a / b) for a, b in pairs]))) if pairs else None
 
     def compared(what: str) -> dict[str, float]:
-        runs = ([getattr(own, what) for own in arm] for arm in (outcomes, others))
+        runs = (
+            [getattr(outcome, what) for outcome in arm] for arm in (outcomes, others)
+        )
         return difference(*runs)
 
     early = compared("early_accuracy")
@@ -65,14 +68,18 @@ def summary(
         "accuracy": float(np.mean(accuracies)),
         "sd": float(np.std(accuracies, ddof=1)),
         **compared("accuracy"),
-        "early_accuracy": float(np.mean([own.early_accuracy for own in outcomes])),
+        "early_accuracy": float(
+            np.mean([outcome.early_accuracy for outcome in outcomes])
+        ),
         "early_mean": early["mean"],
         "early_p": early["p"],
-        "early_loss": float(np.mean([own.early_loss for own in outcomes])),
+        "early_loss": float(np.mean([outcome.early_loss for outcome in outcomes])),
         "target": target,
         "both_reach_it": len(pairs),
         "epochs_ratio": ratio,
-        "fan_in_spread": float(np.mean([own.fan_in_spread for own in outcomes])),
+        "fan_in_spread": float(
+            np.mean([outcome.fan_in_spread for outcome in outcomes])
+        ),
     }
 
 
@@ -97,11 +104,13 @@ def compare(
         if condition.like is not None:
             rate = rates[condition.like][arm]
         else:
-            rate, own = tuned(
-                lambda rate, seed, own=trainer: own.run(rate, seed, data.validation),
+            rate, tried_rates = tuned(
+                lambda rate, seed, trainer=trainer: trainer.run(
+                    rate, seed, data.validation
+                ),
                 *(condition.rates or network.rates, tuning_seeds),
             )
-            tried += [{"arm": arm, **row} for row in own]
+            tried += [{"arm": arm, **row} for row in tried_rates]
         rates[condition.name][arm] = rate
         outcomes = [trainer.run(rate, seed, data.test) for seed in seeds]
         uncorrected = uncorrected or outcomes
@@ -119,7 +128,7 @@ def compare(
 
 def judge(report: harness.Report, rows: Mapping[str, Sequence[Mapping[str, Any]]]):
     """Adds what came out: a claim is met where the interval lies above 0."""
-    tests = [(name, row) for name, own in rows.items() for row in own[1:]]
+    tests = [(name, row) for name, arm_rows in rows.items() for row in arm_rows[1:]]
     together = holm([row["p"] for _, row in tests])
     told = [
         {"condition": name, "arm": row["arm"], "p": row["p"], "holm": p}

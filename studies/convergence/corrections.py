@@ -83,14 +83,14 @@ def fan_in_then_variance(
     corrections = so.scale_by_sparseopt(), so.scale_by_batch_variance(links)
 
     def init_fn(params):
-        return jnp.int32(0), tuple(own.init(params) for own in corrections)
+        return jnp.int32(0), tuple(each.init(params) for each in corrections)
 
     def update_fn(updates, state, params=None, **extra_args):
         step, states = state
         share = jnp.exp(-(step % every) / memory)
         (by_fan_in, first), (by_variance, second) = (
-            own.update(updates, kept, params, **extra_args)
-            for own, kept in zip(corrections, states, strict=True)
+            each.update(updates, kept, params, **extra_args)
+            for each, kept in zip(corrections, states, strict=True)
         )
 
         def between(fan_in, variance):
@@ -125,8 +125,8 @@ def keeping_norms(correction: optax.GradientTransformation) -> Transformation:
                 return after
             # Masked gradients do not count.
             active = jnp.linalg.norm(jnp.where(mask, before, 0.0))
-            own = jnp.linalg.norm(jnp.where(mask, after, 0.0))
-            return after * jnp.where(own > 0.0, active / own, 1.0)
+            norm = jnp.linalg.norm(jnp.where(mask, after, 0.0))
+            return after * jnp.where(norm > 0.0, active / norm, 1.0)
 
         return jax.tree.map(at_leaf, updates, corrected, masks), state
 
@@ -145,8 +145,8 @@ def _by_neuron(factor: Factor) -> Transformation:
         def at_leaf(path, update):
             if paths.is_hole(sparse[path]):
                 return update
-            own = factor(path, weights[path], variances)
-            return update if own is None else update * own
+            scale = factor(path, weights[path], variances)
+            return update if scale is None else update * scale
 
         return paths.map_with_paths(at_leaf, updates), state
 

@@ -53,11 +53,11 @@ def draw(conditions: Sequence[Mapping[str, Any]], columns: int = 3) -> Figure:
     columns = min(columns, len(conditions))
     rows = -(-len(conditions) // columns)
     figure, places = panels(rows, columns, (4.0 * columns, 2.6 * rows))
-    for axes, own in zip(places.flat, conditions, strict=False):
-        for row, runs in zip(own["arms"], own["accuracies"], strict=True):
+    for axes, entry in zip(places.flat, conditions, strict=False):
+        for row, runs in zip(entry["arms"], entry["accuracies"], strict=True):
             if row["arm"] in STYLE:
                 _line(axes, row["arm"], 100 * np.asarray(runs))
-        axes.set_title(own["condition"]["name"], fontsize=9)
+        axes.set_title(entry["condition"]["name"], fontsize=9)
         axes.tick_params(labelsize=8)
     for axes in places.flat[len(conditions) :]:
         axes.set_visible(False)

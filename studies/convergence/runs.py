@@ -78,7 +78,7 @@ def networks(quick: bool) -> dict[str, Network]:
     # Uncorrected runs with the seeds that rates are chosen with ended at 0.64, 0.52 and
     # 0.40; the targets lie where they were after two thirds of their epochs or before.
     perceptron = Network(
-        build=lambda own: MLP(own.layers, 128, 100, own.momentum),
+        build=lambda network: MLP(network.layers, 128, 100, network.momentum),
         data=draw_glyphs(5_000, VALIDATION["glyphs"], 2_000),
         batch=100,
         epochs=20,
@@ -115,8 +115,8 @@ def held_out(train: Split, count: int) -> tuple[Split, Split]:
     """The training images without some, and those."""
     order = np.random.default_rng(0).permutation(len(train.labels))
     left, taken = (
-        Split(train.images[own], train.labels[own])
-        for own in (order[count:], order[:count])
+        Split(train.images[indices], train.labels[indices])
+        for indices in (order[count:], order[:count])
     )
     return left, taken
 

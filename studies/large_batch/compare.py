@@ -273,9 +273,9 @@ def tune(
     """
     outcomes = {rate: trainer.run(rate, TUNING) for rate in rates}
     best = min(outcomes, key=lambda rate: outcomes[rate].order())
-    rows = [row_of(trainer, rate, [own]) for rate, own in outcomes.items()]
+    rows = [row_of(trainer, rate, [outcome]) for rate, outcome in outcomes.items()]
     return best, [
-        row | {"best": own == best} for row, own in zip(rows, rates, strict=True)
+        row | {"best": rate == best} for row, rate in zip(rows, rates, strict=True)
     ]
 
 
@@ -287,15 +287,15 @@ def compare(report: harness.Report, task: Task, density: str) -> None:
         trainers = [Trainer(task, name, density, plan) for plan in task.plans()]
         best, tried = tune(trainers[0], rates)
         tuning += tried
-        own = []
+        by_batch = []
         for trainer in trainers:
             rate = scaled(best, trainer.plan.batch, smallest)
             outcomes = [trainer.run(rate, seed) for seed in range(seeds)]
-            own.append(row_of(trainer, rate, outcomes))
-            took = own[-1]["epochs"] or f"more than {task.epochs}"
+            by_batch.append(row_of(trainer, rate, outcomes))
+            took = by_batch[-1]["epochs"] or f"more than {task.epochs}"
             print(f"  {density}, {name}, {trainer.plan.batch}: {took}", flush=True)
-        rows += own
-        reach[name] = reached(own)
+        rows += by_batch
+        reach[name] = reached(by_batch)
         rates = [scaled(rate, largest, smallest) for rate in rates]
         control += tune(trainers[-1], rates)[1]
     what = f"{density}, to a loss of {task.target}"
@@ -309,10 +309,12 @@ def compare(report: harness.Report, task: Task, density: str) -> None:
     for name, batch in reach.items():
         what = f"{density}: the largest batch that {name} reaches"
         report.claim(what, batch, density=density, optimizer=name)
-    for own, other in PAIRS:
-        ratio = reach[own] / max(reach[other], 1)
-        what = f"{density}: the largest batch of {own} / of {other}"
-        report.claim(what, ratio, at_least=FURTHER, density=density, of=own, over=other)
+    for name, other in PAIRS:
+        ratio = reach[name] / max(reach[other], 1)
+        what = f"{density}: the largest batch of {name} / of {other}"
+        report.claim(
+            what, ratio, at_least=FURTHER, density=density, of=name, over=other
+        )
 
 
 def reached(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -334,6 +336,6 @@ def reached(rows: Sequence[Mapping[str, Any]]) -> int:
 
 def quicker(task: Task) -> Task:
     """The same task, to see that it runs: two batches, rates and epochs, one seed."""
-    rates = {name: own[:2] for name, own in task.rates.items()}
+    rates = {name: tried[:2] for name, tried in task.rates.items()}
     batches = task.batches[:2]
     return task._replace(epochs=2, batches=batches, rates=rates, seeds=1)

@@ -76,13 +76,17 @@ def _lines(axes: Any, rows: Sequence[Mapping[str, Any]], last: int) -> None:
     left, right = axes.get_xlim()
     missed: dict[int, list[str]] = {}
     for name in dict.fromkeys(row["optimizer"] for row in rows):
-        own = {row["batch"]: row["epochs"] for row in rows if row["optimizer"] == name}
-        for batch, epochs in own.items():
+        epochs_at = {
+            row["batch"]: row["epochs"] for row in rows if row["optimizer"] == name
+        }
+        for batch, epochs in epochs_at.items():
             if epochs is None:
                 missed.setdefault(batch, []).append(name)
         color, marker = STYLES[name]
-        y = [math.nan if epochs is None else epochs for epochs in own.values()]
-        axes.plot([*own], y, marker=marker, color=color, label=name, markersize=4.5)
+        y = [math.nan if epochs is None else epochs for epochs in epochs_at.values()]
+        axes.plot(
+            [*epochs_at], y, marker=marker, color=color, label=name, markersize=4.5
+        )
     for batch, names in missed.items():
         for place, name in enumerate(names):
             aside = BESIDE * (place - (len(names) - 1) / 2)

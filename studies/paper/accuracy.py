@@ -57,7 +57,7 @@ def conditions(quick: bool = False) -> Iterator[Condition]:
     ]
     with_ham = Condition("RigL, 95 %, HAM", ham=True, arms=arms)
     if quick:
-        bases = [own for own in bases if own.name == "RigL, 97 %"]
+        bases = [condition for condition in bases if condition.name == "RigL, 97 %"]
     for base in (*bases, with_ham):
         for length in (LENGTHS[0], LENGTHS[-1]) if quick else LENGTHS:
             name = f"{base.name}, {length} x"
@@ -73,12 +73,12 @@ def chosen_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, fl
     Under another name of each condition all arms have that of the uncorrected one.
     """
     rates: dict[str, dict[str, float]] = {
-        own["condition"]["name"]: {row["arm"]: row["rate"] for row in own["arms"]}
-        for own in records
+        entry["condition"]["name"]: {row["arm"]: row["rate"] for row in entry["arms"]}
+        for entry in records
     }
     alike: dict[str, dict[str, float]] = {
-        _uncorrected(name): dict.fromkeys(ARMS, own["none"])
-        for name, own in rates.items()
+        _uncorrected(name): dict.fromkeys(ARMS, arm_rates["none"])
+        for name, arm_rates in rates.items()
     }
     return rates | alike
 
@@ -92,7 +92,8 @@ def gains(
 ) -> np.ndarray:
     """Points gained over no correction, a number a seed: the mean over conditions."""
     found = [
-        accuracies(own, arm, share) - accuracies(own, "none", share) for own in records
+        accuracies(entry, arm, share) - accuracies(entry, "none", share)
+        for entry in records
     ]
     return 100 * np.mean(found, axis=0)
 
@@ -102,7 +103,9 @@ def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
 
     def of(**wanted: Any) -> list[Mapping[str, Any]]:
         wanted = {"ham": False, "keep_norms": False} | wanted
-        return [own for own in records if wanted.items() <= own["condition"].items()]
+        return [
+            entry for entry in records if wanted.items() <= entry["condition"].items()
+        ]
 
     def add(what: str, arm: str, by_seed: np.ndarray) -> None:
         found = difference(by_seed, np.zeros_like(by_seed))
@@ -111,7 +114,7 @@ def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
         claim(f"{what}, {arm}, lower end", found["low"], at_least=0.0)
 
     for arm in records[0]["condition"]["arms"][1:]:
-        for method in dict.fromkeys(own["condition"]["method"] for own in records):
+        for method in dict.fromkeys(entry["condition"]["method"] for entry in records):
             name = METHODS[method]
             short, long = (of(method=method, length=n) for n in (1, LENGTHS[-1]))
             add(f"{name}, points gained", arm, gains(short, arm))

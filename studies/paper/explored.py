@@ -60,11 +60,11 @@ def row_of(
     arm: str, sparsity: float, outcomes: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     """What the runs of an arm have come to, in percent."""
-    fractions, accuracies = ([100 * x for x in own] for own in zip(*outcomes))  # noqa: B905
+    fractions, accuracies = ([100 * x for x in each] for each in zip(*outcomes))  # noqa: B905
     return {
         "arm": arm,
         "sparsity": sparsity,
-        "explored": [round(own, 3) for own in fractions],
+        "explored": [round(fraction, 3) for fraction in fractions],
         "explored_mean": round(statistics.mean(fractions), 2),
         "explored_sd": _deviation(fractions),
         "accuracy_mean": round(statistics.mean(accuracies), 2),
@@ -77,13 +77,13 @@ def _deviation(values: Sequence[float]) -> float | None:
     return round(statistics.stdev(values), 2) if len(values) > 1 else None
 
 
-def paired(own: Sequence[float], other: Sequence[float]) -> float:
+def paired(ours: Sequence[float], other: Sequence[float]) -> float:
     """The mean difference of runs that share their seeds.
 
     >>> paired([3.0, 5.0], [2.0, 2.0])
     2.0
     """
-    return statistics.mean(a - b for a, b in zip(own, other, strict=True))
+    return statistics.mean(a - b for a, b in zip(ours, other, strict=True))
 
 
 def judge(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -108,12 +108,12 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
         places[0], ("explored_mean", "paper"), titles, strict=True
     ):
         for index, arm in enumerate(ARMS):
-            own = [row for row in rows if row["arm"] == arm]
+            arm_rows = [row for row in rows if row["arm"] == arm]
             x = [place + 0.27 * (index - 1) for place in range(len(sparsities))]
-            error = [row["explored_sd"] or 0 for row in own]
+            error = [row["explored_sd"] or 0 for row in arm_rows]
             axes.bar(
                 x,
-                [row[key] for row in own],
+                [row[key] for row in arm_rows],
                 0.25,
                 yerr=error if key == "explored_mean" else None,
                 color=COLORS[index],

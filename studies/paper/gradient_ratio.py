@@ -192,7 +192,7 @@ def judge(
     report: Report, sparsities: Sequence[float], means: dict[Arm, np.ndarray]
 ) -> None:
     """The claims, on the sparsities that the paper's figure has."""
-    shown = [i for i, own in enumerate(sparsities) if own in SPARSITIES[:10]]
+    shown = [i for i, sparsity in enumerate(sparsities) if sparsity in SPARSITIES[:10]]
     expected = [theory(sparsities[i]) for i in shown]
     read_off = {
         batch_norm: [values[SPARSITIES.index(sparsities[i])] for i in shown]
@@ -200,20 +200,20 @@ def judge(
     }
     found = {arm: means[arm][shown] for arm in means}
     for name in MLPS:
-        plain, without = (found[name, own, False] for own in (True, False))
+        plain, without = (found[name, normed, False] for normed in (True, False))
         what = f"{name}, with BN: farthest from"
         report.published(f"{what} the theory", off(plain, expected), at_most=NEAR)
         distance = off(plain, read_off[True])
         report.published(f"{what} the paper's points", distance, at_most=NEAR)
         what = f"{name}, without BN: farthest from the paper's points"
         report.published(what, off(without, read_off[False]), at_most=NEAR)
-    for (name, batch_norm, sparse_init), own in found.items():
+    for (name, batch_norm, sparse_init), ratios in found.items():
         if batch_norm and sparse_init:
             what = f"{name}, with BN, sparse-aware initialisation: farthest from 1"
-            report.claim(what, off(own, [1.0] * len(shown)), at_most=NEAR)
+            report.claim(what, off(ratios, [1.0] * len(shown)), at_most=NEAR)
         elif batch_norm and name not in MLPS:
             what = f"{name}, with BN: farthest from the theory"
-            report.claim(what, off(own, expected), at_most=NEAR)
+            report.claim(what, off(ratios, expected), at_most=NEAR)
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Any:
@@ -223,11 +223,13 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     for axes, name in zip(places[0], names, strict=True):
         curve = np.linspace(0, SPARSITIES[-1], 200)
         axes.plot(curve, (1 - curve) ** -0.5, "k-", lw=1, label="$(1 - s)^{-1/2}$")
-        own = [row for row in rows if row["network"] == name]
-        arms = dict.fromkeys((row["batch_norm"], row["init"]) for row in own)
+        network_rows = [row for row in rows if row["network"] == name]
+        arms = dict.fromkeys((row["batch_norm"], row["init"]) for row in network_rows)
         for color, (batch_norm, init) in zip(COLORS, arms, strict=False):
             points = [
-                r for r in own if (r["batch_norm"], r["init"]) == (batch_norm, init)
+                r
+                for r in network_rows
+                if (r["batch_norm"], r["init"]) == (batch_norm, init)
             ]
             x, mean, sd = (
                 [row[key] for row in points] for key in ("sparsity", "mean", "sd")
@@ -271,11 +273,11 @@ def main(options: harness.Options) -> None:
                 batch_norm=batch_norm,
                 sparse_init=sparse_init,
             )
-            own = np.mean(list(by_layer.values()), axis=0)
-            means[network.name, batch_norm, sparse_init] = own.mean(axis=0)
+            mean_ratios = np.mean(list(by_layer.values()), axis=0)
+            means[network.name, batch_norm, sparse_init] = mean_ratios.mean(axis=0)
             init = "sparse-aware" if sparse_init else "dense"
             about = {"network": network.name, "batch_norm": batch_norm, "init": init}
-            for sparsity, values in zip(sparsities, own.T, strict=True):
+            for sparsity, values in zip(sparsities, mean_ratios.T, strict=True):
                 row = {"sparsity": sparsity, "theory": round(theory(sparsity), 4)}
                 rows.append({**about, **row, **_spread(values)})
             for path, values in by_layer.items():

@@ -136,7 +136,10 @@ def movements(course: Course) -> np.ndarray:
     # The masks of a change in the last step are no longer seen.
     followed = course.changes[course.changes + 1 < len(course.angles)]
     return np.array(
-        [[movement(own[t], own[t + 1]) for own in course.factors] for t in followed]
+        [
+            [movement(factors[t], factors[t + 1]) for factors in course.factors]
+            for t in followed
+        ]
     )
 
 
@@ -150,7 +153,7 @@ def summarize(arm: str, courses: Sequence[Course]) -> list[dict[str, Any]]:
     """A row for each layer, means over steps and runs."""
 
     def mean(values: Sequence[np.ndarray], index: int) -> float:
-        return round(float(np.mean([own[index] for own in values])), 4)
+        return round(float(np.mean([series[index] for series in values])), 4)
 
     over_steps = [course.angles.mean(axis=0) for course in courses]
     moved = [movements(course).mean(axis=0) for course in courses]
@@ -159,15 +162,16 @@ def summarize(arm: str, courses: Sequence[Course]) -> list[dict[str, Any]]:
     rows = []
     for index, path in enumerate(courses[0].layers):
         factors = [course.factors[index] for course in courses]
+        spread = np.mean([of_run.std(axis=1).mean() for of_run in factors])
         rows.append(
             {
                 "arm": arm,
                 "layer": path,
                 "neurons": factors[0].shape[1],
                 "angle": mean(over_steps, index),
-                "factor_sd": mean([[own.std(axis=1).mean()] for own in factors], 0),  # pyright: ignore
-                "factor_min": round(min(float(own.min()) for own in factors), 4),
-                "factor_max": round(max(float(own.max()) for own in factors), 4),
+                "factor_sd": round(float(spread), 4),
+                "factor_min": round(min(float(x.min()) for x in factors), 4),
+                "factor_max": round(max(float(x.max()) for x in factors), 4),
                 "factors_moved": mean(moved, index),
                 "jump": mean(jumps, index),
                 "noise": mean(noises, index),
@@ -223,8 +227,8 @@ def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
         line = {"color": color, "ls": style, "lw": 0.9, "label": name}
         angles.plot(*between_changes(course, index), marker=".", **line)
         spread.plot(course.factors[index].std(axis=1), **line)
-        own = movements(course)[:, index]
-        moved.plot(course.changes[: len(own)], own, marker=".", **line)
+        moves = movements(course)[:, index]
+        moved.plot(course.changes[: len(moves)], moves, marker=".", **line)
     angles.set(title=f"{arms[0]}: angle, mean from change to change", ylabel="degrees")
     spread.set(title="Spread of the factors (sd over neurons)")
     moved.set(title="Movement of the factors at each change", ylabel="|ΔD| / |D|")
@@ -232,9 +236,10 @@ def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
         axes.set_xlabel("step")
     names = [row["layer"] for row in rows if row["arm"] == arms[0]]
     for shift, key, color in ((-0.2, "jump", COLORS[1]), (0.2, "noise", COLORS[6])):
-        own = [row[key] for row in rows if row["arm"] == arms[0]]
+        degrees = [row[key] for row in rows if row["arm"] == arms[0]]
         label = {"jump": "at a change, same gradient", "noise": "from step to step"}
-        bars.barh(np.arange(len(own)) + shift, own, 0.4, color=color, label=label[key])
+        heights = np.arange(len(degrees)) + shift
+        bars.barh(heights, degrees, 0.4, color=color, label=label[key])
     bars.set_yticks(range(len(names)), [n.removesuffix("/kernel") for n in names])
     bars.invert_yaxis()
     bars.set(title="How much the angle moves", xlabel="degrees, mean")

@@ -39,19 +39,19 @@ def flips(outcome: Outcome) -> float:
     return float((outcome.a[:, -1] > 0).mean())
 
 
-def faster(own: Outcome, other: Outcome) -> float | None:
+def faster(one: Outcome, other: Outcome) -> float | None:
     """How many times the other's steps it takes, median over runs where both arrive."""
-    both = (own.reached >= 0) & (other.reached >= 0)
+    both = (one.reached >= 0) & (other.reached >= 0)
     if not both.any():
         return None
-    ratio = (own.reached[both] + 1) / (other.reached[both] + 1)
+    ratio = (one.reached[both] + 1) / (other.reached[both] + 1)
     return round(float(np.median(ratio)), 3)
 
 
-def alike(own: Outcome, other: Outcome) -> float:
+def alike(one: Outcome, other: Outcome) -> float:
     """The share of runs that end at the same loss and with the same sign."""
-    near = np.abs(own.loss - other.loss) <= SAME
-    return float((near & ((own.a > 0) == (other.a > 0)).all(axis=-1)).mean())
+    near = np.abs(one.loss - other.loss) <= SAME
+    return float((near & ((one.a > 0) == (other.a > 0)).all(axis=-1)).mean())
 
 
 def is_off(outcome: Outcome) -> np.ndarray:
@@ -131,8 +131,10 @@ def two_neurons(
     """A row for each strength of HAM and start."""
     rows = []
     for alpha, signs in dict.fromkeys((arm.alpha, arm.signs) for arm in found):
-        own = {scaling: found[Arm(scaling, alpha, signs)] for scaling in SCALINGS}
-        off = {scaling: is_off(outcome) for scaling, outcome in own.items()}
+        by_scaling = {
+            scaling: found[Arm(scaling, alpha, signs)] for scaling in SCALINGS
+        }
+        off = {scaling: is_off(outcome) for scaling, outcome in by_scaling.items()}
         rows.append(
             {
                 **_about(cell, eta),
@@ -146,7 +148,7 @@ def two_neurons(
                 "kept_rule": round(float((off["none"] & ~off["rule"]).mean()), 3),
                 **{
                     f"reached_{name}": round(float((o.reached >= 0).mean()), 3)
-                    for name, o in own.items()
+                    for name, o in by_scaling.items()
                 },
             }
         )

@@ -89,7 +89,7 @@ def simulate(
     points = min(POINTS, steps)
     found = jax.device_get(train(tasks, lanes, eta=eta, steps=steps, points=points))
     return {
-        arm: Outcome(*(np.asarray(own)[..., index] for own in found))
+        arm: Outcome(*(np.asarray(field)[..., index] for field in found))
         for index, arm in enumerate(arms)
     }
 
@@ -104,20 +104,23 @@ def judge_one(
     what = f"the same at eta {10 * SMALL:g} over the same time / at eta {SMALL:g}"
     report.claim(what, large / small, at_least=5.0)
     for eta in STEPS:
-        own = [row for row in rows if row["eta"] == eta]
+        same_eta = [row for row in rows if row["eta"] == eta]
         plain = [
-            r[key] for r in own if not r["alpha"] for key in ("flips", "flips_scaled")
+            r[key]
+            for r in same_eta
+            if not r["alpha"]
+            for key in ("flips", "flips_scaled")
         ]
         what = f"eta {eta:g}, no HAM: largest share of runs whose a changes its sign"
         if eta == min(STEPS):
             report.published(what, max(plain), at_most=0.0)
         else:
             report.claim(what, max(plain), at_most=0.0)
-        for alpha in dict.fromkeys(row["alpha"] for row in own if row["alpha"]):
-            flipped = [row["flips"] for row in own if row["alpha"] == alpha]
+        for alpha in dict.fromkeys(row["alpha"] for row in same_eta if row["alpha"]):
+            flipped = [row["flips"] for row in same_eta if row["alpha"] == alpha]
             what = f"eta {eta:g}, HAM {alpha:g} on a: mean share of runs that flip"
             report.claim(what, float(np.mean(flipped)))
-        most = max(row["flips"] for row in own if row["alpha"])
+        most = max(row["flips"] for row in same_eta if row["alpha"])
         what = f"eta {eta:g}, HAM on a: largest share of runs that flip in the grid"
         report.published(what, most, at_least=0.1)
     slow, fast = ([r for r in rows if r["eta"] == eta] for eta in STEPS)
@@ -174,9 +177,9 @@ def draw(one: dict[float, dict[Arm, Outcome]], two: Sequence[dict[str, Any]]) ->
         )
         for index, alpha in enumerate(dict.fromkeys(arm.alpha for arm in one[eta])):
             for scaling, style in zip(SCALINGS[:2], ("-", "--"), strict=True):
-                own = one[eta][Arm(scaling, alpha, (1,))]
+                outcome = one[eta][Arm(scaling, alpha, (1,))]
                 label = f"HAM {alpha:g}, {'as it is' if style == '-' else 'rescaled'}"
-                curve = np.median(own.losses, axis=0)
+                curve = np.median(outcome.losses, axis=0)
                 axes.plot(steps, curve, style, color=COLORS[index], lw=1, label=label)
         axes.axhline(TARGET, color="0.5", lw=0.8, ls=":")
         axes.set(title=f"η = {eta:g}, a = 1: loss, median", yscale="log", xlabel="step")
@@ -184,9 +187,9 @@ def draw(one: dict[float, dict[Arm, Outcome]], two: Sequence[dict[str, Any]]) ->
     heights, bars = places[1]
     eta = min(one)
     for index, alpha in enumerate(dict.fromkeys(arm.alpha for arm in one[eta])):
-        own = one[eta][Arm("none", alpha, (-1,))].heights[:, :, 0]
-        steps = np.linspace(0, STEPS[eta], own.shape[1])
-        for run, curve in enumerate(own[:8]):
+        dense = one[eta][Arm("none", alpha, (-1,))].heights[:, :, 0]
+        steps = np.linspace(0, STEPS[eta], dense.shape[1])
+        for run, curve in enumerate(dense[:8]):
             label = None if run else f"HAM {alpha:g}"
             heights.plot(steps, curve, color=COLORS[index], lw=0.8, label=label)
     heights.axhline(0, color="k", lw=0.8)
@@ -214,7 +217,10 @@ def invariant(cell: Cell, seeds: int, steps: int) -> tuple[float, float]:
         simulate(arms, cell, seeds, rate, count)
         for rate, count in ((SMALL, steps), (10 * SMALL, steps // 10))
     )
-    worst = [max(own.drift.max() for own in found.values()) for found in (small, large)]
+    worst = [
+        max(outcome.drift.max() for outcome in found.values())
+        for found in (small, large)
+    ]
     return float(worst[0]), float(worst[1])
 
 

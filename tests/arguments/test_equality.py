@@ -148,13 +148,13 @@ def test_a_score_of_the_users_declares_too():
             return scores.random(key, param, grad)
 
     topology = so.set_(0.5, structure=so.Block((2, 2)), **WHEN)
-    own = dataclasses.replace(topology, grow=Drawn())
-    assert own.dense_gradients == 0.0
+    replaced = dataclasses.replace(topology, grow=Drawn())
+    assert replaced.dense_gradients == 0.0
     params = {"a": jax.random.normal(KEY, (8, 8))}
     masks, state = topology.init(KEY, params)
     found = [
         made.update(KEY, jnp.int32(0), masks, state, params, params)[0]["a"]
-        for made in (topology, own)
+        for made in (topology, replaced)
     ]
     np.testing.assert_array_equal(*found)
 

@@ -134,9 +134,9 @@ def test_ranking_is_bisecting(data):
     groups = tuple(1 if a == axis else n for a, n in enumerate(shape))
     numbers = hnp.arrays(np.int32, groups, elements=st.integers(0, shape[axis]))
     k = jnp.asarray(data.draw(numbers))
-    for own in (None, where):
-        bisected = top_k_mask(scores, k, where=own, axis=axis)
-        np.testing.assert_array_equal(ranked(scores, k, own, axis), bisected)
+    for candidates in (None, where):
+        bisected = top_k_mask(scores, k, where=candidates, axis=axis)
+        np.testing.assert_array_equal(ranked(scores, k, candidates, axis), bisected)
 
 
 @functools.partial(jax.jit, static_argnames="axis")

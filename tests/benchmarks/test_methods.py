@@ -140,7 +140,7 @@ def test_every_method_fits_both_networks():
             if isinstance(method, method_models.SoftThreshold):
                 assert jax.tree.leaves(method.init(params))
             elif method is not None:
-                sparse = {own.path for own in method.leaves(params) if own.layer}
+                sparse = {plan.path for plan in method.leaves(params) if plan.layer}
                 assert {"stem/kernel", "head/kernel"} < sparse, arm.label
                 assert "position_embedding" not in sparse
 

@@ -20,8 +20,8 @@ def test_all_optimizers_are_in_the_record():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Lion"])
 def test_the_record_can_be_had_again(name, monkeypatch):
-    own = {name: placement.optimizers()[name]}
-    monkeypatch.setattr(placement, "optimizers", lambda: own)
+    chosen = {name: placement.optimizers()[name]}
+    monkeypatch.setattr(placement, "optimizers", lambda: chosen)
     # What Adam's epsilon leaves of a scale differs by a fifth with another JAX.
     same_jax = jax.__version__.split(".")[:2] == RECORDED.split(".")[:2]
     for place, change in placement.changes()[name].items():

@@ -861,8 +861,8 @@ def test_equinox_models_are_linked(mode):
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
     def evaluate(variables, x):
-        own = eqx.combine(variables["params"], static)
-        return jax.vmap(own, (0, None), (0, None), "batch")(x, variables["state"])[0]
+        module = eqx.combine(variables["params"], static)
+        return jax.vmap(module, (0, None), (0, None), "batch")(x, variables["state"])[0]
 
     variables = {"params": params, "state": state}
     links = infer_norm_links(evaluate, variables, jnp.ones((3, 4)))
@@ -887,14 +887,18 @@ class StackedNnx(nnx.Module):
 
 def test_stacked_nnx_norms_have_one_statistic_a_layer():
     def scanned(graph, state, x):
-        return jax.lax.scan(lambda x, own: (nnx.merge(graph, own)(x), ()), x, state)[0]
+        return jax.lax.scan(
+            lambda x, layer_state: (nnx.merge(graph, layer_state)(x), ()), x, state
+        )[0]
 
     def side_by_side(graph, state, x):
-        return jax.vmap(lambda own: nnx.merge(graph, own)(x))(state)
+        return jax.vmap(lambda layer_state: nnx.merge(graph, layer_state)(x))(state)
 
     def unrolled(graph, state, x):
         layers = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(3)]
-        return functools.reduce(lambda x, own: nnx.merge(graph, own)(x), layers, x)
+        return functools.reduce(
+            lambda x, layer_state: nnx.merge(graph, layer_state)(x), layers, x
+        )
 
     blocks = StackedNnx(nnx.Rngs(0)).blocks
     blocks.eval()

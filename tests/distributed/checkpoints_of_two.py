@@ -31,17 +31,17 @@ from tests.helpers.checkpoint_program import (
 
 def replicated(x, first, second=None):
     """A global array of which the processes have copies: these, or all the same."""
-    own = first if second is None or jax.process_index() == 0 else second
+    added = first if second is None or jax.process_index() == 0 else second
     sharding = NamedSharding(Mesh(jax.devices(), "all"), P())
-    copies = [jax.device_put(x + own, device) for device in jax.local_devices()]
+    copies = [jax.device_put(x + added, device) for device in jax.local_devices()]
     return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
 
 
-def split_within(x, own):
+def split_within(x, added):
     """A global array split over the devices of a process, one copy in each process."""
     devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
     sharding = NamedSharding(Mesh(devices, ("copies", "parts")), P("parts"))
-    parts = np.split(np.asarray(x) + own, devices.shape[1])
+    parts = np.split(np.asarray(x) + added, devices.shape[1])
     pieces = [
         jax.device_put(part, device)
         for part, device in zip(parts, jax.local_devices(), strict=True)
@@ -136,12 +136,12 @@ def restored_otherwise(directory, process):
         checkpoints.save(3, {"local": x, "split": split_within(x, 0)})
         template = {"local": x * 0, "split": split_within(x * 0, 0)}
         said = []
-        for own in (
+        for wanted in (
             template | ({"local": x[:4]} if process else {}),
             template | {"more": x},
         ):
             try:
-                checkpoints.restore(own)
+                checkpoints.restore(wanted)
             except ValueError as error:
                 said.append(str(error))
         state, _ = checkpoints.restore(template)
@@ -174,11 +174,11 @@ def second_run(directory):
 def main(result, processes, process, coordinator, directory):
     jax.distributed.initialize(coordinator, int(processes), int(process))
     directory = pathlib.Path(directory)
-    own = jax.process_index()
+    index = jax.process_index()
     found = {
-        "refusals": refusals(directory, own),
-        "pmap": under_pmap(directory, own),
-        "restored": restored_otherwise(directory, own),
+        "refusals": refusals(directory, index),
+        "pmap": under_pmap(directory, index),
+        "restored": restored_otherwise(directory, index),
         "busy": second_run(directory),
         "version": so.__version__,
     }

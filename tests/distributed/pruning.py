@@ -27,8 +27,8 @@ def calibration_on_one_device():
 @pytest.mark.parametrize("spec", [(None, "model"), ("data", "model"), ()])
 def test_a_sharded_network(kind, spec):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
-    own = NamedSharding(mesh, PartitionSpec(*spec))
-    params = {"kernel": jax.device_put(KERNEL, own)}
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    params = {"kernel": jax.device_put(KERNEL, sharding)}
     x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data", None)))
 
     def apply(params, x):
@@ -54,8 +54,8 @@ def test_a_sharded_network(kind, spec):
         mask, kernel = pruned.masks["kernel"], pruned.params["kernel"]
         np.testing.assert_array_equal(mask, alone.masks["kernel"])
         np.testing.assert_allclose(kernel, alone.params["kernel"], rtol=1e-3, atol=1e-5)
-        assert kernel.sharding.is_equivalent_to(own, 2)
-        assert mask.sharding.is_equivalent_to(own, 2)
+        assert kernel.sharding.is_equivalent_to(sharding, 2)
+        assert mask.sharding.is_equivalent_to(sharding, 2)
 
     for method in ("magnitude", "random", "wanda", "sparsegpt"):
         alone = so.prune({"kernel": KERNEL}, method, sparsity=0.5, calibration=expected)

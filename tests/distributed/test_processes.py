@@ -23,8 +23,16 @@ def results(tmp_path_factory):
     outputs = [folder / f"{name}.json" for name in ("first", "second", "alone")]
     numbers = [(2, 0), (2, 1), (1, 0)]
     commands = [
-        [sys.executable, "-W", "error", PROGRAM, output, *map(str, own), coordinator]
-        for output, own in zip(outputs, numbers, strict=True)
+        [
+            sys.executable,
+            "-W",
+            "error",
+            PROGRAM,
+            output,
+            *map(str, process),
+            coordinator,
+        ]
+        for output, process in zip(outputs, numbers, strict=True)
     ]
     devices = [environment(8 // processes) for processes, _ in numbers]
     with Together(commands, devices, folder) as processes:
@@ -45,7 +53,7 @@ class TestTwoProcesses:
         assert changed == [1, 3, 5, 7]
 
     def test_hold_those_of_a_single_process(self, results, method):
-        together, _, alone = (own[method] for own in results)
+        together, _, alone = (found[method] for found in results)
         assert together["masks"] == alone["masks"]
         np.testing.assert_allclose(together["losses"], alone["losses"], rtol=1e-5)
         assert len(set(alone["losses"])) > 4

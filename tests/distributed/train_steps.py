@@ -232,10 +232,10 @@ def test_batch_statistics_are_averaged_before_the_optimizer_sees_them():
     x, y = batch_at(0)
     new, _ = step(jax_utils.replicate(state), split((x, y)))
 
-    own = so.make_train_step(norm_loss_fn, has_batch_stats=True)
+    single_step = so.make_train_step(norm_loss_fn, has_batch_stats=True)
     parts = split((x, y))
     expected = [
-        own(state, jax.tree.map(lambda x, i=i: x[i], parts))[0].batch_stats
+        single_step(state, jax.tree.map(lambda x, i=i: x[i], parts))[0].batch_stats
         for i in range(REPLICAS)
     ]
     expected = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *expected)

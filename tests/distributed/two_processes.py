@@ -124,8 +124,8 @@ def fingerprints(masks):
     found = {}
     for name in SPECS:
         for shard in masks[name]["kernel"].addressable_shards:
-            own = hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
-            assert found.setdefault(f"{name} {shard.index}", own) == own
+            digest = hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
+            assert found.setdefault(f"{name} {shard.index}", digest) == digest
     assert len(found) == 2 * len(SPECS)
     return found
 

@@ -196,9 +196,9 @@ class TestState:
                 tx = so.sparsify(optax.adam(0.1), topology, compact=True)
                 state = jax.eval_shape(tx.init, params)
                 # Fan-ins, one number for each of 512 neurons, are beside the point.
-                own = so.optimizer_bytes((state.masks, state.inner_state))
+                taken = so.optimizer_bytes((state.masks, state.inner_state))
                 active = topology.leaves(params)[0].active / params["kernel"].size
-                assert own <= limit * active * dense
+                assert taken <= limit * active * dense
 
     def test_a_full_layer_has_no_index(self, params):
         topology = so.static(0.0)
@@ -297,10 +297,10 @@ class TestWrappers:
         state = tx.init(params)
         seen.clear()  # construction has tried it
         tx.update(gradients(0), state, params, batch_stats=BATCH_STATS)
-        updates, own, masks = seen[-1]
+        updates, inner_params, masks = seen[-1]
         weights = masks["dense"]["kernel"]
         assert isinstance(weights, ActiveWeights) and weights.shape == (6, 8)
-        assert updates["dense"]["kernel"].shape == own["dense"]["kernel"].shape
+        assert updates["dense"]["kernel"].shape == inner_params["dense"]["kernel"].shape
         assert updates["dense"]["kernel"].shape == weights.layout.shape
         assert isinstance(masks["dense"]["bias"], optax.MaskedNode)
 
@@ -315,7 +315,7 @@ class TestCompactGradients:
             for count in range(7):
                 parts = [gradients(count), gradients(50 + count)]
                 if compact:
-                    parts = [so.compact_gradients(own, now.state) for own in parts]
+                    parts = [so.compact_gradients(grads, now.state) for grads in parts]
                     assert parts[0]["dense"]["kernel"].size < 6 * 8
                 total = jax.tree.map(jnp.add, *parts)
                 now = step(total, now.params, now.state)

@@ -83,7 +83,7 @@ def assert_same(actual, expected):
 
 
 def inner_states(state):
-    return [own.inner_state for own in find_states(state)]
+    return [sparse_state.inner_state for sparse_state in find_states(state)]
 
 
 LATER = ("MultiSteps", "masked", "inject_hyperparams", "packed top_kast")

@@ -254,7 +254,7 @@ def test_nnx_variables_keep_their_names_where_they_fit(form):
 
     @nnx.jit
     def step(model, optimizer, x):
-        optimizer.update(model, nnx.grad(lambda own: (own(x) ** 2).mean())(model))
+        optimizer.update(model, nnx.grad(lambda module: (module(x) ** 2).mean())(model))
 
     with jax.set_mesh(mesh):
         model, optimizer = create()

@@ -66,10 +66,10 @@ WRAPPERS = {
     ),
     "partition": lambda tx: optax.partition(
         {"trained": tx, "rest": optax.adam(0.1)},
-        jax.tree.map(lambda own: "trained" if own else "rest", TRAINED),
+        jax.tree.map(lambda is_trained: "trained" if is_trained else "rest", TRAINED),
     ),
     "selective_transform": lambda tx: optax.selective_transform(
-        tx, freeze_mask=jax.tree.map(lambda own: not own, TRAINED)
+        tx, freeze_mask=jax.tree.map(lambda is_trained: not is_trained, TRAINED)
     ),
     "conditionally_transform": lambda tx: optax.conditionally_transform(
         tx, lambda step, **extra: step < 100
@@ -190,7 +190,7 @@ def test_an_injected_optimizer_is_compiled_with_the_documented_static_args(alias
 @pytest.mark.parametrize(
     ("alias", "missing"),
     [(alias, name) for alias, (_, deciding) in INJECTED.items() for name in deciding],
-    ids=lambda own: getattr(own, "__name__", own),
+    ids=lambda wrapper: getattr(wrapper, "__name__", wrapper),
 )
 def test_what_is_missing_in_static_args_is_named(alias, missing):
     given, deciding = INJECTED[alias]

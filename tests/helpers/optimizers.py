@@ -148,8 +148,10 @@ class Row:
     @property
     def starts_fresh(self) -> bool:
         """Whether it grows weights, and they find the optimizer's initial state."""
-        own = not (self.prunes or self.stays_dense or "so.apply_updates" in self.needs)
-        return own and self.topology.moves
+        owns_grown = not (
+            self.prunes or self.stays_dense or "so.apply_updates" in self.needs
+        )
+        return owns_grown and self.topology.moves
 
 
 def _row(id: str, topology: Any, make: Callable, *needs: str) -> Row:
@@ -390,13 +392,13 @@ def train(
 ) -> Run:
     """Trains ``part`` of the parameters, or goes on from the moment after a step."""
     tx = row.make()
-    own = so.apply_updates if "so.apply_updates" in row.needs else None
+    apply_updates = so.apply_updates if "so.apply_updates" in row.needs else None
     traces = []
 
     @compiled
     def step(*args):
         traces.append(args)
-        return one_step(tx, own)(*args)
+        return one_step(tx, apply_updates)(*args)
 
     @compiled
     def change(grads, params, state):

@@ -15,7 +15,7 @@ def small_network(images, size, *, width, classes, batch, epochs):
         draw.integers(classes, size=images, dtype=np.int32),
     )
     return runs.Network(
-        build=lambda own: MLP(own.layers, width, classes, own.momentum),
+        build=lambda network: MLP(network.layers, width, classes, network.momentum),
         data=runs.Data(noise, noise, noise),
         batch=batch,
         epochs=epochs,

@@ -42,14 +42,14 @@ class Together:
         self.processes = []
         with contextlib.ExitStack() as stack:
             stack.callback(self.kill)
-            for command, own, log in zip(
+            for command, variables, log in zip(
                 commands, environments, self.logs, strict=True
             ):
                 with log.open("wb") as file:
                     self.processes.append(
                         subprocess.Popen(
                             command,
-                            env=own,
+                            env=variables,
                             stdin=subprocess.DEVNULL,
                             stdout=file,
                             stderr=subprocess.STDOUT,
@@ -91,10 +91,10 @@ class Together:
         end = time.monotonic() + timeout
         while True:
             codes = [process.poll() for process in self.processes]
-            if all(own == code for own in codes):
+            if all(ended == code for ended in codes):
                 return
             # One that has failed leaves the others waiting for it.
-            failed = any(own not in (None, code) for own in codes)
+            failed = any(ended not in (None, code) for ended in codes)
             if failed or time.monotonic() > end:
                 pytest.fail(f"exit codes {codes} (None: running){self.output()}")
             time.sleep(0.05)

@@ -99,19 +99,19 @@ def test_equals_a_loop_over_weights(rate):
     "inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)], ids=["momentum", "adam"]
 )
 def test_without_strength_it_is_the_inner_optimizer_bit_for_bit(inner):
-    own = train(so.ham(inner, 0.1, alpha=0.0, beta=0.0), PARAMS, 4)[-1]
+    wrapped = train(so.ham(inner, 0.1, alpha=0.0, beta=0.0), PARAMS, 4)[-1]
     alone = train(inner, PARAMS, 4)[-1]
-    chex.assert_trees_all_equal(own[0], alone[0])
-    chex.assert_trees_all_equal(own[1].inner_state, alone[1])
+    chex.assert_trees_all_equal(wrapped[0], alone[0])
+    chex.assert_trees_all_equal(wrapped[1].inner_state, alone[1])
 
 
 def test_vectors_and_scalars_take_the_inner_step_only():
     params = {"vector": jnp.ones(5), "scalar": jnp.ones(())}
-    own, alone = (
+    wrapped, alone = (
         train(tx, params, 3, lambda step: jax.tree.map(lambda p: p - step, params))
         for tx in (so.ham(optax.adam(0.1), 0.1), optax.adam(0.1))
     )
-    chex.assert_trees_all_equal(own[-1][0], alone[-1][0])
+    chex.assert_trees_all_equal(wrapped[-1][0], alone[-1][0])
 
 
 @pytest.mark.parametrize("grad", [0.0, 1.0, np.nan, np.inf])
@@ -188,10 +188,10 @@ def test_extra_arguments_reach_the_inner_transformation():
 def test_hyperparameters_can_be_injected():
     injected = optax.inject_hyperparams(so.ham)(optax.sgd(COSINE), COSINE, alpha=5.0)
     assert injected.init(PARAMS).hyperparams["alpha"] == 5.0
-    own = train(injected, PARAMS, 3)[-1][0]
+    found = train(injected, PARAMS, 3)[-1][0]
     plain = train(so.ham(optax.sgd(COSINE), COSINE, alpha=5.0), PARAMS, 3)[-1][0]
     for name in PARAMS:
-        np.testing.assert_allclose(own[name], plain[name], rtol=1e-5)
+        np.testing.assert_allclose(found[name], plain[name], rtol=1e-5)
 
 
 def test_eager_equals_compiled():
@@ -252,9 +252,11 @@ def test_behind_adam_the_correction_is_needed_twice():
         tx = optax.chain(first, so.ham(inner, 0.1, alpha=alpha))
         return tx.update(grad, tx.init(theta), theta, masks=mask)[0]
 
-    none, own = optax.identity(), so.scale_by_sparseopt()
-    np.testing.assert_allclose(updates(own, none, 0.0), updates(none, none, 0.0), 1e-4)
-    for first, second, alpha in ((none, own, 0.0), (own, none, 5.0)):
+    none, correction = optax.identity(), so.scale_by_sparseopt()
+    np.testing.assert_allclose(
+        updates(correction, none, 0.0), updates(none, none, 0.0), 1e-4
+    )
+    for first, second, alpha in ((none, correction, 0.0), (correction, none, 5.0)):
         without = updates(none, none, alpha)
         assert not np.allclose(updates(first, second, alpha), without, rtol=1e-2)
 
@@ -287,10 +289,10 @@ def balance(params):
     return a**2 - gamma**2 - beta**2
 
 
-def on(name, own, others):
+def on(name, chosen, others):
     """One transformation for a parameter, another for all the others."""
     labels = {key: "own" if key == name else "others" for key in START}
-    return optax.partition({"own": own, "others": others}, labels)
+    return optax.partition({"own": chosen, "others": others}, labels)
 
 
 NEURONS = {

@@ -281,10 +281,10 @@ def test_the_correction_turns_the_step_and_keeps_its_size():
         updates, _ = jax.jit(tx.update)(gradients(0), now.state, now.params)
         steps.append(updates)
     for name in KERNELS:
-        own, other = (np.asarray(tree[name]["kernel"]) for tree in steps)
-        np.testing.assert_allclose(norm(own), norm(other), rtol=1e-5)
+        corrected, other = (np.asarray(tree[name]["kernel"]) for tree in steps)
+        np.testing.assert_allclose(norm(corrected), norm(other), rtol=1e-5)
         full = (now.params[name]["kernel"] != 0).all()
-        assert full == np.allclose(own, other, rtol=1e-2)
+        assert full == np.allclose(corrected, other, rtol=1e-2)
 
 
 @pytest.mark.parametrize("first", [optax.identity(), optax.scale_by_adam()])
@@ -313,13 +313,13 @@ def test_what_a_layer_has_in_common_is_divided_out(first):
 
 def watched(tx, others):
     """``tx`` on a single kernel; its state has the factors by which all would scale."""
-    every = [optax.with_extra_args_support(own) for own in (tx, *others)]
+    every = [optax.with_extra_args_support(each) for each in (tx, *others)]
 
     def update(updates, state, params=None, **extra_args):
         del state
         out = [
-            own.update(updates, optax.EmptyState(), params, **extra_args)[0]
-            for own in every
+            each.update(updates, optax.EmptyState(), params, **extra_args)[0]
+            for each in every
         ]
         sizes = jnp.stack([optax.tree.norm(tree) for tree in out])
         factors = sizes / optax.tree.norm(updates)
@@ -388,10 +388,10 @@ def test_bfloat16_weights_follow_the_float32_ones():
     tx = so.sparse_lamb(0.1, static(), sparseopt=True)
     exact, rounded = (trained(tx, dtype=d) for d in (jnp.float32, jnp.bfloat16))
     for name in KERNELS:
-        own, other = (tree[name]["kernel"] for tree in (rounded, exact))
-        assert own.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(own == 0, other == 0)
-        np.testing.assert_allclose(norm(own), norm(other), rtol=0.05)
+        found, other = (tree[name]["kernel"] for tree in (rounded, exact))
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found == 0, other == 0)
+        np.testing.assert_allclose(norm(found), norm(other), rtol=0.05)
 
 
 @pytest.mark.parametrize("make", [so.sparse_lars, so.sparse_lamb])

@@ -72,10 +72,10 @@ class TestLocalAdam:
         steps = [jax.jit(tx.update) for tx in (ours, theirs)]
         for count in range(20):
             grads = jax.tree.map(lambda g: g.astype(dtype), gradients(count))
-            own, states[0] = steps[0](grads, states[0])
+            found, states[0] = steps[0](grads, states[0])
             other, states[1] = steps[1](grads, states[1])
-            chex.assert_trees_all_equal(own, other)
-            assert jax.tree.map(jnp.result_type, own) == jax.tree.map(
+            chex.assert_trees_all_equal(found, other)
+            assert jax.tree.map(jnp.result_type, found) == jax.tree.map(
                 jnp.result_type, other
             )
 

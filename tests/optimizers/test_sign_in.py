@@ -182,8 +182,8 @@ def test_training_resumes_from_theta_alone():
         *(state, tx.init(params)),
     )
     resumed = train(tx, params, 5, first=3)
-    for (own, _), (expected, _) in zip(resumed, history[3:], strict=True):
-        jax.tree.map(np.testing.assert_array_equal, own, expected)
+    for (found, _), (expected, _) in zip(resumed, history[3:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_weights_changed_from_outside_are_taken_in():
@@ -259,8 +259,8 @@ def test_it_can_be_limited_to_some():
         optax.masked(so.sign_in(optax.sgd(0.1), every=2), mask),
         optax.masked(optax.sgd(0.1), {"kernel": True, "bias": False}),
     )
-    own, plain = (train(x, PARAMS, 3)[-1][0] for x in (tx, optax.sgd(0.1)))
-    jax.tree.map(np.testing.assert_array_equal, own, plain)
+    limited, plain = (train(x, PARAMS, 3)[-1][0] for x in (tx, optax.sgd(0.1)))
+    jax.tree.map(np.testing.assert_array_equal, limited, plain)
 
 
 def test_eager_equals_compiled():
@@ -342,12 +342,12 @@ def test_a_correction_acts_on_the_gradient_of_theta(dims):
     scaled = grad * jnp.sqrt(jnp.array([1, 4, 8]) * 3 / 13)
     if dims is not None:
         mask, theta, grad, scaled = mask.T, theta.T, grad.T, scaled.T
-    own, sgd = so.scale_by_sparseopt(), optax.sgd(0.1)
+    correction, sgd = so.scale_by_sparseopt(), optax.sgd(0.1)
     plain = so.sign_in(sgd, every=5)
     expected, _ = plain.update(scaled, plain.init(theta), theta)
     # In front, or inside, where it scales the gradients of both factors.
-    in_front = optax.chain(own, plain)
-    inside = so.sign_in(optax.chain(own, sgd), every=5)
+    in_front = optax.chain(correction, plain)
+    inside = so.sign_in(optax.chain(correction, sgd), every=5)
     for tx in (in_front, inside):
         update = corrected(tx, grad, theta, mask, dims)
         np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
@@ -363,9 +363,9 @@ def test_behind_adam_the_correction_stands_inside():
         tx = optax.chain(first, so.sign_in(inner, every=5))
         return corrected(tx, grad, theta, mask)
 
-    none, own = optax.identity(), so.scale_by_sparseopt()
-    np.testing.assert_allclose(update(own, none), update(none, none), rtol=1e-4)
-    assert not np.allclose(update(none, own), update(none, none), rtol=1e-2)
+    none, correction = optax.identity(), so.scale_by_sparseopt()
+    np.testing.assert_allclose(update(correction, none), update(none, none), rtol=1e-4)
+    assert not np.allclose(update(none, correction), update(none, none), rtol=1e-2)
 
 
 def test_new_initial_weights_need_no_new_state():

@@ -34,9 +34,9 @@ class TestSmet:
         # Decays to the power of steps are rounded as the compiler has it.
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7),
-            *(own.params for own in found),
+            *(moment.params for moment in found),
         )
-        masks = [so.get_masks(own.state) for own in found]
+        masks = [so.get_masks(moment.state) for moment in found]
         chex.assert_trees_all_equal(*masks)
 
     def test_a_block_has_one_count(self):
@@ -136,7 +136,7 @@ class TestSetSmet:
         new, _ = topology.update(
             *(key, jnp.int32(0), masks, state), {"kernel": kernel}, params
         )
-        old, new = (np.asarray(own["kernel"]) for own in (masks, new))
+        old, new = (np.asarray(tree["kernel"]) for tree in (masks, new))
         assert new.sum() == old.sum() == 1024
         # A fifth of the units has left, and none of it has come back.
         assert (old & ~new).sum() == int(0.2 * (1024 // block)) * block

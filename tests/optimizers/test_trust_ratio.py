@@ -130,8 +130,8 @@ def unscaled(**options):
     pairs = zip(out, jax.tree.leaves(UPDATES), strict=True)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/")
-        for (path, own), old in pairs
-        if (own == old).all()
+        for (path, new), old in pairs
+        if (new == old).all()
     }
 
 
@@ -179,10 +179,10 @@ def test_each_layer_of_a_stack_has_its_own_ratio(from_topology):
     arrays = (mask, updates, params["kernel"], out["kernel"])
     mask, updates, params, out = map(np.asarray, arrays)
     for place in np.ndindex(3, 2):
-        own = mask[place]
-        alone = scaled(updates[place], params[place], own)
+        layer_mask = mask[place]
+        alone = scaled(updates[place], params[place], layer_mask)
         np.testing.assert_allclose(
-            out[place], np.where(own, alone, -params[place]), rtol=1e-6
+            out[place], np.where(layer_mask, alone, -params[place]), rtol=1e-6
         )
 
 

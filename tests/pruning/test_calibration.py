@@ -90,18 +90,18 @@ def test_grouped_and_depthwise_convolutions_have_inputs_for_each_group():
         model = nn.Conv(12, (3, 3), padding="VALID", feature_group_count=groups)
         variables = model.init(KEY, x)
         inputs = so.calibrate(model.apply, variables, [x])["kernel"]
-        own = [
+        per_group = [
             patches(part, (3, 3), (1, 1), [(0, 0), (0, 0)], (1, 1))
             for part in np.split(np.asarray(x), groups, -1)
         ]
-        assert_statistics(inputs, np.stack(own))
+        assert_statistics(inputs, np.stack(per_group))
         assert inputs.groups == groups and inputs.mean.shape == (groups, 54 // groups)
         kernel = variables["params"]["kernel"]
         matrices = inputs.matrices(kernel)
         assert matrices.shape == (groups, 54 // groups, 12 // groups)
         np.testing.assert_array_equal(inputs.from_matrices(matrices), kernel)
         out = model.apply(variables, x).reshape(-1, groups, 12 // groups)
-        by_hand = np.einsum("gnf,gfo->ngo", np.stack(own), matrices)
+        by_hand = np.einsum("gnf,gfo->ngo", np.stack(per_group), matrices)
         np.testing.assert_allclose(out, by_hand, rtol=1e-4, atol=1e-5)
         spread = np.asarray(inputs.per_weight(inputs.norm)) * np.ones(kernel.shape)
         np.testing.assert_array_equal(
@@ -208,8 +208,8 @@ def test_stacked_layers_under_vmap_and_scan():
         return dense, jax.vmap(lambda x, w: conv(x[None], w)[0])(x, params["conv"])
 
     def scanned(params, x):
-        def layer(carry, own):
-            x, w = own
+        def layer(carry, scanned):
+            x, w = scanned
             return carry, (x @ w["dense"], jnp.zeros(()))
 
         return jax.lax.scan(jax.checkpoint(layer), 0.0, (x, params))[1]

@@ -100,8 +100,8 @@ def test_wanda_sees_the_neurons_that_the_model_sees():
     score = np.abs(params["query"]["kernel"]) * norm
     for head in range(2):
         for d in range(3):
-            own = mask[:, head, d]
-            assert score[own, head, d].min() > score[~own, head, d].max()
+            active = mask[:, head, d]
+            assert score[active, head, d].min() > score[~active, head, d].max()
     explicit = {"query/*": so.NeuronDims(0, (1, 2))}
     again = so.prune(
         params, "wanda", sparsity=0.5, calibration=calibration, dims=explicit
@@ -304,8 +304,8 @@ def test_sparsegpt_makes_legal_groups_along_any_input_axis():
             calibration=calibration,
         )
         mask = np.asarray(pruned.masks["kernel"])
-        own = 2 if axis is None else axis
-        groups = np.moveaxis(mask, own, -1).reshape(-1, 4)
+        group_axis = 2 if axis is None else axis
+        groups = np.moveaxis(mask, group_axis, -1).reshape(-1, 4)
         assert (groups.sum(-1) == 1).all()
         kernel = np.asarray(pruned.params["kernel"])
         assert not kernel[~mask].any() and kernel[mask].all()
@@ -351,11 +351,13 @@ def test_sparsegpt_prunes_groups_and_stacked_layers_by_themselves():
     )
     layer = params["stack"][1]
     squares = calibrated(layer, jnp.square(images).reshape(-1, 6))
-    for kernel, own, expected in (
+    for kernel, inputs, expected in (
         (layer, squares, pruned.params["stack"][1]),
         (group, second, pruned.params["conv"]["kernel"][..., 3:6]),
     ):
-        alone = so.prune({"kernel": kernel}, "sparsegpt", sparsity=0.5, calibration=own)
+        alone = so.prune(
+            {"kernel": kernel}, "sparsegpt", sparsity=0.5, calibration=inputs
+        )
         np.testing.assert_allclose(
             alone.params["kernel"], expected, rtol=1e-3, atol=1e-5
         )
@@ -473,8 +475,8 @@ def test_nnx():
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     grads = nnx.grad(lambda model: (model(x) ** 2).sum())(model)
     optimizer.update(model, grads)
-    for own, layer in ((0, model.layers[0]), (2, model.layers[2])):
-        mask = np.asarray(refined.masks["layers"][own]["kernel"])
+    for index, layer in ((0, model.layers[0]), (2, model.layers[2])):
+        mask = np.asarray(refined.masks["layers"][index]["kernel"])
         kernel = np.asarray(layer.kernel[...])
         assert mask.sum() == mask.size / 2 and not kernel[~mask].any()
 

@@ -9,7 +9,9 @@ from reporting import stored, tables
 from reporting.pages import parts
 
 
-@pytest.mark.parametrize("module", [markdown, stored], ids=lambda own: own.__name__)
+@pytest.mark.parametrize(
+    "module", [markdown, stored], ids=lambda module: module.__name__
+)
 def test_its_examples(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed

@@ -37,7 +37,7 @@ def test_commands_train_what_their_row_says(row):
 
 
 def test_gains_are_of_conditions_that_are_measured():
-    names = {own.name for own in conditions.CONDITIONS}
+    names = {condition.name for condition in conditions.CONDITIONS}
     assert {*published.GAINS, results.KEPT} <= names
 
 
@@ -49,8 +49,8 @@ def test_further_conditions_replace_those_of_their_name(monkeypatch):
         ]
         condition = {"name": "RigL, 97 %"}
         curves = np.zeros((2, 8, 20)).tolist()
-        own = {"condition": condition, "arms": rows, "accuracies": curves}
-        return {"conditions": [own]}
+        entry = {"condition": condition, "arms": rows, "accuracies": curves}
+        return {"conditions": [entry]}
 
     stored_records = {
         "studies.convergence": record(-0.01),
@@ -68,8 +68,8 @@ def test_early_gains_are_taken_at_the_shares_of_the_training(monkeypatch):
         curves[1, :, [1, 5, 11]] += np.array(gain)[:, None]
         arms = [{"arm": "none"}, {"arm": "fan_in"}]
         condition = {"name": name}
-        own = {"condition": condition, "arms": arms, "accuracies": curves.tolist()}
-        return {"conditions": [own]}
+        entry = {"condition": condition, "arms": arms, "accuracies": curves.tolist()}
+        return {"conditions": [entry]}
 
     found = {
         "studies.convergence": record("SET, 97 %", (0.1, 0.05, -0.01)),
@@ -109,10 +109,10 @@ class TestWhatIsTakenFromIt:
     def of(self, arm, **wanted):
         """The rows of an arm in all conditions with such values, by name."""
         found = {}
-        for own in self.RECORD["conditions"]:
-            condition = own["condition"]
+        for entry in self.RECORD["conditions"]:
+            condition = entry["condition"]
             if all(condition[key] == value for key, value in wanted.items()):
-                rows = {row["arm"]: row for row in own["arms"]}
+                rows = {row["arm"]: row for row in entry["arms"]}
                 if arm in rows:
                     found[condition["name"]] = rows[arm]
         return found
@@ -139,8 +139,8 @@ class TestWhatIsTakenFromIt:
     def test_what_was_added(self):
         conditions = stored.load("studies.convergence.further")["conditions"]
         found = {
-            own["condition"]["name"]: {row["arm"]: row for row in own["arms"]}
-            for own in conditions
+            entry["condition"]["name"]: {row["arm"]: row for row in entry["arms"]}
+            for entry in conditions
         }
         # Lower learning rates, and the classifier left out.
         before = self.of("fan_in")

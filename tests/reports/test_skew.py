@@ -84,8 +84,8 @@ def test_equal_fan_ins_turn_nothing_at_all():
 
 def test_no_gradient_and_no_number():
     mask = jnp.arange(3)[:, None] < jnp.array([3, 1])
-    for own in (mask, jnp.zeros_like(mask)):
-        assert float(angle([measure(own, jnp.zeros((3, 2)), DENSE)])) == 0.0
+    for candidate in (mask, jnp.zeros_like(mask)):
+        assert float(angle([measure(candidate, jnp.zeros((3, 2)), DENSE)])) == 0.0
     assert (
         float(angle([measure(mask & False, jnp.full((3, 2), jnp.nan), DENSE)])) == 0.0
     )

@@ -28,14 +28,14 @@ def outcome(*accuracies):
 class TestDifference:
     def test_is_the_paired_t_test(self):
         draw = np.random.default_rng(0)
-        own, other = draw.normal(size=(2, 9))
-        found = statistics.difference(own, other)
-        wanted = stats.ttest_rel(own, other)
+        one, other = draw.normal(size=(2, 9))
+        found = statistics.difference(one, other)
+        wanted = stats.ttest_rel(one, other)
         interval = wanted.confidence_interval(0.95)
         np.testing.assert_allclose(found["p"], wanted.pvalue, rtol=1e-9)
         np.testing.assert_allclose(found["low"], interval.low, rtol=1e-9)
         np.testing.assert_allclose(found["high"], interval.high, rtol=1e-9)
-        np.testing.assert_allclose(found["mean"], np.mean(own - other), rtol=1e-9)
+        np.testing.assert_allclose(found["mean"], np.mean(one - other), rtol=1e-9)
 
     def test_without_any_spread(self):
         same = statistics.difference([0.5, 0.25], [0.5, 0.25])
@@ -43,7 +43,7 @@ class TestDifference:
         assert statistics.difference([1.5, 1.25], [1.0, 0.75])["p"] == 0.0
 
 
-@pytest.mark.parametrize("module", [statistics], ids=lambda own: own.__name__)
+@pytest.mark.parametrize("module", [statistics], ids=lambda module: module.__name__)
 def test_its_examples(module):
     assert doctest.testmod(module).failed == 0
 
@@ -69,8 +69,8 @@ def test_tuning_takes_the_best_mean_and_the_lower_of_equals():
 
 class TestOutcome:
     def test_epochs_to_a_target(self):
-        own = outcome(0.2, 0.6, 0.5, 0.7)
-        assert [own.epochs_to(x) for x in (0.1, 0.6, 0.7, 0.8)] == [1, 2, 4, None]
+        run = outcome(0.2, 0.6, 0.5, 0.7)
+        assert [run.epochs_to(x) for x in (0.1, 0.6, 0.7, 0.8)] == [1, 2, 4, None]
 
     def test_a_ninth_of_the_epochs(self):
         assert outcome(*(n / 100 for n in range(1, 91))).early_accuracy == 0.1
@@ -79,9 +79,9 @@ class TestOutcome:
 
 class TestSummary:
     def test_ratios_are_of_seeds_with_which_both_arrive(self):
-        own = [outcome(0.5, 0.9), outcome(0.9, 0.9), outcome(0.1, 0.2)]
+        outcomes = [outcome(0.5, 0.9), outcome(0.9, 0.9), outcome(0.1, 0.2)]
         other = [outcome(0.9, 0.8), outcome(0.5, 0.9), outcome(0.9, 0.9)]
-        row = compare.summary(0.1, own, other, 0.9)
+        row = compare.summary(0.1, outcomes, other, 0.9)
         # 2 epochs against 1, and 1 against 2: as long, in the geometric mean.
         assert (row["both_reach_it"], row["epochs_ratio"]) == (2, pytest.approx(1.0))
         assert row["mean"] == pytest.approx((0.1 + 0.0 - 0.7) / 3)
@@ -128,19 +128,19 @@ class TestConditions:
 
     def test_names_differ_and_rates_are_those_of_a_condition_before(self):
         before = {}
-        for own in conditions.CONDITIONS:
-            assert own.name not in before
-            if own.like is not None:
-                assert set(own.arms) <= set(before[own.like].arms)
-                assert before[own.like].like is None
-            before[own.name] = own
+        for condition in conditions.CONDITIONS:
+            assert condition.name not in before
+            if condition.like is not None:
+                assert set(condition.arms) <= set(before[condition.like].arms)
+                assert before[condition.like].like is None
+            before[condition.name] = condition
 
     def test_the_first_arm_is_the_uncorrected_one(self):
         every = (*conditions.CONDITIONS, *conditions.FURTHER)
-        assert {own.arms[0] for own in every} == {"none"}
+        assert {condition.arms[0] for condition in every} == {"none"}
 
     def test_what_was_added_is_tuned_by_itself(self):
-        assert all(own.like is None for own in conditions.FURTHER)
+        assert all(condition.like is None for condition in conditions.FURTHER)
 
 
 class TestSpreadMasks:
@@ -256,7 +256,7 @@ class TestCandidates:
         conditions.Condition("kept", "glyphs", "static", 0.5, keep_norms=True),
         conditions.Condition("power law", "glyphs", "power_law", 0.5),
     ],
-    ids=lambda own: own.name,
+    ids=lambda arm: arm.name,
 )
 def test_arms_train_and_differ(condition):
     network = small_network(40, 4, width=8, classes=3, batch=8, epochs=4)
@@ -289,11 +289,11 @@ def test_a_quick_run(monkeypatch, tmp_path):
     assert output.with_suffix(".png").exists()
     record = json.loads(output.read_text())
     (tests,) = stored.select(record["tables"], kind="p_values")
-    (own,) = record["conditions"]
-    tried, rows = own["tried"], own["arms"]
+    (entry,) = record["conditions"]
+    tried, rows = entry["tried"], entry["arms"]
     assert [row["arm"] for row in rows] == ["none", "batch_variance"]
     assert rows[0]["mean"] == 0.0 and rows[0]["p"] == 1.0
     assert [row["arm"] for row in tests["rows"]] == ["batch_variance"]
-    assert np.shape(own["accuracies"]) == (2, 2, 2)
+    assert np.shape(entry["accuracies"]) == (2, 2, 2)
     for arm, group in itertools.groupby(tried, key=lambda row: row["arm"]):
         assert sum(row["best"] for row in group) == 1, arm

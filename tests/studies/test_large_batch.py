@@ -41,18 +41,18 @@ def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
         tables = stored.select(record["tables"], density=density, target=program.TARGET)
         (rule,) = stored.select(tables, kind="rule", seeds=1)
         rows = rule["rows"]
-        assert [(own["optimizer"], own["batch"]) for own in rows] == [
+        assert [(row["optimizer"], row["batch"]) for row in rows] == [
             (name, batch) for name in names for batch in (32, 64)
         ]
-        assert [own["of_steps"] for own in rows] == [8, 4] * len(names)
+        assert [row["of_steps"] for row in rows] == [8, 4] * len(names)
         for small, large in zip(rows[::2], rows[1::2], strict=True):
             assert large["rate"] == pytest.approx(2**0.5 * small["rate"], rel=1e-2)
         for batch in (32, 64):
             (rates,) = stored.select(tables, kind="rates", batch=batch)
             tried = rates["rows"]
-            best = [own["optimizer"] for own in tried if own["best"]]
+            best = [row["optimizer"] for row in tried if row["best"]]
             assert best == names and len(tried) == 2 * len(names)
-            assert all(math.isfinite(own["last_loss"]) for own in tried)
+            assert all(math.isfinite(row["last_loss"]) for row in tried)
     limits = {claim["what"]: claim.get("at_least") for claim in record["claims"]}
     assert limits["sparse: the largest batch of LAMB / of Adam"] == compare.FURTHER
     assert limits["dense: the largest batch that SGD reaches"] is None
@@ -67,8 +67,8 @@ def test_a_quick_run_has_its_rows_and_claims(tmp_path, monkeypatch):
 
 def test_the_same_number_of_images_and_of_warm_up_steps_at_every_batch():
     plans = [plan(batch) for batch in program.BATCHES]
-    assert [own.steps for own in plans] == [1496, 748, 374, 187, 93, 46]
-    assert {own.warm_up for own in plans} == {9}
+    assert [planned.steps for planned in plans] == [1496, 748, 374, 187, 93, 46]
+    assert {planned.warm_up for planned in plans} == {9}
     assert plans[0].epochs_of(1197) == 32
 
 
@@ -82,11 +82,11 @@ def test_rates_rise_to_the_peak_and_fall_to_nothing():
 
 @pytest.mark.parametrize("batch", program.BATCHES)
 def test_masks_change_as_often_at_every_batch(batch):
-    own = plan(batch)
-    topology = own.topology("sparse")
-    changes = [step for step in range(own.steps) if topology.due(step)]
+    planned = plan(batch)
+    topology = planned.topology("sparse")
+    changes = [step for step in range(planned.steps) if topology.due(step)]
     assert 7 <= len(changes) <= 8
-    assert own.epochs_of(changes[0]) == pytest.approx(4, abs=1)
+    assert planned.epochs_of(changes[0]) == pytest.approx(4, abs=1)
 
 
 def test_the_rule_is_the_square_root():
@@ -185,8 +185,8 @@ def test_the_picture_has_all_that_the_record_has(name):
         rows = table["rows"]
         assert {
             (optimizer, batch, epochs)
-            for optimizer, own in reached.items()
-            for batch, epochs in own.items()
+            for optimizer, epochs_at in reached.items()
+            for batch, epochs in epochs_at.items()
         } == {
             (row["optimizer"], row["batch"], row["epochs"])
             for row in rows
@@ -211,8 +211,8 @@ def test_the_picture_has_all_that_the_record_has(name):
 def test_a_picture_of_runs_that_all_missed():
     record = stored.load("studies.large_batch.text")
     tables = [
-        {**own, "rows": [{**row, "epochs": None} for row in own["rows"][:1]]}
-        for own in stored.select(record["tables"], kind="rule")
+        {**table, "rows": [{**row, "epochs": None} for row in table["rows"][:1]]}
+        for table in stored.select(record["tables"], kind="rule")
     ]
     figure = picture.draw({**record, "tables": tables})
     figure.savefig(io.BytesIO())
@@ -239,11 +239,13 @@ def test_what_is_said_of_the_picture_is_in_the_record():
     for axes in picture.draw(stored.load("studies.large_batch")).axes:
         reached, missed = drawn(axes)
         assert ("LAMB", 1024) in missed
-        for own in reached.values():
-            assert 1024 not in own or own[1024] > 2 * own[32]
+        for epochs_at in reached.values():
+            assert 1024 not in epochs_at or epochs_at[1024] > 2 * epochs_at[32]
     figure = picture.draw(stored.load("studies.large_batch.text"))
     points = [drawn(axes) for axes in figure.axes]
-    batches = {x for reached, _ in points for own in reached.values() for x in own}
+    batches = {
+        x for reached, _ in points for epochs_at in reached.values() for x in epochs_at
+    }
     assert batches == {32, 128}
     assert sum(len(missed) for _, missed in points) > 16  # most of 32
 
@@ -275,17 +277,17 @@ class TestText:
             *(text.BATCHES, 1.0, {}, 1),
         )
         plans = task.plans()
-        assert [own.steps for own in plans] == [1024, 256, 64, 16]
-        assert {own.warm_up for own in plans} == {3}
-        for own in plans:
-            topology = own.topology("sparse")
-            changes = sum(bool(topology.due(step)) for step in range(own.steps))
+        assert [planned.steps for planned in plans] == [1024, 256, 64, 16]
+        assert {planned.warm_up for planned in plans} == {3}
+        for planned in plans:
+            topology = planned.topology("sparse")
+            changes = sum(bool(topology.due(step)) for step in range(planned.steps))
             assert 5 <= changes <= 8
 
     def test_steps_see_other_windows_and_seeds_other_ones(self, reader):
-        own = compare.Plan(6, 3, 2, 0.2)
+        planned = compare.Plan(6, 3, 2, 0.2)
         first, again, other = (
-            np.stack(list(reader.batches(own, seed))) for seed in (0, 0, 1)
+            np.stack(list(reader.batches(planned, seed))) for seed in (0, 0, 1)
         )
         assert first.shape == (4, 3, text.LENGTH)
         np.testing.assert_array_equal(first, again)

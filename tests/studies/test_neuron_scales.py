@@ -57,21 +57,23 @@ def test_numbers_of_neurons_are_those_of_a_loop(trainer):
     grads = np.asarray(jax.grad(loss)(kernel), float)
     mask = np.asarray(masks["hidden_1"]["kernel"])
     outputs = images.reshape(len(images), -1) @ np.asarray(kernel)
-    own = found["hidden_1/kernel"]
+    neurons = found["hidden_1/kernel"]
     for neuron in range(0, 64, 7):
         inputs = mask[:, neuron]
         if inputs.sum() < 2:
-            assert not any(x[neuron] for x in own)
+            assert not any(x[neuron] for x in neurons)
             continue
-        assert own.fan_in[neuron] == inputs.sum()
+        assert neurons.fan_in[neuron] == inputs.sum()
         weights = np.asarray(kernel)[inputs, neuron]
         wanted = np.linalg.norm(weights), np.linalg.norm(grads[inputs, neuron])
-        np.testing.assert_allclose(own.weights[neuron], wanted[0], rtol=1e-5)
-        np.testing.assert_allclose(own.gradient[neuron], wanted[1], rtol=1e-3)
-        np.testing.assert_allclose(own.pace[neuron], wanted[1] / wanted[0], rtol=1e-3)
+        np.testing.assert_allclose(neurons.weights[neuron], wanted[0], rtol=1e-5)
+        np.testing.assert_allclose(neurons.gradient[neuron], wanted[1], rtol=1e-3)
+        np.testing.assert_allclose(
+            neurons.pace[neuron], wanted[1] / wanted[0], rtol=1e-3
+        )
     # But for one factor, which exponents do not see.
-    alive = own.fan_in > 1
-    factors = (own.deviation / outputs.std(axis=0))[alive]
+    alive = neurons.fan_in > 1
+    factors = (neurons.deviation / outputs.std(axis=0))[alive]
     np.testing.assert_allclose(factors, factors[0], rtol=1e-4)
 
 
@@ -80,9 +82,9 @@ def test_the_theory_holds_at_the_start(trainer):
     params, batch_stats, opt_state = trainer.start(0.1, 0)
     masks, batch = so.get_masks(opt_state), trainer.network.data.train
     found = scales.neurons_of(trainer, params, batch_stats, masks, tuple(batch))
-    own = found["hidden_1/kernel"]
+    neurons = found["hidden_1/kernel"]
     exponents = {
-        name: scales.exponent([(own.fan_in, getattr(own, name))])
+        name: scales.exponent([(neurons.fan_in, getattr(neurons, name))])
         for name in scales.NUMBERS
     }
     assert exponents["deviation"] == pytest.approx(0.5, abs=0.15)

@@ -53,11 +53,11 @@ def test_the_verdict_goes_by_the_claims_of_the_paper_alone():
 
 def test_figures_lie_in_a_folder_of_their_own(tmp_path):
     options = harness.Options(allow_dirty=True)
-    own = report.Report("studies.paper.some", options, tmp_path)
-    own.published("a", 1.0, at_most=2.0)
+    some = report.Report("studies.paper.some", options, tmp_path)
+    some.published("a", 1.0, at_most=2.0)
     figure, _ = figures.panels(1, 2, (2, 1))
-    own.picture(figure)
-    own.store()
+    some.picture(figure)
+    some.store()
     folder = tmp_path / "studies" / "results" / "paper"
     assert sorted(path.name for path in folder.iterdir()) == ["some.json", "some.png"]
     assert json.loads((folder / "some.json").read_text())["verdict"] == "reproduced"
@@ -148,8 +148,8 @@ def test_what_the_page_says_of_exploration():
 def test_what_the_page_says_of_accuracies():
     record, _ = stored("accuracy")
     found = {
-        own["condition"]["name"]: {row["arm"]: row for row in own["arms"]}
-        for own in record["conditions"]
+        entry["condition"]["name"]: {row["arm"]: row for row in entry["arms"]}
+        for entry in record["conditions"]
     }
     gains = {name: arms["fan_in"] for name, arms in found.items()}
     assert all(gains[f"SET, {s} %, 1 x"]["mean"] > 0 for s in (90, 95, 97))
@@ -161,7 +161,9 @@ def test_what_the_page_says_of_accuracies():
     for length in (2, 3, 5):
         astray = gains[f"RigL, 95 %, {length} x"]
         assert astray["high"] < 0 and astray["sd"] > 0.025
-    (only,) = (own for own in record["claims"] if own.get("published") and own["met"])
+    (only,) = (
+        entry for entry in record["claims"] if entry.get("published") and entry["met"]
+    )
     assert only["what"] == "RigL, points gained more than in 5 x, fan_in, lower end"
     with_ham = [row for name, row in gains.items() if "HAM" in name]
     assert max(abs(row["mean"]) for row in with_ham) < 0.005
@@ -313,9 +315,9 @@ def small():
 
 def test_rescaling_by_hand(small):
     _, lanes = small
-    own = (2 / 6) ** 0.5
+    factor = (2 / 6) ** 0.5
     rule = [(6 / 4) ** 0.5, (2 / 4) ** 0.5]
-    expected = np.array([[1, 1], [1, own], rule, [1, 1]]).T
+    expected = np.array([[1, 1], [1, factor], rule, [1, 1]]).T
     np.testing.assert_allclose(lanes.factor, expected, rtol=1e-6)
     np.testing.assert_array_equal(lanes.sign, [[1] * 4, [-1] * 4])
     one = student.rule_factors(jnp.array([[True], [False]]))
@@ -380,16 +382,16 @@ def outcome(**given):
 
 
 def test_runs_are_compared_where_both_arrive():
-    own, other = outcome(reached=[9, 19, -1]), outcome(reached=[19, 199, 3])
-    assert measures.faster(own, other) == pytest.approx(0.3)
+    one, other = outcome(reached=[9, 19, -1]), outcome(reached=[19, 199, 3])
+    assert measures.faster(one, other) == pytest.approx(0.3)
     assert measures.faster(outcome(reached=[-1]), outcome(reached=[1])) is None
 
 
 def test_flips_and_ends_are_told_apart():
-    own = outcome(a=[[0.1], [-0.1], [-1.0]], loss=[0.0, 0.5, 1.0])
+    one = outcome(a=[[0.1], [-0.1], [-1.0]], loss=[0.0, 0.5, 1.0])
     other = outcome(a=[[0.2], [0.1], [-1.0]], loss=[0.005, 0.5, 0.9])
-    assert measures.flips(own) == pytest.approx(1 / 3)
-    assert measures.alike(own, other) == pytest.approx(1 / 3)
+    assert measures.flips(one) == pytest.approx(1 / 3)
+    assert measures.alike(one, other) == pytest.approx(1 / 3)
     off = measures.is_off(outcome(share=[[0.001, 1.0], [0.5, 0.5]]))
     assert off.tolist() == [True, False]
 
@@ -465,7 +467,9 @@ def test_learning_rates_are_the_tuned_ones():
     tuned = [record("RigL, 90 %", 0.8, 0.4, 0.2), record("SET, 90 %", 0.1, 0.2, 0.4)]
     rates = accuracy.chosen_rates(tuned)
     wanted = {
-        own.name: rates[own.like] for own in accuracy.conditions() if own.like in rates
+        condition.name: rates[condition.like]
+        for condition in accuracy.conditions()
+        if condition.like in rates
     }
     apart = dict(zip(accuracy.ARMS, (0.8, 0.4, 0.2), strict=True))
     assert all(wanted[f"RigL, 90 %, {n} x"] == apart for n in (1, 2, 3, 5))
@@ -484,13 +488,13 @@ def test_its_seeds_are_new():
 @pytest.mark.slow
 def test_quick_accuracies(tmp_path):
     record = quick_record(accuracy, tmp_path)
-    names = [own["condition"]["name"] for own in record["conditions"]]
+    names = [entry["condition"]["name"] for entry in record["conditions"]]
     assert names == [
         *("RigL, 97 %, 1 x", "RigL, 97 %, 5 x"),
         *("RigL, 95 %, HAM, 1 x", "RigL, 95 %, HAM, 5 x"),
         "RigL, 97 %, norms kept",
     ]
-    lengths = [np.shape(own["accuracies"])[-1] for own in record["conditions"]]
+    lengths = [np.shape(entry["accuracies"])[-1] for entry in record["conditions"]]
     assert lengths == [2, 10, 2, 10, 2]
     published = [c["what"] for c in record["claims"] if c.get("published")]
     assert published == [

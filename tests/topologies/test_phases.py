@@ -95,7 +95,7 @@ def test_pruning_sees_the_weights_after_the_step(four):
 
 def test_each_phase_replaces_the_step_or_follows_it(four):
     steps = [moved(four[step][0], four[step + 1][0]) for step in range(13)]
-    assert [step for step, own in enumerate(steps) if not own] == [7, 9]
+    assert [step for step, replaces in enumerate(steps) if not replaces] == [7, 9]
     changed_at = [int(state.topology_state.updated_at) for _, _, state in four[1:]]
     assert changed_at == [-1, -1, 2, 2, 4, 4, 6, 7, 7, 9, 9, 9, 9]
 
@@ -114,11 +114,11 @@ def test_it_is_due_where_a_topology_is_and_where_a_phase_begins():
 
 def test_compiled_equals_eager(four):
     eager = trained(FOUR, 8, compiled=lambda function: function)
-    for (params, mask, state), (own, own_mask, own_state) in zip(
+    for (params, mask, state), (other, own_mask, own_state) in zip(
         eager, four, strict=False
     ):
         np.testing.assert_array_equal(mask, own_mask)
-        np.testing.assert_allclose(params["k"], own["k"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(params["k"], other["k"], rtol=1e-5, atol=1e-6)
         assert jax.tree.structure(state) == jax.tree.structure(own_state)
 
 
@@ -279,9 +279,9 @@ def test_changes_from_the_host_are_those_within_the_step():
         params = optax.apply_updates(params, updates)
         if topology.due(step):
             state, params = change(grads_at(step), state, params)
-        own, mask, _ = expected[step + 1]
+        other, mask, _ = expected[step + 1]
         np.testing.assert_array_equal(so.get_masks(state)["k"], mask)
-        np.testing.assert_allclose(params["k"], own["k"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(params["k"], other["k"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_host_cannot_change_what_replaces_steps_and_what_follows_them():

@@ -181,10 +181,12 @@ def test_a_score_may_see_another_gradient():
             return grad
 
     topology = so.rigl(0.5, drop_fraction=1.0, **WHEN)
-    own = dataclasses.replace(topology, grow=Signed())
+    replaced = dataclasses.replace(topology, grow=Signed())
     params = {"kernel": jnp.ones((2, 2))}
     grads = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
     masks = {"kernel": jnp.array([[True, True], [False, False]])}
     _, state = topology.init(jax.random.key(0), params)
-    new, _ = own.update(jax.random.key(0), jnp.int32(0), masks, state, params, grads)
+    new, _ = replaced.update(
+        jax.random.key(0), jnp.int32(0), masks, state, params, grads
+    )
     np.testing.assert_array_equal(new["kernel"], masks["kernel"])

@@ -92,8 +92,8 @@ def test_the_default_of_nnx_attention_is_that_of_the_model():
 
 def assert_default(dims, params):
     """The convention has what is read off the model."""
-    own, default = (so.static(0.5, dims=dims) for dims in (dims, None))
-    assert [plan.axes for plan in own.leaves(params) if plan.layer] == [
+    inferred, default = (so.static(0.5, dims=dims) for dims in (dims, None))
+    assert [plan.axes for plan in inferred.leaves(params) if plan.layer] == [
         plan.axes for plan in default.leaves(params) if plan.layer
     ]
     assert not so.plan(params, default, dims=dims).disagreements
@@ -118,7 +118,7 @@ def assert_default(dims, params):
         ),
         (nn.ConvLocal(8, (3, 3)), array(1, 8, 8, 4), so.NeuronDims(2, 3)),
     ],
-    ids=lambda own: type(own).__name__,
+    ids=lambda module: type(module).__name__,
 )
 def test_single_linen_modules(module, x, dims):
     assert of_linen(module, x)["kernel"] == dims
@@ -214,7 +214,7 @@ def test_layers_taken_out_of_a_stack_and_parts_of_a_fused_kernel():
     assert so.infer_dims(loop, params, X)["w"] == STACK
 
     def branches(params, x):
-        one, other = (lambda x, own=own: x @ own for own in params["w"][:2])
+        one, other = (lambda x, kernel=kernel: x @ kernel for kernel in params["w"][:2])
         return jax.lax.cond(x.sum() > 0, one, other, x)
 
     assert so.infer_dims(branches, params, X)["w"] == STACK
@@ -352,7 +352,9 @@ def test_dims_go_wherever_a_topology_goes():
     np.testing.assert_allclose(update, np.where(mask, factors, 0), rtol=1e-5)
     numbers = so.metrics(params, state, dims=dims)
     np.testing.assert_allclose(numbers["density"], 0.1, atol=1e-3)
-    layers = {own.path: own for own in so.summary(params, state, dims=dims).layers}
+    layers = {
+        layer.path: layer for layer in so.summary(params, state, dims=dims).layers
+    }
     assert layers["layers/Dense_0/kernel"].copies == 3
     with pytest.raises(ValueError, match="dims were inferred for other parameters"):
         so.static(0.5, dims=dims).leaves({"other": jnp.ones((4, 4))})

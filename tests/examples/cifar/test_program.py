@@ -132,8 +132,8 @@ class TestTrainer:
         trainer = make_trainer(SET, together=2)
         run, _ = trained(trainer, [0, 1], starting=make_trainer(SET))
         for seed in (0, 1):
-            own = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], run)
-            assert_close(own, alone[seed])
+            one_seed = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], run)
+            assert_close(one_seed, alone[seed])
         kernels = run.state.params["head"]["kernel"]
         assert (kernels[0] != kernels[1]).any()
 
@@ -252,10 +252,10 @@ def stopped_at(trainer, seeds, at):
     """SIGTERM reaches the program while some seeds take the steps after one."""
     before = trainer.advance
 
-    def stopped(run, own, step):
-        if (own, step) == (seeds, at):
+    def stopped(run, number, step):
+        if (number, step) == (seeds, at):
             signal.raise_signal(signal.SIGTERM)
-        return before(run, own, step)
+        return before(run, number, step)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as error:
         patch.setattr(trainer, "advance", stopped)
@@ -454,15 +454,17 @@ class TestProgram:
     def test_a_seed_of_another_run_is_replaced_if_told(self, output, start, tmp_path):
         run = tmp_path / "run"
         shutil.copytree(output, run)
-        own = run / "seed_1" / "config.json"
-        own.write_text(json.dumps({**json.loads(own.read_text()), "every": 2}))
+        config_file = run / "seed_1" / "config.json"
+        config_file.write_text(
+            json.dumps({**json.loads(config_file.read_text()), "every": 2})
+        )
         before = contents(run)
         with pytest.raises(SystemExit, match=r"seed_1 holds .*: every was 2, is 3\. G"):
             start(run)
         assert contents(run) == before
         start(run, "--overwrite")
         assert rows_without_times(run, 1) == rows_without_times(output, 1)
-        assert json.loads(own.read_text())["every"] == 3
+        assert json.loads(config_file.read_text())["every"] == 3
 
     def test_another_run_is_removed_if_told(self, output, start, tmp_path):
         old = tmp_path / "run"

@@ -282,8 +282,8 @@ class TestConfig:
         params = {"kernel": np.ones((40, 8), np.float32)}
         grads = {"kernel": jax.random.normal(jax.random.key(0), (40, 8))}
         steps = []
-        for own in (correction, training.make_correction(config, "none")):
-            tx = training.make_optimizer(config, "static", own, key=0)
+        for maker in (correction, training.make_correction(config, "none")):
+            tx = training.make_optimizer(config, "static", maker, key=0)
             state = tx.init(params)
             for _ in range(2):  # the learning rate starts at 0
                 updates, state = tx.update(grads, state, params)
@@ -361,12 +361,12 @@ class TestRunFolder:
 
     def test_broken_lines_and_unfinished_runs_are_forgotten(self, tmp_path):
         folder = self.folder(tmp_path)
-        own = {"method": "rigl", "correction": "none"}
+        arm = {"method": "rigl", "correction": "none"}
         rows = [
             {"event": "start"},
-            {"event": "epoch", **own, "seed": 0, "epoch": 1},
-            {"event": "run", **own, "seed": 0},
-            {"event": "epoch", **own, "seed": 1, "epoch": 1},
+            {"event": "epoch", **arm, "seed": 0, "epoch": 1},
+            {"event": "run", **arm, "seed": 0},
+            {"event": "epoch", **arm, "seed": 1, "epoch": 1},
         ]
         for row in rows:
             folder.append(row)

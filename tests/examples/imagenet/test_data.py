@@ -34,8 +34,10 @@ def reader(rows=range(4), batch_size=4, size=8, prefetch=2):
 
 
 def first_batches(count, source, **options):
-    own = options.pop("reader", reader())
-    batches = data.training_batches(source, own, seed=3, per_epoch=5, **options)
+    batch_reader = options.pop("reader", reader())
+    batches = data.training_batches(
+        source, batch_reader, seed=3, per_epoch=5, **options
+    )
     return list(itertools.islice(batches, count))
 
 

@@ -76,11 +76,11 @@ def run_in(folder, processes, *args, stop_at=0):
         for process, command in enumerate(commands):
             command += [*group, str(processes), "--process", str(process)]
     elif processes > 1:
-        for process, (command, own) in enumerate(
+        for process, (command, variables) in enumerate(
             zip(commands, environments, strict=True)
         ):
             command += ["--distributed"]
-            own |= slurm(processes, process)
+            variables |= slurm(processes, process)
     with Together(commands, environments, folder / name) as running:
         running.finish(timeout=240, code=143 if stop_at else 0)
         return " ".join(running.output().split())
@@ -244,7 +244,7 @@ def test_a_mistake_in_one_process_ends_all(monkeypatch):
         mesh_of.together(find)
     assert mesh_of.together(lambda: 7) == 7
     failed = np.array([[False], [True]])
-    monkeypatch.setattr(mesh_of, "_gathered", lambda own: failed)
+    monkeypatch.setattr(mesh_of, "_gathered", lambda local: failed)
     with pytest.raises(SystemExit, match="process 1 found a mistake"):
         mesh_of.together(lambda: 7)
 
@@ -252,10 +252,10 @@ def test_a_mistake_in_one_process_ends_all(monkeypatch):
 def test_drifted_processes_end_the_run(monkeypatch):
     """What one process would see of another that holds something else."""
     monkeypatch.setattr(
-        mesh_of, "_gathered", lambda own: np.stack([own, own ^ np.uint8(1)])
+        mesh_of, "_gathered", lambda local: np.stack([local, local ^ np.uint8(1)])
     )
     assert not mesh_of.same_everywhere("00ff")
-    monkeypatch.setattr(mesh_of, "_gathered", lambda own: np.stack([own, own]))
+    monkeypatch.setattr(mesh_of, "_gathered", lambda local: np.stack([local, local]))
     assert mesh_of.same_everywhere("00ff")
 
 

@@ -156,8 +156,8 @@ class TestRecipes:
         params = {"kernel": jnp.ones((40, 8))}
         grads = {"kernel": jax.random.normal(jax.random.key(0), (40, 8))}
         updates = []
-        for own in (recipe, plain):
-            tx = recipes.make_optimizer(own, 10, seed=0)
+        for chosen in (recipe, plain):
+            tx = recipes.make_optimizer(chosen, 10, seed=0)
             state = tx.init(params)
             updates.append(jax.jit(tx.update)(grads, state, params)[0]["kernel"])
         mask = so.get_masks(state)["kernel"]

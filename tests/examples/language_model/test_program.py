@@ -257,9 +257,11 @@ class TestBatches:
         seen = {
             bytes(text.Documents.window(source, random, 6)).decode() for _ in range(200)
         }
-        assert all(re.fullmatch("(c|bc|abc)?(\0|\0abc)*\0?a?b?c?", own) for own in seen)
-        assert {own[0] for own in seen} == {"a", "b", "c", "\0"}
-        assert all(len(own) == 6 for own in seen)
+        assert all(
+            re.fullmatch("(c|bc|abc)?(\0|\0abc)*\0?a?b?c?", window) for window in seen
+        )
+        assert {window[0] for window in seen} == {"a", "b", "c", "\0"}
+        assert all(len(window) == 6 for window in seen)
 
 
 class TestJumps:
@@ -305,14 +307,14 @@ class TestJumps:
         for _ in range(20):
             state = step(state)
         masks = [
-            np.asarray(so.get_masks(own.opt_state)["kernel"])
-            for own in (state, step(program.without_change(state)), step(state))
+            np.asarray(so.get_masks(after.opt_state)["kernel"])
+            for after in (state, step(program.without_change(state)), step(state))
         ]
         np.testing.assert_array_equal(masks[0], masks[1])
         assert (masks[0] != masks[2]).any()
         kernels = [
-            np.asarray(own.params["kernel"])
-            for own in (step(program.without_change(state)), step(state))
+            np.asarray(after.params["kernel"])
+            for after in (step(program.without_change(state)), step(state))
         ]
         both = masks[1] & masks[2]
         np.testing.assert_array_equal(kernels[0][both], kernels[1][both])
@@ -405,12 +407,12 @@ class TestComparison:
         assert results["parameters"] == count(shapes(net.LanguageModel(MICRO)))
         assert results["active_weights"] == results["sparse_weights"] / 2
         for index, entry in enumerate(results["results"]):
-            own = runs[index::3]
-            assert [run["label"] for run in own] == [entry["label"]] * 2
-            bits = [run["validation"]["bits_per_byte"][-1] for run in own]
+            same_label = runs[index::3]
+            assert [run["label"] for run in same_label] == [entry["label"]] * 2
+            bits = [run["validation"]["bits_per_byte"][-1] for run in same_label]
             assert entry["bits_per_byte"]["values"] == bits
             for where in ("probe", "train"):
-                losses = np.array([run[where] for run in own])
+                losses = np.array([run[where] for run in same_label])
                 after = np.stack([losses[:, 21:31], losses[:, 41:51]], axis=1)
                 before = np.stack([losses[:, 11:21], losses[:, 31:41]], axis=1)
                 jump = after.mean() - before.mean()
@@ -418,7 +420,7 @@ class TestComparison:
                 if entry["method"] == "dense":
                     assert entry["setback"] is None
                     continue
-                twins = [run["twins"][where] for run in own]
+                twins = [run["twins"][where] for run in same_label]
                 setback = after.mean() - np.mean(twins)
                 assert entry["setback"][where]["mean"] == pytest.approx(setback)
         dense, adam, smet = results["results"]
@@ -428,8 +430,8 @@ class TestComparison:
         )
         for measure, ratios in results["smet_of_sparse_adam"].items():
             for where, ratio in ratios.items():
-                own = [entry[measure][where]["mean"] for entry in (smet, adam)]
-                assert ratio == pytest.approx(own[0] / own[1])
+                means = [entry[measure][where]["mean"] for entry in (smet, adam)]
+                assert ratio == pytest.approx(means[0] / means[1])
 
     def test_bytes_of_the_optimizers(self, output):
         results = json.loads((output / "results.json").read_text())
@@ -485,8 +487,8 @@ class TestReport:
     def test_no_ratio_of_jumps_that_are_none(self):
         def entry(method, *means):
             probe, train = ({"mean": mean} for mean in means)
-            own = {"probe": probe, "train": train}
-            return {"method": method, "jump": own, "setback": own}
+            effects = {"probe": probe, "train": train}
+            return {"method": method, "jump": effects, "setback": effects}
 
         adam = entry("sparse_adam", 0.4, -0.1)
         only = {"probe": pytest.approx(0.25)}

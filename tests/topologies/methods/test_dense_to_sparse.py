@@ -282,8 +282,10 @@ def test_granet_prunes_all_weights_together_and_regrows_each_layer():
             continue
         # What was grown is at zero, and stays there without a step.
         for name in SIZES:
-            own = weights.get(name, np.where(masks[0][name], np.abs(PARAMS[name]), 0))
-            weights[name] = np.where(old[name], own, 0)
+            weight = weights.get(
+                name, np.where(masks[0][name], np.abs(PARAMS[name]), 0)
+            )
+            weights[name] = np.where(old[name], weight, 0)
         left = (1 - step / 6) ** 3
         total = sum(last[n] + round((first[n] - last[n]) * left) for n in SIZES)
         scores = np.concatenate(

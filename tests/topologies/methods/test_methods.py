@@ -379,8 +379,8 @@ def test_corrected_growth_grows_another_weight():
     grad = array([0, 0], [0, 1.2], [0, 0], [1, 0])
     options = {"masks": {"w": mask}, **ALWAYS | {"drop_fraction": 0.25}}
     plain, corrected = (
-        changed(so.rigl(corrected_growth=own, **options), mask, param, grad)
-        for own in (False, True)
+        changed(so.rigl(corrected_growth=is_corrected, **options), mask, param, grad)
+        for is_corrected in (False, True)
     )
     np.testing.assert_array_equal(plain, [[1, 1], [1, 1], [0, 0], [0, 0]])
     np.testing.assert_array_equal(corrected, [[1, 1], [1, 0], [0, 0], [1, 0]])
@@ -413,12 +413,12 @@ def test_itop_is_set_and_rigl_with_other_settings():
     assert so.set_itop(0.9, stop=9000).schedule == UpdateSchedule(1500, 0, 9000, 0.5)
     assert so.rigl_itop(0.9, stop=9000).schedule == UpdateSchedule(4000, 0, 9000, 0.5)
     for itop, make in ((so.set_itop, so.set_), (so.rigl_itop, so.rigl)):
-        own = itop(0.9, stop=90, every=7, start=3, drop_fraction=0.1, decay="linear")
+        made = itop(0.9, stop=90, every=7, start=3, drop_fraction=0.1, decay="linear")
         plain = make(0.9, stop=90, every=7, start=3, drop_fraction=0.1, decay="linear")
-        assert own.track_explored and own.schedule == plain.schedule
-        assert own.replaces_step == plain.replaces_step
-        assert (own.drop, own.grow) == (plain.drop, plain.grow)
-        assert own.name == f"{plain.name}_itop"
+        assert made.track_explored and made.schedule == plain.schedule
+        assert made.replaces_step == plain.replaces_step
+        assert (made.drop, made.grow) == (plain.drop, plain.grow)
+        assert made.name == f"{plain.name}_itop"
 
 
 # How the fraction falls.

@@ -76,11 +76,11 @@ def test_dense_weights_are_those_of_the_inner_optimizer():
     inner = momentum()
     params, state = PARAMS, inner.init(PARAMS)
     update = jax.jit(inner.update)
-    for step, (own, _) in enumerate(trained(HALF)[1:]):
+    for step, (found, _) in enumerate(trained(HALF)[1:]):
         updates, state = update(grads_at(step), state, params)
         params = optax.apply_updates(params, updates)
-        np.testing.assert_allclose(own["k"], params["k"], rtol=1e-6)
-        assert (np.asarray(own["k"]) != 0).all()
+        np.testing.assert_allclose(found["k"], params["k"], rtol=1e-6)
+        assert (np.asarray(found["k"]) != 0).all()
 
 
 def test_masks_are_chosen_when_due():
@@ -180,20 +180,20 @@ def test_top_kast_penalizes_weights_by_how_they_are_used():
 @pytest.mark.parametrize("distribution", ["erdos_renyi", "erdos_renyi_kernel"])
 def test_what_is_used_is_trained(distribution):
     shapes = {"a": (5, 7), "b": (7, 9), "c": (3, 3, 2, 4)}
-    params = {k: jax.ShapeDtypeStruct(own, "float32") for k, own in shapes.items()}
+    params = {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in shapes.items()}
     for sparsity in np.linspace(0.1, 0.9, 41):
         method = so.top_kast(
             sparsity, trained_sparsity=sparsity - 0.01, distribution=distribution
         )
         used, trained = method.leaves(params), method.trained.leaves(params)
-        for own, other in zip(used, trained, strict=True):
-            assert own.active <= other.active
+        for used_leaf, leaf in zip(used, trained, strict=True):
+            assert used_leaf.active <= leaf.active
 
 
 # Where something else applies updates, or masks.
 
 
-@pytest.mark.parametrize("method", [HALF, KAST], ids=lambda own: own.name)
+@pytest.mark.parametrize("method", [HALF, KAST], ids=lambda method: method.name)
 def test_dense_weights_are_never_zeroed(method):
     tx = so.sparsify(optax.sgd(0.1), method)
     state = tx.init(PARAMS)
@@ -230,18 +230,18 @@ def test_a_train_step_sees_masked_weights_and_trains_dense_ones():
 
 
 def assert_same(history, expected, rtol=1e-5):
-    for (params, state), (own, own_state) in zip(history, expected, strict=False):
+    for (params, state), (other, own_state) in zip(history, expected, strict=False):
         np.testing.assert_array_equal(
             so.get_masks(state)["k"], so.get_masks(own_state)["k"]
         )
-        np.testing.assert_allclose(params["k"], own["k"], rtol=rtol, atol=1e-6)
+        np.testing.assert_allclose(params["k"], other["k"], rtol=rtol, atol=1e-6)
 
 
 def test_compiled_equals_eager():
     eager = trained(KAST, 4, compiled=False)
     assert_same(eager, trained(KAST))
-    for (_, state), (_, own) in zip(eager, trained(KAST), strict=False):
-        assert jax.tree.structure(state) == jax.tree.structure(own)
+    for (_, state), (_, other) in zip(eager, trained(KAST), strict=False):
+        assert jax.tree.structure(state) == jax.tree.structure(other)
 
 
 def test_packed_masks_are_the_same():
