@@ -4,11 +4,11 @@ import re
 from typing import Any
 
 # More rows of results than this are folded under a line that says what they are.
-LONGEST = 12
+LONGEST = 16
 # Cells of no more characters than this stay on one line.
 SHORT = 22
-# Long tables to look things up in.
-OPEN = ("methods", "keys")
+# Long tables to look things up in, or that a page is about.
+OPEN = ("methods", "keys", "memory")
 
 _MARKED = re.compile(
     r"<!-- begin (\w+) -->\s*(<table>.*?</table>)(.*?)<!-- end \1 -->", re.DOTALL
@@ -27,10 +27,10 @@ def _folded(found: re.Match[str]) -> str:
     r"""A table within ``details``, if it is long.
 
     >>> row = "<tr><td>1</td></tr>"
-    >>> table = f"<table><thead><tr><th>n</th></tr></thead>{13 * row}</table>"
+    >>> table = f"<table><thead><tr><th>n</th></tr></thead>{17 * row}</table>"
     >>> html = f"<!-- begin sizes -->\n{table}<!-- end sizes -->"
     >>> print(_MARKED.sub(_folded, html)[:69])
-    <details class="results"><summary>Table of 13 rows: n</summary><table
+    <details class="results"><summary>Table of 17 rows: n</summary><table
     """
     name, table, rest = found.groups()
     rows = table.count("<tr>") - table.count("</thead>")
