@@ -24,7 +24,11 @@ CITATION = "CITATION.cff"
 NOTEBOOKS = "examples/notebooks"
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
-_PROGRAM = re.compile(r"(?<!\[)`((?:examples|studies|benchmarks)/[\w/]+\.py)`(?!\])")
+# A program in code: its path, its folder's, or the command that starts it.
+_PROGRAM = re.compile(
+    r"(?<!\[)`((?:python -m )?"
+    r"((?:benchmarks|examples|studies)(?:[./]\w+)+)[^`\n]*)`(?!\])"
+)
 
 
 def on_config(config: Any) -> None:
@@ -74,10 +78,10 @@ def linked(markdown: str, page: str) -> str:
         return posixpath.relpath(page_of(source), here or ".") + found[2]
 
     def program(found: re.Match[str]) -> str:
-        if not (ROOT / found[1]).exists():
+        source = source_of(found[2])
+        if source is None:
             return found[0]
-        place = posixpath.relpath(page_of(found[1]), here or ".")
-        return f"[`{found[1]}`]({place})"
+        return f"[`{found[1]}`]({posixpath.relpath(page_of(source), here or '.')})"
 
     return _PROGRAM.sub(program, _LINK.sub(link, markdown))
 
@@ -94,6 +98,20 @@ def resolved(link: str, page: str) -> str | None:
         folder = NOTEBOOKS
     path = posixpath.normpath(posixpath.join(folder, link))
     return path if (ROOT / path).exists() else None
+
+
+def source_of(program: str) -> str | None:
+    """The file or the folder of a program, by its path or its module.
+
+    >>> source_of("examples.digits"), source_of("examples.quickstart.linen")
+    ('examples/digits', 'examples/quickstart/linen.py')
+    >>> source_of("examples/quickstart/nnx.py"), source_of("examples/results")
+    ('examples/quickstart/nnx.py', None)
+    """
+    path = program.removesuffix(".py").replace(".", "/")
+    if (ROOT / f"{path}.py").exists():
+        return f"{path}.py"
+    return path if any((ROOT / path).glob("*.py")) else None
 
 
 def page_of(source: str) -> str:
@@ -127,7 +145,8 @@ def programs() -> frozenset[str]:
     for page, path in texts.items():
         text = path.read_text(encoding="utf-8")
         links = (resolved(link, page) for link, _ in _LINK.findall(text))
-        for source in (*links, *_PROGRAM.findall(text)):
+        named = (source_of(program) for _, program in _PROGRAM.findall(text))
+        for source in (*links, *named):
             if source and page_of(source).startswith("sources/"):
                 found |= set(with_files(source))
     return frozenset(found)

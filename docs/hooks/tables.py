@@ -14,7 +14,7 @@ _MARKED = re.compile(
     r"<!-- begin (\w+) -->\s*(<table>.*?</table>)(.*?)<!-- end \1 -->", re.DOTALL
 )
 _CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
-_CODE = re.compile(r"<code>([^<]{30,})</code>")
+_CODE = re.compile(r"<code>([^<]{24,})</code>")
 
 
 def on_page_content(html: str, **options: Any) -> str:

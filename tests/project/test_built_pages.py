@@ -163,3 +163,8 @@ def test_pictures_are_there(seen):
 
 def test_the_console_stays_empty(seen):
     assert not seen["console"]
+
+
+def test_search_finds_what_readers_look_for(seen):
+    found = {entry["text"]: entry["found"].lower() for entry in seen["searches"]}
+    assert not {text for text in SOUGHT if text.lower() not in found[text]}
