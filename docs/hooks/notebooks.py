@@ -10,10 +10,21 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = "examples/notebooks"
 
 
+def on_config(config: Any) -> None:
+    """Puts the gallery into the menu, after the tutorials."""
+    pages = [
+        {read(path)["cells"][0]["source"][0].strip("# \n"): f"gallery/{path.stem}.md"}
+        for path in notebooks()
+    ]
+    after = [list(entry) for entry in config.nav].index(["Tutorials"]) + 1
+    if pages:
+        config.nav.insert(after, {"Gallery": pages})
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Adds a page for each notebook, the notebook itself, and its pictures."""
-    for path in sorted((ROOT / NOTEBOOKS).glob("*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+    for path in notebooks():
+        notebook = read(path)
         page = f"gallery/{path.stem}.md"
         files.append(
             File.generated(config, page, content=markdown(notebook, path.name))
@@ -24,6 +35,16 @@ def on_files(files: Files, config: Any) -> Files:
         place = f"gallery/images/{path.name}"
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
+
+
+def notebooks() -> list[Path]:
+    """The stored notebooks."""
+    return sorted((ROOT / NOTEBOOKS).glob("*.ipynb"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A notebook's cells and their outputs."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def markdown(notebook: dict[str, Any], name: str) -> str:
