@@ -40,6 +40,7 @@ SHARES = {
 }
 # Seconds for a part to start and to end in, and below which none is started.
 GRACE, LEAST = 20.0, 15.0
+NO_ACCELERATOR = 3  # what a part's process ends with where there is none
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -105,7 +106,8 @@ def _run(
     print(f"== {name}: {seconds:.0f} s", flush=True)
     path = os.pathsep.join(filter(None, (str(stored.ROOT), os.getenv("PYTHONPATH"))))
     process = subprocess.Popen(
-        [*map(str, command)], env={**os.environ, "PYTHONPATH": path}
+        [*map(str, command)],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
     )
     try:
         code = process.wait(timeout=min(most, 1.3 * seconds + GRACE))
@@ -114,6 +116,11 @@ def _run(
     finally:
         process.kill()  # also where this program is interrupted
         process.wait()
+    if code == NO_ACCELERATOR:
+        raise SystemExit(
+            "error: JAX finds no accelerator, and on CPU this takes hours. Install jax "
+            "for the device (pip install 'jax[cuda13]'), or try it out by --quick"
+        )
     return None if code == 0 else f"its process ended with {code}"
 
 
@@ -138,6 +145,8 @@ def _measure(options: argparse.Namespace) -> None:
 
     from benchmarks.gpu.part import Budget, Options, Report
 
+    if jax.default_backend() == "cpu" and not options.quick:
+        sys.exit(NO_ACCELERATOR)
     budget = Budget(options.seconds)
     jax.config.update("jax_compilation_cache_dir", str(options.cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -46,9 +46,16 @@ def measure(report: Report, budget: Budget) -> None:
         name: functools.partial(_arm, name, tx, model, params, tokens)
         for name, tx in optimizers.items()
     }
+    updated = [*optimizers][1:3]
+    makers |= {
+        f"{name}, update": functools.partial(_update, name, optimizers[name], params)
+        for name in updated
+    }
     built = build(report, makers.items(), Budget(0.75 * budget.left))
     if not built or built[0].name != DENSE:
         return
+    updates = [arm for arm in built if not arm.donates]
+    built = [arm for arm in built if arm.donates]
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
     title = f"LLaMA-130M, {weights:,} parameters, {rows} x {length} tokens, bfloat16"
     keys = {"batch": rows, "length": length, "weights": weights}
@@ -59,11 +66,7 @@ def measure(report: Report, budget: Budget) -> None:
     part = Budget(0.7 * budget.left)
     compare(report, f"{title}: a step", candidates, part, kind="step", **keys)
     candidates = candidates[:1]
-    for arm in built[1:]:
-        update = jax.jit(functools.partial(so.update_topology, optimizers[arm.name]))
-        candidates.append(
-            harness.Candidate(arm.name, functools.partial(_update, update, arm, params))
-        )
+    candidates += [harness.Candidate(arm.name, arm.block(1)) for arm in updates]
     title = f"{title}: an update from the host"
     compare(report, title, candidates, budget, kind="update", **keys)
 
@@ -91,6 +94,12 @@ def _arm(
     return Arm(name, step, (state, own), (tokens,), about=about)
 
 
-def _update(update: Any, arm: Arm, grads: Any) -> Any:
-    """An update of the masks; nothing is carried on."""
-    return update(grads, *arm.carry)
+def _update(name: str, tx: Any, params: Any) -> Arm:
+    """An update of the masks; it is made anew each time, from the same weights."""
+
+    def update(carry, grads):
+        return so.update_topology(tx, grads, *carry)
+
+    state = tx.init(params)
+    carry = state, so.apply_masks(params, state)
+    return Arm(name, update, carry, (params,), donates=False)

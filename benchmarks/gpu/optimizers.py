@@ -79,6 +79,8 @@ def time_steps(report: Report, network: str, shapes: Shapes, budget: Budget) -> 
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     title = f"AdamW on {network}, {size:,} parameters"
     key = {"network": network, "weights": size}
+    host = [arm for arm in own if not arm.donates]
+    own = [arm for arm in own if arm.donates]
     single = [arm for arm in own if not arm.about["together"]]
     for words, together in (("one by one", 1), (f"{TOGETHER} to a program", TOGETHER)):
         arms = single if together == 1 else [a for a in own if a.about["together"]]
@@ -104,13 +106,12 @@ def time_steps(report: Report, network: str, shapes: Shapes, budget: Budget) -> 
     report.listing(
         f"{title}: bytes of a step", [arm.row() for arm in single], kind="bytes", **key
     )
-    due = [arm for arm in single if arm.about["moves"]]
+    due = [arm for arm in single if arm.about["moves"] and arm.name != FROM_HOST]
     candidates = [harness.Candidate(BARE, single[0].block(1))]
-    for arm in due:
-        run = arm.block(1, _at(EVERY))
-        if arm.name == FROM_HOST:
-            run = _from_host(arm, grads)
-        candidates.append(harness.Candidate(arm.name, run))
+    candidates += [
+        harness.Candidate(arm.about["name"], arm.block(1, _at(EVERY)))
+        for arm in (*due, *host)
+    ]
     compare(
         report,
         f"{title}: an update of the masks, with its step or from the host",
@@ -157,12 +158,23 @@ def _makers(params: Any, grads: Any) -> dict[str, Callable[[], Arm]]:
             },
         )
 
-    names = (BARE, "RigL", FROM_HOST, "static", steps.BY_HAND, *[*inside][3:])
-    order = [(name, False) for name in names]
-    order[3:3] = [(name, True) for name in (BARE, "RigL", FROM_HOST)]
+    def update_from_host() -> Arm:
+        tx = inside[FROM_HOST]()
+        update = functools.partial(steps.topology_step, tx)
+        about = {"name": FROM_HOST}
+        # Each is made anew from the same weights, between which there is no step.
+        carry = _at(EVERY)(steps.start(tx, params))
+        return Arm(f"{FROM_HOST}, update", update, carry, (grads,), False, about)
+
+    def makers(*names: str, together: bool = False) -> dict[str, Callable[[], Arm]]:
+        words = f", {TOGETHER} to a program" * together
+        return {f"{n}{words}": functools.partial(arm, n, together) for n in names}
+
     return {
-        f"{name}, {together}": functools.partial(arm, name, together)
-        for name, together in order
+        **makers(BARE, "RigL", FROM_HOST),
+        f"{FROM_HOST}, update": update_from_host,
+        **makers(BARE, "RigL", FROM_HOST, together=True),
+        **makers("static", steps.BY_HAND, "RigL + SparseOpt", "SET"),
     }
 
 
@@ -180,18 +192,6 @@ def _at(count: int) -> Callable[[Any], Any]:
         return state, params
 
     return reset
-
-
-def _from_host(arm: Arm, grads: Any) -> Callable[[], Any]:
-    """The update alone; the step that follows is that without one."""
-    tx = arm.step.args[0]  # pyright: ignore
-    compiled = jax.jit(functools.partial(steps.topology_step, tx), donate_argnums=0)
-
-    def run() -> Any:
-        arm.carry = compiled(_at(EVERY)(arm.carry), grads)
-        return arm.carry
-
-    return run
 
 
 def select(report: Report, network: str, shapes: Shapes, budget: Budget) -> None:
@@ -225,7 +225,7 @@ def update(report: Report, network: str, shapes: Shapes, budget: Budget) -> None
             (math.prod(leaf.shape[:-1]), leaf.shape[-1]), jnp.float32
         )
         for path, leaf in paths.flatten_with_paths(shapes)
-        if len(leaf.shape) > 1
+        if path.endswith("kernel")
     }
     params, grads = random_leaves(kernels, 0), random_leaves(kernels, 1)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -136,7 +136,7 @@ def measure(report: Report, budget: Budget) -> None:
         return
     seconds = sum(compiled.step_seconds(timed) for compiled in own.values())
     images = len(dataset.train_labels)
-    steps = min(0.95 * budget.left / seconds, MOST_EPOCHS * images / batch)
+    steps = min(0.85 * budget.left / seconds, MOST_EPOCHS * images / batch)
     total = 6 if quick else int(steps)
     report.record["step_ms"] = 1e3 * seconds / len(own)
     if total < 2 * every:

@@ -86,7 +86,7 @@ def test_steps_go_on_from_each_other_unless_they_carry_nothing_on(report):
     assert float(arm.block(1, lambda x: x + 1)()) == 18.0
     still = arms.Arm("still", lambda x: 2 * x, jnp.ones(()), donates=False)
     (still,) = arms.build(report, [("still", lambda: still)], part.Budget(100))
-    assert float(still.block(3)()) == 2.0
+    assert float(still.block(3)()) == float(still.block(1)()) == 2.0
 
 
 def test_a_candidate_that_fails_is_left_out(report):
@@ -96,7 +96,7 @@ def test_a_candidate_that_fails_is_left_out(report):
     good = harness.Candidate("good", lambda: jnp.ones(()))
     candidates = [good, harness.Candidate("bad", fail)]
     timings = arms.compare(report, "title", candidates, part.Budget(0), kind="step")
-    assert [*timings] == ["good"] and len(timings["good"].seconds) == 1
+    assert [*timings] == ["good"] and len(timings["good"].seconds) == 2
     assert "RESOURCE_EXHAUSTED" in stored(report)["errors"][0]["error"]
     assert not arms.compare(report, "t", candidates[::-1], part.Budget(0))
 
@@ -189,3 +189,11 @@ def test_a_quick_run_fills_the_page_without_what_examples_need(tmp_path, monkeyp
     assert "batch variance" in shown["gpu_seeds"] and "| 95% |" in shown["gpu_seeds"]
     assert "SMET, density 0.25, block 16" in shown["gpu_language_model"]
     assert "| 256 | blocks of 128, 90% zeros |" in shown["gpu_compact"]
+
+
+@pytest.mark.slow
+def test_without_an_accelerator_only_a_quick_run_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(SystemExit, match="finds no accelerator, and on CPU this takes"):
+        program.main(["--output", str(tmp_path / "records")])
+    assert not [*tmp_path.glob("records/*.json")]
