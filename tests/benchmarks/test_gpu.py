@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import arms, part, seed_program, seeds
+from examples.cifar.data import Dataset
 from reporting import harness
 from reporting.pages import gpu as page
 from reporting.pages import real_gains
@@ -197,3 +198,34 @@ def test_without_an_accelerator_only_a_quick_run_is_made(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="finds no accelerator, and on CPU this takes"):
         program.main(["--output", str(tmp_path / "records")])
     assert not [*tmp_path.glob("records/*.json")]
+
+
+@pytest.mark.slow
+def test_runs_of_a_seed_differ_by_their_correction_alone():
+    draw = np.random.default_rng(0)
+    images = draw.integers(256, size=(32, 8, 8, 1), dtype=np.uint8)
+    labels = draw.integers(10, size=32, dtype=np.int32)
+    dataset = Dataset("noise", images, labels, images, labels, 10)
+    one = seed_program.Program(dataset, 0.8, width=4, blocks=1, batch=4)
+    numbers = jnp.arange(len(seed_program.CORRECTIONS))
+
+    def kernels(run):
+        return run.state.params["stage_2_block_1"]["conv_1"]["kernel"]
+
+    first = jax.jit(jax.vmap(one.begin, in_axes=(None, 0)))(jnp.int32(1), numbers)
+    many = jax.jit(jax.vmap(one.many, in_axes=(0, None, None, None)))
+    runs = many(first, (images, labels), jnp.int32(3), jnp.int32(20))
+    before, after = kernels(first), kernels(runs)
+    assert (before == before[:1]).all() and runs.state.step.tolist() == [3, 3, 3]
+    for own, other in ((0, 1), (0, 2), (1, 2)):
+        assert (after[own] != after[other]).any()
+    assert ((after != 0) == (before != 0)).all()  # a mask of one seed
+    updated = jax.jit(jax.vmap(one.update, in_axes=(0, None, None)))(
+        runs, (images, labels), jnp.int32(20)
+    )
+    changed = kernels(updated)
+    assert ((changed != 0) != (after != 0)).any()
+    kept = changed != 0
+    np.testing.assert_array_equal(changed[kept], after[kept])
+    assert runs.state.opt_state.count.tolist() == [3, 3, 3]
+    assert updated.state.opt_state.count.tolist() == [3, 3, 3]
