@@ -34,7 +34,8 @@ _PROGRAM = re.compile(
 def on_config(config: Any) -> None:
     """Names the repository where ``pyproject.toml`` does."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    config.repo_url = project["project"]["urls"].get("Repository", "")
+    url = project["project"]["urls"].get("Repository", "")
+    config.repo_url, config.repo_name = url, url.rpartition("/")[2]
 
 
 def on_files(files: Files, config: Any) -> Files:
