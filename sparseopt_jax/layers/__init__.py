@@ -1,1 +1,1 @@
-"""One leaf from its shape: neuron axes, eligibility, budgets, structures, plans."""
+"""Decisions about a leaf from its shape: axes, eligibility, budgets, structures."""

@@ -1,4 +1,4 @@
-"""Where the axes of a kernel are a guess, by its name, its rank and its neighbours."""
+"""Kernels whose axes are a guess, according to name, rank and neighbours."""
 
 import math
 from collections import defaultdict
@@ -13,18 +13,18 @@ from sparseopt_jax.layers.neurons import Dims, chosen_dims, default_axes
 REMEDY = "give the topology dims=so.infer_dims(apply_fn, variables, *inputs)"
 _SHOWN = 3
 
-# What an attention's features and heads x head_dim differ by at most, and the largest
-# window of a convolution: beyond these it is likely a stack.
+# The largest ratio of heads x head_dim to features in attention, and the largest window
+# of a convolution: a kernel beyond these is likely a stack.
 _MOST_RATIO = 16
 _WIDEST = 16
 
 
 class Guess(NamedTuple):
-    """What speaks against the axes of a kernel.
+    """A reason to doubt the axes of a kernel.
 
     Attributes:
       reason: in words.
-      is_refuted: whether they are wrong for sure, not only uncertain.
+      is_refuted: whether the axes are certainly wrong, not only uncertain.
     """
 
     reason: str
@@ -34,15 +34,15 @@ class Guess(NamedTuple):
 def guesses(
     dims: Dims, sparse: Iterable[str], leaves: Mapping[str, Any]
 ) -> dict[str, Guess]:
-    """The sparse kernels whose axes ``dims`` leave to a convention that may be wrong.
+    """Return the sparse kernels whose axes follow a convention that may be wrong.
 
     Args:
       dims: as ``resolve_axes`` takes them.
       sparse: the paths of the sparse leaves.
-      leaves: all leaves, which are looked at for what stands beside a kernel.
+      leaves: all leaves, so that each kernel has its neighbours.
 
     Returns:
-      What speaks against the axes, by path.
+      The reasons to doubt the axes, by path.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -66,10 +66,10 @@ def guesses(
 
 
 def by_reason(doubted: Mapping[str, Guess]) -> list[str]:
-    """One line for each reason, with the first few leaves that it holds for.
+    """Return one line per reason, with the first few leaves it applies to.
 
     Args:
-      doubted: what speaks against the axes, by path.
+      doubted: the reasons to doubt the axes, by path.
 
     Returns:
       The lines.
@@ -91,7 +91,7 @@ def _guess(
     shape = shapes[path]
     module, _, name = path.rpartition("/")
     bias = _bias(path, shapes)
-    # The outputs of a module are what its bias has: no name says more.
+    # A bias has the shape of its module's outputs: this is stronger than any name.
     beside = bias is not None and _by_bias(shape, axes, bias)
     if beside is True:
         return None
@@ -102,14 +102,14 @@ def _guess(
         return Guess(f"a weight is {outputs} in Equinox and PyTorch")
     size = _stacked(module, shapes)
     if size is not None and len(shape) > 2:
-        return Guess(f"it stands among vectors that are stacked {size} times")
+        return Guess(f"the vectors beside it are stacked {size} times")
     if len(shape) == 2 or _is_known(path, shape, shapes):
         return None
     return Guess(f"its name and shape do not tell what its {len(shape)} axes are")
 
 
 def _bias(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The shape of the bias of the module that has just this kernel, if it has one."""
+    """Return the shape of the kernel's bias, if its module has exactly one."""
     module, _, name = path.rpartition("/")
     if name.lower() not in ("kernel", "w", "weight"):
         return None
@@ -123,9 +123,9 @@ def _bias(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] |
 
 
 def _by_bias(shape: tuple[int, ...], axes: Axes, bias: tuple[int, ...]) -> bool | str:
-    """True where a bias confirms the axes, False where it leaves them open, or why not.
+    """Return True if a bias confirms the axes, False if they stay open, or why not.
 
-    Sizes of 1 tell nothing.
+    Sizes of 1 are ignored.
     """
 
     def sizes(kept: Iterable[int]) -> tuple[int, ...]:
@@ -151,7 +151,7 @@ def _by_bias(shape: tuple[int, ...], axes: Axes, bias: tuple[int, ...]) -> bool 
 
 
 def _stacked(module: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The size of the stack that all leaves around seem to have in front, or None."""
+    """Return the size of the leading axis that all leaves around share, or None."""
     parts = module.split("/") if module else []
     for count in range(len(parts), -1, -1):
         prefix = "/".join([*parts[:count], ""]) if count else ""
@@ -175,7 +175,7 @@ def _is_vector_by_name(path: str) -> bool:
 def _is_known(
     path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> bool:
-    """Whether name and shape of three axes or more are those of a Flax module."""
+    """Tell whether name and shape, of three axes or more, match a Flax module."""
     if is_projection(path, shape):
         return math.prod(shape[1:]) <= _MOST_RATIO * shape[0]
     if is_attention_output(path, shape):

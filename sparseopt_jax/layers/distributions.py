@@ -1,4 +1,4 @@
-"""How a budget of active weights is shared between layers: static integers."""
+"""How layers share a budget of active weights: static integers."""
 
 import dataclasses
 import math
@@ -22,11 +22,11 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One sparse leaf as a distribution sees it.
+    """A sparse leaf, as seen by a distribution.
 
     Attributes:
       path: the leaf's canonical path.
-      shape: shape of a single layer of the stack, the stack's axes left out.
+      shape: shape of a single layer of the stack, without the stack axes.
       copies: how many layers the leaf stacks (1 without stack axes).
       inputs: size of the input channel axis (the last reduction axis).
       outputs: number of neurons.
@@ -40,12 +40,12 @@ class Layer:
 
     @property
     def size(self) -> int:
-        """Weights in a single layer of the stack."""
+        """Number of weights in a single layer of the stack."""
         return math.prod(self.shape)
 
     @classmethod
     def of(cls, path: str, leaf: Any, axes: Axes) -> "Layer":
-        """The layer that a kernel with these axes is."""
+        """Return the layer of a kernel with these axes."""
         return cls(
             path=path,
             shape=tuple(leaf.shape[a] for a in axes.layer),
@@ -56,29 +56,29 @@ class Layer:
 
 
 First = bool | str | Collection[str] | None
-"""What ``uniform`` keeps dense: the layer it finds, those that globs name, or none."""
+"""What ``uniform`` keeps dense: the layer it finds, those matched by globs, or none."""
 
 Distribution = Callable[[Sequence[Layer], float], Mapping[str, int]]
-"""From the layers and the sparsity to the active weights of a single layer, by path."""
+"""Maps layers and a sparsity to the active weights of a single layer, by path."""
 
 
 def uniform(
     layers: Sequence[Layer], sparsity: float, *, first: First = True
 ) -> dict[str, int]:
-    """The same sparsity everywhere, the first layer dense.
+    """Give every layer the same sparsity but the first, which stays dense.
 
     Args:
       layers: the sparse layers.
       sparsity: fraction of zeros in every layer but the first.
-      first: globs over paths, which layers stay dense; None or False for none; True for
-        the network's first, as far as names and shapes tell it (``first_layer``). A
-        single layer is sparse.
+      first: globs over the paths of layers that stay dense; None or False for none;
+        True for the network's first layer, found by names and shapes
+        (``first_layer``). A single layer is always sparse.
 
     Returns:
       Active weights per single layer, by path.
 
     Raises:
-      ValueError: if the first layer cannot be told.
+      ValueError: if the first layer is ambiguous.
 
     References:
       Evci et al., RigL, 2020 (arXiv 1911.11134), section 3 (1).
@@ -104,7 +104,7 @@ def uniform(
 
 
 def erdos_renyi(layers: Sequence[Layer], sparsity: float) -> dict[str, int]:
-    """Density proportional to (inputs + outputs) / (inputs * outputs) of a layer.
+    """Make densities proportional to (inputs + outputs) / (inputs * outputs).
 
     Args:
       layers: the sparse layers.
@@ -120,10 +120,10 @@ def erdos_renyi(layers: Sequence[Layer], sparsity: float) -> dict[str, int]:
 
 
 def erdos_renyi_kernel(layers: Sequence[Layer], sparsity: float) -> dict[str, int]:
-    """Density proportional to the sum over the product of all dimensions of a kernel.
+    """Make densities proportional to the sum over the product of all kernel sizes.
 
-    A layer whose density would exceed 1 stays dense, its weights leave the budget, and
-    the rest is solved again.
+    A layer whose density would exceed 1 stays dense. Its weights leave the budget, and
+    the other densities are solved again.
 
     Args:
       layers: the sparse layers.
@@ -146,7 +146,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 
 def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
-    """Returns the sparsity as a float.
+    """Return the sparsity as a float.
 
     Raises:
       TypeError: if it is not a number.
@@ -156,11 +156,11 @@ def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
 
 
 def check_distribution(distribution: Any) -> None:
-    """Raises unless ``allocate`` can take this distribution.
+    """Raise unless ``allocate`` accepts this distribution.
 
     Raises:
       ValueError: for an unknown name, with the known ones.
-      TypeError: for anything that is no name, mapping or function.
+      TypeError: for anything but a name, mapping or function.
     """
     if isinstance(distribution, str):
         if distribution not in DISTRIBUTIONS:
@@ -179,23 +179,23 @@ def check_distribution(distribution: Any) -> None:
 
 
 def check_first(first: Any, distribution: Any) -> None:
-    """Raises unless ``first`` says which layer a distribution keeps dense.
+    """Raise unless ``first`` specifies which layers a distribution keeps dense.
 
     Raises:
-      TypeError: for another kind of value.
-      ValueError: for globs beside another distribution than ``"uniform"``.
+      TypeError: for any other kind of value.
+      ValueError: for globs with any distribution but ``"uniform"``.
     """
     if first is None or isinstance(first, bool):
         return
     is_globs = isinstance(first, Collection) and all(isinstance(x, str) for x in first)
     if not is_globs:
         raise TypeError(
-            "first must be a glob over paths, several, True for the layer that names "
-            f"and shapes tell, or None for no dense first layer, got {first!r}"
+            "first must be a glob over paths, several globs, True to find the layer by "
+            f"names and shapes, or None for no dense first layer, got {first!r}"
         )
     if distribution != "uniform":
         raise ValueError(
-            f"first={first!r} is for distribution='uniform', which keeps a layer "
+            f"first={first!r} needs distribution='uniform', which keeps a layer "
             f"dense, got {distribution!r}"
         )
 
@@ -207,12 +207,12 @@ def allocate(
     *,
     first: First = True,
 ) -> dict[str, int]:
-    """Shares the budget of active weights between layers.
+    """Share the budget of active weights between layers.
 
     Args:
       distribution: a name in ``DISTRIBUTIONS``; a mapping from globs over paths to
-        sparsities, the first match deciding and ``sparsity`` holding for the rest; or
-        a function of the layers and the sparsity.
+        sparsities, where the first match decides and the rest have ``sparsity``; or a
+        function of the layers and the sparsity.
       layers: the sparse layers.
       sparsity: fraction of zeros, in [0, 1).
       first: what ``uniform`` keeps dense.
@@ -251,7 +251,7 @@ def allocate(
                 f"sparsity {sparsity} would leave {layer.path!r} {active} of "
                 f"{layer.size} weights; a sparse layer keeps at least one: lower the "
                 "sparsity, give this layer its own in a distribution mapping, or "
-                "exclude it by where"
+                "exclude it with where"
             )
     return dict(counts)
 
@@ -265,7 +265,7 @@ def _scaled(
     sparsity: float,
     dims: Callable[[Layer], tuple[int, ...]],
 ) -> dict[str, int]:
-    """Densities eps * sum(dims) / prod(dims), at most 1, that meet the budget."""
+    """Meet the budget with densities eps * sum(dims) / prod(dims), at most 1."""
     raw = {layer.path: sum(dims(layer)) / math.prod(dims(layer)) for layer in layers}
     total = sum(layer.size * layer.copies for layer in layers)
     budget = _rounded(total, sparsity)
@@ -277,7 +277,7 @@ def _scaled(
         )
         weight = sum(raw[layer.path] * layer.size * layer.copies for layer in free)
         eps = left / weight if free else 0.0
-        # The tolerance takes a layer that is dense but for rounding as dense.
+        # The tolerance treats a layer that is dense up to rounding as dense.
         over = {layer.path for layer in free if eps * raw[layer.path] > 1 - 1e-9}
         if not over:
             break
@@ -294,10 +294,10 @@ def _scaled(
 def _whole(
     layers: Sequence[Layer], shares: Mapping[str, float], budget: int
 ) -> dict[str, int]:
-    """Rounds shares to integers that sum to the budget, by largest remainder.
+    """Round shares to integers that sum to the budget, by largest remainder.
 
-    A stacked layer takes one weight for each of its copies, so with stacks the total
-    may miss the budget by less than the largest number of copies.
+    A stacked layer takes one weight per copy, so with stacks the total may miss the
+    budget by less than the largest number of copies.
     """
     counts = {path: math.floor(share + 1e-9) for path, share in shares.items()}
     left = budget - sum(counts[layer.path] * layer.copies for layer in layers)

@@ -19,15 +19,15 @@ from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.trees import paths
 
 Where = Callable[[str, Any], bool]
-"""``where(path, leaf)``: False leaves a kernel out."""
+"""``where(path, leaf)``: False excludes a kernel."""
 
 Include = str | Sequence[str] | Callable[[str, Any], bool]
-"""Globs over paths, or a function of path and leaf: what is made sparse although it is
-no kernel."""
+"""Globs over paths, or a function of path and leaf: leaves to make sparse although they
+are not kernels."""
 
 
 def check_where(where: Any, include: Any = None) -> None:
-    """Raises unless ``where`` and ``include`` are of the forms that choose leaves.
+    """Raise unless ``where`` and ``include`` have a form that selects leaves.
 
     Raises:
       TypeError: with the argument and its value.
@@ -49,15 +49,15 @@ def check_where(where: Any, include: Any = None) -> None:
 def array_leaves(
     tree: Any, argument: str = "params", *, numbers: bool = False
 ) -> dict[str, Any]:
-    """The leaves by path, if all of them have a shape and a dtype.
+    """Return the leaves by path, if all of them have a shape and a dtype.
 
     Args:
       tree: any pytree.
-      argument: what it is called, for the message.
-      numbers: whether Python's numbers may stand for arrays.
+      argument: its name, for the message.
+      numbers: whether Python numbers may stand for arrays.
 
     Raises:
-      TypeError: with the path of what is not an array.
+      TypeError: with the path of a leaf that is not an array.
     """
     leaves = paths.leaves_by_path(tree)
     for path, leaf in leaves.items():
@@ -65,22 +65,22 @@ def array_leaves(
         if not is_array and not (numbers and isinstance(leaf, int | float | complex)):
             what = getattr(leaf, "__name__", None) or repr(leaf)
             raise TypeError(
-                f"{argument} must hold arrays alone; at {path!r} stands "
-                f"{type(leaf).__name__} {what}: give an Equinox module as "
-                "eqx.filter(model, eqx.is_inexact_array), and leave out of other trees "
-                "what is not trained"
+                f"{argument} must hold only arrays; {path!r} holds "
+                f"{type(leaf).__name__} {what}: pass an Equinox module as "
+                "eqx.filter(model, eqx.is_inexact_array), and remove untrained leaves "
+                "from other trees"
             )
     return leaves
 
 
 def kinds_by_path(tree: Any) -> dict[str, str]:
-    """What each leaf of a tree is, if that is no kernel: as ``leaf_kinds``.
+    """Return the kind of each leaf that is not a kernel, as ``leaf_kinds`` does.
 
     Args:
       tree: all parameters, so that each leaf has its neighbours.
 
     Returns:
-      A word or two by path, empty for kernels.
+      A word or two by path; empty for kernels.
     """
     return leaf_kinds(paths.leaves_by_path(tree), paths.modules_by_path(tree))
 
@@ -94,18 +94,19 @@ def why_dense(
     kind: str,
     is_included: bool,
 ) -> str:
-    """Why a leaf stays dense; empty for one that is made sparse.
+    """Return why a leaf stays dense; empty if it is made sparse.
 
     Kernels are made sparse: floating-point leaves with at least one reduction and one
-    output axis that are nothing else by name and neighbours (``leaf_kinds``).
+    output axis that name and neighbours do not identify as another kind
+    (``leaf_kinds``).
 
     Args:
       path: the leaf's canonical path.
       leaf: anything with a ``shape`` and a ``dtype``.
-      axes: its axes, None for a leaf that is no matrix.
-      where: the user's own choice, which can only leave out more.
-      kind: what ``kinds_by_path`` says of it.
-      is_included: whether the user makes it sparse, whatever it is.
+      axes: its axes; None for a leaf that is not a matrix.
+      where: the user's choice, which can only exclude more.
+      kind: its entry in ``kinds_by_path``.
+      is_included: whether the user makes it sparse, whatever its kind.
 
     Returns:
       The reason, or an empty string.
@@ -122,25 +123,25 @@ def why_dense(
 
 
 def why_never(leaf: Any, axes: Axes | None) -> str:
-    """Why a leaf cannot be sparse whatever one asks; empty if it can."""
+    """Return why a leaf can never be sparse; empty if it can."""
     dtype = jnp.dtype(leaf.dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
-        return f"{dtype} is not a real floating-point type"
+        return f"{dtype} is not a real floating-point dtype"
     return "fewer than two dimensions" if axes is None else ""
 
 
 def included(
     include: Include | None, leaves: Mapping[str, Any], never: Mapping[str, str]
 ) -> frozenset[str]:
-    """The paths of the leaves that ``include`` names.
+    """Return the paths of the leaves that ``include`` selects.
 
     Args:
-      include: a glob over paths, several, a function of path and leaf, or None.
+      include: a glob over paths, several globs, a function of path and leaf, or None.
       leaves: all leaves by path.
-      never: why each cannot be sparse, empty if it can.
+      never: why each can never be sparse; empty if it can.
 
     Raises:
-      ValueError: if it, or one of its globs, names no leaf or none that can be sparse.
+      ValueError: if it, or one of its globs, selects no leaf that can be sparse.
     """
     if include is None or not leaves:
         return frozenset()
@@ -149,7 +150,7 @@ def included(
         named = {"the function": found}
         if not named["the function"]:
             listed = ", ".join(leaves)
-            raise ValueError(f"include names no leaf; the paths are {listed}")
+            raise ValueError(f"include selects no leaf; the paths are {listed}")
     else:
         globs = (include,) if isinstance(include, str) else include
         paths.check_patterns(globs, leaves, "include")
@@ -161,14 +162,15 @@ def included(
         if all(never[path] for path in found):
             listed = "; ".join(f"{path}: {never[path]}" for path in found)
             raise ValueError(
-                f"include: {what} names only what can never be sparse ({listed})"
+                f"include: {what} selects only leaves that can never be sparse "
+                f"({listed})"
             )
     return frozenset(path for found in named.values() for path in found)
 
 
 def is_decayed(path: str, leaf: Any, kind: str | None = None) -> bool:
-    """Whether weight decay is customary: no vector, bias or normalisation's scale."""
-    # Where a wrapper such as `optax.masked` has left a leaf out, there is a hole.
+    """Tell whether a leaf is usually decayed: not a vector, bias or scale of a norm."""
+    # Wrappers such as `optax.masked` leave a hole in place of a leaf.
     if paths.is_hole(leaf):
         return False
     kind = kind_by_name(path) if kind is None else kind
@@ -176,12 +178,12 @@ def is_decayed(path: str, leaf: Any, kind: str | None = None) -> bool:
 
 
 def is_matrix(leaf: Any) -> bool:
-    """Whether a leaf is real floating-point and has two dimensions, or more."""
+    """Tell whether a leaf is real floating-point and has two or more dimensions."""
     return len(np.shape(leaf)) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def decay_mask(params: Any) -> Any:
-    """What ``optax.add_decayed_weights`` takes as its mask: ``is_decayed`` by leaf."""
+    """Return ``is_decayed`` by leaf, the mask for ``optax.add_decayed_weights``."""
     kinds = kinds_by_path(params)
 
     def at_leaf(path, leaf):

@@ -1,15 +1,15 @@
-"""Which layer of a network is its first, as far as names and shapes tell.
+"""The first layer of a network, found by names and shapes.
 
 Trees do not keep the order of a network: dictionaries are sorted by their keys. Two
-things tell it. Numbers in paths: ``Dense_1`` is not first where there is a ``Dense_0``,
-nor Haiku's ``linear_1`` beside ``linear``, nor the second item of a list. And widths:
-the inputs of a layer that is not first are what others give, as it is, flattened,
-concatenated, split or in groups; a layer whose inputs none of these explains is the
-first. A two-dimensional convolution of at most four channels is one of an image's: the
-outputs of a head, four actions or three colours, do not explain it.
+clues remain. Numbers in paths: ``Dense_1`` is not first if there is a ``Dense_0``, nor
+is Haiku's ``linear_1`` beside ``linear``, nor the second item of a list. Widths: a
+later layer's inputs are the outputs of others, unchanged, flattened, concatenated,
+split or grouped; a layer whose inputs none of these explains is the first. A
+two-dimensional convolution of at most four channels reads an image: the outputs of a
+head, such as four actions or three colours, do not explain it.
 
-Where that leaves several layers, or none, the first cannot be told: that is an error,
-not a guess.
+If several layers remain, or none, the first layer is ambiguous: this is an error, not
+a guess.
 """
 
 import functools
@@ -27,14 +27,14 @@ _SHOWN = 8
 
 
 class Ends(NamedTuple):
-    """What a kernel's first and last axes say about its place in a network.
+    """The sizes of a kernel that show its place in a network.
 
     Attributes:
       path: the leaf's canonical path.
-      inputs: numbers of features that it may take: one, or two where axes of heads
-        look like a convolution's.
-      outputs: the number of its neurons.
-      window: how many axes of a window, or alike, its neurons sum over besides.
+      inputs: possible numbers of input features: one, or two if axes of heads look like
+        those of a convolution.
+      outputs: number of neurons.
+      window: number of further axes, such as a window's, that its neurons sum over.
     """
 
     path: str
@@ -44,10 +44,10 @@ class Ends(NamedTuple):
 
 
 def ends_of(path: str, leaf: Any, axes: Axes, dims: Dims, bias: Any) -> Ends:
-    """The ends of a kernel.
+    """Return the ends of a kernel.
 
-    A ``weight`` of which ``dims`` say nothing has its outputs first, as in PyTorch and
-    Equinox, unless its bias has the size of the last axis alone.
+    A ``weight`` that ``dims`` do not mention has its outputs first, as in PyTorch and
+    Equinox, unless its bias has the size of the last axis only.
 
     Args:
       path: the leaf's canonical path.
@@ -75,7 +75,7 @@ def ends_of(path: str, leaf: Any, axes: Axes, dims: Dims, bias: Any) -> Ends:
 
 @functools.lru_cache(maxsize=64)
 def first_layer(layers: tuple[Ends, ...], embeds: bool = False) -> str:
-    """The path of the network's first layer.
+    """Return the path of the network's first layer.
 
     Args:
       layers: all kernels of the network, sparse or not.
@@ -85,7 +85,7 @@ def first_layer(layers: tuple[Ends, ...], embeds: bool = False) -> str:
       The path.
 
     Raises:
-      ValueError: if it cannot be told, with the layers that may be it and the remedy.
+      ValueError: if it is ambiguous, with the candidates and the remedy.
 
     Examples:
       The 7744 inputs are 11 x 11 positions of 64 channels, and the head's 4 outputs
@@ -103,7 +103,7 @@ def first_layer(layers: tuple[Ends, ...], embeds: bool = False) -> str:
         if not any(_is_earlier(other, layer) for other in layers)
     ]
     narrow = [layer for layer in layers if _has_image_channels(layer)]
-    narrow = [  # but for what follows a stem of few features
+    narrow = [  # except layers that follow a stem of few features
         layer
         for layer in narrow
         if not any(
@@ -120,9 +120,9 @@ def first_layer(layers: tuple[Ends, ...], embeds: bool = False) -> str:
     elif not found:
         found = [layer for layer in by_number if layer in narrow]
     elif len(found) == 1 and embeds and found[0] not in stems:
-        found = []  # it may be one that takes more than what is embedded
+        found = []  # this layer may take more inputs than the embeddings
     if len(found) == 1:
-        # Towers side by side have a first layer each.
+        # Parallel towers each have a first layer.
         beside = [
             layer
             for layer in open_ends
@@ -135,10 +135,10 @@ def first_layer(layers: tuple[Ends, ...], embeds: bool = False) -> str:
         paths = [layer.path for layer in found or open_ends or by_number]
         more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
         raise ValueError(
-            "distribution 'uniform' keeps the first layer dense, and names and shapes "
-            "do not tell which that is; it may be "
-            f"{', '.join(paths[:_SHOWN])}{more}: name it by first= (a path or glob), "
-            "or give first=None to make all layers sparse"
+            "distribution 'uniform' keeps the first layer dense, but names and shapes "
+            "do not show which layer is first; it may be "
+            f"{', '.join(paths[:_SHOWN])}{more}: name it with first= (a path or glob), "
+            "or pass first=None to make all layers sparse"
         )
     return found[0].path
 
@@ -148,7 +148,7 @@ def _has_image_channels(layer: Ends) -> bool:
 
 
 def _is_stem(layer: Ends, layers: Sequence[Ends]) -> bool:
-    """Whether it is an image's convolution, and none in groups of few channels."""
+    """Tell whether a layer convolves an image, not groups of few channels."""
     others = [other for other in layers if other is not layer and other.outputs > 1]
     # Groups of three channels are unheard of.
     return layer.inputs == (3,) or all(
@@ -157,7 +157,7 @@ def _is_stem(layer: Ends, layers: Sequence[Ends]) -> bool:
 
 
 def _is_explained(layer: Ends, layers: Sequence[Ends]) -> bool:
-    """Whether its inputs may be what other layers give."""
+    """Tell whether a layer's inputs may be the outputs of other layers."""
     others = [other for other in layers if other is not layer]
     outputs = [other.outputs for other in others]
     if any(n in outputs for n in layer.inputs):
@@ -168,11 +168,11 @@ def _is_explained(layer: Ends, layers: Sequence[Ends]) -> bool:
 
 
 def _may_feed(source: Ends, layer: Ends, inputs: int) -> bool:
-    """Whether a layer may take what another gives in another form."""
+    """Tell whether a layer may take another's outputs in a different form."""
     is_flattened = source.window > 0 and layer.window < 2 and source.outputs > 1
     if is_flattened and inputs % source.outputs == 0:
         return True
-    # A vector made an image, as generators do.
+    # A vector reshaped to an image, as in generators.
     if layer.window and not source.window and source.outputs % inputs == 0:
         return True
     # A gated unit: half of the features gate the others, within a residual block.
@@ -184,7 +184,7 @@ def _may_feed(source: Ends, layer: Ends, inputs: int) -> bool:
 
 
 def _is_sum(wanted: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Whether one of the numbers is a sum of some of the sizes: a concatenation."""
+    """Tell whether a number is a sum of some of the sizes: a concatenation."""
     limit = (1 << (max(wanted) + 1)) - 1
     sums = 1
     for size in sizes:
@@ -196,7 +196,7 @@ _TOKENS = re.compile(r"\d+(?:x\d+)+|\d+|\D+")
 
 
 def _is_earlier(one: Ends, other: Ends) -> bool:
-    """Whether numbers in the paths say that the one comes before the other."""
+    """Tell whether numbers in the paths put one layer before the other."""
     for a, b in zip(one.path.split("/"), other.path.split("/"), strict=False):
         if a == b:
             continue
@@ -219,7 +219,7 @@ def _tokens(part: str) -> tuple[str, ...]:
 
 
 def biases_by_module(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaf called ``bias`` or ``b`` of each module, by the module's path."""
+    """Return the leaf named ``bias`` or ``b`` of each module, by module path."""
     found = {}
     for path, leaf in leaves.items():
         module, _, name = path.rpartition("/")

@@ -1,9 +1,9 @@
-"""What the name of a kernel says about its axes: Flax's convention, without a model."""
+"""The axes of a kernel by its name: Flax's convention, without a model."""
 
 import math
 
-# What modules of attention are called, without the words that say nothing. Fused ones
-# are written together with an axis, or a part of one, for each projection.
+# Names of attention modules without uninformative words. Fused projections share a
+# kernel, with an axis, or a part of one, for each.
 _PROJECTIONS = {
     *("query", "key", "value", "queries", "keys", "values", "q", "k", "v"),
     *("wq", "wk", "wv", "qkv", "kv", "wqkv", "wkv", "query_key_value", "key_value"),
@@ -13,21 +13,20 @@ _SAYS_NOTHING = {
     *("proj", "projection", "dense", "linear", "general", "layer", "to", "in"),
     *("attn", "attention", "self", "cross", "multihead", "mha", "w"),
 }
-# Where the module has no name of its own, the sizes tell: as many features as heads and
-# head_dim have entries.
+# Modules named after their class are identified by sizes: features = heads * head_dim.
 _UNNAMED = {"densegeneral", "lineargeneral"}
-# The sizes of a convolution's window that a number of features could be mistaken for.
+# Window sizes of convolutions, which could be mistaken for a number of features.
 _WINDOWS = (1, 3, 5, 7)
 
 
 def input_axes(path: str, shape: tuple[int, ...]) -> int:
-    """How many leading axes of a kernel are a neuron's inputs, by Flax's convention.
+    """Count the leading axes that are a neuron's inputs, by Flax's convention.
 
-    ``Dense`` and ``Conv`` have their neurons along the last axis. The projections of an
-    attention, ``DenseGeneral`` modules called ``query``, ``key``, ``value``, ``qkv`` or
-    alike, have them along all but the first: ``(features, heads, head_dim)``, or
-    ``(features, 3, heads, head_dim)`` for all three in one; so have those that are
-    called after their class, if heads and head_dim have as many entries as features.
+    In ``Dense`` and ``Conv``, neurons lie along the last axis. In attention
+    projections, ``DenseGeneral`` modules named ``query``, ``key``, ``value``, ``qkv``
+    or similar, they lie along all but the first: ``(features, heads, head_dim)``, or
+    ``(features, 3, heads, head_dim)`` for all three in one. The same holds for modules
+    named after their class, if heads and head_dim have as many entries as features.
 
     Args:
       path: the leaf's canonical path.
@@ -46,16 +45,16 @@ def input_axes(path: str, shape: tuple[int, ...]) -> int:
 
 
 def is_projection(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether a kernel has the name and the shape of an attention's projection.
+    """Tell whether a kernel has the name and shape of an attention projection.
 
     Args:
       path: the leaf's canonical path.
       shape: its shape.
 
     Returns:
-      False for two axes, for convolutions that are called ``key`` or alike, and for
-      stacks ``(layers, features, heads, head_dim)``, which only a model can tell from
-      these.
+      False for two axes, for convolutions named ``key`` or similar, and for stacks
+      ``(layers, features, heads, head_dim)``, which only a model can distinguish from
+      projections.
     """
     stem = _stem(path)
     if len(shape) not in (3, 4):
@@ -74,12 +73,12 @@ def is_projection(path: str, shape: tuple[int, ...]) -> bool:
 
 
 def is_attention_output(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether a kernel is called and shaped as ``(heads, head_dim, features)`` are."""
+    """Tell whether name and shape are those of ``(heads, head_dim, features)``."""
     return _stem(path) in _OUTPUTS and len(shape) == 3
 
 
 def _stem(path: str) -> str:
-    """The name of a kernel's module without what says nothing, empty for others."""
+    """Return a module's name without uninformative words; empty for other leaves."""
     *parents, name = path.lower().split("/")
     if name != "kernel" or not parents:
         return ""

@@ -1,11 +1,11 @@
-"""What a leaf is if it is no kernel: told by its name, its neighbours and its shape.
+"""Kinds of leaves that are not kernels, found by name, neighbours and shape.
 
-Kernels are what multiplies an input. Names tell biases, scales, embeddings, tokens,
-position tables, parameters of state-space layers and LoRA factors. Neighbours, the
-leaves of the same module, correct them: a ``b`` beside a ``w`` is a bias, a ``weight``
-of its bias's shape is a normalisation's scale, and one beside a bias of fewer axes is a
-kernel, whatever its module is called. A leaf with a single axis longer than 1 is a
-vector, unless it is named as kernels are: ``(512, 1)`` under ``value/kernel`` is one.
+Kernels multiply an input. Names identify biases, scales, embeddings, tokens, position
+tables, parameters of state-space layers and LoRA factors. Neighbours, the leaves of the
+same module, correct them: a ``b`` beside a ``w`` is a bias, a ``weight`` with the shape
+of its bias is a normalisation's scale, and a ``weight`` beside a bias of fewer axes is
+a kernel, whatever its module's name. A leaf with a single axis longer than 1 is a
+vector, unless it is named like a kernel: ``(512, 1)`` at ``value/kernel`` is a kernel.
 """
 
 import re
@@ -17,7 +17,7 @@ import numpy as np
 BIAS, SCALE, EMBEDDING = "bias", "scale", "embedding"
 TOKEN, POSITION, LORA = "token", "position table", "LoRA factor"
 STATE_SPACE, VECTOR = "state-space parameter", "a single axis longer than 1"
-# What no input is multiplied with; embeddings may be the head as well.
+# Kinds that multiply no input; embeddings may be the head as well.
 NOT_MULTIPLIED = frozenset({BIAS, SCALE, TOKEN, POSITION, STATE_SPACE, VECTOR})
 
 _END = r"s?(_?\d+)?$"
@@ -41,14 +41,14 @@ _NORM = re.compile(
 )
 _KERNEL = re.compile(r"(kernel|weight|w[a-z]?)s?(_\w+|\d+)?$|\w+_(kernel|weight|w)\d*$")
 
-# Modules whose class tells what they hold, whatever they are called: Equinox's.
+# Equinox modules, whose class identifies their leaves, whatever their names.
 _EMBEDDINGS = {"Embedding"}
 _NORMS = {"LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm"}
 _LAYERS = {"Linear", "Conv", "ConvTranspose"}
 
 
 def kind_by_name(path: str) -> str:
-    """What a leaf is by its name, if that is no kernel: bias, scale or embedding.
+    """Return the kind of a leaf by its name: bias, scale, ...; empty for kernels.
 
     >>> kind_by_name("layers/Dense_0/bias"), kind_by_name("layers/Dense_0/kernel")
     ('bias', '')
@@ -79,23 +79,23 @@ def kind_by_name(path: str) -> str:
 
 
 def is_lookup(path: str, leaf: Any) -> bool:
-    """Whether an embedding is of tokens, with which a network begins, not of places."""
+    """Tell whether an embedding is of tokens, a network's input, not of positions."""
     return "pos" not in path.lower() and np.shape(leaf)[:1] != (1,)
 
 
 def leaf_kinds(
     leaves: Mapping[str, Any], modules: Mapping[str, type] | None = None
 ) -> dict[str, str]:
-    """What each leaf is, if that is no kernel.
+    """Return the kind of each leaf that is not a kernel.
 
     Args:
       leaves: anything with a ``shape``, by canonical paths: all leaves of a tree, so
         that each has its neighbours.
-      modules: the class of the node that holds a leaf, by path, as far as known.
+      modules: the class of the node that holds a leaf, by path, if known.
 
     Returns:
-      By path a word or two, empty for kernels; leaves of fewer than two axes, which
-      cannot be kernels, are told by their names alone.
+      A word or two by path, empty for kernels. Leaves of fewer than two axes, which
+      cannot be kernels, are identified by name only.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -154,7 +154,7 @@ def _kind_by_neighbours(
 
 
 def _is_bias_of(bias: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether the one may be added to what the other gives, or to what it scales."""
+    """Tell whether a bias may be added to a weight's product, or to what it scales."""
     sizes = [n for n in bias if n > 1]
     fits = all(sizes.count(n) <= weight.count(n) for n in sizes)
     return bias == weight or (fits and len(sizes) < len(weight))
@@ -164,7 +164,7 @@ _NAMES = {"w": ("w", "weight", "kernel"), "b": ("b", "bias")}
 
 
 def _partners(name: str, role: str) -> list[str]:
-    """The names of the biases that belong to a weight of this name, or conversely.
+    """Return the names of the biases of a weight with this name, or vice versa.
 
     ``b`` and ``w``, ``b1`` and ``w1``, ``bi`` and ``wi``, ``b_q`` and ``weight_q``,
     ``down_b`` and ``down_w``.

@@ -1,4 +1,4 @@
-"""What is decided about one leaf, and by which rules."""
+"""The plan of a leaf, and the rules that decide it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,22 +16,22 @@ from sparseopt_jax.layers.structures import (
 
 
 class LeafPlan(NamedTuple):
-    """What a topology decides about one leaf.
+    """A topology's decision about one leaf.
 
     Attributes:
       path: the leaf's canonical path.
-      leaf: the leaf, or what stands for its shape.
-      why_dense: the reason that it stays dense; empty if it is sparse.
+      leaf: the leaf, or a placeholder with its shape.
+      why_dense: why it stays dense; empty if it is sparse.
       axes: its axes; None if it has no neurons.
-      layer: the layer that distributions see; None if it stays dense.
-      structure: what may be active in it; None if it stays dense.
-      units: how its weights are switched; None if it stays dense.
-      per_cell: active units in each cell, in the end where a schedule moves the
-        density; None if it stays dense, or if given masks decide.
-      active: its active weights, in the end; None if it stays dense, or if a traced or
-        remote mask keeps the number to itself.
-      kind: what it is, if that is no kernel, by name and neighbours.
-      note: what else is to be said of it.
+      layer: the layer as distributions see it; None if it stays dense.
+      structure: its structure; None if it stays dense.
+      units: the units in which weights are switched; None if it stays dense.
+      per_cell: active units in each cell, at the end of a density schedule; None if it
+        stays dense, or if given masks decide.
+      active: its active weights, at the end; None if it stays dense, or if a traced or
+        remote mask does not reveal the number.
+      kind: its kind by name and neighbours; empty for kernels.
+      note: a further remark.
     """
 
     path: str
@@ -48,11 +48,11 @@ class LeafPlan(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The part of a topology that decides about leaves: as in ``Rewiring``.
+    """The part of a topology that decides about leaves, as in ``Rewiring``.
 
-    ``begins`` is for masks that a moving density begins with: no structure fixes their
-    numbers. ``moves`` is for a density that moves: given masks are where it begins, and
-    the distribution says where it ends.
+    ``begins`` marks the initial masks of a density schedule: no structure fixes their
+    numbers. ``moves`` marks a density schedule: it begins at the given masks and ends
+    at the distribution.
     """
 
     sparsity: float | None
@@ -69,12 +69,12 @@ class Rules(NamedTuple):
 
 
 class Leaves(NamedTuple):
-    """The array leaves of the parameters, each by its path.
+    """The array leaves of the parameters, by path.
 
     Attributes:
-      arrays: arrays, or what stands for their shapes.
-      axes: their axes; None where a leaf has no neurons.
-      kinds: what they are, if that is no kernel; else empty.
+      arrays: arrays, or placeholders with their shapes.
+      axes: their axes; None for a leaf without neurons.
+      kinds: their kinds; empty for kernels.
     """
 
     arrays: dict[str, Any]
@@ -83,9 +83,9 @@ class Leaves(NamedTuple):
 
 
 def check_single_weights(structure: Structure, path: str) -> None:
-    """Raise ValueError where ``min_fan_in`` cannot hold for a leaf."""
+    """Raise ValueError if ``min_fan_in`` cannot apply to a leaf."""
     if not isinstance(structure, Unstructured | ConstantFanIn):
         raise ValueError(
-            f"min_fan_in holds for single weights, not for {structure}, the structure "
+            f"min_fan_in applies to single weights, not to {structure}, the structure "
             f"of {path!r}"
         )

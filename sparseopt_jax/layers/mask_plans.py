@@ -1,4 +1,4 @@
-"""Plans of leaves whose masks are given, and whether those are legal."""
+"""Plans of leaves with given masks, and checks that these masks are legal."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ from sparseopt_jax.trees import paths
 
 
 def plans_of_masks(rules: Rules, params: Any, leaves: Leaves) -> list[LeafPlan]:
-    """Plan each leaf by the masks that are given.
+    """Plan each leaf according to the given masks.
 
     Args:
-      rules: what decides, with masks.
+      rules: the rules that decide, with masks.
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
       leaves: its leaves.
 
@@ -36,7 +36,7 @@ def plans_of_masks(rules: Rules, params: Any, leaves: Leaves) -> list[LeafPlan]:
     masks = masks_by_path(rules.masks)
     expected = [path for path, _ in paths.flatten_with_paths(params)]
     for hole in [path for path, mask in masks.items() if mask is None]:
-        # It may stand for a subtree, as wrappers make them, or for no leaf at all.
+        # A mask may stand for a subtree, as in wrappers, or for no leaf at all.
         if hole not in expected:
             masks.pop(hole)
             below = [path for path in expected if path.startswith(f"{hole}/")]
@@ -66,7 +66,7 @@ def _plan_of_mask(rules: Rules, path: str, x: Any, mask: Any) -> LeafPlan:
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"the mask at {path!r} belongs to a parameter of type {x.dtype}; "
+            f"the mask at {path!r} belongs to a parameter of dtype {x.dtype}; "
             "only real floating-point parameters can be sparse"
         )
     axes = resolve_axes(rules.dims, path, x) or one_neuron(x)
@@ -92,7 +92,7 @@ def _plan_of_mask(rules: Rules, path: str, x: Any, mask: Any) -> LeafPlan:
 
 
 def masks_by_path(masks: Any) -> dict[str, Any]:
-    """Given masks by their paths, None for a leaf or subtree that stays dense."""
+    """Return given masks by path, None for a leaf or subtree that stays dense."""
 
     def is_dense(x):
         return x is None or paths.is_hole(x)
@@ -102,7 +102,7 @@ def masks_by_path(masks: Any) -> dict[str, Any]:
 
 
 def _known(mask: Any) -> np.ndarray | None:
-    """The mask, if it can be read now: not while tracing, not from afar."""
+    """Return the mask if it can be read now: neither traced nor on other processes."""
     if isinstance(mask, Tracer):
         return None
     if not getattr(mask, "is_fully_addressable", True):
@@ -114,9 +114,8 @@ def _check_active(path: str, mask: np.ndarray) -> None:
     if not mask.any():
         raise ValueError(
             f"the mask at {path!r} has no active weight, which would keep it at zero "
-            "for good: give optax.MaskedNode() or None to leave the leaf dense; "
-            "so.masks_of(params) gives the masks of a sparse checkpoint, of its "
-            "kernels alone"
+            "forever: pass optax.MaskedNode() or None to keep the leaf dense; "
+            "so.masks_of(params) returns the masks of a sparse checkpoint's kernels"
         )
 
 
@@ -130,7 +129,7 @@ def _check_legal(
     if (whole != split.any(units.inner, keepdims=True)).any():
         raise ValueError(
             f"the mask at {path!r} is not legal for {structure}: a unit of "
-            f"{units.size} weights is active in part"
+            f"{units.size} weights is only partly active"
         )
     if units.is_layer_wide or moves:
         return

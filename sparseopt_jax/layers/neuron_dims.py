@@ -1,4 +1,4 @@
-"""How the axes of a kernel are told: by a user, or by a model."""
+"""Descriptions of a kernel's axes, by a user or from a model."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,10 @@ from sparseopt_jax.arguments.checks import integer
 
 @dataclasses.dataclass(frozen=True)
 class NeuronDims:
-    """Which axes of a kernel a neuron sums over and which tell neurons apart.
+    """The axes of a kernel that a neuron sums over, and those that index neurons.
 
-    Axes that are named in neither are a batch: a stack of separate layers, as
-    ``nn.scan``, vmapped ensembles and experts hold them.
+    Axes named in neither are a batch: a stack of separate layers, as in ``nn.scan``,
+    vmapped ensembles and experts.
 
     Attributes:
       reduction_axis: axis or axes of a neuron's incoming weights.
@@ -48,7 +48,7 @@ class NeuronDims:
 
 
 class Axes(NamedTuple):
-    """The axes of one kernel, non-negative: stack, a neuron's inputs, the neurons."""
+    """The non-negative axes of one kernel: stack, a neuron's inputs, the neurons."""
 
     batch: tuple[int, ...]
     reduction: tuple[int, ...]
@@ -56,15 +56,15 @@ class Axes(NamedTuple):
 
     @property
     def layer(self) -> tuple[int, ...]:
-        """All axes of a single layer of the stack."""
+        """The axes of a single layer of the stack."""
         return tuple(sorted((*self.reduction, *self.output)))
 
 
 class InferredDims(Mapping[str, NeuronDims]):
-    """Kernel path -> its axes, as ``infer_dims`` reads them off a model: for ``dims=``.
+    """Kernel path -> its axes, which ``infer_dims`` reads off a model, for ``dims=``.
 
-    Paths are meant as they are, not as globs. Equal and of equal hash where the axes of
-    all kernels are.
+    Paths are literal, not globs. Instances are equal, with equal hashes, if the axes of
+    all kernels are equal.
 
     Attributes:
       undecided: kernel path -> why its axes could not be read off the model.
@@ -75,7 +75,7 @@ class InferredDims(Mapping[str, NeuronDims]):
         self.undecided = dict(undecided)
 
     def axes(self, path: str) -> Axes | None:
-        """The axes of a kernel; None where the model did not tell.
+        """Return the axes of a kernel; None if the model did not decide them.
 
         Args:
           path: the kernel's path, which may start with ``"params/"`` in a tree of all
@@ -86,7 +86,7 @@ class InferredDims(Mapping[str, NeuronDims]):
         )
 
     def knows(self, path: str) -> bool:
-        """Whether the model has such a kernel, decided or not."""
+        """Tell whether the model has this kernel, decided or not."""
         return bool(
             self.axes(path)
             or path in self.undecided

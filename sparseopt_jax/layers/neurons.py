@@ -1,4 +1,4 @@
-"""Which axes of a kernel are a neuron's inputs, and what follows from its fan-in."""
+"""The axes of a kernel that are a neuron's inputs, and results of its fan-in."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,18 +20,18 @@ leaf; None for the convention."""
 def resolve_axes(
     dims: Dims, path: str, leaf: Any, *, is_sparse: bool = True
 ) -> Axes | None:
-    """The axes of the kernel at ``path``.
+    """Return the axes of the kernel at ``path``.
 
     Args:
       dims: None for Flax's convention (``default_axes``), a ``NeuronDims`` for every
-        kernel, a mapping from globs over paths to ``NeuronDims``, what ``infer_dims``
-        has read off the model, or a function of path and leaf that returns a
-        ``NeuronDims``. What a mapping or function leaves out (None) follows the
-        convention.
+        kernel, a mapping from globs over paths to ``NeuronDims``, the result of
+        ``infer_dims``, or a function of path and leaf that returns a ``NeuronDims``.
+        Leaves that a mapping or function omits (None) follow the convention.
       path: the leaf's canonical path.
       leaf: anything with a ``shape``.
-      is_sparse: whether the leaf is known to be sparse. What ``dims`` say of many
-        leaves is not meant for others that it does not fit; they follow the convention.
+      is_sparse: whether the leaf is known to be sparse. If it is not, ``dims`` that
+        cover many leaves but do not fit this one are ignored: it follows the
+        convention.
 
     Returns:
       The axes, or None for a leaf of fewer than two dimensions that ``dims`` does not
@@ -48,7 +48,7 @@ def resolve_axes(
     ndim = len(leaf.shape)
     by_name = kind_by_name(path)
     if chosen is dims and (ndim < 2 or by_name in ("bias", "scale")):
-        return None  # one description for all kernels: these are not meant
+        return None  # a description of all kernels does not apply to these leaves
     problem = _misfit(dims, chosen, path, leaf)
     if problem and not is_named and (not is_sparse or ndim < 2 or by_name):
         return default_axes(path, leaf)
@@ -61,11 +61,11 @@ def resolve_axes(
 
 
 def default_axes(path: str, leaf: Any) -> Axes | None:
-    """The axes of a kernel by Flax's convention, which names and ranks tell.
+    """Return the axes of a kernel by Flax's convention, from its name and rank.
 
-    Neurons lie along the last axis (``Dense``, ``Conv``, grouped too, and what closes
-    an attention), in the query, key and value projections of an attention along all but
-    the first.
+    Neurons lie along the last axis (``Dense``, ``Conv``, also grouped, and the output
+    projection of attention); in the query, key and value projections of attention,
+    along all but the first.
 
     Args:
       path: the leaf's canonical path.
@@ -88,7 +88,7 @@ def default_axes(path: str, leaf: Any) -> Axes | None:
 
 
 def chosen_dims(dims: Dims, path: str, leaf: Any) -> tuple[Any, bool]:
-    """What ``dims`` say of one leaf, and whether they name just this one.
+    """Return what ``dims`` specify for one leaf, and whether under its own path.
 
     Args:
       dims: as ``resolve_axes`` takes them.
@@ -96,8 +96,8 @@ def chosen_dims(dims: Dims, path: str, leaf: Any) -> tuple[Any, bool]:
       leaf: anything with a ``shape``, for a function.
 
     Returns:
-      A ``NeuronDims``, or None for the convention; and whether the leaf's own path is
-      what they stand under, not a glob.
+      A ``NeuronDims``, or None for the convention; and whether its key is the leaf's
+      own path, not a glob.
     """
     if isinstance(dims, InferredDims):
         axes = dims.axes(path)
@@ -111,7 +111,7 @@ def chosen_dims(dims: Dims, path: str, leaf: Any) -> tuple[Any, bool]:
 
 
 def _misfit(dims: Dims, chosen: NeuronDims, path: str, leaf: Any) -> str:
-    """Why a leaf cannot have these axes; empty if it can."""
+    """Return why a leaf cannot have these axes; empty if it can."""
     shape = tuple(leaf.shape)
     ndim = len(shape)
     if isinstance(dims, InferredDims):
@@ -125,7 +125,7 @@ def _misfit(dims: Dims, chosen: NeuronDims, path: str, leaf: Any) -> str:
     if any(not -ndim <= a < ndim for a in named):
         return (
             f"{chosen} exceeds the rank of {path!r} with shape {shape}: give this leaf "
-            "dims of its own, before what else matches it"
+            "its own dims, before any other pattern that matches it"
         )
     if len({a % ndim for a in named}) != len(named):
         return f"{chosen} names an axis of {path!r} with shape {shape} twice"
@@ -133,7 +133,7 @@ def _misfit(dims: Dims, chosen: NeuronDims, path: str, leaf: Any) -> str:
 
 
 def check_patterns_fit(dims: Dims, leaves: Mapping[str, Any]) -> None:
-    """Raises if what a glob of ``dims`` says fits none of the leaves that it matches.
+    """Raise if the axes of a glob in ``dims`` fit none of the leaves it matches.
 
     Args:
       dims: as ``resolve_axes`` takes them.
@@ -165,16 +165,16 @@ def check_patterns_fit(dims: Dims, leaves: Mapping[str, Any]) -> None:
 
 
 def one_neuron(leaf: Any) -> Axes:
-    """The axes of a leaf without neurons of its own: the inputs of a single one."""
+    """Return the axes of a leaf without neurons: all are inputs of a single neuron."""
     return Axes((), tuple(range(len(leaf.shape))), ())
 
 
 def same_axes(one: Axes | None, other: Axes | None, shape: tuple[int, ...]) -> bool:
-    """Whether axes of a kernel are the same; what axes of size 1 are decides nothing.
+    """Tell whether axes of a kernel are the same, ignoring axes of size 1.
 
     Args:
-      one: axes, None for a leaf without.
-      other: those to compare with.
+      one: axes; None for a leaf without neurons.
+      other: the axes to compare with.
       shape: the kernel's shape.
 
     Returns:
@@ -195,16 +195,16 @@ def same_axes(one: Axes | None, other: Axes | None, shape: tuple[int, ...]) -> b
 def counted_otherwise(
     path: str, axes: Axes | None, shape: tuple[int, ...], counts: Any
 ) -> str:
-    """What to say where fan-ins in a state belong to other axes; empty if they do not.
+    """Return a warning if fan-ins in a state belong to other axes; empty if not.
 
-    A topology keeps the fan-ins of its neurons with size 1 along their inputs. Whoever
-    reads a state without the topology's ``dims=`` can tell by them.
+    A topology keeps the fan-ins of its neurons with size 1 along their inputs. They
+    reveal if a state is read without the topology's ``dims=``.
 
     Args:
       path: the kernel's path.
-      axes: the axes that are taken for its neurons.
+      axes: the assumed axes of its neurons.
       shape: the kernel's shape.
-      counts: the fan-ins, as ``TopologyState`` has them.
+      counts: the fan-ins, as in ``TopologyState``.
 
     Returns:
       A sentence with the remedy.
@@ -214,22 +214,22 @@ def counted_otherwise(
       >>> counted_otherwise("w", Axes((0,), (1,), (2,)), (3, 4, 8), counts)
       ''
       >>> print(counted_otherwise("w", Axes((), (0, 1), (2,)), (3, 4, 8), counts))
-      w: neurons are taken to sum over axes (0, 1), but the topology ... over (1,): ...
+      w: neurons are assumed to sum over axes (0, 1), but the ... over (1,): ...
     """
     summed = tuple(a for a, n in enumerate(counts.shape) if n == 1 < shape[a])
     if axes is None or summed == tuple(a for a in axes.reduction if shape[a] > 1):
         return ""
     return (
-        f"{path}: neurons are taken to sum over axes {axes.reduction}, but the "
-        f"topology counts their inputs over {summed}: give the dims that it has"
+        f"{path}: neurons are assumed to sum over axes {axes.reduction}, but the "
+        f"topology counts their inputs over {summed}: pass the topology's dims"
     )
 
 
 def check_dims(dims: Dims) -> None:
-    """Raises unless ``dims`` is one of the forms that ``resolve_axes`` takes.
+    """Raise unless ``dims`` has one of the forms that ``resolve_axes`` accepts.
 
     Raises:
-      TypeError: with the value, and the forms there are.
+      TypeError: with the value and the accepted forms.
     """
     values = dims.values() if isinstance(dims, Mapping) else [dims]
     for value in values:
@@ -242,7 +242,7 @@ def check_dims(dims: Dims) -> None:
 
 
 def fan_in(mask: jax.Array, axes: Axes) -> jax.Array:
-    """The number of active incoming weights of each neuron.
+    """Count the active incoming weights of each neuron.
 
     Args:
       mask: bool array, True = active.
@@ -255,24 +255,24 @@ def fan_in(mask: jax.Array, axes: Axes) -> jax.Array:
 
 
 def correction_factor(fan_in: jax.Array, axes: Axes) -> jax.Array:
-    """SparseOpt's factor per neuron, sqrt(1 - s_i) / sqrt(1 - s_avg).
+    """Return SparseOpt's factor per neuron, sqrt(1 - s_i) / sqrt(1 - s_avg).
 
     With s_i = 1 - fan_in_i / fan_in_dense and s_avg their mean over the layer, the
     dense fan-in cancels and sqrt(fan_in_i / mean(fan_in)) remains.
 
     Args:
-      fan_in: int32, as ``fan_in`` gives it.
+      fan_in: int32, as returned by ``fan_in``.
       axes: the kernel's axes; the mean is over the output axes, so that each layer of
-        a stack is corrected by itself.
+        a stack is corrected separately.
 
     Returns:
-      float32 of the same shape. Exactly 1 where all neurons of a layer have the same
-      fan-in; 0 for a neuron without inputs, and throughout a layer without weights.
+      float32 of the same shape. Exactly 1 if all neurons of a layer have the same
+      fan-in; 0 for a neuron without inputs, and for all neurons of an empty layer.
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541): the update rule.
     """
-    # The mean as a deviation from the largest: equal fan-ins give it without rounding.
+    # The mean as a deviation from the maximum is exact for equal fan-ins.
     largest = jnp.max(fan_in, axis=axes.output, keepdims=True)
     deviation = jnp.mean(
         (largest - fan_in).astype(jnp.float32), axis=axes.output, keepdims=True

@@ -1,4 +1,4 @@
-"""What a topology decides about each leaf, from shapes alone."""
+"""A topology's decision about each leaf, from shapes only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,10 +33,10 @@ from sparseopt_jax.trees import paths
 
 
 def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
-    """What becomes of each leaf of ``params``.
+    """Plan each leaf of ``params``.
 
     Args:
-      rules: what decides.
+      rules: the rules that decide.
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
@@ -89,7 +89,7 @@ def plan_leaves(rules: Rules, params: Any) -> list[LeafPlan]:
 
 
 def _reasons(rules: Rules, leaves: Leaves) -> tuple[dict[str, str], frozenset[str]]:
-    """Why each leaf stays dense, empty where it does not; and what is included."""
+    """Return why each leaf stays dense, empty if it does not, and what is included."""
     arrays, axes = leaves.arrays, leaves.axes
     never = {path: why_never(x, axes[path]) for path, x in arrays.items()}
     chosen = included(rules.include, arrays, never)
@@ -130,7 +130,7 @@ def _plan(
 
 
 def _first(rules: Rules, leaves: Leaves, layers: dict[str, Layer]) -> frozenset[str]:
-    """The paths that ``uniform`` keeps dense."""
+    """Return the paths that ``uniform`` keeps dense."""
     if rules.distribution != "uniform" or rules.first in (None, False):
         return frozenset()
     if rules.first is not True:
@@ -145,7 +145,7 @@ def _first(rules: Rules, leaves: Leaves, layers: dict[str, Layer]) -> frozenset[
         return frozenset()
     arrays, kinds = leaves.arrays, leaves.kinds
     biases = biases_by_module(arrays)
-    # Kernels that the user keeps dense have their places in the network, too.
+    # Kernels that the user keeps dense are part of the network, too.
     kernels = tuple(
         ends_of(path, x, axes, rules.dims, biases.get(path.rpartition("/")[0]))
         for path, x in arrays.items()
@@ -160,7 +160,7 @@ def _first(rules: Rules, leaves: Leaves, layers: dict[str, Layer]) -> frozenset[
 def _counts(
     rules: Rules, layers: dict[str, Layer], first: frozenset[str]
 ) -> dict[str, int]:
-    """What each single layer gets: from its structure, or from the distribution."""
+    """Return each single layer's budget, from its structure or the distribution."""
     fixed = {
         path: density
         for path in layers
@@ -204,7 +204,7 @@ def _check_min_fan_in(
 def _with_counts(
     rules: Rules, plans: list[LeafPlan], first: frozenset[str]
 ) -> list[LeafPlan]:
-    """Plans of given masks with the numbers that a moving density brings them to."""
+    """Add the numbers at the end of a density schedule to plans of given masks."""
     layers = {plan.path: plan.layer for plan in plans if plan.layer is not None}
     counts = _counts(rules, layers, first)
 
@@ -213,7 +213,7 @@ def _with_counts(
             return plan
         count = counts[plan.path]
         moved = _plan(rules, plan.path, plan.leaf, plan.axes, plan.layer, count)
-        # Masks that are sparser stay so.
+        # Sparser masks keep their numbers.
         active = None if plan.active is None else min(plan.active, moved.active or 0)
         return plan._replace(per_cell=moved.per_cell, active=active)
 

@@ -1,10 +1,9 @@
-"""What may be active within a leaf: single weights, N of M, blocks, channels, fan-ins.
+"""Structures of active weights: single weights, N of M, blocks, channels, fan-ins.
 
-A structure says two things of a leaf. Its *units* are what is switched as one: a
-weight, a block, a channel. Its *cells* are what keeps a number of active units by
-itself: the whole layer, a neuron, a group of M. Weights are dropped by the whole layer,
-and grown to fill every cell to its number again, so that topologies move within any
-structure.
+A structure defines two things for a leaf. Its *units* are switched as one: a weight, a
+block, a channel. Its *cells* each keep their number of active units: the whole layer, a
+neuron, a group of M. Weights are dropped over the whole layer, and grown to refill
+every cell to its number, so that every topology works with every structure.
 """
 
 import abc
@@ -30,11 +29,11 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Structure(abc.ABC):
-    """What all structures have in common; use one of those below."""
+    """Base class of all structures; use one of the subclasses below."""
 
     @abc.abstractmethod
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
-        """How a leaf of this shape is switched.
+        """Return the units of a leaf of this shape.
 
         Args:
           path: the leaf's path, for errors.
@@ -50,23 +49,23 @@ class Structure(abc.ABC):
 
     @property
     def density(self) -> float | None:
-        """The fraction of active weights that the structure itself fixes, or None."""
+        """Return the fraction of active weights that the structure fixes, or None."""
         return None
 
     def per_cell(self, units: Units, active: int) -> int:
-        """Active units in every cell, for so many active weights in a layer.
+        """Return the active units per cell for a number of active weights in a layer.
 
         Args:
           units: the leaf's units.
-          active: what the distribution gives the layer.
+          active: the layer's budget from the distribution.
 
         Returns:
-          The number that the structure fixes, or else the nearest that it can hold.
+          The number that the structure fixes, or else the nearest possible one.
         """
         return self.nearest(units, active)
 
     def nearest(self, units: Units, active: int) -> int:
-        """Active units in every cell that come nearest to a number, at least 1."""
+        """Return the active units per cell nearest to a number, at least 1."""
         return min(max(round(active / (units.size * units.cells)), 1), units.per_cell)
 
 
@@ -111,12 +110,11 @@ class NM(Structure):
       n: active weights in a group.
       m: weights in a group.
       axis: axis of the kernel along which a group lies; None is the last reduction
-        axis that is longer than 1, the input channels, along which sparse matrix units
-        want it.
+        axis longer than 1, the input channels, as sparse matrix units require.
 
     Raises:
       ValueError: unless 1 <= n <= m and m >= 2.
-      TypeError: if one of them is no integer.
+      TypeError: if one of them is not an integer.
 
     Examples:
       >>> NM(2, 4)
@@ -137,7 +135,7 @@ class NM(Structure):
 
     @property
     def density(self) -> float:
-        """The fraction n / m."""
+        """Return n / m."""
         return self.n / self.m
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:
@@ -149,13 +147,13 @@ class NM(Structure):
         return Units(shape, split, cut, (), (places[axis][-1],), layer)
 
     def axis_of(self, shape: tuple[int, ...], reduction: tuple[int, ...]) -> int:
-        """The axis along which the groups of a kernel lie."""
+        """Return the axis along which the groups of a kernel lie."""
         if self.axis is not None:
             return self.axis
         return next((a for a in reversed(reduction) if shape[a] > 1), reduction[-1])
 
     def per_cell(self, units: Units, active: int) -> int:
-        """The n of every group, whatever the layer was given."""
+        """Return n, whatever the layer's budget."""
         del units, active
         return self.n
 
@@ -165,12 +163,12 @@ class Block(Structure):
     """Blocks of weights are active or not as one; scores are summed over a block.
 
     Attributes:
-      shape: the block's extent along the last axes of a kernel, 1 along all others; an
-        int is that many neighbours along the last axis.
+      shape: the block's extents along the last axes of a kernel, 1 along all others; an
+        int is the extent along the last axis.
 
     Raises:
       ValueError: if the shape is empty or an extent is below 1.
-      TypeError: if an extent is no integer.
+      TypeError: if an extent is not an integer.
 
     Examples:
       >>> Block(16), Block((4, 4))
@@ -192,13 +190,13 @@ class Block(Structure):
         if len(block) > len(shape):
             raise ValueError(
                 f"{self} has more axes than {path!r} with shape {shape}; give this "
-                "leaf another structure by a mapping, or exclude it by where"
+                "leaf another structure with a mapping, or exclude it with where"
             )
         extents = (1,) * (len(shape) - len(block)) + block
         stacked = [a for a in axes.batch if extents[a] > 1]
         if stacked:
             raise ValueError(
-                f"{self} reaches over axis {stacked[0]} of {path!r} with shape "
+                f"{self} spans axis {stacked[0]} of {path!r} with shape "
                 f"{shape}, which stacks separate layers"
             )
         return _units_of_blocks(self, extents, path, shape, axes)
@@ -213,7 +211,7 @@ class Channel(Structure):
         last reduction axis (-2 in Flax) removes inputs.
 
     Raises:
-      TypeError: if the axis is no integer.
+      TypeError: if the axis is not an integer.
 
     Examples:
       >>> Channel()
@@ -238,10 +236,10 @@ Structures = Structure | Mapping[str, Structure]
 
 
 def check_structure(structure: Any) -> None:
-    """Raises unless ``resolve_structure`` can take this.
+    """Raise unless ``resolve_structure`` accepts this.
 
     Raises:
-      TypeError: with the value, and the structures there are.
+      TypeError: with the value and the available structures.
     """
     values = structure.values() if isinstance(structure, Mapping) else [structure]
     for value in values:
@@ -254,14 +252,14 @@ def check_structure(structure: Any) -> None:
 
 
 def resolve_structure(structure: Structures, path: str) -> Structure:
-    """The structure of the leaf at ``path``; unstructured where a mapping is silent."""
+    """Return the structure of the leaf at ``path``; unstructured if none is mapped."""
     if isinstance(structure, Mapping):
         return paths.first_match(path, structure) or Unstructured()
     return structure
 
 
 def fixed_density(structure: Structures) -> float | None:
-    """The fraction of active weights that one structure fixes for all leaves."""
+    """Return the fraction of active weights that one structure fixes for all leaves."""
     return None if isinstance(structure, Mapping) else structure.density
 
 
@@ -284,7 +282,7 @@ def _cut(
     path: str,
     shape: tuple[int, ...],
 ) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int, ...]]]:
-    """The split shape, the axes that are cut, and where each axis went."""
+    """Return the split shape, the axes that are cut, and where each axis went."""
     split: list[int] = []
     cut, places = [], []
     for axis, (n, extent) in enumerate(zip(shape, extents, strict=True)):
@@ -293,7 +291,8 @@ def _cut(
             raise ValueError(
                 f"{structure} needs axis {axis} of {path!r} with shape {shape} to be a "
                 f"multiple of {extent}; {n} is one of {', '.join(map(str, fitting))}. "
-                "Give this leaf another structure by a mapping, or exclude it by where"
+                "Give this leaf another structure with a mapping, or exclude it with "
+                "where"
             )
         if extent in (1, n):
             places.append((len(split),))

@@ -57,7 +57,7 @@ from sparseopt_jax.trees import paths
         ("value/w", (8, 1), "float32", ""),
         ("Conv_0/kernel", (1, 1, 1, 8), "float32", ""),
         ("in_proj_weight", (1, 8), "float32", ""),
-        ("Dense_0/kernel", (4, 4), "int8", "int8 is not a real floating-point type"),
+        ("Dense_0/kernel", (4, 4), "int8", "int8 is not a real floating-point dtype"),
         ("fft/kernel", (4, 4), "complex64", "complex64 is not"),
         ("Dense_0/kernel", (0, 4), "float32", "empty"),
     ],
@@ -217,15 +217,22 @@ def test_include_in_pruning_and_thresholds():
     [
         ("embd/*", ValueError, r"include: the pattern 'embd/\*' matches no leaf"),
         (["embed/*", "nothing"], ValueError, "include: the pattern 'nothing' matches"),
-        (lambda path, leaf: False, ValueError, "include names no leaf; the paths are"),
+        (
+            lambda path, leaf: False,
+            ValueError,
+            "include selects no leaf; the paths are",
+        ),
         ("count", ValueError, "can never be sparse .count: int32 is not a real"),
         (
             ["embed/*", "embed/bias"],
-            *(ValueError, "'embed/bias' names only .*embed/bias: fewer than two dim"),
+            *(ValueError, "'embed/bias' selects only .*embed/bias: fewer than two dim"),
         ),
         (
             lambda path, leaf: path == "count",
-            *(ValueError, "the function names only what can never be sparse .count"),
+            *(
+                ValueError,
+                "the function selects only leaves that can never be sparse .count",
+            ),
         ),
         (3, TypeError, "include must be a glob over paths, .*got 3"),
         ([1], TypeError, "include must be a glob"),

@@ -28,7 +28,7 @@ def dense_of(params, **options):
     try:
         leaves = topology.leaves(params)
     except ValueError as error:
-        assert "names and shapes do not tell" in str(error)
+        assert "names and shapes do not show" in str(error)
         return None
     full = [leaf for leaf in leaves if leaf.layer and leaf.active == leaf.leaf.size]
     assert [leaf.note for leaf in full] == ["dense: first layer"] * len(full)
@@ -323,7 +323,7 @@ def test_first_goes_through_all_methods(name):
         ({"first": [1]}, TypeError, "first must be a glob over paths"),
         (
             {"first": "a/*", "distribution": "erdos_renyi"},
-            *(ValueError, "first='a/.*is for distribution='uniform'.*'erdos_renyi'"),
+            *(ValueError, "first='a/.*needs distribution='uniform'.*'erdos_renyi'"),
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_what_is_no_structure_is_refused(structure):
             so.NM(2, 4),
             None,
             r"axis 0 of 'a/kernel' with shape \(6, 8\) to be a multiple of 4; 6 is one "
-            "of 1, 2, 3, 6.*by a mapping.*by where",
+            "of 1, 2, 3, 6.*with a mapping.*with where",
         ),
         (
             so.Block((2, 3)),
@@ -103,7 +103,7 @@ def test_a_sparsity_is_needed_where_no_structure_fixes_it():
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        (so.Block((2, 1, 1)), "reaches over axis 0 of 'kernel'.*stacks separate"),
+        (so.Block((2, 1, 1)), "spans axis 0 of 'kernel'.*stacks separate"),
         (so.Channel(0), "names axis 0 of 'kernel'.*stacks separate layers"),
         (so.NM(1, 3, axis=0), "names axis 0 of 'kernel'.*stacks separate layers"),
     ],
@@ -121,7 +121,11 @@ def test_a_stack_is_not_reached_over(structure, message):
         (so.NM(1, 2), [[1, 1], [1, 1], [1, 1], [1, 1]], "between 2 and 2 active"),
         (so.ConstantFanIn(), [[1, 1], [0, 1], [1, 0], [0, 1]], "between 2 and 3"),
         (so.Block((2, 1)), [[1, 0], [1, 0], [0, 1], [0, 0]], "a unit of 2 weights is"),
-        (so.Channel(), [[1, 0], [1, 0], [1, 0], [1, 1]], "a unit of 4 weights is act"),
+        (
+            so.Channel(),
+            [[1, 0], [1, 0], [1, 0], [1, 1]],
+            "a unit of 4 weights is only partly act",
+        ),
     ],
 )
 def test_masks_that_are_not_legal_are_refused(structure, columns, message):
@@ -160,7 +164,7 @@ def test_masks_that_are_legal_are_taken():
         (
             {"min_fan_in": 1, "structure": so.Block(2)},
             ValueError,
-            r"min_fan_in holds for single weights, not for Block\(shape=\(2,\)\)",
+            r"min_fan_in applies to single weights, not to Block\(shape=\(2,\)\)",
         ),
     ],
 )
@@ -174,7 +178,7 @@ def test_a_fan_in_is_kept_with_given_masks_of_single_weights_only():
     topology = so.rigl(
         masks=masks, structure=so.Block(2), min_fan_in=1, every=1, stop=2
     )
-    with pytest.raises(ValueError, match="min_fan_in holds for single weights"):
+    with pytest.raises(ValueError, match="min_fan_in applies to single weights"):
         topology.init(KEY, {"kernel": jnp.ones((4, 2))})
 
 

@@ -48,8 +48,8 @@ def test_the_plan_says_what_how_much_and_why_not():
     assert lines[2].split() == ["Dense_0/kernel", "8x16", "8", "16", "25.00%", "32"]
     assert lines[4].split() == ["Dense_1/kernel", "16x4", "16", "4", "50.00%", "32"]
     assert lines[5].endswith("embedding")
-    assert lines[6].endswith("complex64 is not a real floating-point type")
-    assert lines[7].endswith("int32 is not a real floating-point type")
+    assert lines[6].endswith("complex64 is not a real floating-point dtype")
+    assert lines[7].endswith("int32 is not a real floating-point dtype")
     assert (
         "64 of 192 weights active in sparse leaves (33.33%); 108 parameters dense, "
         "300 in all." in lines
@@ -130,7 +130,7 @@ def test_the_plan_shows_inputs_outputs_and_stacks():
                 }
             },
             "s/Conv_0/kernel",
-            "among vectors that are stacked 6 times",
+            "vectors beside it are stacked 6 times",
         ),
         # The leading axis may be the stack, or the inputs: the bias fits both.
         ({"query": kernel(4, 4, 16, bias=(4, 16))}, "query/kernel", "stacked 4 times"),
@@ -358,8 +358,8 @@ def test_the_summary_warns_of_dims_that_are_not_the_topologys(options):
     params = so.apply_masks(params, state)
     assert not so.summary(params, state, dims=dims).warnings
     (warning,) = so.summary(params, state).warnings
-    assert warning.startswith("w: neurons are taken to sum over axes (0, 1), but the")
-    assert warning.endswith("over (1,): give the dims that it has")
+    assert warning.startswith("w: neurons are assumed to sum over axes (0, 1), but the")
+    assert warning.endswith("over (1,): pass the topology's dims")
 
 
 def test_rich_prints_the_same_in_colours(capsys):

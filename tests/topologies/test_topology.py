@@ -260,7 +260,7 @@ PARAMS = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
         (
             so.static(masks={"a": jnp.ones(3, bool)}),
             {"a": jnp.ones(3, jnp.int32)},
-            "parameter of type int32",
+            "parameter of dtype int32",
         ),
     ],
 )

@@ -228,10 +228,10 @@ def test_modules_as_dictionaries_keep_their_kinds():
 )
 def test_what_is_not_an_array_is_told_with_the_remedy(call):
     told = r"eqx\.filter\(model, eqx\.is_inexact_array\)"
-    with pytest.raises(TypeError, match=f"'activation' stands .*{told}"):
+    with pytest.raises(TypeError, match=f"'activation' holds .*{told}"):
         call(eqx.nn.MLP(4, 4, 8, 1, activation=jnp.tanh, key=KEY))
     for other in ("a name", jax.nn.relu):
-        with pytest.raises(TypeError, match=f"'option' stands .*{told}"):
+        with pytest.raises(TypeError, match=f"'option' holds .*{told}"):
             call({"kernel": jnp.ones((4, 4)), "option": other})
 
 
