@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import sparseopt_jax as so
+from tests.helpers.ranking import largest
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -35,12 +36,6 @@ def trained(topology, steps, params=PARAMS):
         params = optax.apply_updates(params, updates)
         found.append(np.asarray(so.get_masks(state)["kernel"]))
     return found
-
-
-def largest(weights, k):
-    mask = np.zeros(weights.size, bool)
-    mask[np.argsort(-np.abs(weights).ravel(), kind="stable")[:k]] = True
-    return mask.reshape(weights.shape)
 
 
 # The masks of a checkpoint.
@@ -207,54 +202,3 @@ def test_a_schedule_that_rises_grows():
     )
     counts = [int(mask.sum()) for mask in trained(topology, 10)]
     assert counts[0] == 60 and counts[-1] == 300
-
-
-# First masks of the weights that there are.
-
-
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_start_above_zero_keeps_the_largest(scope):
-    params = {"a": jnp.asarray(WEIGHTS), "b": 0.1 * jnp.asarray(WEIGHTS.T)}
-    topology = so.gradual_magnitude(
-        0.9, every=2, stop=9, initial_sparsity=0.5, scope=scope
-    )
-    masks, _ = topology.init(KEY, params)
-    joined = np.concatenate([np.ravel(params[name]) for name in "ab"])
-    found = np.concatenate([np.ravel(masks[name]) for name in "ab"])
-    assert found.sum() == 600
-    if scope == "global":
-        np.testing.assert_array_equal(found, largest(joined, 600))
-    else:
-        for name in "ab":
-            expected = largest(np.asarray(params[name]), int(masks[name].sum()))
-            np.testing.assert_array_equal(masks[name], expected)
-    compiled, _ = jax.jit(topology.init)(KEY, params)
-    np.testing.assert_array_equal(compiled["b"], masks["b"])
-
-
-def test_a_schedule_that_starts_above_zero_keeps_the_largest():
-    schedule = optax.linear_schedule(0.5, 0.9, 8)
-    topology = so.gradual_magnitude(schedule=schedule, every=2, stop=9)
-    masks, _ = topology.init(KEY, {"a": WEIGHTS})
-    np.testing.assert_array_equal(masks["a"], largest(WEIGHTS, 300))
-
-
-def test_shapes_alone_begin_at_random():
-    topology = so.gradual_magnitude(0.9, every=2, stop=9, initial_sparsity=0.5)
-    shapes = {"a": jax.ShapeDtypeStruct((20, 30), jnp.float32)}
-    masks, _ = topology.init(KEY, shapes)
-    assert int(masks["a"].sum()) == 300
-    assert (masks["a"] != largest(WEIGHTS, 300)).any()
-
-
-def test_first_masks_keep_structures_and_what_is_not_finite():
-    params = {"a": jnp.asarray(WEIGHTS).at[0, 0].set(jnp.nan)}
-    topology = so.gradual_magnitude(
-        0.9, every=2, stop=9, initial_sparsity=0.5, structure=so.Block(2), min_fan_in=0
-    )
-    masks, _ = topology.init(KEY, params)
-    blocks = np.asarray(masks["a"]).reshape(20, 15, 2)
-    np.testing.assert_array_equal(blocks.all(2), blocks.any(2))
-    sums = np.abs(np.asarray(params["a"])).reshape(20, 15, 2).sum(2)
-    expected = largest(np.nan_to_num(sums, nan=np.inf), 150)
-    np.testing.assert_array_equal(blocks.any(2), expected)

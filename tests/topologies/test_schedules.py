@@ -114,3 +114,9 @@ def test_steps_that_an_int32_does_not_count_are_refused():
         UpdateSchedule(1, 0, 2**31)
     with pytest.raises(ValueError, match=r"steps must be at most 2\*\*31 - 1"):
         StepList((2**31,))
+
+
+def test_the_inverse_power_is_the_third():
+    schedule = UpdateSchedule(1, 0, 100, drop_fraction=0.8, decay="inverse_power")
+    fractions = [schedule.fraction(t) for t in (0, 50, 75, 100)]
+    np.testing.assert_allclose(fractions, [0.8, 0.1, 0.0125, 0], atol=1e-7)

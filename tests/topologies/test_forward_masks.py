@@ -1,4 +1,4 @@
-"""Masks of the forward pass: dense weights behind them, trained or not."""
+"""Masks of the forward pass: dense weights behind them are trained."""
 
 import functools
 
@@ -10,52 +10,17 @@ import optax
 import pytest
 
 import sparseopt_jax as so
-
-KEY = jax.random.key(0)
-RNG = np.random.default_rng(0)
-PARAMS = {
-    "k": jnp.asarray(RNG.normal(size=(8, 6)), jnp.float32),
-    "b": jnp.ones(6),
-}
-HALF = so.ste(0.5)
-
-
-def array(*values):
-    return jnp.array(values, jnp.float32)
-
-
-def grads_at(step):
-    rng = np.random.default_rng(100 + step)
-    return jax.tree.map(
-        lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), PARAMS
-    )
-
-
-def momentum():
-    return optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
-
-
-@functools.cache
-def trained(method, steps=6, *, packed=False, compiled=True):
-    """Params and states, first and after each step."""
-    tx = so.sparsify(momentum(), method, packed=packed)
-    params, state = PARAMS, tx.init(PARAMS)
-    update = jax.jit(tx.update) if compiled else tx.update
-    history = [(params, state)]
-    for step in range(steps):
-        updates, state = update(grads_at(step), state, params)
-        params = optax.apply_updates(params, updates)
-        history.append((params, state))
-    return history
-
-
-def largest(weights, k):
-    mask = np.zeros(weights.size, bool)
-    mask[np.argsort(-np.abs(weights).ravel(), kind="stable")[:k]] = True
-    return mask.reshape(weights.shape)
-
-
-# The masks.
+from tests.helpers.forward_training import (
+    HALF,
+    KAST,
+    KEY,
+    PARAMS,
+    RNG,
+    grads_at,
+    momentum,
+    trained,
+)
+from tests.helpers.ranking import largest
 
 
 def test_masks_are_the_largest_of_the_weights_after_every_step():
@@ -121,78 +86,6 @@ def test_shapes_have_masks_of_the_same_numbers():
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(PARAMS))
 
 
-# SR-STE.
-
-
-def test_sr_ste_decays_what_is_not_used():
-    # With 1 of 2 weights used: -1 and 2 are not.
-    method = so.sr_ste(structure=so.NM(1, 2), decay=0.1)
-    params = {"w": array([4, -1], [-3, 2])[..., None]}
-    grads = {"w": array([1, 1], [1, 1])[..., None]}
-    params, grads = ({"w": tree["w"].reshape(4, 1)} for tree in (params, grads))
-    tx = so.sparsify(optax.sgd(1.0), method)
-    state = tx.init(params)
-    np.testing.assert_array_equal(state.masks["w"][:, 0], [1, 0, 1, 0])
-    updates, state = tx.update(grads, state, params)
-    np.testing.assert_allclose(updates["w"][:, 0], [-1, -0.9, -1, -1.2], rtol=1e-6)
-    # The weights are then 3 -1.9 -4 0.8.
-    np.testing.assert_array_equal(state.masks["w"][:, 0], [1, 0, 1, 0])
-
-
-def test_sr_ste_is_two_of_four_by_itself():
-    masks, _ = so.sr_ste().init(KEY, PARAMS)
-    groups = np.asarray(masks["k"]).reshape(2, 4, 6)
-    np.testing.assert_array_equal(groups.sum(1), 2)
-    assert so.sr_ste(0.75).topology.structure == so.Unstructured()
-
-
-# Top-KAST.
-
-KAST = so.top_kast(0.75, trained_sparsity=0.5, every=3, penalty=0.0)
-
-
-def test_top_kast_leaves_the_smallest_weights_alone():
-    history = trained(KAST)
-    chosen_by = {0: 0, 1: 1, 2: 1, 3: 1, 4: 4, 5: 4, 6: 4}
-    for moment, (params, state) in enumerate(history):
-        weights = history[chosen_by[moment]][0]["k"]
-        np.testing.assert_array_equal(state.masks["k"], largest(weights, 12))
-        still = ~largest(weights, 24)
-        np.testing.assert_array_equal(state.topology_state.trained["k"], ~still)
-        if moment + 1 < len(history):
-            # Not even by momentum or weight decay.
-            after = np.asarray(history[moment + 1][0]["k"])
-            np.testing.assert_array_equal(after[still], np.asarray(params["k"])[still])
-            assert (after[~still] != np.asarray(params["k"])[~still]).all()
-
-
-def test_top_kast_penalizes_weights_by_how_they_are_used():
-    # Of the weights 4 3 2 1 one is used and two are trained; the density is 1/4.
-    method = so.top_kast(0.75, trained_sparsity=0.5, penalty=0.1)
-    params = {"w": array([4], [-3], [2], [1])}
-    tx = so.sparsify(optax.sgd(1.0), method)
-    state = tx.init(params)
-    updates, _ = tx.update({"w": array([1], [1], [1], [1])}, state, params)
-    expected = [-1 - 0.1 * 4, -1 + 0.1 * 3 / 0.25, 0, 0]
-    np.testing.assert_allclose(updates["w"][:, 0], expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("distribution", ["erdos_renyi", "erdos_renyi_kernel"])
-def test_what_is_used_is_trained(distribution):
-    shapes = {"a": (5, 7), "b": (7, 9), "c": (3, 3, 2, 4)}
-    params = {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in shapes.items()}
-    for sparsity in np.linspace(0.1, 0.9, 41):
-        method = so.top_kast(
-            sparsity, trained_sparsity=sparsity - 0.01, distribution=distribution
-        )
-        used, trained = method.leaves(params), method.trained.leaves(params)
-        for used_leaf, leaf in zip(used, trained, strict=True):
-            assert used_leaf.active <= leaf.active
-
-
-# Where something else applies updates, or masks.
-
-
 @pytest.mark.parametrize("method", [HALF, KAST], ids=lambda method: method.name)
 def test_dense_weights_are_never_zeroed(method):
     tx = so.sparsify(optax.sgd(0.1), method)
@@ -224,9 +117,6 @@ def test_a_train_step_sees_masked_weights_and_trains_dense_ones():
         new.params["k"], PARAMS["k"] - 0.1 * grads["k"], rtol=1e-5
     )
     assert float(loss_fn(PARAMS, x)) != pytest.approx(float(loss), rel=1e-3)
-
-
-# Forms of the same training.
 
 
 def assert_same(history, expected, rtol=1e-5):
@@ -295,9 +185,6 @@ def test_within_multi_steps_masks_follow_the_steps_that_are_taken():
             so.get_masks(state)["k"], largest(params["k"], 24)
         )
     assert_same([(params, state)], [trained(HALF)[3]])
-
-
-# What is refused.
 
 
 @pytest.mark.parametrize(
