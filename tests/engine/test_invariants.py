@@ -189,7 +189,19 @@ def compiled_method(method):
     return tx, jax.jit(one_step(tx)), jax.jit(tx.init)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.id)
+# The others are held to the same by tests of their own.
+QUICK = ("block", "srigl", "snfs")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(
+            method, marks=[] if method.id in QUICK else pytest.mark.slow, id=method.id
+        )
+        for method in METHODS
+    ],
+)
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_methods_keep_their_numbers_and_zeros(method, data):

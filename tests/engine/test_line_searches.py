@@ -32,13 +32,24 @@ TOPOLOGIES = {
     "set": so.set_(0.5, **MOVES),
     "rigl": so.rigl(0.5, **MOVES),
 }
+QUICK = ("lbfgs", "rigl")
 
 
+# All of them with SET, and one with RigL.
 @pytest.mark.parametrize(
-    "topology", [pytest.param("static", marks=pytest.mark.slow), "set", "rigl"]
+    ("inner", "packed", "topology"),
+    [
+        pytest.param(
+            *(inner, packed, topology),
+            marks=[]
+            if not packed and (topology == "set" or (inner, topology) == QUICK)
+            else pytest.mark.slow,
+        )
+        for inner in INNER
+        for packed in (False, True)
+        for topology in TOPOLOGIES
+    ],
 )
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("inner", INNER)
 def test_they_work_as_optax_documents_them(inner, topology, packed):
     tx = so.sparsify(INNER[inner](), TOPOLOGIES[topology], packed=packed)
     state = tx.init(PARAMS)

@@ -119,10 +119,17 @@ def test_without_compiling(name):
     so.summary(params, state)
 
 
+# One of each kind of update.
+FROM_THE_HOST = (
+    *("set", "rigl", "rigl_nm", "srigl", "snfs"),
+    *("gradual_global", "granet", "ste", "top_kast"),
+)
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        name
+        pytest.param(name, marks=[] if name in FROM_THE_HOST else pytest.mark.slow)
         for name, topology in TOPOLOGIES.items()
         if topology.moves and name != "phases"
     ],
