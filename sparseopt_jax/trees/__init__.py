@@ -1,1 +1,1 @@
-"""Any pytree of parameters: canonical paths, boxes, keys by name."""
+"""Pytrees of parameters: canonical paths, boxes, keys by name."""

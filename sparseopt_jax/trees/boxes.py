@@ -1,4 +1,4 @@
-"""Boxes: what Flax wraps around a parameter to name its axes.
+"""Boxes: Flax's wrappers around a parameter that name its axes.
 
 ``nn.Partitioned``, ``nn.LogicallyPartitioned``, any other ``AxisMetadata`` and the
 variables of NNX. They are recognised by their methods, so that Flax is not imported.
@@ -12,7 +12,7 @@ import optax
 
 
 def is_box(x: Any) -> bool:
-    """Whether ``x`` wraps one leaf, or the ``optax.MaskedNode`` of a left-out one."""
+    """Tell whether ``x`` wraps one leaf, or the ``optax.MaskedNode`` in its place."""
     if not is_wrapper_class(type(x)):
         return False
     content = _content(x)
@@ -24,27 +24,27 @@ def is_box(x: Any) -> bool:
 
 
 def unboxed(x: Any) -> Any:
-    """What is in a box, in a box within it too; what is not a box as it is."""
+    """Return the content of a box, or of nested boxes; return anything else as is."""
     return unboxed(_content(x)) if is_box(x) else x
 
 
 def unbox_tree(tree: Any) -> Any:
-    """A tree without its boxes.
+    """Return a tree without its boxes.
 
-    Flax's own ``unbox`` constrains shardings as well, where a mesh is set.
+    Flax's own ``unbox`` also constrains shardings if a mesh is set.
     """
     return jax.tree.map(unboxed, tree, is_leaf=is_box)
 
 
 def boxed_like(box: Any, leaf: Any) -> Any:
-    """``leaf`` in the box of another, if the box fits.
+    """Return ``leaf`` in a copy of another leaf's box, if the box fits.
 
-    A box names the axes of what is in it, so it fits what has the same shape alone:
+    A box names the axes of its content, so it fits only leaves of the same shape:
     masks and moments, not counts, packed bits or holes.
 
     Args:
       box: a box around an array, or anything else.
-      leaf: what takes the place of its content.
+      leaf: the new content.
 
     Returns:
       A box, or ``leaf`` itself.
@@ -58,15 +58,15 @@ def boxed_like(box: Any, leaf: Any) -> Any:
 
 
 def has_boxes(tree: Any) -> bool:
-    """Whether there is a box in a tree."""
+    """Tell whether a tree contains a box."""
     return any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box)))
 
 
 @functools.lru_cache(maxsize=1024)
 def is_wrapper_class(kind: type) -> bool:
-    """Whether a class is that of boxes, around one leaf or several.
+    """Tell whether a class is that of boxes, around one leaf or several.
 
-    Remembered by class: maps over trees ask it of every node.
+    Cached by class, because maps over trees call it for every node.
     """
     return hasattr(kind, "replace_boxed") or (
         hasattr(kind, "get_value") and hasattr(kind, "get_metadata")

@@ -1,4 +1,4 @@
-"""Updates of which only the gradients, the state or the parameters are boxed."""
+"""Updates in which only the gradients, the state or the parameters are boxed."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from sparseopt_jax.trees.boxes import has_boxes, is_box, unbox_tree, unboxed
 
 
 def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """``update(grads, state, params)`` without boxes where only some trees have them.
+    """Wrap ``update(grads, state, params)``: remove boxes if only some trees have them.
 
     Users unbox parameters, gradients or a whole training state, before or after
     ``init``, and optax maps over all of them together.
@@ -20,9 +20,9 @@ def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
       update: returns a tree like the parameters, and the new state.
 
     Returns:
-      The function. Where all trees are boxed, or none is, it is ``update``; elsewhere
-      its first result has the boxes of the parameters, so that ``optax.apply_updates``
-      takes it, and the new state those of the old one.
+      The function. If all trees are boxed, or none is, it is ``update``. Otherwise, its
+      first result has the boxes of the parameters, so that ``optax.apply_updates``
+      accepts it, and the new state has those of the old one.
     """
 
     @functools.wraps(update)
@@ -37,7 +37,7 @@ def evened(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
 
 
 def _agree(grads: Any, state: Any, params: Any) -> bool:
-    """Whether what has a parameter's place and shape is boxed as the parameter is."""
+    """Tell whether leaves with a parameter's path and shape are boxed as it is."""
     if not any(map(has_boxes, (grads, state, params))):
         return True
     by_parts = {
@@ -59,5 +59,5 @@ def _leaves_with_parts(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def reboxed(like: Any, tree: Any) -> Any:
-    """A tree with the boxes of another that has the same leaves."""
+    """Return a tree with the boxes of another tree that has the same leaves."""
     return jax.tree.structure(like).unflatten(jax.tree.leaves(tree))

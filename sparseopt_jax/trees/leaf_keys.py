@@ -1,4 +1,4 @@
-"""Random numbers by name: a leaf draws the same ones in any tree."""
+"""Random numbers by name: a leaf draws the same numbers in any tree."""
 
 import zlib
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import numpy as np
 
 
 def leaf_key(key: jax.Array, path: str) -> jax.Array:
-    """The key of the leaf at a path."""
+    """Return the key of the leaf at a path."""
     return jax.random.fold_in(key, _number(path))
 
 
 def leaf_keys(key: jax.Array, paths: Sequence[str]) -> jax.Array:
-    """The keys of the leaves at some paths, (paths,): made together, by one code.
+    """Return the keys of the leaves at some paths, (paths,), made by one program.
 
     Examples:
       >>> key = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""Canonical paths: where a leaf stands in any pytree, as one string."""
+"""Canonical paths: the place of a leaf in any pytree, as one string."""
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ KeyPath = tuple[Any, ...]
 
 
 def is_hole(x: Any) -> bool:
-    """Whether ``x`` is the ``optax.MaskedNode`` that stands for a left-out leaf."""
+    """Tell whether ``x`` is the ``optax.MaskedNode`` in place of an omitted leaf."""
     return isinstance(x, optax.MaskedNode)
 
 
@@ -24,17 +24,17 @@ def _is_leaf(x: Any) -> bool:
 def leaves_with_path(
     tree: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[KeyPath, Any]]:
-    """``jax.tree_util.tree_leaves_with_path``, boxes left out of the key paths.
+    """``jax.tree_util.tree_leaves_with_path``, with key paths that omit boxes.
 
-    What is a box is told by its class, so that a field of the name ``value`` in
-    anybody's own class keeps its place in the path.
+    Boxes are recognised by their class, so that a field named ``value`` in any other
+    class stays part of the path.
 
     Args:
       tree: any pytree.
-      is_leaf: as in JAX; boxes are looked into unless it stops at them.
+      is_leaf: as in JAX; boxes are opened unless it stops at them.
 
     Returns:
-      Key path and leaf, in tree order.
+      Key paths and leaves, in tree order.
     """
 
     def is_given(x: Any) -> bool:
@@ -58,7 +58,7 @@ def _inside(box: Any, is_leaf: Callable[[Any], bool] | None) -> list:
     if children and children[0][1] is box:  # of a class that JAX does not know
         return [((), unboxed(box))]
     return [
-        # The only attribute names the box, one of several names a place.
+        # A single attribute names the box; one of several names a place.
         ((key_path if len(children) > 1 else ()) + inner_path, leaf)
         for key_path, child in children
         for inner_path, leaf in leaves_with_path(child, is_leaf)
@@ -66,14 +66,14 @@ def _inside(box: Any, is_leaf: Callable[[Any], bool] | None) -> list:
 
 
 def path_parts(key_path: KeyPath) -> tuple[str, ...]:
-    """The parts of a key path as plain strings.
+    """Return the parts of a key path as plain strings.
 
     Args:
-      key_path: as ``leaves_with_path`` gives it.
+      key_path: as returned by ``leaves_with_path``.
 
     Returns:
-      One string for each dictionary key, attribute or index on the way; more for a key
-      with slashes, as Haiku has them.
+      One string for each dictionary key, attribute or index in the path; more for a key
+      with slashes, as in Haiku.
     """
     parts: list[str] = []
     for entry in key_path:
@@ -91,7 +91,7 @@ def path_parts(key_path: KeyPath) -> tuple[str, ...]:
 
 
 def path_string(key_path: KeyPath) -> str:
-    """A leaf's path as one string, the same for linen, nnx and any pytree.
+    """Return a leaf's path as one string, the same for linen, nnx and any pytree.
 
     >>> tree = {"Block_0": {"Conv_0": {"kernel": 1.0}}}
     >>> [(key_path, _)] = leaves_with_path(tree)
@@ -102,16 +102,16 @@ def path_string(key_path: KeyPath) -> str:
 
 
 def unique_paths(key_paths: Iterable[KeyPath]) -> list[str]:
-    """The paths as strings, each of which names one leaf only.
+    """Return the paths as strings, each of which names only one leaf.
 
     Args:
-      key_paths: of all leaves of a tree, as ``leaves_with_path`` gives them.
+      key_paths: of all leaves of a tree, as returned by ``leaves_with_path``.
 
     Returns:
       The paths, in the same order.
 
     Raises:
-      ValueError: with a path that two leaves have, and how each is reached.
+      ValueError: with a path that two leaves share, and the key path of each.
     """
     key_paths = list(key_paths)
     paths = [path_string(key_path) for key_path in key_paths]
@@ -121,8 +121,8 @@ def unique_paths(key_paths: Iterable[KeyPath]) -> list[str]:
             if path in first:
                 one, other = map(jax.tree_util.keystr, (first[path], key_path))
                 raise ValueError(
-                    f"the path {path!r} is that of two leaves, {one} and {other}: "
-                    "leaves are told apart by their paths, so rename one of the keys"
+                    f"the path {path!r} belongs to two leaves, {one} and {other}: "
+                    "leaves are identified by their paths, so rename one of the keys"
                 )
             first[path] = key_path
     return paths
@@ -131,11 +131,11 @@ def unique_paths(key_paths: Iterable[KeyPath]) -> list[str]:
 def flatten_with_paths(
     tree: Any, is_leaf: Callable[[Any], bool] = is_hole
 ) -> list[tuple[str, Any]]:
-    """The leaves of ``tree`` in tree order, each behind its canonical path.
+    """Return the leaves of ``tree`` in tree order, each after its canonical path.
 
-    ``optax.MaskedNode`` holes count as leaves, and boxes show neither in the paths nor
-    in the leaves, so that every tree built for the same parameters gives the same list
-    of paths.
+    ``optax.MaskedNode`` holes count as leaves, and boxes appear neither in the paths
+    nor in the leaves, so that all trees built for the same parameters have the same
+    list of paths.
 
     Raises:
       ValueError: if two leaves have the same path.
@@ -146,12 +146,12 @@ def flatten_with_paths(
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of ``tree`` by their canonical paths, in tree order, without holes."""
+    """Return the leaves of ``tree`` by canonical path, in tree order, without holes."""
     return {path: x for path, x in flatten_with_paths(tree) if not is_hole(x)}
 
 
 def nest(leaves: Mapping[str, Any]) -> Any:
-    """Returns leaves as dictionaries in dictionaries, a key for each part of a path.
+    """Return leaves as nested dictionaries, with a key for each part of a path.
 
     Args:
       leaves: by path.
@@ -160,7 +160,7 @@ def nest(leaves: Mapping[str, Any]) -> Any:
       The dictionaries; or the leaf itself, if it is the only one and has no path.
 
     Raises:
-      ValueError: if a leaf stands where others stand below.
+      ValueError: if a leaf's path is a prefix of another's.
 
     >>> nest({"head/kernel": 1, "head/bias": 2, "scale": 3})
     {'head': {'kernel': 1, 'bias': 2}, 'scale': 3}
@@ -174,15 +174,15 @@ def nest(leaves: Mapping[str, Any]) -> Any:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"a leaf stands above {path!r}: rename one of the two")
+                raise ValueError(f"there is a leaf above {path!r}: rename one of them")
         if name in node:
-            raise ValueError(f"leaves stand below {path!r}: rename it, or them")
+            raise ValueError(f"there are leaves below {path!r}: rename it or them")
         node[name] = leaf
     return tree
 
 
 def modules_by_path(tree: Any) -> dict[str, type]:
-    """The class of the node that holds each leaf, by the leaf's path."""
+    """Return the class of the node that holds each leaf, by the leaf's path."""
 
     def walk(structure: Any, holder: type) -> list[type]:
         data = structure.node_data()
@@ -203,7 +203,7 @@ def map_with_key_paths(
     *rest: Any,
     is_leaf: Callable[[Any], bool] | None = None,
 ) -> Any:
-    """``jax.tree_util.tree_map_with_path``, boxes left out of the key paths."""
+    """``jax.tree_util.tree_map_with_path``, with key paths that omit boxes."""
     key_paths = [key_path for key_path, _ in leaves_with_path(tree, is_leaf)]
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
     others = [structure.flatten_up_to(other) for other in rest]
@@ -211,18 +211,17 @@ def map_with_key_paths(
 
 
 def map_with_paths(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Maps ``function(path, leaf, *others)`` over ``tree``; holes count as leaves.
+    """Map ``function(path, leaf, *others)`` over ``tree``; holes count as leaves.
 
     Args:
-      function: called with a canonical path and the leaves that stand there, boxes
-        taken off.
+      function: called with a canonical path and the leaves there, without boxes.
       tree: the tree that decides the structure.
       *rest: trees that have the structure of ``tree``, boxed or not, or subtrees at its
         leaves.
 
     Returns:
-      The tree of the results. A result of the shape of a boxed leaf takes its place in
-      the box; one of another shape has none, since a box names the axes of its content.
+      The tree of the results. A result with the shape of a boxed leaf replaces it in
+      the box; others have no box, because a box names the axes of its content.
 
     Raises:
       ValueError: if two leaves have the same path.
@@ -240,7 +239,7 @@ def map_with_paths(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a glob over paths names this path (``*`` crosses ``/``).
+    """Tell whether a glob over paths matches this path (``*`` crosses ``/``).
 
     >>> matches("Block_0/Conv_0/kernel", "Block_*/kernel")
     True
@@ -251,15 +250,15 @@ def matches(path: str, pattern: str) -> bool:
 def check_patterns(
     patterns: Iterable[str], known_paths: Iterable[str], argument: str
 ) -> None:
-    """Raises if a pattern names none of the known paths.
+    """Raise if a pattern matches none of the known paths.
 
     Args:
       patterns: globs over paths.
-      known_paths: the paths that they may name.
-      argument: what the patterns belong to, for the message.
+      known_paths: the paths that they may match.
+      argument: the argument that holds the patterns, for the message.
 
     Raises:
-      ValueError: with the pattern and the paths that there are.
+      ValueError: with the pattern and the known paths.
     """
     known = list(known_paths)
     for pattern in patterns:
@@ -271,7 +270,7 @@ def check_patterns(
 
 
 def first_match(path: str, patterns: Mapping[str, Any]) -> Any:
-    """The value of the first pattern that names ``path``, or None.
+    """Return the value of the first pattern that matches ``path``, or None.
 
     >>> first_match("head/kernel", {"head/*": 0.5, "*": 0.9})
     0.5
@@ -283,10 +282,10 @@ def first_match(path: str, patterns: Mapping[str, Any]) -> Any:
 
 
 def longest_ending(parts: tuple[str, ...], by_parts: Mapping[tuple, Any]) -> Any:
-    """The value of the longest ending of a path that is in the mapping, or None.
+    """Return the value of the longest suffix of a path in the mapping, or None.
 
-    How what an optimizer keeps is told to belong to a parameter: its path ends in the
-    parameter's, and ``a/kernel`` is not mistaken for a top-level ``kernel``.
+    This matches an optimizer's state to parameters: its path ends in the parameter's,
+    and ``a/kernel`` is not mistaken for a top-level ``kernel``.
 
     >>> longest_ending(("0", "mu", "a", "kernel"), {("kernel",): 1, ("a", "kernel"): 2})
     2

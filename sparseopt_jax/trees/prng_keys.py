@@ -1,7 +1,7 @@
-"""PRNG keys: from whatever a user gives as a seed, into a state and out of it again.
+"""PRNG keys: from a user's seed to a typed key, and into a state and back.
 
-A state holds key data, uint32, which NumPy and every tool that saves, sends or compares
-arrays can hold; typed keys they refuse.
+A state holds uint32 key data, because NumPy and the tools that save, send or compare
+arrays do not accept typed keys.
 """
 
 from typing import Any
@@ -10,23 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The shape of the data tells the implementation, the first where two share a shape.
+# The shape of the data determines the implementation, the first if two share a shape.
 _DATA_SHAPES = {"threefry2x32": (2,), "rbg": (4,), "unsafe_rbg": (4,)}
 
 _ACCEPTED = (
-    "give a Python or NumPy integer, an integer scalar array, one typed key as "
-    "jax.random.key makes it, or its uint32 data of shape (2,) or (4,)"
+    "pass a Python or NumPy integer, an integer scalar array, one typed key from "
+    "jax.random.key, or its uint32 data of shape (2,) or (4,)"
 )
 
 
 def check_key(key: Any) -> None:
-    """Raises unless ``typed_key`` can make a key of it; touches no device.
+    """Raise unless ``typed_key`` can make a key of it; touch no device.
 
     Args:
-      key: what a user gave as a seed.
+      key: the user's seed.
 
     Raises:
-      TypeError: for what is neither an integer nor a key.
+      TypeError: for anything but an integer or a key.
       ValueError: for several keys, data of another shape, or an integer beyond 64 bits.
     """
     if isinstance(key, int) and not isinstance(key, bool):
@@ -50,14 +50,14 @@ def check_key(key: Any) -> None:
 
 
 def typed_key(key: Any) -> jax.Array:
-    """The typed key of a seed, a key or key data.
+    """Return the typed key of a seed, a key or key data.
 
     Args:
-      key: whatever ``jax.random.key`` takes as a seed, a typed key, or key data.
+      key: any seed that ``jax.random.key`` accepts, a typed key, or key data.
 
     Returns:
-      A typed key: of the default implementation for a seed, of the one whose data have
-      that shape for key data.
+      A typed key: for a seed, of the default implementation; for key data, of the
+      implementation whose data have that shape.
 
     Raises:
       TypeError: as ``check_key``.
@@ -77,17 +77,17 @@ def typed_key(key: Any) -> jax.Array:
 
 
 def store_key(key: jax.Array) -> jax.Array:
-    """A typed key as a state keeps it: its uint32 data."""
+    """Return a typed key's uint32 data, which a state holds."""
     return jax.random.key_data(key)
 
 
 def load_key(data: Any, like: Any = None) -> jax.Array:
-    """The typed key of what a state keeps.
+    """Return the typed key of the data in a state.
 
     Args:
-      data: uint32 key data; a typed key, as states once held it, is returned as it is.
-      like: the seed or key that the state was made from. Where it is a typed key, its
-        implementation is the result's, which the data alone do not always tell.
+      data: uint32 key data; a typed key, as in old states, is returned unchanged.
+      like: the seed or key that the state was made from. If it is a typed key, the
+        result has its implementation, which the data do not always determine.
 
     Returns:
       The typed key.
@@ -101,7 +101,7 @@ def load_key(data: Any, like: Any = None) -> jax.Array:
 
 
 def is_typed(x: Any) -> bool:
-    """Whether ``x`` is a typed PRNG key, or an array of them."""
+    """Tell whether ``x`` is a typed PRNG key, or an array of them."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 

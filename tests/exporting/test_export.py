@@ -294,7 +294,7 @@ REFUSED = {
         r"would have the name 'a/b\.shape'",
     ),
     "metadata": ({"__metadata__": jnp.ones(1), **KERNEL}, MASK, {}, "__metadata__"),
-    "two paths": ({"a": {"b": 1.0}, "a/b": 2.0, **KERNEL}, MASK, {}, "of two leaves"),
+    "two paths": ({"a": {"b": 1.0}, "a/b": 2.0, **KERNEL}, MASK, {}, "to two leaves"),
 }
 
 

@@ -179,5 +179,5 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_no_seed_is_told_at_once(taker, wrong):
     key, error, message = WRONG[wrong]
-    with pytest.raises(error, match=f"^key must .*{message}.*give a Python or NumPy"):
+    with pytest.raises(error, match=f"^key must .*{message}.*pass a Python or NumPy"):
         TAKERS[taker](key)
