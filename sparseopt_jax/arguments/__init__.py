@@ -1,1 +1,1 @@
-"""What callers pass: checks, equality of settings, missing extras."""
+"""Arguments of callers: checks, equality of settings, missing extras."""

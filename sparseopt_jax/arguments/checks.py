@@ -1,4 +1,4 @@
-"""Checks of arguments: which one it is, what was passed, what to pass instead."""
+"""Checks of arguments: errors state the argument, its value and the remedy."""
 
 import inspect
 import math
@@ -15,7 +15,7 @@ from sparseopt_jax.trees.boxes import unboxed
 
 
 def described(value: Any) -> str:
-    """Describes an argument in a message: its kind, and what it is where it is short.
+    """Describe an argument for a message: its kind, or its value if that is short.
 
     Args:
       value: anything.
@@ -45,11 +45,11 @@ def described(value: Any) -> str:
 
 
 def check_concrete(tree: Any, function: str, remedy: str) -> None:
-    """Raises where values are traced that have to be known.
+    """Raise if values are traced that must be known.
 
     Args:
       tree: any pytree.
-      function: the name of what needs values.
+      function: the name of the function that needs values.
       remedy: what to do instead.
 
     Raises:
@@ -58,19 +58,19 @@ def check_concrete(tree: Any, function: str, remedy: str) -> None:
     if any(isinstance(unboxed(leaf), Tracer) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
             f"{function} reads values, which a transformation such as jax.jit only "
-            f"traces: call it outside, or {remedy}"
+            f"traces: call it outside of the transformation, or {remedy}"
         )
 
 
 def check_single(states: Iterable[Any], argument: str = "opt_state") -> None:
-    """Raises for states of several runs or devices side by side.
+    """Raise for stacked states of several runs or devices.
 
     Args:
       states: states with masks.
-      argument: what they were passed as.
+      argument: the argument's name.
 
     Raises:
-      ValueError: with the leading axes, and how to take one of the replicas.
+      ValueError: with the leading axes, and how to select one of the replicas.
     """
     for state in states:
         axes = np.shape(unboxed(state.count))
@@ -85,21 +85,21 @@ def check_single(states: Iterable[Any], argument: str = "opt_state") -> None:
 
 
 def check_fit(masks: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-    """Raises unless parameters are those that masks were made for.
+    """Raise unless masks were made for these parameters.
 
     Args:
       masks: masks by path.
       leaves: parameters by path.
 
     Raises:
-      ValueError: with the path of the first mask that has no parameter, or one of
-        another shape.
+      ValueError: with the path of the first mask that has no parameter, or one of a
+        different shape.
     """
     for path, mask in masks.items():
         if path not in leaves:
             raise ValueError(
                 f"opt_state has a mask for {path!r}, which params lack: pass the tree "
-                "that tx.init was given; the paths of params are "
+                "that was passed to tx.init; the paths of params are "
                 f"{', '.join(leaves) or '(none)'}"
             )
         if np.shape(mask) != np.shape(leaves[path]):
@@ -117,21 +117,21 @@ def number(
     *,
     below: float | None = None,
 ) -> float:
-    """Returns an argument that is a number, known now.
+    """Return an argument that is a concrete number.
 
     Args:
       name: of the argument.
-      value: what was passed: a Python or NumPy number, or an array without axes.
-      least: the least number allowed.
+      value: the argument: a Python or NumPy number, or an array without axes.
+      least: the smallest number allowed.
       most: the largest number allowed.
-      below: what it must stay under, in place of ``most``.
+      below: an exclusive bound in place of ``most``.
 
     Returns:
       The number.
 
     Raises:
       TypeError: if it is not a number: a string, None, a bool, an array with axes, or
-        one that is traced.
+        a traced value.
       ValueError: if it is NaN, infinite or out of range.
 
     Examples:
@@ -162,13 +162,13 @@ def number(
 
 
 def integer(name: str, value: Any, least: int | None = None, unit: str = "") -> int:
-    """Returns an argument that is an integer, known now.
+    """Return an argument that is a concrete integer.
 
     Args:
       name: of the argument.
-      value: what was passed: a Python or NumPy integer, or an array without axes.
-      least: the least number allowed.
-      unit: what is counted, for the message.
+      value: the argument: a Python or NumPy integer, or an array without axes.
+      least: the smallest number allowed.
+      unit: the unit it counts, for the message.
 
     Returns:
       The integer.
@@ -200,17 +200,17 @@ def integer(name: str, value: Any, least: int | None = None, unit: str = "") -> 
 
 
 def integers(name: str, values: Any) -> tuple[int, ...]:
-    """Returns an argument that is a sequence of integers.
+    """Return an argument that is a sequence of integers.
 
     Args:
       name: of the argument.
-      values: what was passed.
+      values: the argument.
 
     Returns:
       The integers.
 
     Raises:
-      TypeError: if it is not a sequence, or one of them not an integer.
+      TypeError: if it is not a sequence, or an element is not an integer.
     """
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(
@@ -220,12 +220,12 @@ def integers(name: str, values: Any) -> tuple[int, ...]:
 
 
 def check_rate(name: str, value: Any, call: str) -> None:
-    """Raises unless an argument is a number or a schedule, traced or not.
+    """Raise unless an argument is a number or a schedule, traced or not.
 
     Args:
       name: of the argument.
-      value: what was passed.
-      call: how the arguments follow each other, for the message.
+      value: the argument.
+      call: the signature, for the message.
 
     Raises:
       TypeError: for anything else, such as a topology in its place.
@@ -240,14 +240,14 @@ def check_rate(name: str, value: Any, call: str) -> None:
 
 
 def check_choice(name: str, function: Any) -> None:
-    """Raises unless an argument is a function of a path and a leaf, or None.
+    """Raise unless an argument is a function of a path and a leaf, or None.
 
     Args:
       name: of the argument.
-      function: what was passed.
+      function: the argument.
 
     Raises:
-      TypeError: for what is not a function, or takes other arguments.
+      TypeError: if it is not a function, or takes other arguments.
     """
     if function is None:
         return
@@ -259,7 +259,7 @@ def check_choice(name: str, function: Any) -> None:
         )
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin, which tells nothing
+    except (TypeError, ValueError):  # a builtin without a signature
         return
     try:
         signature.bind("path", "leaf")
@@ -271,7 +271,7 @@ def check_choice(name: str, function: Any) -> None:
 
 
 def chosen(name: str, function: Any, path: str, leaf: Any) -> bool:
-    """Returns what a function of a path and a leaf decides.
+    """Return the decision of a function of a path and a leaf.
 
     Args:
       name: of the argument that the function is.
@@ -297,7 +297,7 @@ def chosen(name: str, function: Any, path: str, leaf: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number, or an array of one without axes; not a bool."""
+    """Tell whether it is a number or an array without axes, but not a bool."""
     if isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_:
         return False
     is_scalar = isinstance(value, jax.Array | np.ndarray) and np.ndim(value) == 0
@@ -305,7 +305,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _meant(value: Any) -> str:
-    """A remedy where it is plain which number is meant."""
+    """Return a remedy if the intended number is obvious."""
     try:
         meant = float(value) if isinstance(value, str | float) else math.nan
     except ValueError:

@@ -1,4 +1,4 @@
-"""Comparing configurations by what they hold: mappings, arrays, functions."""
+"""Comparison of configurations by content: mappings, arrays, functions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,10 @@ from jax.core import Tracer
 
 
 def same(value: Any, other: Any) -> bool:
-    """Whether two settings are the same.
+    """Tell whether two settings are the same.
 
-    Mappings are of one type and have their entries in one order, since the first
-    pattern that matches decides. Arrays are compared by their values, functions by
-    their identity.
+    Mappings must have the same type and the same order of entries, because the first
+    matching pattern decides. Arrays are compared by value, functions by identity.
 
     Args:
       value: a setting.
@@ -37,14 +36,14 @@ def same(value: Any, other: Any) -> bool:
     try:
         return bool(value == other)
     except Exception:
-        return False  # what cannot say that it is the same is not
+        return False  # values that cannot be compared are different
 
 
 def same_tree(tree: Any, other: Any) -> bool:
-    """Whether two pytrees have the same structure and the same leaves.
+    """Tell whether two pytrees have the same structure and the same leaves.
 
     Args:
-      tree: a pytree, say of masks.
+      tree: a pytree, such as masks.
       other: another.
 
     Returns:
@@ -62,14 +61,14 @@ def same_tree(tree: Any, other: Any) -> bool:
 
 
 def hash_of(value: Any) -> int:
-    """A hash that settings have in common where ``same`` is True.
+    """Return a hash that settings share if ``same`` is True.
 
     Args:
       value: a setting.
 
     Returns:
-      The value's hash where it has one; a hash of the entries of a mapping, and of
-      the shape and type of an array.
+      The value's hash if it has one; a hash of the entries of a mapping, and of the
+      shape and dtype of an array.
 
     Examples:
       >>> hash_of({"a": 0.5}) == hash_of({"a": 0.5})
@@ -86,7 +85,7 @@ def hash_of(value: Any) -> int:
 
 
 def hash_of_tree(tree: Any) -> int:
-    """A hash that pytrees have in common where ``same_tree`` is True."""
+    """Return a hash that pytrees share if ``same_tree`` is True."""
     return hash(tuple(map(hash_of, jax.tree.leaves(tree))))
 
 
@@ -100,12 +99,12 @@ def _same_arrays(value: Any, other: Any) -> bool:
     if value.shape != other.shape or value.dtype != other.dtype:
         return False
     if not (_is_readable(value) and _is_readable(other)):
-        return False  # only one and the same is known to be
+        return False  # only an array that is the same object is known to be equal
     return bool(np.array_equal(np.asarray(value), np.asarray(other)))
 
 
 def _is_readable(array: Any) -> bool:
-    """Whether the values are here now: not while tracing, nor at other processes."""
+    """Tell whether values can be read now: neither traced nor on other processes."""
     if isinstance(array, Tracer):
         return False
     return getattr(array, "is_fully_addressable", True)

@@ -1,4 +1,4 @@
-"""Packages that only some parts of the library import: what to do without them."""
+"""Optional packages, and what to install if one is missing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needed_by(module: str, package: str, extra: str | None = None) -> Iterator[None]:
-    """Turns the failure of an import into an error that says what to install.
+    """Convert a failed import into an error that says what to install.
 
     Args:
-      module: what cannot be used without the package.
+      module: the module that needs the package.
       package: the package's name on the index.
-      extra: the extra of this library that brings it; None if plain
+      extra: the extra of this library that installs it; None if plain
         ``pip install sparseopt_jax`` does.
 
     Raises:
@@ -27,7 +27,7 @@ def needed_by(module: str, package: str, extra: str | None = None) -> Iterator[N
     try:
         yield
     except ModuleNotFoundError as error:
-        # Not installed, or what it needs itself is not.
+        # The package or one of its dependencies is not installed.
         brings = f"sparseopt_jax[{extra}]" if extra else "sparseopt_jax"
         raise ImportError(
             f"{module} needs {package}: pip install {package}, or pip install "

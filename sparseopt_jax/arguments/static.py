@@ -1,4 +1,4 @@
-"""Arguments that decide what is built, and so cannot be traced."""
+"""Arguments that decide what is built and therefore cannot be traced."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from jax.core import Tracer
 
 
 def check_static(**arguments: Any) -> None:
-    """Raises if an argument is traced, as ``optax.inject_hyperparams`` makes numbers.
+    """Raise if an argument is traced, as ``optax.inject_hyperparams`` does to numbers.
 
     Args:
-      **arguments: what must be known when a transformation is built, by name.
+      **arguments: by name, values that must be known when a transformation is built.
 
     Raises:
       TypeError: with the argument's name and the remedy.
