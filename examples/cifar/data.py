@@ -149,6 +149,17 @@ def load(
     return Dataset(name, *arrays, classes=classes)
 
 
+def missing(name: str, folder: Path | None, why: str) -> str:
+    """What is told of a data set that is not there: why, and what to do."""
+    return MISSING.format(
+        dataset=name,
+        folder=folder or "~/tensorflow_datasets",
+        why=why,
+        download=DOWNLOADS[name],
+        files=IDX_FILES if name == FASHION_MNIST else "",
+    )
+
+
 def _read_prepared(name: str, folder: Path | None) -> tuple[list[Any], int]:
     """Images and labels of both splits, and the number of classes."""
     # Takes seconds to import, when mistakes in the options have long been reported.
@@ -172,15 +183,7 @@ def _read_prepared(name: str, folder: Path | None) -> tuple[list[Any], int]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         why = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
-        raise ValueError(
-            MISSING.format(
-                dataset=name,
-                folder=folder or "~/tensorflow_datasets",
-                why=why,
-                download=DOWNLOADS[name],
-                files=IDX_FILES if name == FASHION_MNIST else "",
-            )
-        ) from error
+        raise ValueError(missing(name, folder, why)) from error
     finally:
         advice.removeFilter(_no_advice)
     return splits, builder.info.features["label"].num_classes

@@ -704,7 +704,7 @@ def test_real_networks(folder, tmp_path, args):
 class TestMistakes:
     def test_missing_data(self, tmp_path, monkeypatch):
         def missing(*args, **kwargs):
-            raise ValueError(data.MISSING.format(dataset="c", folder="f", why="w"))
+            raise ValueError(data.missing("cifar10", None, "no network"))
 
         monkeypatch.setattr(cifar, "load", missing)
         with pytest.raises(SystemExit, match="--dataset glyphs"):
