@@ -146,7 +146,7 @@ def test_maps_read_other_trees_at_their_leaves():
 )
 def test_two_leaves_never_share_a_path(tree, path, leaves):
     def told(call):
-        with pytest.raises(ValueError, match=f"the path {path!r} is that of") as error:
+        with pytest.raises(ValueError, match=f"the path {path!r} belongs to") as error:
             call()
         assert all(leaf in str(error.value) for leaf in leaves)
 
