@@ -1,1 +1,1 @@
-"""Reading jaxprs and the closures of optax transformations."""
+"""Readers of jaxprs and of the closures of optax transformations."""

@@ -1,4 +1,4 @@
-"""The axes of every kernel, read off the model that multiplies with it."""
+"""The axes of every kernel, read off the model that uses it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ from sparseopt_jax.tracing.model_program import model_program
 def infer_dims(
     apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any
 ) -> InferredDims:
-    """Reads off a model which axes of each kernel its neurons sum over.
+    """Read off a model which axes of each kernel its neurons sum over.
 
-    The model is traced, and wherever a kernel, but for its arrangement, is an operand
-    of a matrix product or a convolution, what is contracted are the inputs of its
-    neurons; what the other operand has as well, or a loop goes along, is a stack of
-    separate layers. So it holds for any module library: attention, experts, scanned and
+    The model is traced. If a kernel, in any arrangement, is an operand of a matrix
+    product or a convolution, the contracted axes are the inputs of its neurons. Axes
+    that it shares with the other operand, or that a loop runs along, are a stack of
+    separate layers. This works for any module library: attention, experts, scanned and
     vmapped layers, kernels that are transposed, normalised, or used several times.
 
     Args:
@@ -27,14 +27,14 @@ def infer_dims(
         ``model.apply`` does in linen and ``lambda state, x: nnx.merge(graphdef,
         state)(x)`` in nnx.
       variables: all variables. If there is a collection ``"params"`` at the top, the
-        paths leave out its name, and other collections hold no kernels.
-      *args: the inputs of one call. Of these and of the variables only shapes and types
-        are read: ``jax.ShapeDtypeStruct`` will do for any array.
-      **kwargs: further arguments; what is no array is passed as it is.
+        paths omit its name, and other collections hold no kernels.
+      *args: the inputs of one call. Only shapes and dtypes of these and of the
+        variables are read: ``jax.ShapeDtypeStruct`` can replace any array.
+      **kwargs: further arguments; values that are not arrays are passed unchanged.
 
     Returns:
-      A mapping from kernel paths to ``NeuronDims``, which ``dims=`` takes everywhere.
-      Kernels that it leaves open follow the convention; ``undecided`` has the reasons.
+      A mapping from kernel paths to ``NeuronDims``, which every ``dims=`` accepts.
+      Undecided kernels follow the convention; ``undecided`` has the reasons.
 
     Raises:
       ValueError: if ``variables`` hold no arrays, or no kernel multiplies anything.

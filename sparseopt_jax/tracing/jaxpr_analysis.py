@@ -1,4 +1,4 @@
-"""What can be told of a jaxpr: what acts, what is zero, what mixes entries."""
+"""Analysis of jaxprs: side effects, zero outputs, operations that mix entries."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -21,8 +21,8 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
 
 
 def acts(eqn: core.JaxprEqn) -> bool:
-    """Whether an equation has side effects, itself or in what it calls."""
-    # What communicates between devices names its axes as an effect.
+    """Tell whether an equation has side effects, itself or in a jaxpr it calls."""
+    # Communication between devices has its axis names as an effect.
     if any(type(effect).__name__ != "NamedAxisEffect" for effect in eqn.effects):
         return True
     if eqn.primitive.name in CALLBACKS:
@@ -34,7 +34,7 @@ def acts(eqn: core.JaxprEqn) -> bool:
 def leading_to(
     eqns: list[core.JaxprEqn], outvars: Iterable[Any], given: Collection[Any]
 ) -> tuple[list[core.JaxprEqn], set[Any]]:
-    """The equations that some variables need, and all variables on the way."""
+    """Return the equations that some variables need, and all variables on the way."""
     needed = {var for var in variables(outvars) if var not in given}
     found = []
     for eqn in reversed(eqns):
@@ -46,14 +46,14 @@ def leading_to(
 
 
 def zero_outputs(program: core.Jaxpr, inputs: list[bool]) -> list[bool]:
-    """Which outputs of a jaxpr are zero whatever its inputs are.
+    """Find the outputs of a jaxpr that are zero whatever its inputs are.
 
     Args:
       program: a jaxpr.
       inputs: which of its inputs are known to be zero.
 
     Returns:
-      A bool for each output; False where it cannot be told.
+      A bool for each output; False if it is unknown.
     """
     return interpret(
         program,
@@ -65,7 +65,7 @@ def zero_outputs(program: core.Jaxpr, inputs: list[bool]) -> list[bool]:
 
 
 def _zero_results(eqn: core.JaxprEqn, zero: list[bool]) -> list[bool]:
-    """Which results of an equation are zero, from which of its operands are."""
+    """Find the results of an equation that are zero, given its zero operands."""
     name, results = eqn.primitive.name, len(eqn.outvars)
     if name == "cond":
         branches = map(open_jaxpr, eqn.params["branches"])
@@ -76,7 +76,7 @@ def _zero_results(eqn: core.JaxprEqn, zero: list[bool]) -> list[bool]:
     if name in MOVES or name == "neg":
         return [zero[0]]
     if name == "mul":
-        # A learning rate of zero is a number like another.
+        # A learning rate of zero is a number like any other.
         known = zip(zero, eqn.invars, strict=True)
         return [any(flag for flag, atom in known if isinstance(atom, core.Var))]
     if name in ("add", "sub", "max", "min"):
@@ -89,7 +89,7 @@ def _zero_results(eqn: core.JaxprEqn, zero: list[bool]) -> list[bool]:
 
 
 def is_elementwise(program: core.Jaxpr, state: set[Any]) -> bool:
-    """Whether no weight's result depends on another weight's part of the state.
+    """Tell whether no weight's result depends on another weight's part of the state.
 
     Args:
       program: a jaxpr.

@@ -1,4 +1,4 @@
-"""Reading jaxprs: one walk through their equations, what they call, what they loop."""
+"""Tools to read jaxprs: walk through their equations, calls and loops."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -10,20 +10,20 @@ Value = TypeVar("Value")
 
 
 def open_jaxpr(jaxpr: Any) -> core.Jaxpr:
-    """A jaxpr without the values of its constants, if it holds them."""
+    """Return a jaxpr without the values of its constants, if it holds them."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def called_jaxpr(eqn: core.JaxprEqn) -> Any:
-    """The jaxpr that an equation calls on its operands, if it does no more than that.
+    """Return the jaxpr that an equation calls on its operands, if it does nothing else.
 
-    The other equations that hold one jaxpr are reductions, whose jaxpr takes scalars.
+    Other equations that hold one jaxpr are reductions, whose jaxpr takes scalars.
 
     Args:
       eqn: an equation of a jaxpr.
 
     Returns:
-      The jaxpr as the equation holds it, with or without constants, or None.
+      The jaxpr as held by the equation, with or without constants, or None.
     """
     bodies = held_jaxprs(eqn)
     if len(bodies) != 1:
@@ -34,7 +34,7 @@ def called_jaxpr(eqn: core.JaxprEqn) -> Any:
 
 
 def held_jaxprs(eqn: core.JaxprEqn) -> list[Any]:
-    """The jaxprs among the parameters of an equation."""
+    """Return the jaxprs among the parameters of an equation."""
     return [
         value
         for value in eqn.params.values()
@@ -43,13 +43,13 @@ def held_jaxprs(eqn: core.JaxprEqn) -> list[Any]:
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
-    """The shape of a variable or literal of a jaxpr."""
-    # Tokens have none.
+    """Return the shape of a variable or literal of a jaxpr."""
+    # Tokens have no shape.
     return getattr(atom.aval, "shape", ())
 
 
 def ranks(atoms: Iterable[Any]) -> list[int]:
-    """How many axes each variable or literal has."""
+    """Return the number of axes of each variable or literal."""
     return [len(shape_of(atom)) for atom in atoms]
 
 
@@ -61,18 +61,18 @@ def interpret(
     constants: Iterable[Value],
     literal: Callable[[core.Literal], Value],
 ) -> list[Value]:
-    """Goes through a jaxpr, with something that is known of each value.
+    """Interpret a jaxpr with a known property of each value.
 
     Args:
       jaxpr: the jaxpr.
-      inputs: what is known of its inputs.
-      equation: from an equation and what is known of its operands to what is known of
+      inputs: the properties of its inputs.
+      equation: maps an equation and the properties of its operands to the properties of
         its results.
-      constants: what is known of the variables of its constants.
-      literal: what is known of a literal.
+      constants: the properties of its constants' variables.
+      literal: returns the property of a literal.
 
     Returns:
-      What is known of its outputs.
+      The properties of its outputs.
     """
     known: dict[core.Var, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, inputs, strict=True))
@@ -89,12 +89,12 @@ def interpret(
 def evaluate(
     eqn: core.JaxprEqn, values: Sequence[Any], **changed: Any
 ) -> Sequence[Any]:
-    """Computes the results of an equation as it stands.
+    """Compute the results of an equation.
 
     Args:
       eqn: an equation of a jaxpr.
       values: its operands.
-      **changed: parameters of its primitive that are others here.
+      **changed: parameters of its primitive to override.
 
     Returns:
       One value for each of its results.
@@ -106,18 +106,18 @@ def evaluate(
 
 
 class Loop(NamedTuple):
-    """What a scan or a while loop repeats, and what its operands are to the body.
+    """The body of a scan or a while loop, and the roles of its operands.
 
-    The operands are those of a while loop's condition, then constants, then what is
-    carried, then what is cut into slices; the body takes all but the condition's. Its
-    outputs are what is carried, then slices.
+    The operands are those of a while loop's condition, then constants, then carried
+    values, then values to be sliced; the body takes all but the condition's. Its
+    outputs are carried values, then slices.
 
     Attributes:
       body: the jaxpr of one step.
       body_constants: the values of the body's constants.
-      condition: how many operands the condition has to itself.
-      constants: how many operands are the same in every step.
-      carried: how many go from step to step.
+      condition: number of operands that only the condition takes.
+      constants: number of operands that are the same in every step.
+      carried: number of operands carried from step to step.
       shapes: the shapes of the operands that the body takes.
     """
 
@@ -130,13 +130,13 @@ class Loop(NamedTuple):
 
 
 def loop_of(eqn: core.JaxprEqn) -> Loop:
-    """Returns what a scan or while equation repeats."""
+    """Return the loop of a scan or while equation."""
     held = eqn.params.get("body_jaxpr") or eqn.params["jaxpr"]
     body = open_jaxpr(held)
     condition = len(eqn.invars) - len(body.invars)
     operands = eqn.invars[condition:]
-    # Ranks tell which is which in every version of JAX: a slice has one axis less than
-    # what it is cut from, and stacked outputs have one more than the body's.
+    # Ranks identify the roles in every version of JAX: a slice has one axis less than
+    # the sliced operand, and stacked outputs have one more than the body's.
     slices = sum(map(operator.lt, ranks(body.invars), ranks(operands)))
     carried = sum(map(operator.eq, ranks(body.outvars), ranks(eqn.outvars)))
     return Loop(

@@ -1,4 +1,4 @@
-"""Reads the axes of kernels off a model, without computing a number."""
+"""A reader of kernels' axes off a model, which computes no numbers."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ _KEEP_AXES = ELEMENTWISE | {"rev"}
 
 
 class Known(NamedTuple):
-    """What is known of a value without computing it.
+    """The properties of a value that are known without computing it.
 
     Attributes:
       shape: its shape.
@@ -31,10 +31,10 @@ class Known(NamedTuple):
 
 
 class AxesReader(KernelReader):
-    """Collects what a model does with the axes of its kernels.
+    """A reader that collects how a model uses the axes of its kernels.
 
-    More can be followed than where the inputs are needed: a kernel that is normalised,
-    quantised or masked before it multiplies, a part of it, branches and loops.
+    It follows more than readers that need the inputs: kernels that are normalised,
+    quantised or masked before they multiply, parts of kernels, branches and loops.
 
     Attributes:
       conflicts: kernel -> why its uses leave its axes open.
@@ -43,8 +43,8 @@ class AxesReader(KernelReader):
     def __init__(self):
         super().__init__()
         self.conflicts: dict[str, str] = {}
-        # What multiplies no data is a kernel only if it multiplies nothing else: the
-        # power iteration of a spectral norm is none of its uses.
+        # Multiplications without data count only if a kernel has no others: the power
+        # iteration of a spectral norm is not a use of it.
         self._without_data: dict[str, Use] = {}
 
     def read(
@@ -53,12 +53,12 @@ class AxesReader(KernelReader):
         values: Sequence[Known],
         layouts: Sequence[Layout | None],
     ) -> dict[str, Axes]:
-        """Goes through a jaxpr.
+        """Read a jaxpr.
 
         Args:
           jaxpr: the model's.
           values: its inputs.
-          layouts: for each of them its layout if it is a kernel.
+          layouts: the layout of each input that is a kernel, else None.
 
         Returns:
           The axes by kernel path, for every kernel whose uses agree.
@@ -70,23 +70,24 @@ class AxesReader(KernelReader):
         }
 
     def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Known]:
-        """Says what is known of them."""
+        """Return the known properties of an equation's results."""
         is_data = any(map(_is_data, values))
         return [Known(shape_of(atom), is_data) for atom in eqn.outvars]
 
     def lost(self, layout: Layout, reason: str, is_incomplete: bool) -> None:
-        """Takes note of the first reason."""
+        """Record the first reason."""
         del is_incomplete
         self.trouble.setdefault(layout.path, reason)
 
     def multiplied(
         self, layout: Layout, use: Use, rows: Rows | None, inputs: Any, found: Any
     ) -> None:
-        """Compares the axes with those of other uses."""
+        """Compare the axes with those of other uses."""
         uses = self.uses if _is_data(inputs) else self._without_data
         known = uses.setdefault(layout.path, use)
         if known.axes.reduction == use.axes.reduction:
-            # Separate layers may have inputs in common: where they have not, it shows.
+            # Separate layers may share inputs; only a use with separate inputs shows
+            # the stack.
             uses[layout.path] = max(known, use, key=lambda one: len(one.axes.batch))
         elif uses is self.uses:
             self.conflicts[layout.path] = (
@@ -101,9 +102,9 @@ class AxesReader(KernelReader):
         layouts: list[Layout | None],
         found: Any,
     ) -> Sequence[Known]:
-        """Goes through one step of a scan."""
+        """Read one step of a scan."""
         loop = loop_of(eqn)
-        # What is carried may be data from the second step on.
+        # Carried values may be data from the second step on.
         is_data = [*map(_is_data, values)]
         first_slice = loop.constants + loop.carried
         is_data[loop.constants : first_slice] = [any(is_data)] * loop.carried
@@ -119,7 +120,7 @@ class AxesReader(KernelReader):
         layouts: list[Layout | None],
         found: Any,
     ) -> Sequence[Layout | None] | None:
-        """Layouts of what single entries, parts, branches and loops make of kernels."""
+        """Follow kernels through elementwise operations, parts, branches and loops."""
         name = eqn.primitive.name
         if name in _KEEP_AXES:
             return _entrywise(eqn, values, layouts)
@@ -185,9 +186,9 @@ def _is_data(value: Any) -> bool:
 def _entrywise(
     eqn: core.JaxprEqn, values: list[Any], layouts: list[Layout | None]
 ) -> Sequence[Layout | None] | None:
-    """The layout of a kernel whose entries are changed without regard to the data."""
+    """Return the layout of a kernel whose entries change independently of the data."""
     known = [layout for layout in layouts if layout]
-    # A table that is added to the data is no kernel of what follows.
+    # A table that is added to the data is not a kernel of later products.
     if any(map(_is_data, values)) or any(layout != known[0] for layout in known):
         return None
     return [known[0]]
@@ -196,7 +197,7 @@ def _entrywise(
 def _part(
     layout: Layout, shape: tuple[int, ...], *, is_layer: bool = True
 ) -> Layout | None:
-    """The layout of a part of a kernel, which is that of a smaller kernel.
+    """Return the layout of a part of a kernel, which is that of a smaller kernel.
 
     Args:
       layout: the kernel's.
@@ -204,7 +205,7 @@ def _part(
       is_layer: whether a single entry of an axis is one layer of a stack.
 
     Returns:
-      The layout, or None where axes have been joined that are then cut.
+      The layout, or None if joined axes are then cut.
     """
     axes, sizes, slices = list(layout.axes), list(layout.shape), list(layout.slices)
     for index, (factors, size) in enumerate(zip(layout.axes, shape, strict=True)):

@@ -1,9 +1,9 @@
-"""Where the axes of a kernel went while it was reshaped, transposed and broadcast.
+"""Layouts of kernels that have been reshaped, transposed and broadcast.
 
-A kernel is a leaf of the variables, but what a model multiplies its inputs with is
-often another arrangement of it: `DenseGeneral` flattens heads, ``vmap`` turns a stack
-of convolutions into groups. So every axis of a value is followed as a row-major
-product of *factors*, each a part of one axis of the leaf.
+A kernel is a leaf of the variables, but a model often multiplies its inputs by another
+arrangement of it: `DenseGeneral` flattens heads, ``vmap`` turns a stack of convolutions
+into groups. Every axis of a value is therefore followed as a row-major product of
+*factors*, each a part of one axis of the leaf.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ class Factor(NamedTuple):
     """A part of an axis of a kernel.
 
     Attributes:
-      axis: the axis; -1 for copies that broadcasting made.
+      axis: the axis; -1 for copies made by broadcasting.
       stride: the distance of neighbours along the part, in entries of the axis.
-      size: how many entries there are along the part.
+      size: number of entries along the part.
     """
 
     axis: int
@@ -34,14 +34,14 @@ Factors = tuple[Factor, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a value is made of the entries of a kernel.
+    """The arrangement of a kernel's entries in a value.
 
     Attributes:
       path: the kernel's path.
       shape: the kernel's shape.
       axes: the factors of each axis of the value.
-      slices: for each axis along which one slice is taken, by a loop in every step, its
-        factors, the outermost loop first.
+      slices: for each axis along which a loop takes one slice per step, its factors,
+        the outermost loop first.
       loops: for each loop around the value, whether it takes slices of the kernel.
     """
 
@@ -53,27 +53,27 @@ class Layout:
 
     @classmethod
     def of(cls, path: str, shape: Sequence[int]) -> "Layout":
-        """The layout of the kernel itself."""
+        """Return the layout of the kernel itself."""
         axes = tuple((Factor(axis, 1, size),) for axis, size in enumerate(shape))
         return cls(path, tuple(shape), axes)
 
     def transpose(self, permutation: Sequence[int]) -> "Layout":
-        """As ``jax.lax.transpose``."""
+        """Transpose as ``jax.lax.transpose``."""
         return dataclasses.replace(
             self, axes=tuple(self.axes[axis] for axis in permutation)
         )
 
     def broadcast(self, shape: Sequence[int], dims: Sequence[int]) -> "Layout":
-        """As ``jax.lax.broadcast_in_dim``."""
+        """Broadcast as ``jax.lax.broadcast_in_dim``."""
         axes: list[Factors] = [(Factor(-1, 1, size),) for size in shape]
         for factors, axis in zip(self.axes, dims, strict=True):
-            # An axis of size 1 that is stretched holds copies.
+            # A broadcast axis of size 1 holds copies.
             if math.prod(factor.size for factor in factors) == shape[axis]:
                 axes[axis] = factors
         return dataclasses.replace(self, axes=tuple(axes))
 
     def reshape(self, shape: Sequence[int]) -> "Layout | None":
-        """As ``jax.lax.reshape``; None if an axis would hold parts of parts."""
+        """Reshape as ``jax.lax.reshape``; None if an axis would hold parts of parts."""
         left = [f for factors in self.axes for f in factors if f.size > 1]
         axes = []
         for size in shape:
@@ -85,15 +85,15 @@ class Layout:
         return dataclasses.replace(self, axes=tuple(axes))
 
     def constant_in_loop(self) -> "Layout":
-        """The same value in every step of a loop."""
+        """Return the layout of the same value in every step of a loop."""
         return dataclasses.replace(self, loops=(*self.loops, False))
 
     def slice_in_loop(self) -> "Layout":
-        """One slice along the first axis in every step of a loop."""
+        """Return the layout of one slice along the first axis per step of a loop."""
         return dataclasses.replace(self.without(0), loops=(*self.loops, True))
 
     def without(self, axis: int) -> "Layout":
-        """One slice along an axis, that axis left out."""
+        """Return the layout of one slice along an axis, without that axis."""
         return dataclasses.replace(
             self,
             axes=(*self.axes[:axis], *self.axes[axis + 1 :]),
@@ -102,9 +102,9 @@ class Layout:
 
 
 def split(factors: Factors, size: int) -> tuple[Factors, Factors] | None:
-    """The leading factors whose product is ``size``, and the rest.
+    """Return the leading factors whose product is ``size``, and the rest.
 
-    A factor is cut in two where need be.
+    A factor is cut in two if necessary.
 
     Returns:
       Both parts, or None if no cut gives this size.
@@ -133,20 +133,20 @@ def split(factors: Factors, size: int) -> tuple[Factors, Factors] | None:
 
 
 def ordered(factors: Iterable[Factor]) -> list[Factor]:
-    """Factors in the order in which the kernel itself has them."""
+    """Sort factors in the order of the kernel's own axes."""
     return sorted(factors, key=lambda factor: (factor.axis, -factor.stride))
 
 
 class Use(NamedTuple):
-    """What a multiplication does with the axes of a kernel.
+    """The roles of a kernel's axes in a multiplication.
 
     Attributes:
       axes: the axes of the kernel: the inputs that a neuron sums over, the neurons,
-        and those along which there are separate layers.
-      groups: how many equal parts of the neurons have inputs of their own (grouped
-        convolutions); 1 if all have the same.
-      lead: the factors that stand for separate layers and groups, in the order in
-        which the inputs have them.
+        and the stack of separate layers.
+      groups: number of equal parts of the neurons with separate inputs (grouped
+        convolutions); 1 if all share their inputs.
+      lead: the factors of separate layers and groups, in the order in which the inputs
+        have them.
     """
 
     axes: Axes
@@ -155,7 +155,7 @@ class Use(NamedTuple):
 
     @property
     def lead_order(self) -> list[int]:
-        """The permutation that puts stack axes first, in order, and groups last."""
+        """Permutation that puts stack axes first, in order, and groups last."""
         return sorted(
             range(len(self.lead)),
             key=lambda i: (
@@ -167,15 +167,15 @@ class Use(NamedTuple):
 
 
 def use_of(layout: Layout, lead: Factors, summed: Factors) -> Use | str:
-    """How a kernel is used by a multiplication.
+    """Return how a multiplication uses a kernel.
 
     Args:
       layout: the layout of the operand.
-      lead: factors of the operand that stand for separate layers or groups.
+      lead: factors of the operand for separate layers or groups.
       summed: factors that are summed over.
 
     Returns:
-      The use, or why it is none that statistics of inputs could be given for.
+      The use, or why no statistics of inputs could be computed for it.
     """
     lead = (*(f for factors in layout.slices for f in factors), *lead)
     if any(factor.axis < 0 for factor in (*lead, *summed)):
@@ -188,7 +188,7 @@ def use_of(layout: Layout, lead: Factors, summed: Factors) -> Use | str:
         added = math.prod(f.size for f in summed if f.axis == axis)
         is_summed = any(f.axis == axis for f in summed)
         if size == 1 and not leading and not is_summed:
-            # Reshaping loses axes of size 1: what they were is a convention.
+            # Reshaping loses axes of size 1: their role is a convention.
             (reduction if axis < inputs else output).append(axis)
         elif is_summed and added == size:
             reduction.append(axis)

@@ -1,9 +1,9 @@
-"""Follows kernels through a model, equation by equation.
+"""A reader that follows kernels through a model, equation by equation.
 
-Beside each value that is a kernel in some arrangement goes its layout; where such a
-value is an operand of a matrix product or a convolution, the other operand holds the
-kernel's inputs. What becomes of the values themselves is for the subclasses to say:
-they are computed for statistics of inputs, and not for the axes alone.
+Each value that is a kernel in some arrangement has a layout. If such a value is an
+operand of a matrix product or a convolution, the other operand holds the kernel's
+inputs. Subclasses decide what happens to the values themselves: statistics of inputs
+need them computed, the axes do not.
 """
 
 import abc
@@ -33,11 +33,11 @@ from sparseopt_jax.trees import paths
 
 
 class KernelReader(abc.ABC):
-    """Follows kernels through a jaxpr.
+    """Base class of readers that follow kernels through a jaxpr.
 
     Attributes:
-      uses: kernel -> what its multiplications do with its axes.
-      trouble: kernel -> the first thing that ended its being followed.
+      uses: kernel -> the roles of its axes in its multiplications.
+      trouble: kernel -> the first reason why it could not be followed further.
     """
 
     def __init__(self):
@@ -46,7 +46,7 @@ class KernelReader(abc.ABC):
 
     @abc.abstractmethod
     def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
-        """The results of an equation that holds no kernels, or ends their way."""
+        """Return the results of an equation without kernels, or one that loses them."""
 
     @abc.abstractmethod
     def loop(
@@ -56,22 +56,22 @@ class KernelReader(abc.ABC):
         layouts: list[Layout | None],
         found: Any,
     ) -> Sequence[Any]:
-        """The results of a scan that kernels go into."""
+        """Return the results of a scan that takes kernels."""
 
     @abc.abstractmethod
     def multiplied(
         self, layout: Layout, use: Use, rows: Rows, inputs: Any, found: Any
     ) -> None:
-        """Takes note of a multiplication of a kernel with inputs."""
+        """Record a multiplication of a kernel with inputs."""
 
     @abc.abstractmethod
     def lost(self, layout: Layout, reason: str, is_incomplete: bool) -> None:
-        """Takes note of what ends a kernel's way.
+        """Record why a kernel cannot be followed further.
 
         Args:
           layout: the kernel's.
-          reason: what ends it.
-          is_incomplete: whether there are inputs that cannot be seen.
+          reason: why it is lost.
+          is_incomplete: whether some of its inputs cannot be seen.
         """
 
     def further(
@@ -81,7 +81,7 @@ class KernelReader(abc.ABC):
         layouts: list[Layout | None],
         found: Any,
     ) -> Sequence[Layout | None] | None:
-        """Layouts of the results of what only some readers can follow, or None."""
+        """Return layouts of results that only some readers can follow, or None."""
         return None
 
     def run(
@@ -92,7 +92,7 @@ class KernelReader(abc.ABC):
         layouts: Sequence[Layout | None],
         found: Any,
     ) -> tuple[list[Any], list[Layout | None]]:
-        """The results of a jaxpr, and the layouts of those that are kernels."""
+        """Return the results of a jaxpr, and the layouts of those that are kernels."""
         traced: list[tuple[Any, Layout | None]] = interpret(
             jaxpr,
             zip(values, layouts, strict=True),
@@ -111,7 +111,7 @@ class KernelReader(abc.ABC):
         values = [value for value, _ in operands]
         layouts = [layout for _, layout in operands]
         results, placed = self._results(eqn, values, layouts, found)
-        # What nothing is said of is no kernel.
+        # Results without a layout are not kernels.
         return itertools.zip_longest(results, placed)
 
     def _results(
@@ -192,12 +192,12 @@ class KernelReader(abc.ABC):
 def layouts_in_loop(
     reader: KernelReader, loop: Loop, layouts: Sequence[Layout | None]
 ) -> list[Layout | None]:
-    """What one step of a loop takes of the kernels that go into the loop.
+    """Return the layouts of a loop's kernels in one of its steps.
 
     Args:
-      reader: is told of kernels that a loop changes.
+      reader: records kernels that a loop changes.
       loop: the loop.
-      layouts: those of the operands that the body takes.
+      layouts: the layouts of the operands that the body takes.
 
     Returns:
       The layouts of the body's inputs.
@@ -218,15 +218,15 @@ def layouts_in_loop(
 
 
 def candidates(variables: Any, where: Where | None = None) -> list[Layout | None]:
-    """What may be a kernel among the leaves of a model's variables.
+    """Return layouts of the leaves of a model's variables that may be kernels.
 
     Args:
       variables: all variables. If there is a collection ``"params"`` at the top, the
-        layouts' paths leave out its name, and other collections hold no kernels.
-      where: ``where(path, leaf) -> bool``; False leaves a kernel out.
+        layouts' paths omit its name, and other collections hold no kernels.
+      where: ``where(path, leaf) -> bool``; False excludes a kernel.
 
     Returns:
-      For every leaf its layout, or None.
+      The layout of every leaf, or None.
 
     Raises:
       ValueError: if there are no arrays.
@@ -250,7 +250,7 @@ def candidates(variables: Any, where: Where | None = None) -> list[Layout | None
         found.append(Layout.of(name, shape) if is_kernel else None)
     if not found:
         raise ValueError(
-            f"variables must hold the model's arrays, got {variables!r}: pass what "
-            "model.init or nnx.state(model) returns"
+            f"variables must hold the model's arrays, got {variables!r}: pass the "
+            "result of model.init or nnx.state(model)"
         )
     return found

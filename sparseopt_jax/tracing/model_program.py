@@ -8,13 +8,13 @@ from jax.extend import core
 
 
 class ModelProgram(NamedTuple):
-    """What a call of a model computes.
+    """The computation of a model's call.
 
     Attributes:
       jaxpr: its outputs are the arrays that the model returns.
-      taken: for each of the jaxpr's inputs its place among the leaves of the arguments.
-      returned: the leaves that the model returns, None in place of arrays.
-      structure: that of what the model returns.
+      taken: the place of each of the jaxpr's inputs among the leaves of the arguments.
+      returned: the leaves that the model returns, with None in place of arrays.
+      structure: the structure of the model's result.
     """
 
     jaxpr: core.ClosedJaxpr
@@ -23,7 +23,7 @@ class ModelProgram(NamedTuple):
     structure: Any
 
     def outputs(self, arrays: Iterable[Any]) -> Any:
-        """What the model returns, with these as the outputs of the jaxpr."""
+        """Return the model's result for these outputs of the jaxpr."""
         arrays = iter(arrays)
         leaves = [next(arrays) if x is None else x for x in self.returned]
         return jax.tree.unflatten(self.structure, leaves)
@@ -32,12 +32,12 @@ class ModelProgram(NamedTuple):
 def model_program(
     apply_fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> ModelProgram:
-    """Traces ``apply_fn(*args, **kwargs)``.
+    """Trace ``apply_fn(*args, **kwargs)``.
 
     Args:
       apply_fn: evaluates the model.
-      args: its variables and inputs, as arrays or shapes; what is not an array is
-        passed as it is.
+      args: its variables and inputs, as arrays or shapes; values that are not arrays
+        are passed unchanged.
       kwargs: treated as ``args`` are.
 
     Returns:
@@ -63,10 +63,10 @@ def model_program(
 
 
 def has_collections(variables: Any) -> bool:
-    """Whether a tree is all variables of a linen model, ``"params"`` among them."""
+    """Tell whether a tree holds a linen model's variables, ``"params"`` among them."""
     return isinstance(variables, Mapping) and "params" in variables
 
 
 def is_array(x: Any) -> bool:
-    """Whether ``x`` has a shape and a dtype."""
+    """Tell whether ``x`` has a shape and a dtype."""
     return hasattr(x, "shape") and hasattr(x, "dtype")

@@ -1,4 +1,4 @@
-"""The inputs of a kernel in one multiplication, as samples of vectors."""
+"""The inputs of a kernel in a multiplication, as vectors, one per sample."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from jax.extend import core
 
 from sparseopt_jax.tracing.kernel_layout import Factors, Layout, ordered, split
 
-# Axes of an operand, each with the factors of the kernel's axis that it meets.
+# Axes of an operand, each with the factors of the matching axis of the kernel.
 _Matched = Sequence[tuple[int, Factors]]
 
 
@@ -18,9 +18,9 @@ class Rows(NamedTuple):
     """The inputs of a kernel.
 
     Attributes:
-      of: from the other operand to the array (lead factors, samples, fan_in), the last
-        axis in the order in which the kernel has its own.
-      lead: factors of the kernel that tell separate layers and groups apart.
+      of: maps the other operand to the array (lead factors, samples, fan_in), with the
+        last axis in the order of the kernel's own axes.
+      lead: factors of the kernel that index separate layers and groups.
       summed: factors that the multiplication sums over.
     """
 
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
 
 
 def product_rows(eqn: core.JaxprEqn, x: jax.Array, layout: Layout, side: int) -> Rows:
-    """The inputs in a matrix product, and the factors that lead and are summed."""
+    """Return the inputs in a matrix product, with the lead and summed factors."""
     contracted, batch = eqn.params["dimension_numbers"]
     summed = [(i, layout.axes[k]) for i, k in _pairs(contracted, side)]
     lead = [(i, layout.axes[k]) for i, k in _pairs(batch, side)]
@@ -38,12 +38,12 @@ def product_rows(eqn: core.JaxprEqn, x: jax.Array, layout: Layout, side: int) ->
 
 
 def _pairs(axes: Any, side: int) -> Sequence[tuple[int, int]]:
-    """Axes of the inputs, each with the axis of the kernel that it meets."""
+    """Return the axes of the inputs, each with the matching axis of the kernel."""
     return list(zip(axes[1 - side], axes[side], strict=True))
 
 
 def convolution_rows(eqn: core.JaxprEqn, x: jax.Array, layout: Layout) -> Rows | str:
-    """As ``product_rows``, the inputs being all patches."""
+    """Return the same as ``product_rows``; the inputs are all patches."""
     if eqn.params["batch_group_count"] > 1:
         return "used in a convolution with batch groups"
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
@@ -53,9 +53,9 @@ def convolution_rows(eqn: core.JaxprEqn, x: jax.Array, layout: Layout) -> Rows |
         return "used in a grouped convolution whose groups cut its axes"
     window = [math.prod(f.size for f in layout.axes[axis]) for axis in spatial]
 
-    # Axes: sample, group, channel within the group, window, place.
+    # Axes: sample, group, channel within the group, window, position.
     def patches(x: jax.Array) -> jax.Array:
-        # In float32 from the start: a convolution finds the patches, and would round.
+        # In float32 from the start: the patches come from a convolution that may round.
         found = jax.lax.conv_general_dilated_patches(
             jnp.transpose(x, numbers.lhs_spec).astype(jnp.float32),
             window,
@@ -81,18 +81,18 @@ def _rows(
     summed: _Matched,
     prepare: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Rows:
-    """Inputs as samples of vectors, in the order in which the kernel has its axes.
+    """Return inputs as vectors, one per sample, in the order of the kernel's axes.
 
     Args:
       shape: shape of the inputs.
-      lead: their axes that tell separate layers apart.
+      lead: their axes that index separate layers.
       summed: their axes that are summed over.
-      prepare: gives the inputs, if the operand itself is not in this shape.
+      prepare: returns the inputs, if the operand itself does not have this shape.
 
     Returns:
-      What gives the rows, and the factors of each kind.
+      The function that returns the rows, and the factors of each kind.
     """
-    # Where the kernel was repeated, the inputs of all its copies are samples.
+    # If the kernel was repeated, the inputs of all its copies are samples.
     lead = [pair for pair in lead if any(f.axis >= 0 for f in pair[1])]
     lead_factors = tuple(f for _, factors in lead for f in factors)
     factors = tuple(f for _, factors in summed for f in factors)

@@ -1,9 +1,9 @@
-"""What JAX's primitives do, by name: one table for all that read jaxprs.
+"""Effects of JAX's primitives, by name: one table for all readers of jaxprs.
 
-A primitive that is in no set is one that nothing is known of.
+Nothing is known of a primitive that is in no set.
 """
 
-# Do nothing but call a jaxpr on their operands, as far as values are concerned.
+# For values, they only call a jaxpr on their operands.
 CALLS = frozenset(
     {
         "checkpoint",
@@ -19,16 +19,16 @@ CALLS = frozenset(
     }
 )
 
-# Those that do not compute their jaxpr's derivative, but another one, or again.
+# Calls with a custom derivative, and calls whose derivative recomputes the jaxpr.
 CUSTOM_CALLS = frozenset(
     {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 )
 CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
 
-# Run code of the user's on the host, without an effect that JAX knows of.
+# Run user code on the host, without an effect that JAX knows.
 CALLBACKS = frozenset({"pure_callback"})
 
-# Multiply and add up: where a kernel is an operand, the other one holds its inputs.
+# Multiply and add up: if one operand is a kernel, the other holds its inputs.
 PRODUCTS = frozenset({"conv_general_dilated", "dot_general"})
 
 # Move numbers or repeat them; the first operand holds the numbers.
@@ -36,7 +36,7 @@ MOVES = frozenset(
     {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose"}
 )
 
-# Leave every number in its place, but for its type: one result per operand.
+# Keep every number in its place, up to its dtype: one result per operand.
 KEEPS = frozenset(
     {
         "convert_element_type",
@@ -54,10 +54,10 @@ KEEPS = frozenset(
     }
 )
 
-# Those that say where numbers are to lie.
+# Specify where numbers are stored.
 PLACES = frozenset({"device_put", "mesh_cast", "reshard", "sharding_constraint"})
 
-# Every entry of the result depends on the operands' entries in its place alone.
+# Every entry of the result depends only on the operands' entries in the same place.
 # fmt: off
 ELEMENTWISE = frozenset({
     "abs", "add", "add_any", "and", "cbrt", "ceil", "clamp", "convert_element_type",
@@ -69,7 +69,7 @@ ELEMENTWISE = frozenset({
 })
 # fmt: on
 
-# Leave out some axes; every entry of the result depends on a line or plane of entries.
+# Remove some axes; every entry of the result depends on a line or plane of entries.
 REDUCTIONS = frozenset(
     {
         "argmax",

@@ -7,10 +7,10 @@ import jax
 
 from sparseopt_jax.trees import paths
 
-# Below the path of the normalisation: the mean, and the variance beside it.
+# Paths of the mean and the variance, relative to the normalisation.
 _FLAX = ("mean", "var")
 _HAIKU = ("~/mean_ema/average", "~/var_ema/average")
-# In an Equinox `State` they are the two parts of one entry, without names.
+# In an Equinox `State`, they are the two unnamed parts of one entry.
 _EQUINOX = ("0", "1")
 
 
@@ -29,7 +29,7 @@ class RunningStatistics(NamedTuple):
 
 
 def find_statistics(variables: Any) -> list[RunningStatistics]:
-    """The running statistics in the variables of a Flax, Haiku or Equinox model.
+    """Find the running statistics in the variables of a Flax, Haiku or Equinox model.
 
     Args:
       variables: any pytree.
@@ -44,7 +44,7 @@ def find_statistics(variables: Any) -> list[RunningStatistics]:
     found = [*_named(shapes, *_FLAX), *_named(shapes, *_HAIKU)]
     for state in _equinox_states(variables):
         below = [path for path in shapes if path.startswith(state)]
-        # Other layers keep things in pairs, too: statistics are vectors of one size.
+        # Other layers hold pairs, too: statistics are vectors of the same size.
         found += [
             pair
             for pair in _named(below, *_EQUINOX)
@@ -55,11 +55,11 @@ def find_statistics(variables: Any) -> list[RunningStatistics]:
 
 
 def variance_of(statistics: dict[str, jax.Array], norm: str) -> jax.Array | None:
-    """The running variance of a normalisation, None if there is none.
+    """Return the running variance of a normalisation, or None if there is none.
 
     Args:
       statistics: arrays by path.
-      norm: path of the normalisation, as ``RunningStatistics`` has it.
+      norm: path of the normalisation, as in ``RunningStatistics``.
 
     Returns:
       The array.
@@ -84,7 +84,7 @@ def _named(known: Iterable[str], mean: str, variance: str) -> list[RunningStatis
 
 
 def _equinox_states(variables: Any) -> list[str]:
-    """The paths before the entries of every ``equinox.nn.State``."""
+    """Return the path prefix of the entries of every ``equinox.nn.State``."""
 
     def is_state(x):
         return type(x).__name__ == "State" and type(x).__module__.startswith("equinox")

@@ -1,4 +1,4 @@
-"""What a finished optax transformation is made of, read from its closures."""
+"""The parts of a finished optax transformation, read from its closures."""
 
 import dataclasses
 import functools
@@ -10,15 +10,15 @@ import optax
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Link:
-    """A transformation, and those that it is made of.
+    """A transformation and its parts.
 
     Attributes:
       name: the function that made it: ``"scale_by_adam"``, ``"chain"``, ``"ham"``.
       init: its ``init``.
       update: its ``update``.
       parts: the transformations inside, in order; none in a leaf.
-      in_turn: whether the parts work one after another, as in a chain. Elsewhere one
-        works inside the wrapper, or several work side by side, as in a partition.
+      in_turn: whether the parts run one after another, as in a chain. Otherwise, one
+        runs inside the wrapper, or several run side by side, as in a partition.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Link:
 
     @property
     def variables(self) -> Mapping[str, Any]:
-        """What its functions hold by name, hyper-parameters above all."""
+        """Return its functions' variables by name, most of all hyper-parameters."""
         return {**variables_of(self.init), **variables_of(self.update)}
 
     def leaves(self) -> Iterator["Link"]:
-        """Itself, if it is made of nothing else, or the leaves of its parts."""
+        """Yield the link itself if it has no parts, or else the leaves of its parts."""
         if not self.parts:
             yield self
         for part in self.parts:
@@ -41,14 +41,14 @@ class Link:
 
 
 def read(tx: Any) -> Link:
-    """Reads what a transformation is made of.
+    """Read the parts of a transformation.
 
-    ``chain`` and ``named_chain`` are known. Of any other wrapper the transformations in
-    its closures are its parts (``masked``, ``partition``, ``apply_if_finite``,
-    ``schedule_free``, ``sparsify``, ``ham``, wrappers of one's own), as is what
-    ``MultiSteps`` and other objects hold, and what ``inject_hyperparams`` makes of its
-    first hyper-parameters. Wrappers for extra arguments only, and ``jax.jit`` around a
-    function, leave no trace.
+    ``chain`` and ``named_chain`` are known. The parts of any other wrapper are the
+    transformations in its closures (``masked``, ``partition``, ``apply_if_finite``,
+    ``schedule_free``, ``sparsify``, ``ham``, custom wrappers), those that
+    ``MultiSteps`` and other objects hold, and the one that ``inject_hyperparams`` makes
+    from its initial hyper-parameters. Wrappers that only pass extra arguments, and
+    ``jax.jit`` around a function, leave no trace.
 
     Args:
       tx: any transformation.
@@ -66,13 +66,13 @@ def read(tx: Any) -> Link:
 
 
 def links(tx: Any) -> list[Link]:
-    """Reads the transformations that do the work, in order, out of any nest.
+    """Read the transformations that do the work, in order, at any depth.
 
     Args:
       tx: any transformation.
 
     Returns:
-      The leaves of ``read``; where parts work side by side, one after the other.
+      The leaves of ``read``; parts that run side by side come one after another.
 
     Examples:
       >>> import optax
@@ -84,13 +84,13 @@ def links(tx: Any) -> list[Link]:
 
 
 def variables_of(function: Any) -> dict[str, Any]:
-    """Reads the variables that a function has from where it was made, by name.
+    """Read the variables in a function's closure, by name.
 
     Args:
       function: any function, or ``jax.jit`` of one.
 
     Returns:
-      The variables; none for what is not a Python function.
+      The variables; none if it is not a Python function.
     """
     function = _unwrapped(function)
     names = getattr(code_of(function), "co_freevars", ())
@@ -105,13 +105,13 @@ def variables_of(function: Any) -> dict[str, Any]:
 
 
 def code_of(function: Any) -> Any:
-    """Returns what all functions share that are made at the same place.
+    """Return the code object that all functions defined at the same place share.
 
     Args:
       function: any function, or ``jax.jit`` of one.
 
     Returns:
-      Its code object; None for what is not a Python function.
+      Its code object; None if it is not a Python function.
     """
     return getattr(_unwrapped(function), "__code__", None)
 
@@ -136,7 +136,7 @@ def _read(init: Any, update: Any) -> Link:
 
 
 def _injected(variables: dict[str, Any]) -> Any:
-    """What the factory makes of the hyper-parameters before the first step."""
+    """Return what the factory makes of the hyper-parameters before the first step."""
     scheduled = {k: f(f.init()) for k, f in variables["sched_hps"].items()}
     return variables["inner_factory"](
         **variables["other_hps"], **variables["numeric_hps"], **scheduled
@@ -144,14 +144,14 @@ def _injected(variables: dict[str, Any]) -> Any:
 
 
 def _held_by(function: Any) -> list[Any]:
-    """The values in a function's closure, and those of the object it belongs to."""
+    """Return the values in a function's closure and those of its object."""
     owner = getattr(_unwrapped(function), "__self__", None)
     of_owner = getattr(owner, "__dict__", {})
     return [*variables_of(function).values(), *of_owner.values()]
 
 
 def _held(values: list[Any]) -> list[Any]:
-    """The transformations among values, and in collections among them, once each."""
+    """Return the transformations among values and in their collections, once each."""
     found: dict[int, Any] = {}
     for value in values:
         if isinstance(value, Mapping):
@@ -165,13 +165,13 @@ def _held(values: list[Any]) -> list[Any]:
 
 
 def _is_transformation(x: Any) -> bool:
-    # Not whatever has an `init` and an `update`: topologies have them, too.
+    # Not everything with an `init` and an `update`: topologies have both, too.
     return isinstance(x, optax.GradientTransformation | optax.MultiSteps)
 
 
 def _unwrapped(function: Any) -> Any:
-    """The Python function that ``jax.jit`` or ``partial`` compiles or completes."""
-    # A function with code of its own may do more than the one it wraps.
+    """Return the Python function inside ``jax.jit`` or ``partial``."""
+    # A function with its own code may do more than the one it wraps.
     while not hasattr(function, "__code__"):
         if isinstance(function, functools.partial):
             function = function.func
@@ -183,7 +183,7 @@ def _unwrapped(function: Any) -> Any:
 
 
 def _name(update: Any) -> str:
-    """What made a function: for ``update_fn`` of ``scale_by_adam`` that name."""
+    """Return the name of the factory: ``scale_by_adam`` for its ``update_fn``."""
     update = _unwrapped(update)
     name = getattr(update, "__qualname__", type(update).__name__)
     outer, _, inner = name.partition(".<locals>")
