@@ -73,6 +73,16 @@ class Units(NamedTuple):
             return False
         return self.per_cell <= _SHORT
 
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """The axes of ``split`` that each axis of the leaf became."""
+        places, at = [], 0
+        for axis in range(len(self.shape)):
+            width = 2 if axis in self.cut else 1
+            places.append(tuple(range(at, at + width)))
+            at += width
+        return places
+
     def sum(self, x: jax.Array) -> jax.Array:
         """From an array like the leaf to its sums over each unit."""
         x = self.divided(x)

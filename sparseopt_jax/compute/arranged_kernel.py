@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sparseopt_jax.masks.compact_kernel import CompactKernel
+from sparseopt_jax.masks.probed_kernel import ProbedKernel
 
 
 class Refused(Exception):
@@ -89,12 +90,16 @@ class ArrangedKernel:
       blocks: (*stacks, active, *extents along each axis of the kernel).
       index: int32 array (*stacks, active), the numbers of the active blocks.
       arrangement: how the value's axes are made of the kernel's.
+      zeros: dense array like the value, the probe of a ``ProbedKernel``; else None.
     """
 
-    def __init__(self, blocks: Any, index: Any, arrangement: Arrangement):
+    def __init__(
+        self, blocks: Any, index: Any, arrangement: Arrangement, zeros: Any = None
+    ):
         self.blocks = blocks
         self.index = index
         self.arrangement = arrangement
+        self.zeros = zeros
 
     @classmethod
     def of(cls, path: str, origin: int, kernel: CompactKernel) -> "ArrangedKernel":
@@ -108,6 +113,9 @@ class ArrangedKernel:
         Raises:
           ValueError: if axes were added to it, as ``vmap`` does with seeds, or lost.
         """
+        zeros = None
+        if isinstance(kernel, ProbedKernel):
+            kernel, zeros = kernel.fixed(), kernel.zeros
         layout, units = kernel.layout, kernel.layout.units
         if jnp.ndim(kernel.places) != len(layout.index_shape) + 1:
             raise ValueError(
@@ -139,17 +147,18 @@ class ArrangedKernel:
             jnp.reshape(kernel.active, (*kernel.places.shape[:-1], -1)), at, -2
         )
         extents = [axis.extent for axis in leaf]
-        return cls(jnp.reshape(blocks, (*index.shape, *extents)), index, arrangement)
+        blocks = jnp.reshape(blocks, (*index.shape, *extents))
+        return cls(blocks, index, arrangement, zeros)
 
     def tree_flatten(self):
         """As JAX asks for it."""
-        return (self.blocks, self.index), self.arrangement
+        return (self.blocks, self.index, self.zeros), self.arrangement
 
     @classmethod
     def tree_unflatten(cls, arrangement, parts):
         """As JAX asks for it."""
-        blocks, index = parts
-        return cls(blocks, index, arrangement)
+        blocks, index, zeros = parts
+        return cls(blocks, index, arrangement, zeros)
 
     @property
     def path(self) -> str:
@@ -161,20 +170,26 @@ class ArrangedKernel:
         """Shape of the dense value."""
         return tuple(map(self.arrangement.size, self.arrangement.axes))
 
-    def _with_axes(self, axes: Sequence[tuple[int, ...]]) -> "ArrangedKernel":
+    def _with_axes(
+        self,
+        axes: Sequence[tuple[int, ...]],
+        rearranged: Callable[[jax.Array], jax.Array],
+    ) -> "ArrangedKernel":
         arrangement = dataclasses.replace(
             self.arrangement, axes=tuple(axes), is_changed=True
         )
-        return ArrangedKernel(self.blocks, self.index, arrangement)
+        zeros = None if self.zeros is None else rearranged(self.zeros)
+        return ArrangedKernel(self.blocks, self.index, arrangement, zeros)
 
-    def with_blocks(self, blocks: Any) -> "ArrangedKernel":
-        """Other blocks at the same places."""
+    def with_blocks(self, blocks: Any, zeros: Any = None) -> "ArrangedKernel":
+        """Other blocks at the same places, and another probe."""
         arrangement = dataclasses.replace(self.arrangement, is_changed=True)
-        return ArrangedKernel(blocks, self.index, arrangement)
+        return ArrangedKernel(blocks, self.index, arrangement, zeros)
 
     def transposed(self, permutation: Sequence[int]) -> "ArrangedKernel":
         """As ``jax.lax.transpose``."""
-        return self._with_axes([self.arrangement.axes[axis] for axis in permutation])
+        axes = [self.arrangement.axes[axis] for axis in permutation]
+        return self._with_axes(axes, lambda x: jax.lax.transpose(x, permutation))
 
     def reshaped(self, shape: Sequence[int]) -> "ArrangedKernel":
         """As ``jax.lax.reshape``, where every new axis is made of whole ones."""
@@ -193,7 +208,7 @@ class ArrangedKernel:
             axes.append(tuple(taken))
         if left and axes:
             axes[-1] = (*axes[-1], *left)
-        return self._with_axes(axes)
+        return self._with_axes(axes, lambda x: jax.lax.reshape(x, shape))
 
     def by_layer(self) -> "ArrangedKernel":
         """The kernel with the layers that a loop goes through as its first axis.
@@ -206,6 +221,7 @@ class ArrangedKernel:
             jnp.moveaxis(self.blocks, at, 0),
             jnp.moveaxis(self.index, at, 0),
             self.arrangement,
+            self.zeros,
         )
 
     def layer(self) -> "ArrangedKernel":
@@ -223,7 +239,7 @@ class ArrangedKernel:
         # The extent along the axis is 1.
         extents = [axis.extent for axis in arrangement.leaf]
         blocks = jnp.reshape(self.blocks, (*self.index.shape, *extents))
-        return ArrangedKernel(blocks, self.index, arrangement)
+        return ArrangedKernel(blocks, self.index, arrangement, self.zeros)
 
     def _looped(self) -> int:
         first = self.arrangement.axes[0]
@@ -260,4 +276,5 @@ class ArrangedKernel:
         whole = jnp.transpose(jnp.reshape(all_blocks, cut), order)
         whole = jnp.reshape(whole, [axis.size for axis in leaf])
         joined = [axis for axes in self.arrangement.axes for axis in axes]
-        return jnp.reshape(jnp.transpose(whole, joined), self.shape)
+        value = jnp.reshape(jnp.transpose(whole, joined), self.shape)
+        return value if self.zeros is None else value + self.zeros

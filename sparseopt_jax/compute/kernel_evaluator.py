@@ -21,6 +21,7 @@ from sparseopt_jax.compute.arranged_kernel import (
     Refused,
 )
 from sparseopt_jax.compute.kernel_products import BlockShape, block_shape, multiply
+from sparseopt_jax.compute.probed_product import probed_product
 from sparseopt_jax.compute.product_equations import product_of
 from sparseopt_jax.tracing.jaxprs import (
     called_jaxpr,
@@ -118,11 +119,13 @@ class KernelEvaluator:
             y = multiply(kernel, x, sums, result.dtype, precision)
             return jnp.transpose(y, product.order)
 
-        if not is_explicit(result.sharding):
-            return multiplied(kernel, x)
-        # Inside the compiler decides about shardings.
-        placed: Any = jax.sharding.auto_axes(multiplied, out_sharding=result.sharding)
-        return placed(kernel, x)
+        if is_explicit(result.sharding):
+            # Inside the compiler decides about shardings.
+            multiplied: Any = jax.sharding.auto_axes(
+                multiplied, out_sharding=result.sharding
+            )
+        y = multiplied(kernel, x)
+        return y if kernel.zeros is None else probed_product(eqn, values, y)
 
     def _checkpoint(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
         params = eqn.params
@@ -215,15 +218,19 @@ def _without_kernels(outputs: list[Any]) -> list[Any]:
 def _arranged(eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
     """The results of an equation that does not change a kernel's weights."""
     name, kernel = eqn.primitive.name, values[0]
-    if name in PLACES:
+    if name in PLACES and kernel.zeros is None:
         # Where the dense array is to lie says nothing of blocks.
         return values
     if name in KEEPS:
+        # Probes are placed as dense arrays are.
         arrays = [value.blocks if _is_kernel(value) else value for value in values]
-        results = evaluate(eqn, arrays)
+        results = arrays if name in PLACES else evaluate(eqn, arrays)
+        probes = [value.zeros if _is_kernel(value) else value for value in values]
+        has_probes = not any(probe is None for probe in probes)
+        zeros = evaluate(eqn, probes) if has_probes else [None] * len(results)
         return [
-            old.with_blocks(new) if _is_kernel(old) else new
-            for old, new in zip(values, results, strict=True)
+            old.with_blocks(*new) if _is_kernel(old) else new[0]
+            for old, *new in zip(values, results, zeros, strict=True)
         ]
     if name == "transpose":
         return [kernel.transposed(eqn.params["permutation"])]

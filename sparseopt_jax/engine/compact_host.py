@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
@@ -11,14 +10,12 @@ from sparseopt_jax.engine.compact_step import check_kernels
 from sparseopt_jax.masks.active_weights import Places
 from sparseopt_jax.masks.compact_kernel import (
     CompactKernel,
-    dense_arrays,
+    active_arrays,
     holds_compact,
     is_compact,
-    map_compact,
     with_kernels,
 )
 from sparseopt_jax.masks.compact_storage import CompactStorage
-from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.owners import Owner
 from sparseopt_jax.masks.state import SparseState, is_sparse_state, places_of
 from sparseopt_jax.masks.storage import Masks, Stored
@@ -33,31 +30,34 @@ Update = Callable[[Any, Any, Any], tuple[Any, Any]]
 def updated_compact(
     update: Update, grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Updates the masks by dense arrays, which do not outlive the update.
+    """Updates the masks where parameters are compact.
+
+    Everything sees active weights in their place, as in a step; what scores and selects
+    sees blocks, or dense arrays that do not outlive the update.
 
     Args:
-      update: updates them for dense parameters: ``update(grads, opt_state, params)``
-        returns parameters and state.
-      grads: gradients like ``params``, compact or dense; None for zeros.
+      update: updates the masks: ``update(grads, opt_state, params)`` returns parameters
+        and state.
+      grads: gradients like ``params``, compact or dense; None where they are not read.
       opt_state: the state.
       params: the compact parameters.
 
     Returns:
       The new parameters, compact, and the new state.
     """
-    plain = unbox_tree(opt_state)
+    plain, active = unbox_tree(opt_state), unbox_tree(active_arrays(params))
     before = places_of(plain)
-    dense, new = update(
-        unbox_tree(_dense_gradient(grads, params)),
-        plain,
-        unbox_tree(dense_arrays(params, params)),
-    )
+    # Which nobody reads where there are no gradients.
+    grads = active if grads is None else unbox_tree(active_arrays(grads))
+    weights, new = update(grads, plain, active)
     after = places_of(new)
-    params = with_kernels(
-        lambda path, _, x: _kernel(x, *after[tuple(path.split("/"))]), params, dense
-    )
+
+    def kernel(path, _, active):
+        layout, index = after[tuple(path.split("/"))]
+        return CompactKernel.of(active, index, layout)
+
     new = _without_moved(new, before, after)
-    return params, reboxed(opt_state, new)
+    return with_kernels(kernel, params, weights), reboxed(opt_state, new)
 
 
 def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> Owner:
@@ -139,16 +139,6 @@ class _SameNumbers(CompactStorage):
                     "so.compact_params again"
                 )
         return super().move(stored, masks, new, state)
-
-
-def _dense_gradient(grads: Any, params: Any) -> Any:
-    if grads is None:
-        return map_compact(lambda kernel: jnp.zeros(kernel.shape, kernel.dtype), params)
-    return dense_arrays(grads, params)
-
-
-def _kernel(dense: jax.Array, layout: Layout, index: jax.Array) -> CompactKernel:
-    return CompactKernel.of(layout.take(dense, index), index, layout)
 
 
 def _without_moved(opt_state: Any, before: Places, after: Places) -> Any:

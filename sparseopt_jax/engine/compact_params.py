@@ -16,11 +16,13 @@ from sparseopt_jax.masks.compact_kernel import (
     CompactKernel,
     dense_arrays,
     holds_compact,
+    map_compact,
     write_places,
 )
 from sparseopt_jax.masks.compact_storage import check_sharding
 from sparseopt_jax.masks.layouts import Layout, in_each, read_layouts
 from sparseopt_jax.masks.packing import pack, unpack
+from sparseopt_jax.masks.probed_kernel import probed
 from sparseopt_jax.masks.state import (
     SparseState,
     check_order,
@@ -166,14 +168,21 @@ def dense_gradient(
     """Makes the function of the dense gradient, by which RigL's masks are updated.
 
     It is ``jax.grad`` of the loss at ``dense_params(params)``: evaluate it at the steps
-    at which masks are updated, and give it to ``update_topology``.
+    at which masks are updated, and give it to ``update_topology``. Where the loss
+    multiplies by ``sparse_apply``, products run as in a step, by block forward and
+    backward, but for the gradient of the kernel itself, which is one dense product.
 
     Args:
-      loss: a function of the parameters first, which takes compact and dense ones.
+      loss: a function of the parameters first, which takes compact ones and multiplies
+        by ``sparse_apply``, or by the arrays of ``dense_params``.
       has_aux: as in ``jax.grad``.
 
     Returns:
       A function with the arguments of ``loss``.
+
+    Raises:
+      TypeError: when it is called, if the loss reads the active blocks of a compact
+        kernel themselves.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -191,8 +200,10 @@ def dense_gradient(
     """
 
     def gradient(params, *args, **kwargs):
-        of_dense = jax.grad(loss, has_aux=has_aux)
-        return of_dense(dense_params(params), *args, **kwargs)
+        grads = jax.grad(loss, has_aux=has_aux)(probed(params), *args, **kwargs)
+        grads, *aux = grads if has_aux else (grads,)
+        grads = map_compact(lambda kernel: kernel.total(), grads)
+        return (grads, *aux) if has_aux else grads
 
     return gradient
 

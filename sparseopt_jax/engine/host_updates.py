@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arguments.checks import described
@@ -26,10 +25,8 @@ from sparseopt_jax.masks.state import (
     check_order,
     find_states,
     is_sparse_state,
-    map_masked,
-    zero_masked,
 )
-from sparseopt_jax.masks.storage import Masks, whole
+from sparseopt_jax.masks.storage import filled, whole
 from sparseopt_jax.trees.evened_boxes import evened
 
 
@@ -125,9 +122,9 @@ def _all_updated(
             return node
         state = whole(node)
         owner = owner_of(state)
-        new, kept = _updated(owner, state, owner.seen(params), grads)
+        new, weights = _updated(owner, state, owner.seen(params), grads)
         if not owner.topology.stays_dense:
-            params = zero_masked(kept, params)
+            params = filled(weights, params)
         return typed_like(state, new)
 
     opt_state = jax.tree.map(update, opt_state, is_leaf=is_sparse_state)
@@ -136,8 +133,8 @@ def _all_updated(
 
 def _updated(
     owner: Owner, state: SparseState, params: Any, grads: Any
-) -> tuple[SparseState, Masks]:
-    """The state after an update, and the masks of what is to be kept of the weights."""
+) -> tuple[SparseState, Any]:
+    """The state after an update, and the weights, what was dropped or grown at zero."""
     topology, storage = owner.topology, owner.storage
     state = in_types_of(params, owner.inner, storage, state)
     topology_state, count = state.topology_state, state.count
@@ -151,25 +148,21 @@ def _updated(
     told = environment.of_masks(
         storage.told(old), topology_state.fan_ins, topology.dims
     )
-    alone = topology.full_leaves(params)
+    alone = topology.full_leaves(storage.planned(state.masks, params))
     if not topology.stays_dense:
         seen = storage.weights(old, params)
         alone |= frozen_leaves(owner.inner, told, state.inner_state, seen)
     update = MaskUpdate.of(topology, storage, state, owner.key, count, alone)
     masks, topology_state = update(state.masks, topology_state, params, grads)
     new = storage.view(masks, topology_state, params)
-    kept = map_masked(
-        jnp.logical_and,
-        storage.load(state.masks, params),
-        storage.load(masks, params),
-    )
+    weights = storage.with_kept(state.masks, masks, params)
     inner_state = reset(
         owner.inner,
         storage,
         old,
         new,
         state.inner_state,
-        zero_masked(kept, params),
+        weights,
         updated=True,
     )
     state = state._replace(
@@ -177,4 +170,4 @@ def _updated(
         topology_state=topology_state._replace(memory=state.topology_state.memory),
         inner_state=inner_state,
     )
-    return state, kept
+    return state, weights

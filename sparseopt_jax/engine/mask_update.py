@@ -7,8 +7,15 @@ from typing import Any
 import jax
 
 from sparseopt_jax.arrays.conditions import if_due
+from sparseopt_jax.masks.compact_storage import holds_active
 from sparseopt_jax.masks.state import SparseState
-from sparseopt_jax.masks.storage import MaskStorage, Stored, load_state, without
+from sparseopt_jax.masks.storage import (
+    MaskStorage,
+    Stored,
+    filled,
+    load_state,
+    without,
+)
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees.prng_keys import load_key
 
@@ -53,15 +60,23 @@ class MaskUpdate:
         Args:
           stored: the masks as the state keeps them.
           state: what the topology keeps, as the state has it.
-          params: the weights.
+          params: the weights, where parameters are compact their active weights.
           grads: the gradient.
 
         Returns:
           The new masks and what the topology keeps.
         """
+        key = jax.random.fold_in(self.key, self.count)
+        if self._goes_by_blocks(stored, params):
+            indices = stored.with_tree(without(self.left_alone, stored.tree))
+            new, state = self.topology.update(
+                key, self.count, indices, state, params, grads
+            )
+            return stored.with_tree(filled(new.tree, stored.tree)), state
+        params = self.storage.whole_weights(stored, params)
         masks, turned = self.storage.load(stored, params), state.turned
         new, state = self.topology.update(
-            jax.random.fold_in(self.key, self.count),
+            key,
             self.count,
             without(self.left_alone, masks),
             load_state(state._replace(turned=()), params),
@@ -71,6 +86,10 @@ class MaskUpdate:
         state = state._replace(turned=turned)
         stored, state = self.storage.move(stored, masks, new, state)
         return stored, self.storage.pack(state)
+
+    def _goes_by_blocks(self, stored: Stored, params: Any) -> bool:
+        """Whether some weights are the active ones alone, and that is enough."""
+        return self.topology.updates_blocks and holds_active(stored, params)
 
     def if_due(
         self,

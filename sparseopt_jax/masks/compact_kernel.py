@@ -171,6 +171,8 @@ def dense_arrays(tree: Any, params: Any) -> Any:
     def at_leaf(param, x):
         if not (is_compact(param) and is_compact(x)):
             return x
+        if x is param:
+            return x.dense()
         return param.with_active(x.active).dense()
 
     return jax.tree.map(at_leaf, params, tree, is_leaf=is_compact)

@@ -160,32 +160,71 @@ class CompactStorage(MaskStorage):
 
     def planned(self, stored: Stored, params: Any) -> Any:
         """As ``MaskStorage.planned``: shapes where weights are the active ones."""
-        layouts = dict(stored.layouts)
-
-        def at_leaf(path, x, index):
-            layout = layouts[path]
-            if jnp.shape(x) != layout.shape:
-                return x
-            return jax.ShapeDtypeStruct(layout.units.shape, jnp.result_type(x))
-
-        return _at_indices(stored, at_leaf, params)
+        return planned_shapes(stored, params)
 
     def shapes(self, stored: Stored) -> dict[str, tuple[int, ...]]:
         """As ``MaskStorage.shapes``: those of active weights."""
         return {path: layout.shape for path, layout in stored.layouts}
 
+    def whole_weights(self, stored: Stored, params: Any) -> Any:
+        """As ``MaskStorage.whole_weights``: zeros beside the active ones."""
+        return _whole(stored, params)
+
     def whole_gradient(self, stored: Stored, grads: Any, params: Any) -> Any:
         """As ``MaskStorage.whole_gradient``: zero where only active ones are known."""
-        layouts = dict(stored.layouts)
-        by_path = paths.leaves_by_path(params)
+        del params
+        return _whole(stored, grads)
+
+    def with_kept(self, old: Stored, new: Stored, params: Any) -> Any:
+        """As ``MaskStorage.with_kept``; what stays active has kept its slot."""
+        layouts, after = dict(old.layouts), paths.leaves_by_path(new.tree)
 
         def at_leaf(path, x, index):
             layout = layouts[path]
-            if jnp.shape(x) != layout.shape:
-                return x
-            return layout.put(jnp.zeros_like(by_path[path], x.dtype), index, x)
+            if jnp.shape(x) == layout.shape:
+                kept = layout.spread(after[path] == index)
+            else:
+                kept = layout.mask(index) & layout.mask(after[path])
+            return jnp.where(kept, x, jnp.zeros_like(x))
 
-        return _at_indices(stored, at_leaf, grads)
+        return _at_indices(old, at_leaf, params)
+
+
+def _whole(indices: ActiveIndices, tree: Any) -> Any:
+    """A tree with dense arrays where it has the active entries alone."""
+    layouts = dict(indices.layouts)
+
+    def at_leaf(path, x, index):
+        layout = layouts[path]
+        if jnp.shape(x) != layout.shape:
+            return x
+        return layout.put(jnp.zeros(layout.units.shape, x.dtype), index, x)
+
+    return _at_indices(indices, at_leaf, tree)
+
+
+def holds_active(masks: Any, params: Any) -> bool:
+    """Whether the active weights alone are there of some parameters."""
+    if not isinstance(masks, ActiveIndices):
+        return False
+    shapes = {path: layout.shape for path, layout in masks.layouts}
+    leaves = paths.leaves_by_path(params).items()
+    return any(shapes.get(path) == jnp.shape(x) for path, x in leaves)
+
+
+def planned_shapes(masks: Any, params: Any) -> Any:
+    """The parameters with shapes of dense arrays where they are the active weights."""
+    if not isinstance(masks, ActiveIndices):
+        return params
+    layouts = dict(masks.layouts)
+
+    def at_leaf(path, x, index):
+        layout = layouts[path]
+        if jnp.shape(x) != layout.shape:
+            return x
+        return jax.ShapeDtypeStruct(layout.units.shape, jnp.result_type(x))
+
+    return _at_indices(masks, at_leaf, params)
 
 
 def active_entries(indices: ActiveIndices, tree: Any) -> Any:

@@ -47,6 +47,11 @@ class Layout:
         taken = (*self._items, *self.units.inner)
         return tuple(a for a in range(len(self.units.split)) if a not in taken)
 
+    @property
+    def _cell_axes(self) -> tuple[int, ...]:
+        """Axes of the index that tell cells apart."""
+        return tuple(a for a in range(len(self._others) + 1) if a != self._axis)
+
     @functools.cached_property
     def _order(self) -> tuple[int, ...]:
         others = self._others
@@ -92,13 +97,14 @@ class Layout:
         """Axes of the leaf that must lie on one device: active weights cross them."""
         taken = {*self._items, *self.units.inner}
         # What is cut but not crossed may be sharded between the blocks.
-        return tuple(a for a, place in enumerate(self._places()) if place[0] in taken)
+        places = enumerate(self.units.places)
+        return tuple(a for a, place in places if place[0] in taken)
 
     def _index_origins(self) -> list[int | None]:
         """The leaf's axis that each axis of the index is, or the blocks of which."""
         found: list[int | None] = []
         for split_axis in self._others:
-            axes = enumerate(self._places())
+            axes = enumerate(self.units.places)
             found += [axis for axis, place in axes if split_axis == place[0]] or [None]
         found.insert(self._axis, None)
         return found
@@ -134,15 +140,6 @@ class Layout:
             return PartitionSpec(*(entries.get(a) for a in self.origins))
         return None
 
-    def _places(self) -> list[tuple[int, ...]]:
-        """The axes of ``units.split`` that each axis of the leaf became."""
-        places, at = [], 0
-        for axis in range(len(self.units.shape)):
-            width = 2 if axis in self.units.cut else 1
-            places.append(tuple(range(at, at + width)))
-            at += width
-        return places
-
     def _view(self, x: jax.Array) -> jax.Array:
         """A leaf as cells of items."""
         x = jnp.transpose(self.units.divided(x), self._order)
@@ -162,6 +159,18 @@ class Layout:
         kept = [order.index(a) for a in self._order if a in order]
         shape = self._with_items(self.units.per_cell)
         return jnp.reshape(jnp.transpose(units, kept), shape)
+
+    def _units_of(self, items: jax.Array) -> jax.Array:
+        """An array of units from its items: the inverse of ``_items_of``."""
+        order = [a for a in self._order if a not in self.units.inner]
+        units = jnp.reshape(items, [self.units.split[a] for a in order])
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return jnp.expand_dims(jnp.transpose(units, inverse), self.units.inner)
+
+    def in_units(self, index: jax.Array, slots: jax.Array) -> jax.Array:
+        """From a value for each slot of the index to an array of units, 0 elsewhere."""
+        items = jnp.zeros(self._with_items(self.units.per_cell), slots.dtype)
+        return self._units_of(self._put(items, index, slots))
 
     def take(self, x: jax.Array, index: jax.Array) -> jax.Array:
         """The active weights of an array like the leaf.
@@ -192,14 +201,53 @@ class Layout:
         Returns:
           Array like ``x``.
         """
-        active = jnp.reshape(active, (*self.index_shape, *self._block))
-        return self._leaf(self._put(self._view(x), index, active.astype(x.dtype)))
+        if self._has_blocks:
+            return self._scattered(jax.lax.scatter, x, index, active)
+        active = jnp.reshape(active, self.index_shape).astype(x.dtype)
+        return self._leaf(self._put(self._view(x), index, active))
+
+    def add(self, x: jax.Array, index: jax.Array, active: jax.Array) -> jax.Array:
+        """An array like the leaf with something added at the weights of active blocks.
+
+        Args:
+          x: array of the leaf's shape, which consists of blocks.
+          index: int32, of ``index_shape``.
+          active: array of ``shape``.
+
+        Returns:
+          Array like ``x``.
+        """
+        return self._scattered(jax.lax.scatter_add, x, index, active)
+
+    def _scattered(
+        self, scatter: Any, x: jax.Array, index: jax.Array, active: jax.Array
+    ) -> jax.Array:
+        """Scatters whole blocks into a leaf, which needs no view of the leaf."""
+        units, items, at = self.units, self._items, index.ndim
+        sizes = [units.split[a] for a in units.inner]
+        numbers = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=tuple(range(at, at + len(sizes))),
+            inserted_window_dims=items,
+            scatter_dims_to_operand_dims=items,
+            operand_batching_dims=self._others,
+            scatter_indices_batching_dims=self._cell_axes,
+        )
+        places = jnp.unravel_index(index, [units.split[a] for a in items])
+        scattered = scatter(
+            units.divided(x),
+            jnp.stack(places, -1),
+            jnp.reshape(active, (*index.shape, *sizes)).astype(x.dtype),
+            numbers,
+            unique_indices=True,
+            mode="promise_in_bounds",
+        )
+        return units.joined(scattered)
 
     def _put(
         self, view: jax.Array, index: jax.Array, active: jax.Array, mode: Any = None
     ) -> jax.Array:
         """Sets items; with ``mode="drop"`` those beyond the last are left out."""
-        cells = tuple(a for a in range(index.ndim) if a != self._axis)
+        cells = self._cell_axes
         numbers = jax.lax.ScatterDimensionNumbers(
             update_window_dims=tuple(range(index.ndim, view.ndim)),
             inserted_window_dims=(self._axis,),
@@ -247,7 +295,11 @@ class Layout:
         Units that stay keep their slot; the slots of those that left are taken by the
         new ones in ascending order.
         """
-        active = self._items_of(self.units.any(mask))
+        return self.moved_units(index, self.units.any(mask))
+
+    def moved_units(self, index: jax.Array, units: jax.Array) -> jax.Array:
+        """As ``moved``, of a bool array of units."""
+        active = self._items_of(units)
         stays = self._taken(active, index)
         grown = self._found(active & ~self._active(index))
         place = jnp.cumsum(~stays, self._axis, dtype=jnp.int32) - 1

@@ -7,11 +7,12 @@ active weights (``compact_storage``).
 import abc
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arrays.sharding_types import explicit_sharding, sharded
 from sparseopt_jax.masks.packing import is_packed, restored, unpack
-from sparseopt_jax.masks.state import map_masked
+from sparseopt_jax.masks.state import map_masked, zero_masked
 from sparseopt_jax.trees import paths
 
 # Bool arrays in the structure of the parameters, ``optax.MaskedNode()`` at dense ones.
@@ -123,6 +124,19 @@ class MaskStorage(abc.ABC):
           params: the weights.
         """
 
+    def with_kept(self, old: Stored, new: Stored, params: Any) -> Any:
+        """Returns the weights after an update: zero at what was dropped or grown.
+
+        Args:
+          old: what holds the old masks.
+          new: what holds the new ones.
+          params: the weights.
+        """
+        kept = map_masked(
+            jnp.logical_and, self.load(old, params), self.load(new, params)
+        )
+        return zero_masked(kept, params)
+
     @abc.abstractmethod
     def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
         """Returns masks of what the optimizer's state keeps through an update.
@@ -165,6 +179,11 @@ class MaskStorage(abc.ABC):
         """Returns the shapes that gradients may have instead of the weights'."""
         del stored
         return {}
+
+    def whole_weights(self, stored: Stored, params: Any) -> Any:
+        """Returns the weights as dense arrays."""
+        del stored
+        return params
 
     def whole_gradient(self, stored: Stored, grads: Any, params: Any) -> Any:
         """Returns gradients like the parameters."""

@@ -107,6 +107,15 @@ class Topology(abc.ABC):
         return False
 
     @property
+    def updates_blocks(self) -> bool:
+        """Whether ``update`` takes compact parameters as they are.
+
+        Masks are then ``ActiveIndices`` before and after it, and the parameters of
+        leaves of blocks the active weights alone. Else it is given dense arrays.
+        """
+        return False
+
+    @property
     def stays_dense(self) -> bool:
         """Whether masks are of the forward pass alone, and weights behind them stay."""
         return False

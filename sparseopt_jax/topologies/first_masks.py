@@ -14,8 +14,9 @@ from sparseopt_jax.arrays.units import random_units_mask
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.mask_plans import masks_by_path
 from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.leaf import Demand, first_draft
 from sparseopt_jax.topologies.stages import Draft, Drop
-from sparseopt_jax.topologies.updates import Demand, first_draft, rewire
+from sparseopt_jax.topologies.updates import rewire
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.leaf_keys import leaf_key
 

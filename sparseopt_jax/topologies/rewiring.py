@@ -28,10 +28,12 @@ from sparseopt_jax.layers.structures import (
     check_structure,
     fixed_density,
 )
+from sparseopt_jax.masks.compact_storage import planned_shapes
 from sparseopt_jax.masks.state import check_masks
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.base import Topology, TopologyState
 from sparseopt_jax.topologies.first_masks import first_masks
+from sparseopt_jax.topologies.leaf import Demand, updates_blocks
 from sparseopt_jax.topologies.memory import GradientMemory, no_gradients
 from sparseopt_jax.topologies.planning import first_planned, paths_of_full, planned
 from sparseopt_jax.topologies.previous_masks import PREVIOUS_MASKS
@@ -43,12 +45,7 @@ from sparseopt_jax.topologies.schedules import (
 from sparseopt_jax.topologies.side_by_side import rewire_side_by_side
 from sparseopt_jax.topologies.stages import Drop, Grow, Prune, Stage
 from sparseopt_jax.topologies.targets import rises, targets
-from sparseopt_jax.topologies.updates import (
-    Demand,
-    collect,
-    rewire_leaf_by_leaf,
-    write_back,
-)
+from sparseopt_jax.topologies.updates import collect, rewire_leaf_by_leaf, write_back
 from sparseopt_jax.trees import paths
 
 
@@ -231,6 +228,11 @@ class Rewiring(Topology):
         return isinstance(self.structure, Block)
 
     @property
+    def updates_blocks(self) -> bool:
+        """As ``Topology.updates_blocks``."""
+        return updates_blocks(self)
+
+    @property
     def dense_gradients(self) -> float:
         """The fraction of the steps that need the dense gradient, while masks change.
 
@@ -378,18 +380,19 @@ class Rewiring(Topology):
         if fraction is None:
             fraction = self.schedule.fraction(count)  # pyright: ignore
         adapts = True if self.density else adapts
+        shapes = planned_shapes(masks, params)
         demand = Demand(
             fraction=fraction,  # pyright: ignore
-            targets={} if adapts is False else targets(self, count, params),
+            targets={} if adapts is False else targets(self, count, shapes),
             adapts=adapts,
-            rises=rises(self, count, params),
+            rises=rises(self, count, shapes),
         )
         leaves = collect(self, masks, params, grads, state.memory)
         rewired = rewire_side_by_side(self, key, leaves, demand)
         if rewired is None:
             rewired = rewire_leaf_by_leaf(self, key, leaves, demand)
         new, grown = rewired
-        return write_back(self, count, masks, state, new, grown)
+        return write_back(self, count, masks, state, leaves, new, grown)
 
 
 def _no_growth(path: str, mask: Any) -> Any:

@@ -47,6 +47,7 @@ class DeclaredScore(abc.ABC):
 
     Attributes:
       needs_gradient: whether it reads the gradient.
+      needs_weight: whether it reads the weight.
       needs_key: whether it reads the key.
       is_drawn: whether it is a random number, whatever the weight: it is drawn for a
         block as it is for a weight.
@@ -55,6 +56,7 @@ class DeclaredScore(abc.ABC):
     """
 
     needs_gradient: ClassVar[bool] = True
+    needs_weight: ClassVar[bool] = True
     needs_key: ClassVar[bool] = False
     is_drawn: ClassVar[bool] = False
     is_elementwise: ClassVar[bool] = False
@@ -97,6 +99,7 @@ class Magnitude(DeclaredScore):
 class Gradient(DeclaredScore):
     """The dense gradient's absolute value."""
 
+    needs_weight = False
     is_elementwise = True
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
@@ -210,6 +213,11 @@ def needs_gradient(score: Score) -> bool:
     (False, True)
     """
     return getattr(score, "needs_gradient", True)
+
+
+def needs_weight(score: Score) -> bool:
+    """Whether a score reads the weight; one that does not say is taken to."""
+    return getattr(score, "needs_weight", True)
 
 
 def needs_key(score: Score) -> bool:

@@ -18,8 +18,9 @@ from sparseopt_jax.arrays.row_units import RowUnits
 from sparseopt_jax.arrays.rows import by_bins, can_be_drawn, map_bins, of_bin
 from sparseopt_jax.arrays.sharding_types import is_whole
 from sparseopt_jax.topologies import scores
+from sparseopt_jax.topologies.leaf import Demand, Leaf
 from sparseopt_jax.topologies.stages import Draft, Stage, held_units
-from sparseopt_jax.topologies.updates import Demand, Leaf, first_drafts, rewire
+from sparseopt_jax.topologies.updates import first_drafts, rewire
 from sparseopt_jax.trees.leaf_keys import leaf_keys
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def rewire_side_by_side(
             fields = [_scored(drafts[path]) for path in paths]
         kept, counts = _rewired(group, numbers, _transposed(fields))
         for path, leaf, units, count in zip(paths, joined, kept, counts, strict=True):
-            masks[path] = leaf.units.spread(units, leaf.mask)
+            masks[path] = leaf.new_mask(units)
             grown[path] = count * leaf.units.size
     order = list(leaves)
     return {path: masks[path] for path in order}, {path: grown[path] for path in order}

@@ -92,9 +92,14 @@ def held_units(
         # Single weights here, so units are weights. An inactive one is chosen only
         # where a neuron has fewer: it does not count.
         held |= active & top_k_mask(drop, min_fan_in, where=mask, axis=neuron)
+    return held, held_above(held, drop)
+
+
+def held_above(held: jax.Array, drop: jax.Array) -> jax.Array:
+    """Set the scores of units that must not be dropped above all others."""
     # Sums may be infinite as well: below what is held.
     drop = jnp.minimum(drop, jnp.finfo(jnp.float32).max)
-    return held, jnp.where(held, jnp.inf, drop)
+    return jnp.where(held, jnp.inf, drop)
 
 
 class Stage(abc.ABC):

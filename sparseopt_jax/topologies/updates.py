@@ -5,77 +5,27 @@ leaves out is before and after them.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sparseopt_jax.arrays.counting import count_true
-from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import one_neuron, resolve_axes
 from sparseopt_jax.layers.structures import resolve_structure
+from sparseopt_jax.masks.active_weights import ActiveIndices
+from sparseopt_jax.masks.compact_storage import planned_shapes
 from sparseopt_jax.masks.state import map_masked, map_masked_with_path
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.base import TopologyState
-from sparseopt_jax.topologies.stages import Draft, Stage, held_units
+from sparseopt_jax.topologies.leaf import BlockLeaf, Demand, Leaf
+from sparseopt_jax.topologies.stages import Draft, Stage
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.leaf_keys import leaf_key
 
 if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring
-
-
-class Demand(NamedTuple):
-    """What an update is to do to all leaves.
-
-    Attributes:
-      fraction: float32 scalar, the part of the active units that is replaced.
-      targets: active units of each cell after the update, by path; a leaf without one
-        keeps its number.
-      adapts: as in ``Draft``.
-      rises: as in ``Draft``.
-    """
-
-    fraction: jax.Array
-    targets: dict[str, Any]
-    adapts: jax.typing.ArrayLike
-    rises: jax.typing.ArrayLike
-
-
-class Leaf(NamedTuple):
-    """What decides about the units of one sparse leaf.
-
-    Attributes:
-      plan: what is planned for it.
-      mask: its present mask.
-      param: its weights.
-      grad: their dense gradient.
-      seen: the gradient as growth sees it.
-      memory: what is remembered of earlier gradients, or None.
-    """
-
-    plan: LeafPlan
-    mask: jax.Array
-    param: jax.Array
-    grad: jax.Array
-    seen: jax.Array
-    memory: jax.Array | None
-
-    @property
-    def units(self) -> Units:
-        """How its weights are switched."""
-        assert self.plan.units is not None
-        return self.plan.units
-
-    def measure(self, stages: Sequence[Stage]) -> dict[str, jax.Array]:
-        """Measure what the stages read besides scores."""
-        measured: dict[str, jax.Array] = {}
-        for stage in stages:
-            active = self.units.any(self.mask)
-            measured |= stage.measure(self.units, active, self.memory)
-        return measured
 
 
 def rewire(stages: Sequence[Stage], drafts: list[Draft]) -> list[Draft]:
@@ -101,6 +51,8 @@ def collect(
       grads: the dense gradient.
       memory: what is remembered of earlier gradients.
     """
+    if isinstance(masks, ActiveIndices):
+        return _collect_by_blocks(rewiring, masks, params, grads)
     plans = _plans(rewiring, params)
     remembered = paths.leaves_by_path(memory)
     leaves: dict[str, Leaf] = {}
@@ -113,6 +65,31 @@ def collect(
         return param
 
     map_masked_with_path(at_leaf, masks, params, grads)
+    return leaves
+
+
+def _collect_by_blocks(
+    rewiring: "Rewiring",
+    indices: ActiveIndices,
+    params: optax.Params,
+    grads: optax.Updates,
+) -> dict[str, Leaf]:
+    """The same where compact parameters are their active weights."""
+    shapes = planned_shapes(indices, params)
+    plans, layouts = _plans(rewiring, shapes), dict(indices.layouts)
+    leaves: dict[str, Leaf] = {}
+
+    def at_leaf(path, index, shape, param, grad):
+        plan = plans.get(path) or kept_plan(rewiring, path, shape)
+        layout = layouts[path]
+        if param.shape == layout.shape:
+            leaf = BlockLeaf(plan, index, param, grad, grad, None, layout)
+        else:
+            leaf = Leaf(plan, layout.mask(index), param, grad, grad, None)
+        leaves[path] = leaf
+        return shape
+
+    map_masked_with_path(at_leaf, indices.tree, shapes, params, grads)
     return leaves
 
 
@@ -134,73 +111,8 @@ def first_drafts(
     drafts = {}
     for path, leaf in leaves.items():
         keys = jax.random.split(leaf_key(key, path)) if draws else (key, key)
-        drafts[path] = first_draft(
-            rewiring,
-            leaf.plan,
-            leaf.mask,
-            leaf.param,
-            drop=scores.of_units(
-                rewiring.drop, leaf.units, keys[0], leaf.param, leaf.grad
-            ),
-            grow=scores.of_units(
-                rewiring.grow, leaf.units, keys[1], leaf.param, leaf.seen
-            ),
-            demand=demand,
-            measured=leaf.measure(rewiring.stages),
-        )
+        drafts[path] = leaf.draft(rewiring, keys, demand)
     return drafts
-
-
-def first_draft(
-    rewiring: "Rewiring",
-    plan: LeafPlan,
-    mask: jax.Array,
-    param: jax.Array,
-    *,
-    drop: jax.Array,
-    grow: jax.Array,
-    demand: Demand,
-    measured: dict[str, jax.Array],
-) -> Draft:
-    """Return the draft of one leaf that the first stage sees.
-
-    Args:
-      rewiring: the topology.
-      plan: the leaf's.
-      mask: its present mask.
-      param: its weights.
-      drop: scores of its units to be kept.
-      grow: scores of its units to be grown.
-      demand: what the update is to do.
-      measured: what the stages measured.
-    """
-    units: Any = plan.units
-    active = units.any(mask)
-    held, drop = held_units(
-        mask,
-        jnp.isfinite(param),
-        units,
-        drop,
-        min_fan_in=rewiring.min_fan_in,
-        neuron=plan.axes.reduction,  # pyright: ignore
-    )
-    present = units.count(active)
-    return Draft(
-        units=units,
-        active=active,
-        held=held,
-        drop=drop,
-        grow=grow,
-        fraction=demand.fraction,
-        target=demand.targets.get(plan.path),
-        adapts=demand.adapts,
-        rises=demand.rises,
-        planned=None if plan.per_cell is None else plan.per_cell * units.cells,
-        measured=measured,
-        kept=active,
-        most=present,
-        size=present,
-    )
 
 
 def rewire_leaf_by_leaf(
@@ -220,14 +132,12 @@ def rewire_leaf_by_leaf(
     drafts = first_drafts(rewiring, key, leaves, demand)
     rewired = rewire(rewiring.stages, list(drafts.values()))
     masks = {
-        path: leaves[path].units.spread(draft.kept, leaves[path].mask)
+        path: leaves[path].new_mask(draft.kept)
         for path, draft in zip(drafts, rewired, strict=True)
     }
     # What is counted reads the masks, instead of choosing them a second time.
     masks = jax.lax.optimization_barrier(masks)
-    grown = {
-        path: count_true(mask & ~leaves[path].mask) for path, mask in masks.items()
-    }
+    grown = {path: leaves[path].grown(mask) for path, mask in masks.items()}
     return masks, grown
 
 
@@ -236,6 +146,7 @@ def write_back(
     count: jax.Array,
     masks: Any,
     state: TopologyState,
+    leaves: dict[str, Leaf],
     new: dict[str, jax.Array],
     grown: dict[str, jax.Array],
 ) -> tuple[Any, TopologyState]:
@@ -244,18 +155,37 @@ def write_back(
     Args:
       rewiring: the topology.
       count: the step.
-      masks: the masks before the update.
+      masks: the masks before the update, or their indices.
       state: what the topology has kept.
+      leaves: what has decided about every sparse leaf, by path.
       new: the new mask of every sparse leaf, by path.
       grown: how many of its weights were turned on, by path.
     """
-    masks_now = paths.map_with_paths(lambda path, old: new.get(path, old), masks)
+    if isinstance(masks, ActiveIndices):
+        layouts = dict(masks.layouts)
+        masks_now: Any = masks.with_tree(
+            paths.map_with_paths(
+                lambda path, index: (
+                    leaves[path].moved(layouts[path], index, new[path])
+                    if path in new
+                    else index
+                ),
+                masks.tree,
+            )
+        )
+    else:
+        masks_now = paths.map_with_paths(lambda path, old: new.get(path, old), masks)
     return masks_now, TopologyState(
         updated_at=jnp.asarray(count, jnp.int32),
         explored=map_masked(jnp.logical_or, masks_now, state.explored),
         turned=state.turned,
-        fan_ins=map_masked_with_path(
-            lambda path, mask, _: rewiring.fan_in(path, mask), masks_now, state.fan_ins
+        fan_ins=paths.map_with_paths(
+            lambda path, old: (
+                leaves[path].fan_in(rewiring, new[path])
+                if path in new and not paths.is_hole(old)
+                else old
+            ),
+            state.fan_ins,
         ),
         grown=paths.map_with_paths(lambda path, old: grown.get(path, old), state.grown),
         memory=state.memory,
