@@ -3,10 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optax
+
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.arguments.requirements import needed_by
 from sparseopt_jax.compute.sparse_apply import sparse_apply
+from sparseopt_jax.engine.compact_params import compact_params, dense_params
 from sparseopt_jax.engine.host_updates import update_topology as _update_topology
+from sparseopt_jax.engine.state_conversion import convert_state
 from sparseopt_jax.masks.state import apply_masks, get_masks, stays_dense
 
 with needed_by("sparseopt_jax.nnx", "flax"):
@@ -58,22 +62,95 @@ def update_topology(
     Args:
       model: the model.
       optimizer: its optimizer.
-      grads: the dense gradients, as ``nnx.grad`` gives them; None for a topology that
-        reads none (SET).
+      grads: the dense gradients, as ``nnx.grad`` gives them, of a compact model as
+        ``dense_gradient`` gives them; None for a topology that reads none (SET).
 
     Raises:
       TypeError: as ``mask_model``.
       ValueError: as ``sparseopt_jax.update_topology``.
     """
     _check(model, optimizer, "update_topology(model, optimizer, grads)")
+    if grads is not None:
+        grads = nnx.as_pure(nnx.state(grads, optimizer.wrt))
     opt_state, params = _update_topology(
         optimizer.tx,
-        None if grads is None else nnx.as_pure(nnx.state(grads, optimizer.wrt)),
+        grads,
         nnx.as_pure(optimizer.opt_state),
         nnx.as_pure(nnx.state(model, optimizer.wrt)),
     )
     nnx.update(model, params)
     nnx.update(optimizer.opt_state, nnx.state(opt_state))
+
+
+def compact_model(
+    model: nnx.Module,
+    optimizer: nnx.Optimizer,
+    *,
+    where: Callable[[str, Any], bool] | None = None,
+) -> None:
+    """``sparseopt_jax.compact_params`` for a model and its optimizer, in place.
+
+    Call it outside of ``nnx.jit``, after ``mask_model`` or in the middle of a run, and
+    call ``sparse_model(model)`` in place of the model from then on. ``dense_model`` is
+    the way back.
+
+    Args:
+      model: the model.
+      optimizer: its optimizer.
+      where: as in ``compact_params``.
+
+    Raises:
+      TypeError: as ``mask_model``.
+      ValueError: as ``compact_params``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sparseopt_jax as so
+      >>> from flax import nnx
+      >>> model = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
+      >>> topology = so.static(0.75, structure=so.Block((16, 16)))
+      >>> tx = so.sparsify(optax.adam(1e-3), topology)
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> so.nnx.mask_model(model, optimizer)
+      >>> so.nnx.compact_model(model, optimizer)
+      >>> optimizer.opt_state.inner_state[0].mu.kernel.shape
+      (2, 256)
+    """
+    _check(model, optimizer, "compact_model(model, optimizer)")
+    params = nnx.as_pure(nnx.state(model, optimizer.wrt))
+    opt_state = nnx.as_pure(optimizer.opt_state)
+    params, opt_state = compact_params(params, opt_state, where=where)
+    nnx.update(model, params)
+    _replace_state(model, optimizer, opt_state)
+
+
+def dense_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
+    """Makes a compact model and its optimizer dense again, in place.
+
+    As ``dense_params`` and ``convert_state`` do it.
+
+    Args:
+      model: the model.
+      optimizer: its optimizer.
+
+    Raises:
+      TypeError: as ``mask_model``.
+    """
+    _check(model, optimizer, "dense_model(model, optimizer)")
+    params = dense_params(nnx.as_pure(nnx.state(model, optimizer.wrt)))
+    nnx.update(model, params)
+    opt_state = nnx.as_pure(optimizer.opt_state)
+    opt_state = convert_state(optimizer.tx, params, opt_state)
+    _replace_state(model, optimizer, opt_state)
+
+
+def _replace_state(model: nnx.Module, optimizer: nnx.Optimizer, opt_state: Any) -> None:
+    """Gives an optimizer a state with other arrays than its own."""
+    tx: Any = optax.GradientTransformation(
+        lambda params: opt_state, optimizer.tx.update
+    )
+    # A new optimizer puts every array of its state into a variable.
+    optimizer.opt_state = nnx.Optimizer(model, tx, wrt=optimizer.wrt).opt_state
 
 
 def sparse_model(
@@ -84,8 +161,7 @@ def sparse_model(
 ) -> Callable[..., Any]:
     """``sparseopt_jax.sparse_apply`` for a model whose parameters are compact kernels.
 
-    Parameters hold the kernels that ``compact_params`` makes of
-    ``nnx.as_pure(nnx.state(model, nnx.Param))``, put back by ``nnx.update``. What a
+    ``compact_model`` makes the kernels compact. What a
     call changes, such as batch statistics and the counts of keys, is changed in the
     model. Inside of ``nnx.jit`` and ``nnx.grad``, make it of the model there.
 

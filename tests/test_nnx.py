@@ -127,3 +127,54 @@ def test_packed_and_compact_masks_train_the_same(make_topology):
         kernels.append(np.asarray(model.first.kernel[...]))
     np.testing.assert_array_equal(*kernels[:2])
     np.testing.assert_allclose(kernels[2], kernels[0], rtol=1e-5, atol=1e-7)
+
+
+def test_a_compact_model_is_trained_in_place_as_a_dense_one():
+    topology = so.rigl(
+        0.75, every=2, stop=90, drop_fraction=0.9, structure=so.Block((16, 16))
+    )
+    tx = so.sparsify(optax.adam(0.01), topology, host_updates=True)
+    x = jax.random.normal(jax.random.key(1), (8, 64))
+
+    def make():
+        model = nnx.Linear(64, 96, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        so.nnx.mask_model(model, optimizer)
+        return model, optimizer
+
+    def loss(model, x):
+        return jnp.mean((jnp.tanh(so.nnx.sparse_model(model, by="block")(x)) - 1) ** 2)
+
+    @nnx.jit
+    def step(model, optimizer, x):
+        optimizer.update(model, nnx.grad(loss)(model, x))
+
+    @nnx.jit
+    def update(model, optimizer, x):
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        gradient = so.dense_gradient(
+            lambda params, x: loss(nnx.merge(graph, params, rest), x)
+        )
+        so.nnx.update_topology(model, optimizer, gradient(params, x))
+
+    def train(model, optimizer):
+        for number in range(4):
+            if topology.due(number):
+                update(model, optimizer, x)
+            step(model, optimizer, x)
+
+    dense, compact = make(), make()
+    so.nnx.compact_model(*compact)
+    before = so.get_masks(compact[1])["kernel"]
+    assert so.optimizer_bytes(compact[1].opt_state) < so.optimizer_bytes(
+        dense[1].opt_state
+    )
+    train(*dense)
+    train(*compact)
+    assert (so.get_masks(compact[1])["kernel"] != before).any()
+    so.nnx.dense_model(*compact)
+    states = [nnx.as_pure(nnx.state(made)) for made in (dense, compact)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states
+    )

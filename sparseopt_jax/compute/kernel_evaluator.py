@@ -121,10 +121,12 @@ class KernelEvaluator:
 
         if is_explicit(result.sharding):
             # Inside the compiler decides about shardings.
-            multiplied: Any = jax.sharding.auto_axes(
+            placed: Any = jax.sharding.auto_axes(
                 multiplied, out_sharding=result.sharding
             )
-        y = multiplied(kernel, x)
+            y = placed(kernel, x)
+        else:
+            y = multiplied(kernel, x)
         return y if kernel.zeros is None else probed_product(eqn, values, y)
 
     def _checkpoint(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:

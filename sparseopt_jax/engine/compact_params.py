@@ -10,6 +10,12 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
+from sparseopt_jax.engine.compact_state import (
+    active_weights,
+    compact_around,
+    compact_state,
+    map_places,
+)
 from sparseopt_jax.masks.active_weights import ActiveIndices, Places
 from sparseopt_jax.masks.block_leaves import MIN_EXTENT, is_matrix_of_blocks
 from sparseopt_jax.masks.compact_kernel import (
@@ -21,7 +27,7 @@ from sparseopt_jax.masks.compact_kernel import (
 )
 from sparseopt_jax.masks.compact_storage import check_sharding
 from sparseopt_jax.masks.layouts import Layout, in_each, read_layouts
-from sparseopt_jax.masks.packing import pack, unpack
+from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.masks.probed_kernel import probed
 from sparseopt_jax.masks.state import (
     SparseState,
@@ -116,23 +122,17 @@ def compact_params(
         indices = _indices(state)
         chosen = {} if indices is None else _chosen(indices, leaves, where)
         found.update(chosen)
-        return _compact_state(state, indices) if indices and chosen else node
+        return compact_state(state, indices) if indices and chosen else node
 
     opt_state = jax.tree.map(at_state, opt_state, is_leaf=is_sparse_state)
     if not found:
         raise ValueError(_nothing_found(opt_state))
 
     def kernel(x, layout, index, replicas):
-        active = _taken(x, index, layout, replicas)
+        active = active_weights(x, index, layout, replicas)
         return CompactKernel(active, write_places(index), layout)
 
-    def gradient(x, layout, index, replicas):
-        active = _taken(x, index, layout, replicas)
-        return CompactKernel(active, jnp.zeros_like(write_places(index)), layout)
-
-    params = _map_places(kernel, found, params)
-    # What is kept around sparsify, as in MultiSteps, is sums of gradients.
-    return params, _map_places(gradient, found, opt_state)
+    return map_places(kernel, found, params), compact_around(found, opt_state)
 
 
 def dense_params(params: Any) -> Any:
@@ -200,9 +200,10 @@ def dense_gradient(
     """
 
     def gradient(params, *args, **kwargs):
-        grads = jax.grad(loss, has_aux=has_aux)(probed(params), *args, **kwargs)
+        params = probed(params)
+        grads = jax.grad(loss, has_aux=has_aux)(params, *args, **kwargs)
         grads, *aux = grads if has_aux else (grads,)
-        grads = map_compact(lambda kernel: kernel.total(), grads)
+        grads = map_compact(lambda found, kernel: kernel.total(found), grads, params)
         return (grads, *aux) if has_aux else grads
 
     return gradient
@@ -271,50 +272,6 @@ def _chosen(
     return chosen
 
 
-def _compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
-    """The state of a compact ``sparsify`` with the same masks, moments and counters."""
-    kept = state.topology_state
-    if jax.tree.leaves(kept.memory):
-        raise ValueError(
-            "opt_state remembers dense gradients, of every weight: its topology does "
-            "not go with compact parameters; use so.rigl, so.set_ or so.static"
-        )
-    return state._replace(
-        masks=indices,
-        topology_state=kept._replace(turned=(), explored=pack(unpack(kept.explored))),
-        inner_state=_map_places(
-            lambda x, layout, index, replicas: _taken(x, index, layout, replicas),
-            indices.places(),
-            state.inner_state,
-        ),
-    )
-
-
-def _map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
-    """Maps over what a state keeps for every weight of some leaves.
-
-    Args:
-      function: ``function(x, layout, index, replicas)``.
-      places: layout and index of the leaves.
-      state: any pytree; a ``SparseState`` in it is left as it is.
-
-    Returns:
-      A tree like ``state``.
-    """
-
-    def at_leaf(key_path, x):
-        place = paths.longest_ending(paths.path_parts(key_path), places)
-        if place is None or is_sparse_state(x):
-            return x
-        layout, index = place
-        replicas = jnp.shape(index)[: jnp.ndim(index) - len(layout.index_shape)]
-        if jnp.shape(x) != (*replicas, *layout.units.shape):
-            return x
-        return function(x, layout, index, replicas)
-
-    return paths.map_with_key_paths(at_leaf, state, is_leaf=is_sparse_state)
-
-
 def _nothing_found(opt_state: Any) -> str:
     if any(map(stays_dense, find_states(opt_state))):
         return (
@@ -333,13 +290,6 @@ def _nothing_found(opt_state: Any) -> str:
 @functools.partial(jax.jit, static_argnames=("layout", "replicas"))
 def _index(mask: jax.Array, layout: Layout, replicas: tuple[int, ...]) -> jax.Array:
     return in_each(layout.index, replicas)(mask)
-
-
-@functools.partial(jax.jit, static_argnames=("layout", "replicas"))
-def _taken(
-    x: jax.Array, index: jax.Array, layout: Layout, replicas: tuple[int, ...]
-) -> jax.Array:
-    return in_each(layout.take, replicas)(x, index)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "replicas"))

@@ -6,10 +6,10 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sparseopt_jax.masks.compact_kernel import holds_compact
-from sparseopt_jax.masks.compact_storage import check_sharding, layouts_of
-from sparseopt_jax.masks.layouts import Layout
-from sparseopt_jax.masks.owners import find_owners
+from sparseopt_jax.engine.compact_state import state_shapes
+from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact
+from sparseopt_jax.masks.compact_storage import check_sharding
+from sparseopt_jax.masks.state import places_of
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.boxes import unbox_tree
 
@@ -22,23 +22,25 @@ def state_sharding(
     What belongs to a parameter and has its shape, such as a mask or a moment, is
     sharded like it. An axis of size 1 in its place (fan-ins) is not sharded, the others
     are; what a compact ``sparsify`` keeps is sharded along the axes that its active
-    weights do not cross. Everything else is replicated: counters, keys, factored
-    moments.
+    weights do not cross, and so is what belongs to compact parameters. Everything else
+    is replicated: counters, keys, factored moments.
 
     Args:
       tx: any optax transformation.
       params_or_shapes: the parameters, or ``jax.ShapeDtypeStruct`` in their place;
         Flax's boxes and NNX variables around them stay.
       param_shardings: a ``NamedSharding`` for each parameter, in the structure of the
-        parameters, boxed or not, or a single one for all.
+        parameters, boxed or not, or a single one for all. That of a compact parameter
+        is its dense array's.
 
     Returns:
-      A tree like ``tx.init(params)`` with a ``NamedSharding`` at each leaf.
+      A tree like ``tx.init(params)``, or like the state that ``compact_params`` has
+      made compact with ``params``, with a ``NamedSharding`` at each leaf.
 
     Raises:
-      ValueError: for compact parameters; if the shardings have another structure than
-        the parameters, or are of several meshes; if active weights of a compact
-        ``sparsify`` would have to be gathered from several devices.
+      ValueError: if the shardings have another structure than the parameters, or are of
+        several meshes; if active weights would have to be gathered from several
+        devices, with the path of the first leaf that is split within its cells.
       TypeError: if one of them is no ``NamedSharding``.
 
     Examples:
@@ -57,48 +59,38 @@ def state_sharding(
       (None, 'model')
       >>> opt_state = jax.jit(tx.init, out_shardings=state_shardings)(params)
     """
-    if holds_compact(params_or_shapes):
-        raise ValueError(
-            "params are compact: place dense parameters and opt_state by their "
-            "shardings before so.compact_params(params, opt_state), which keeps them"
-        )
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params_or_shapes
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        params_or_shapes,
+        is_leaf=is_compact,
     )
     plain_shapes = unbox_tree(shapes)
     if isinstance(param_shardings, NamedSharding):
         sharding = param_shardings
         param_shardings = jax.tree.map(lambda _: sharding, plain_shapes)
     by_parts, mesh = _by_parts(plain_shapes, unbox_tree(param_shardings))
+    of_state = state_shapes(tx, params_or_shapes)
+    layouts = {parts: layout for parts, (layout, _) in places_of(of_state).items()}
+    for parts, layout in layouts.items():
+        check_sharding("/".join(parts), layout, by_parts[parts][1])
 
-    layouts = _layouts(tx, shapes, by_parts)
+    def of_shape(shape, parts):
+        found = paths.longest_ending(parts, by_parts)
+        spec = None if found is None else _spec(shape, *found)
+        layout = paths.longest_ending(parts, layouts)
+        if spec is None and found is not None and layout is not None:
+            spec = layout.spec(shape, found[1].spec)
+        return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
 
     def at_leaf(key_path, leaf):
         parts = paths.path_parts(key_path)
-        found = paths.longest_ending(parts, by_parts)
-        spec = None if found is None else _spec(leaf.shape, *found)
-        layout = paths.longest_ending(parts, layouts)
-        if spec is None and found is not None and layout is not None:
-            spec = layout.spec(leaf.shape, found[1].spec)
-        return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
+        if not is_compact(leaf):
+            return of_shape(leaf.shape, parts)
+        # The digits of places stand beside each other.
+        index = of_shape(leaf.places.shape[:-1], parts)
+        return CompactKernel(of_shape(leaf.active.shape, parts), index, leaf.layout)
 
-    return paths.map_with_key_paths(at_leaf, jax.eval_shape(tx.init, shapes))
-
-
-def _layouts(
-    tx: optax.GradientTransformation, shapes: Any, by_parts: dict[tuple[str, ...], Any]
-) -> dict[tuple[str, ...], Layout]:
-    """How active weights stand side by side, where ``sparsify`` is compact."""
-    found = {}
-    for owner in find_owners(tx, shapes):
-        if not owner.storage.is_compact:
-            continue
-        for path, layout in layouts_of(owner.topology, owner.seen(shapes)).items():
-            parts = tuple(path.split("/"))
-            check_sharding(path, layout, by_parts[parts][1])
-            if not layout.is_full:
-                found[parts] = layout
-    return found
+    return paths.map_with_key_paths(at_leaf, of_state, is_leaf=is_compact)
 
 
 def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], Any]:

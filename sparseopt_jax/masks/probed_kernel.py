@@ -44,7 +44,8 @@ class ProbedKernel(CompactKernel):
     @classmethod
     def tree_unflatten(cls, layout, parts):
         """As JAX asks for it."""
-        return cls(*parts, layout)
+        active, places, zeros = parts
+        return cls(active, places, zeros, layout)
 
     def __repr__(self) -> str:
         return f"ProbedKernel(shape={self.shape}, dtype={self.dtype})"
@@ -76,13 +77,14 @@ class ProbedKernel(CompactKernel):
         """The dense array, exactly zero at inactive weights."""
         return self.fixed().dense() + self.zeros
 
-    def total(self) -> jax.Array:
-        """A dense gradient: that by the zeros, and what came to active weights alone.
+    def total(self, gradient: "ProbedKernel") -> jax.Array:
+        """The dense gradient, of the gradient by the zeros and by the active blocks.
 
-        A penalty on the leaves of the parameters is such, for one.
+        What the loss does to the leaves of the parameters, as a penalty, comes to the
+        active blocks.
         """
         add = in_each(self.layout.add, self.replicas)
-        return add(self.zeros, self.index, self._active)
+        return add(gradient.zeros, self.index, gradient._active)
 
 
 def probed(params: Any) -> Any:

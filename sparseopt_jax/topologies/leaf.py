@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring
 
 
+# To drop and to grow by.
+Keys = jax.Array | tuple[jax.Array, jax.Array]
+
+
 class Demand(NamedTuple):
     """What an update is to do to all leaves.
 
@@ -79,9 +83,7 @@ class Leaf:
             measured |= stage.measure(self.units, active, self.memory)
         return measured
 
-    def draft(
-        self, rewiring: "Rewiring", keys: Sequence[jax.Array], demand: Demand
-    ) -> Draft:
+    def draft(self, rewiring: "Rewiring", keys: Keys, demand: Demand) -> Draft:
         """Score and count the units, by two keys, to drop and to grow by."""
         drop, grow = (
             scores.of_units(score, self.units, key, self.param, grad)
@@ -122,10 +124,10 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class BlockLeaf(Leaf):
-    """The same of a leaf whose active blocks alone are at hand: no array is dense.
+    """The same of a leaf whose active blocks alone are at hand.
 
-    New masks are bool arrays of units. Scores are added up in the order in which they
-    are for a dense array, so that masks are the same.
+    New masks are bool arrays of units. Scores are added up as those of a dense array
+    are, in the same order, so that masks are the same: that array lives for the sum.
 
     Attributes:
       plan: as in ``Leaf``.
@@ -144,9 +146,7 @@ class BlockLeaf(Leaf):
         del stages
         return {}
 
-    def draft(
-        self, rewiring: "Rewiring", keys: Sequence[jax.Array], demand: Demand
-    ) -> Draft:
+    def draft(self, rewiring: "Rewiring", keys: Keys, demand: Demand) -> Draft:
         """As ``Leaf.draft``."""
         blocks = self._blocks(self.param)
         held = self._in_units(~jnp.all(jnp.isfinite(blocks), self._within))
@@ -157,8 +157,10 @@ class BlockLeaf(Leaf):
             grad = self.grad
             if grad.shape != self.param.shape:
                 grad = self.layout.take(grad, self.mask)
-            drop = rewiring.drop(keys[0], blocks, self._blocks(grad))
-            drop = self._in_units(jnp.sum(drop, self._within))
+            drop = rewiring.drop(keys[0], self.param, grad)
+            # Compilers add up arrays of other shapes in other orders.
+            zeros = jnp.zeros(self.units.shape, drop.dtype)
+            drop = self.units.sum(self.layout.put(zeros, self.mask, drop))
         if scores.is_drawn(rewiring.grow):
             grow = rewiring.grow(keys[1], like, like)
         else:

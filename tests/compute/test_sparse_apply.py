@@ -1,6 +1,7 @@
 """Models as they are, evaluated with compact kernels: the same as with dense ones."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -43,6 +44,11 @@ def _assert_same(apply_fn, params, *args, by="block", rtol=2e-5):
         expected,
     )
     assert_same_gradients(grads, dense_grads, params, rtol, rtol)
+    found, _ = jax.jit(so.dense_gradient(loss, has_aux=True))(params, *args)
+    for actual, wanted in zip(*map(jax.tree.leaves, (found, dense_grads)), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(actual, np.float32), np.asarray(wanted, np.float32), rtol, rtol
+        )
 
 
 def _dense_arrays_in(function, *args, shape):
@@ -129,6 +135,27 @@ def test_the_compiled_step_holds_no_dense_array():
     assert not _dense_arrays_in(step, params, x, shape=(64, 96))
     # Where the dense array is asked for, the same test finds it.
     assert _dense_arrays_in(jax.grad(loss("dense")), params, x, shape=(64, 96))
+
+
+def test_a_dense_gradient_has_one_dense_product_and_counts_penalties():
+    params = {"kernel": compact(_draw(64, 96), BLOCK, 5)}
+    x = _draw(8, 64)
+    apply_fn = so.sparse_apply(lambda params, x: x @ params["kernel"], by="block")
+
+    def loss(params, x):
+        penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+        return jnp.sum(apply_fn(params, x) ** 2) + penalty
+
+    gradient = jax.jit(so.dense_gradient(loss))
+    expected = jax.grad(loss)(dense(params), x)["kernel"]
+    np.testing.assert_allclose(
+        gradient(params, x)["kernel"], expected, rtol=1e-5, atol=1e-4
+    )
+    text = gradient.lower(params, x).compile().as_text()
+    shapes = re.findall(r"= (f32\[[\d,]*\])\S* dot\(", text)
+    assert shapes.count("f32[64,96]") + shapes.count("f32[96,64]") == 1
+    with pytest.raises(TypeError, match="no dense gradient: multiply by"):
+        so.dense_gradient(lambda params: jnp.sum(params["kernel"].blocks))(params)
 
 
 def test_a_whole_training_step_holds_no_dense_array_and_is_the_dense_step():

@@ -397,7 +397,9 @@ def test_what_does_not_go_says_what_to_do():
         so.rigl(0.5, every=5, stop=9, averaged_steps=2, structure=BLOCKS),
     )
     refuses("remembers", so.compact_params, params, averaged.init(params))
-    refuses("place dense", so.state_sharding, tx, compact, None)
+    mesh = jax.make_mesh((1,), ("model",))
+    shardings = jax.tree.map(lambda _: NamedSharding(mesh, P(None, "model")), params)
+    refuses("'first/kernel'.*along axis 1", so.state_sharding, tx, compact, shardings)
 
 
 def test_updates_that_need_more_than_they_are_given():
@@ -428,6 +430,38 @@ def test_updates_that_need_more_than_they_are_given():
     with pytest.warns(UserWarning, match="host_updates=True"):
         moving.update(grads, state, compact)
     moving.update(grads, state, compact)  # and says so once
+
+
+@pytest.mark.parametrize("name", ["multi_steps", "partition", "compact", "mixed"])
+def test_a_compact_state_is_sharded_as_its_parameters(name):
+    tx = _wrapped()[name]
+    params, opt_state = so.compact_params(*start(tx))
+    mesh = jax.make_mesh((1,), ("data",))
+    sharding = NamedSharding(mesh, P())
+    found = so.state_sharding(tx, params, sharding)
+    assert jax.tree.structure(found) == jax.tree.structure(opt_state)
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(found))
+    assert_same(jax.device_put(opt_state, found), opt_state)
+
+
+def test_stacked_layers_are_sharded_along_their_stack():
+    dims = so.NeuronDims((1,), (2,))
+    topology = so.static(0.5, structure=BLOCKS, dims=dims)
+    tx = optax.MultiSteps(so.sparsify(optax.adam(1e-2), topology), 2)
+    params = {"kernel": jnp.ones((3, 32, 32)), "bias": jnp.ones((3, 32))}
+    params, opt_state = so.compact_params(params, tx.init(params))
+    split = NamedSharding(jax.make_mesh((1,), ("stage",)), P("stage"))
+    found = so.state_sharding(tx, params, split)
+    assert jax.tree.structure(found) == jax.tree.structure(opt_state)
+    owner = found.inner_opt_state
+    for sharding in (
+        owner.masks.tree["kernel"],
+        owner.inner_state[0].mu["kernel"],
+        found.acc_grads["kernel"].active,
+        found.acc_grads["kernel"].places,
+    ):
+        assert sharding.spec[0] == "stage" and not any(sharding.spec[1:])
+    assert owner.count.spec == P()
 
 
 def test_nothing_is_promoted_silently():

@@ -1,0 +1,162 @@
+"""The optimizer's state where parameters are compact, of the one where they are not."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparseopt_jax.masks.active_weights import ActiveIndices, Places
+from sparseopt_jax.masks.compact_kernel import (
+    CompactKernel,
+    is_compact,
+    parameters_by_path,
+    write_places,
+)
+from sparseopt_jax.masks.compact_storage import layouts_of
+from sparseopt_jax.masks.layouts import Layout, in_each
+from sparseopt_jax.masks.owners import find_owners, structure_of
+from sparseopt_jax.masks.packing import pack, unpack
+from sparseopt_jax.masks.state import SparseState, is_sparse_state, unbox
+from sparseopt_jax.masks.storage import whole
+from sparseopt_jax.trees import paths
+
+
+def compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
+    """The state of a compact ``sparsify`` with the same masks, moments and counters.
+
+    Args:
+      state: the state of an owner.
+      indices: its masks.
+
+    Raises:
+      ValueError: if it remembers dense gradients.
+    """
+    kept = state.topology_state
+    if jax.tree.leaves(kept.memory):
+        raise ValueError(
+            "opt_state remembers dense gradients, of every weight: its topology does "
+            "not go with compact parameters; use so.rigl, so.set_ or so.static"
+        )
+    return state._replace(
+        masks=indices,
+        topology_state=kept._replace(turned=(), explored=pack(unpack(kept.explored))),
+        inner_state=map_places(
+            lambda x, layout, index, replicas: active_weights(
+                x, index, layout, replicas
+            ),
+            indices.places(),
+            state.inner_state,
+        ),
+    )
+
+
+def compact_around(places: Places, opt_state: Any) -> Any:
+    """A state with compact gradients around its masks, where it keeps dense ones.
+
+    What is kept around ``sparsify``, as in ``MultiSteps``, is sums of gradients.
+    """
+
+    def gradient(x, layout, index, replicas):
+        active = active_weights(x, index, layout, replicas)
+        return CompactKernel(active, jnp.zeros_like(write_places(index)), layout)
+
+    return map_places(gradient, places, opt_state)
+
+
+def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
+    """Maps over what a state keeps for every weight of some leaves.
+
+    Args:
+      function: ``function(x, layout, index, replicas)``.
+      places: layout and index of the leaves.
+      state: any pytree; a ``SparseState`` in it is left as it is.
+
+    Returns:
+      A tree like ``state``.
+    """
+
+    def at_leaf(key_path, x):
+        place = paths.longest_ending(paths.path_parts(key_path), places)
+        if place is None or is_sparse_state(x):
+            return x
+        layout, index = place
+        replicas = jnp.shape(index)[: jnp.ndim(index) - len(layout.index_shape)]
+        if jnp.shape(x) != (*replicas, *layout.units.shape):
+            return x
+        return function(x, layout, index, replicas)
+
+    return paths.map_with_key_paths(at_leaf, state, is_leaf=is_sparse_state)
+
+
+def state_shapes(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The shapes of an optimizer's state, for dense or compact parameters.
+
+    Args:
+      tx: the transformation.
+      params: any pytree of arrays or ``jax.ShapeDtypeStruct``, compact kernels too.
+
+    Returns:
+      A tree like ``tx.init(params)``, or, where parameters are compact, like the state
+      that ``compact_params`` has returned with them.
+    """
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params, is_leaf=is_compact
+    )
+    kernels = {
+        path: x.layout
+        for path, x in parameters_by_path(params).items()
+        if is_compact(x)
+    }
+    if not kernels:
+        return jax.eval_shape(tx.init, shapes)
+    owners = {owner.structure: owner for owner in find_owners(tx, shapes)}
+
+    def init(params: Any) -> Any:
+        found: Places = {}
+
+        def at_state(node: Any) -> Any:
+            if not is_sparse_state(node):
+                return node
+            state = whole(node)
+            indices = state.masks
+            if not isinstance(indices, ActiveIndices):
+                owner = owners[structure_of(indices)]
+                layouts = layouts_of(owner.topology, owner.seen(params))
+                taken = {path: kernels[path] for path in layouts if path in kernels}
+                indices = _some_indices(layouts | taken, unpack(unbox(indices)))
+            chosen = {
+                parts: place
+                for parts, place in indices.places().items()
+                if "/".join(parts) in kernels
+            }
+            found.update(chosen)
+            return compact_state(state, indices) if chosen else node
+
+        opt_state = tx.init(params)
+        opt_state = jax.tree.map(at_state, opt_state, is_leaf=is_sparse_state)
+        return compact_around(found, opt_state)
+
+    return jax.eval_shape(init, shapes)
+
+
+def _some_indices(layouts: dict[str, Layout], masks: Any) -> ActiveIndices:
+    """Indices of the right shapes."""
+
+    def at_leaf(path: str, mask: Any) -> Any:
+        if paths.is_hole(mask) or layouts[path].is_full:
+            return optax.MaskedNode()
+        return jnp.zeros(layouts[path].index_shape, jnp.int32)
+
+    tree = paths.map_with_paths(at_leaf, masks)
+    return ActiveIndices.of(tree, tuple(layouts.items()))
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "replicas"))
+def active_weights(
+    x: jax.Array, index: jax.Array, layout: Layout, replicas: tuple[int, ...]
+) -> jax.Array:
+    """The active weights of an array like the leaf, once for each replica."""
+    return in_each(layout.take, replicas)(x, index)
