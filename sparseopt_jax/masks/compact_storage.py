@@ -348,5 +348,7 @@ def check_sharding(path: str, layout: Layout, sharding: NamedSharding) -> None:
             f"{split[0]} by {sharding.spec}: its active weights lie across that axis, "
             "and every device would have to gather all of it at every step. Shard it "
             "along other axes only: structure=ConstantFanIn() or NM(n, m) leave the "
-            "neurons' axis free, a stack of layers its own; or leave compact out"
+            "neurons' axis free, a stack of layers its own, and columns of blocks may "
+            "stand as such a stack, (devices, inputs, outputs of one), named by dims; "
+            "or leave compact out"
         )

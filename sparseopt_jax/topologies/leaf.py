@@ -154,10 +154,7 @@ class BlockLeaf(Leaf):
         if scores.is_drawn(rewiring.drop):
             drop = rewiring.drop(keys[0], like, like)
         else:
-            grad = self.grad
-            if grad.shape != self.param.shape:
-                grad = self.layout.take(grad, self.mask)
-            drop = rewiring.drop(keys[0], self.param, grad)
+            drop = rewiring.drop(keys[0], self.param, self._active_gradient(rewiring))
             # Compilers add up arrays of other shapes in other orders.
             zeros = jnp.zeros(self.units.shape, drop.dtype)
             drop = self.units.sum(self.layout.put(zeros, self.mask, drop))
@@ -195,6 +192,13 @@ class BlockLeaf(Leaf):
             1 if axis in axes.reduction else n for axis, n in enumerate(units.shape)
         ]
         return jnp.reshape(jnp.broadcast_to(counts, split), shape)
+
+    def _active_gradient(self, rewiring: "Rewiring") -> jax.Array:
+        """The gradient of active weights; anything where the drop score reads none."""
+        if not scores.needs_gradient(rewiring.drop):
+            return self.param
+        is_dense = self.grad.shape != self.param.shape
+        return self.layout.take(self.grad, self.mask) if is_dense else self.grad
 
     @property
     def _active(self) -> jax.Array:

@@ -79,6 +79,61 @@ def test_a_batch_that_is_split_over_a_mesh(kind):
     assert_as_on_one_device(found)
 
 
+def _columns_on(mesh):
+    """Steps and an update of a matrix whose columns are split as a stack of layers."""
+    topology = so.rigl(
+        0.5,
+        every=2,
+        stop=90,
+        drop_fraction=0.9,
+        structure=so.Block((16, 16)),
+        dims=so.NeuronDims((1,), (2,)),
+    )
+    tx = so.sparsify(optax.adamw(1e-2), topology, host_updates=True)
+    params = {"kernel": jax.random.normal(jax.random.key(0), (8, 32, 48))}
+    opt_state = tx.init(params)
+    params = so.apply_masks(params, opt_state)
+    params, opt_state = so.compact_params(params, opt_state)
+    split = NamedSharding(mesh, P("model"))
+    opt_state = jax.device_put(opt_state, so.state_sharding(tx, params, split))
+    params = jax.device_put(params, split)
+    apply_fn = so.sparse_apply(
+        lambda params, x: jnp.einsum("bn,dnm->bdm", x, params["kernel"]), by="block"
+    )
+
+    def loss(params, x):
+        return jnp.mean((jnp.tanh(apply_fn(params, x)) - 1) ** 2)
+
+    @jax.jit
+    def step(params, opt_state, x):
+        updates, opt_state = tx.update(jax.grad(loss)(params, x), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    update = jax.jit(lambda *state: so.update_topology(tx, *state))
+    gradient = jax.jit(so.dense_gradient(loss))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, NamedSharding(mesh, P()))
+        for i in range(4):
+            if topology.due(i):
+                opt_state, params = update(gradient(params, x), opt_state, params)
+            params, opt_state = step(params, opt_state, x)
+        text = step.lower(params, opt_state, x).compile().as_text() or ""
+    assert params["kernel"].active.sharding.spec[0] == "model"
+    assert "all-gather" not in text
+    return jax.device_get((params["kernel"].active, opt_state))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_columns_that_are_split_as_a_stack(kind):
+    found, expected = (
+        _columns_on(jax.make_mesh((size,), ("model",), axis_types=(kind,)))
+        for size in (8, 1)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), found, expected
+    )
+
+
 def test_replicas_under_pmap():
     state = jax.tree.map(lambda x: jnp.stack([x] * 8), start())
     found = train(

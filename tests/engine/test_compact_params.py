@@ -447,7 +447,7 @@ def test_a_compact_state_is_sharded_as_its_parameters(name):
 def test_stacked_layers_are_sharded_along_their_stack():
     dims = so.NeuronDims((1,), (2,))
     topology = so.static(0.5, structure=BLOCKS, dims=dims)
-    tx = optax.MultiSteps(so.sparsify(optax.adam(1e-2), topology), 2)
+    tx: Any = optax.MultiSteps(so.sparsify(optax.adam(1e-2), topology), 2)
     params = {"kernel": jnp.ones((3, 32, 32)), "bias": jnp.ones((3, 32))}
     params, opt_state = so.compact_params(params, tx.init(params))
     split = NamedSharding(jax.make_mesh((1,), ("stage",)), P("stage"))
