@@ -229,7 +229,6 @@ class Rewiring(Topology):
 
     @property
     def updates_blocks(self) -> bool:
-        """As ``Topology.updates_blocks``."""
         return updates_blocks(self)
 
     @property
