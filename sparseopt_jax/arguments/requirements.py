@@ -22,7 +22,7 @@ def needed_by(module: str, package: str, extra: str | None = None) -> Iterator[N
       ...     import no_such_package
       Traceback (most recent call last):
       ImportError: sparseopt_jax.walk needs no-such-package: pip install
-      no-such-package, or pip install sparseopt_jax, which brings it
+      no-such-package, or pip install sparseopt_jax, which includes it
     """
     try:
         yield
@@ -31,6 +31,6 @@ def needed_by(module: str, package: str, extra: str | None = None) -> Iterator[N
         brings = f"sparseopt_jax[{extra}]" if extra else "sparseopt_jax"
         raise ImportError(
             f"{module} needs {package}: pip install {package}, or pip install "
-            f"{repr(brings) if extra else brings}, which brings it",
+            f"{repr(brings) if extra else brings}, which includes it",
             name=error.name,
         ) from error

@@ -37,7 +37,7 @@ def guesses(
     """Return the sparse kernels whose axes follow a convention that may be wrong.
 
     Args:
-      dims: as ``resolve_axes`` takes them.
+      dims: as in ``resolve_axes``.
       sparse: the paths of the sparse leaves.
       leaves: all leaves, so that each kernel has its neighbours.
 
@@ -48,7 +48,7 @@ def guesses(
       >>> import jax, jax.numpy as jnp
       >>> leaves = {"experts": jax.ShapeDtypeStruct((8, 64, 256), jnp.float32)}
       >>> print(guesses(None, leaves, leaves)["experts"].reason)
-      its name and shape do not tell what its 3 axes are
+      its name and shape do not show what its 3 axes are
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     found = {}
@@ -105,7 +105,7 @@ def _guess(
         return Guess(f"the vectors beside it are stacked {size} times")
     if len(shape) == 2 or _is_known(path, shape, shapes):
         return None
-    return Guess(f"its name and shape do not tell what its {len(shape)} axes are")
+    return Guess(f"its name and shape do not show what its {len(shape)} axes are")
 
 
 def _bias(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:

@@ -65,7 +65,7 @@ Distribution = Callable[[Sequence[Layer], float], Mapping[str, int]]
 def uniform(
     layers: Sequence[Layer], sparsity: float, *, first: First = True
 ) -> dict[str, int]:
-    """Give every layer the same sparsity but the first, which stays dense.
+    """Give all layers but the first, which stays dense, the same sparsity.
 
     Args:
       layers: the sparse layers.

@@ -44,7 +44,7 @@ def resolve_axes(
     if chosen is None:
         return default_axes(path, leaf)
     if not isinstance(chosen, NeuronDims):
-        raise TypeError(f"dims must give NeuronDims for {path!r}, got {chosen!r}")
+        raise TypeError(f"dims must specify NeuronDims for {path!r}, got {chosen!r}")
     ndim = len(leaf.shape)
     by_name = kind_by_name(path)
     if chosen is dims and (ndim < 2 or by_name in ("bias", "scale")):
@@ -91,7 +91,7 @@ def chosen_dims(dims: Dims, path: str, leaf: Any) -> tuple[Any, bool]:
     """Return what ``dims`` specify for one leaf, and whether under its own path.
 
     Args:
-      dims: as ``resolve_axes`` takes them.
+      dims: as in ``resolve_axes``.
       path: the leaf's canonical path.
       leaf: anything with a ``shape``, for a function.
 
@@ -136,7 +136,7 @@ def check_patterns_fit(dims: Dims, leaves: Mapping[str, Any]) -> None:
     """Raise if the axes of a glob in ``dims`` fit none of the leaves it matches.
 
     Args:
-      dims: as ``resolve_axes`` takes them.
+      dims: as in ``resolve_axes``.
       leaves: the leaves by their canonical paths.
 
     Raises:
@@ -236,7 +236,7 @@ def check_dims(dims: Dims) -> None:
         if not (value is None or isinstance(value, NeuronDims) or callable(value)):
             raise TypeError(
                 "dims must be None, a NeuronDims, a mapping from path patterns to "
-                "NeuronDims (what so.infer_dims returns is one), or a function of "
+                "NeuronDims (such as so.infer_dims returns), or a function of "
                 f"(path, leaf), got {value!r}"
             )
 

@@ -3,7 +3,7 @@
 A structure defines two things for a leaf. Its *units* are switched as one: a weight, a
 block, a channel. Its *cells* each keep their number of active units: the whole layer, a
 neuron, a group of M. Weights are dropped over the whole layer, and grown to refill
-every cell to its number, so that every topology works with every structure.
+every cell to its number, so that topologies can move within any structure.
 """
 
 import abc
@@ -49,7 +49,7 @@ class Structure(abc.ABC):
 
     @property
     def density(self) -> float | None:
-        """Return the fraction of active weights that the structure fixes, or None."""
+        """The fraction of active weights that the structure fixes, or None."""
         return None
 
     def per_cell(self, units: Units, active: int) -> int:
@@ -135,7 +135,7 @@ class NM(Structure):
 
     @property
     def density(self) -> float:
-        """Return n / m."""
+        """The fraction n / m."""
         return self.n / self.m
 
     def units(self, path: str, shape: tuple[int, ...], axes: Axes) -> Units:

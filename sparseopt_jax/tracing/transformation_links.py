@@ -29,7 +29,7 @@ class Link:
 
     @property
     def variables(self) -> Mapping[str, Any]:
-        """Return its functions' variables by name, most of all hyper-parameters."""
+        """The variables of its functions by name, most of all hyper-parameters."""
         return {**variables_of(self.init), **variables_of(self.update)}
 
     def leaves(self) -> Iterator["Link"]:

@@ -186,7 +186,7 @@ def test_plain_optax_needs_jax_and_optax_alone():
         ("orbax", "so.checkpoint", "needs orbax-checkpoint: pip install orbax-"),
         ("etils", "so.checkpoint", "sparseopt_jax.checkpoint needs "),
         ("matplotlib", "so.plot", "pip install 'sparseopt_jax[plot]', which brings"),
-        ("PIL", "so.plot", "pip install 'sparseopt_jax[plot]', which brings it"),
+        ("PIL", "so.plot", "pip install 'sparseopt_jax[plot]', which includes it"),
     ],
 )
 def test_a_missing_package_is_named_with_what_installs_it(missing, use, message):

@@ -35,7 +35,7 @@ def test_a_mapping_or_function_decides_by_path():
     assert axes_of((6, 4, 5), dims) == Axes((0,), (1,), (2,))
     assert axes_of((4, 5), dims, "c/kernel") == Axes((), (0,), (1,))
     assert axes_of((4, 5), lambda path, leaf: NeuronDims(1, 0)) == Axes((), (1,), (0,))
-    with pytest.raises(TypeError, match="must give NeuronDims for 'a/kernel', got 1"):
+    with pytest.raises(TypeError, match="specify NeuronDims for 'a/kernel', got 1"):
         axes_of((4, 5), lambda path, leaf: 1)
 
 

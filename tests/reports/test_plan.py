@@ -116,7 +116,7 @@ def test_the_plan_shows_inputs_outputs_and_stacks():
 @pytest.mark.parametrize(
     ("params", "path", "note"),
     [
-        ({"experts": jnp.ones((4, 8, 16))}, "experts", "do not tell what its 3 axes"),
+        ({"experts": jnp.ones((4, 8, 16))}, "experts", "do not show what its 3 axes"),
         ({"query": kernel(6, 64, 4, 16)}, "query/kernel", "what its 4 axes are"),
         ({"query": kernel(12, 64, 64)}, "query/kernel", "what its 3 axes are"),
         ({"out": kernel(4, 16, 64)}, "out/kernel", "what its 3 axes are"),
