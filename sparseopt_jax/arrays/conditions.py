@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 
 from sparseopt_jax.arrays.sharding_types import typed_like
@@ -33,3 +34,32 @@ def if_due(due: Any, change: Callable[..., Any], kept: Any, *operands: Any) -> A
         return typed_like(kept, change(kept, *operands))
 
     return jax.lax.cond(due, change_in_type, lambda kept, *_: kept, kept, *operands)
+
+
+def chosen(condition: Any, x: Any, y: Any) -> jax.Array:
+    """``jnp.where(condition, x, y)``, traced in a third of the time.
+
+    Where all are arrays of one type it is a single equation, which counts where there
+    is one for every leaf of a network.
+
+    Args:
+      condition: a bool, a bool scalar, or a bool array like ``x``.
+      x: what to take where it holds.
+      y: what to take elsewhere; a Python number is taken for an array of it.
+
+    Returns:
+      An array.
+
+    Examples:
+      >>> print(chosen(jnp.array([True, False]), jnp.ones(2), 0))
+      [1. 0.]
+    """
+    if isinstance(condition, jax.Array) and isinstance(x, jax.Array):
+        kind, wanted = jax.typeof(condition), jax.typeof(x)
+        fits = not kind.shape or kind.sharding == wanted.sharding
+        if fits and kind.shape in ((), wanted.shape):
+            if isinstance(y, int | float):
+                return jax.lax.select(condition, x, jax.lax.full_like(x, y))
+            if isinstance(y, jax.Array) and jax.typeof(y) == wanted:
+                return jax.lax.select(condition, x, y)
+    return jnp.where(condition, x, y)

@@ -5,7 +5,7 @@ A row belongs to one cell; a cell takes as many rows as it needs.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,28 +58,35 @@ class Rows(NamedTuple):
 
     def starts(self) -> list[int]:
         """Where each leaf starts, counted through all bins."""
-        found = {}
-        for number, bin in enumerate(self.bins):
-            row = number * self.height
-            for i in bin:
-                found[i] = row * self.width
-                row += rows_of(self.units[i], self.width)
-        return [found[i] for i in range(len(self.units))]
+        size = self.height * self.width
+        return self._firsts(size, lambda units: rows_of(units, self.width) * self.width)
 
     def first_layers(self) -> list[int]:
         """The first layer of each leaf, counted through all bins of so many each."""
-        found, layers = {}, self.layers_per_bin
+        return self._firsts(self.layers_per_bin, lambda units: extents(units)[0])
+
+    def first_cells(self) -> list[int]:
+        """The first cell of each leaf, counted through all bins of so many each."""
+        return self._firsts(self.cells_per_bin, cells_of)
+
+    def _firsts(self, per_bin: int, of_leaf: Callable[[Units], int]) -> list[int]:
+        found = {}
         for number, bin in enumerate(self.bins):
-            layer = number * layers
+            first = number * per_bin
             for i in bin:
-                found[i] = layer
-                layer += extents(self.units[i])[0]
+                found[i] = first
+                first += of_leaf(self.units[i])
         return [found[i] for i in range(len(self.units))]
 
     @property
     def layers_per_bin(self) -> int:
         """Layers in the fullest bin, stacked ones counted each."""
         return max(sum(extents(self.units[i])[0] for i in bin) for bin in self.bins)
+
+    @property
+    def cells_per_bin(self) -> int:
+        """Cells in the fullest bin, none where a layer is one."""
+        return max(sum(cells_of(self.units[i]) for i in bin) for bin in self.bins)
 
     @property
     def rows_per_cell(self) -> int:
@@ -174,6 +181,11 @@ def parts_of(units: Units, width: int) -> tuple[int, int, int]:
     """
     copies, cells, per_cell = extents(units)
     return copies * cells, per_cell, -(-per_cell // width) * width
+
+
+def cell_shape(units: Units) -> tuple[int, ...]:
+    """Shape of an array with a number for each cell."""
+    return tuple(1 if a in units.cell else n for a, n in enumerate(unit_shape(units)))
 
 
 def unit_shape(units: Units) -> tuple[int, ...]:

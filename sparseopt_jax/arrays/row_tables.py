@@ -44,7 +44,7 @@ def tables_of(rows: Rows) -> Tables:
     """The tables of a layout, made once."""
     layers = rows.layers_per_bin
     of_rows, of_layers = (len(rows.bins), rows.height), (len(rows.bins), layers)
-    cells = max(sum(cells_of(rows.units[i]) for i in bin) for bin in rows.bins)
+    of_cells = len(rows.bins), rows.cells_per_bin
     tables = Tables(
         layer=np.full(of_rows, layers, np.int32),
         starts=np.zeros(of_layers, np.int32),
@@ -56,8 +56,8 @@ def tables_of(rows: Rows) -> Tables:
         leaf_first=np.zeros(of_rows, np.int32),
         leaf_step=np.ones(of_rows, np.int32),
         cell=np.zeros(of_rows, np.int32),
-        cell_starts=np.zeros((len(rows.bins), cells), np.int32),
-        cell_sizes=np.zeros((len(rows.bins), cells), np.int32),
+        cell_starts=np.zeros(of_cells, np.int32),
+        cell_sizes=np.zeros(of_cells, np.int32),
         cell_first=np.zeros(of_rows, np.int32),
     )
     for number, bin in enumerate(rows.bins):

@@ -200,6 +200,10 @@ class RowUnits(NamedTuple):
         chosen = jnp.take(numbers[:, 0], self.starts, mode="clip")
         return jnp.where(self.sizes > 0, chosen, 0)
 
+    def cell_vector(self, numbers: jax.Array) -> jax.Array | None:
+        """From a number for each cell to a vector of them; None where layers are."""
+        return None if self.cells is None else self.cells.from_rows(numbers)
+
     def from_layer_vector(self, vector: jax.Array) -> jax.Array:
         """As ``Units.from_layer_vector``: from (layers,) to (rows, 1)."""
         return self._to_rows(vector)

@@ -19,6 +19,8 @@ import numpy as np
 from sparseopt_jax.arrays.row_layout import (
     Rows,
     axis_order,
+    cell_shape,
+    cells_of,
     extents,
     is_in_order,
     parts_of,
@@ -27,30 +29,35 @@ from sparseopt_jax.arrays.row_layout import (
 )
 from sparseopt_jax.arrays.row_tables import tables_of
 from sparseopt_jax.arrays.row_units import Cells, RowUnits
+from sparseopt_jax.arrays.units import Units
 
 # What fills rows and bins up, if no leaf is short enough, comes in powers of this, up
 # to the last: arrays of few different sizes, however long what is filled.
 _BASE, _POWERS = 8, 7
 
 Laid = list[jax.Array]
+# Of a bin: an array, a number for each layer, and one for each cell or None.
+OfBin = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
 def map_bins(
     rows: Rows,
     fields: Sequence[Sequence[jax.Array]],
-    function: Callable[[jax.Array, RowUnits, Laid], tuple[jax.Array, jax.Array]],
-) -> tuple[list[jax.Array], list[jax.Array]]:
+    function: Callable[[jax.Array, RowUnits, Laid], OfBin],
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array] | None]:
     """Maps a function over the bins, one after another.
 
     Args:
       rows: where the leaves lie.
       fields: of each kind of array the arrays of units of all leaves, of one dtype.
       function: from a bin's number, its units and its (height, width) arrays, one of
-        each kind, in which anything lies beyond the units, to one such array
-        and to a number for each layer, (layers,), none of them negative.
+        each kind, in which anything lies beyond the units, to one such array, to a
+        number for each layer, (layers,), none of them negative, and to one for each
+        cell, (cells,), or None.
 
     Returns:
-      The array of units of each leaf, and the sum of its layers' numbers.
+      The array of units of each leaf, the sum of its layers' numbers, and its cells'
+      numbers, the axes of a cell of size 1; None without them.
 
     Examples:
       >>> from sparseopt_jax.layers.structures import Unstructured
@@ -58,12 +65,30 @@ def map_bins(
       >>> units = Unstructured().units("kernel", (2, 3), Axes((), (0,), (1,)))
       >>> def largest(number, units, laid):
       ...     mask = units.select(*laid, 1)
-      ...     return mask, units.layer_vector(units.count(mask))
+      ...     return mask, units.layer_vector(units.count(mask)), None
       >>> scores = [jnp.arange(6.0).reshape(2, 3), -jnp.arange(6.0).reshape(2, 3)]
-      >>> masks, counts = map_bins(Rows.of([units] * 2), [scores], largest)
+      >>> masks, counts, _ = map_bins(Rows.of([units] * 2), [scores], largest)
       >>> [int(mask.argmax()) for mask in masks], [int(count) for count in counts]
       ([5, 0], [1, 1])
     """
+    loaders = _loaders(rows, fields)
+
+    def at_bin(number):
+        laid = jax.lax.switch(number, loaders) if len(loaders) > 1 else loaders[0]()
+        laid = [jnp.reshape(x, (rows.height, rows.width)) for x in laid]
+        return function(number, units_of_bin(rows, number), laid)
+
+    if len(loaders) == 1:
+        found = jax.tree.map(lambda x: x[None], at_bin(jnp.int32(0)))
+    else:
+        found = jax.lax.map(at_bin, jnp.arange(len(loaders), dtype=jnp.int32))
+    return _by_leaf(rows, *jax.tree.map(jnp.ravel, found))
+
+
+def _loaders(
+    rows: Rows, fields: Sequence[Sequence[jax.Array]]
+) -> list[Callable[[], Laid]]:
+    """For each bin what lays it out, one flat array of each kind."""
     # Flat before they are laid, where that is only another view: what is then joined
     # in a branch is copied, without a kernel of its own.
     views = [
@@ -81,28 +106,28 @@ def map_bins(
             for arrays, filling in zip(views, fillings, strict=True)
         ]
 
-    loaders = [loader(number) for number in range(len(rows.bins))]
+    return [loader(number) for number in range(len(rows.bins))]
 
-    def at_bin(number):
-        laid = jax.lax.switch(number, loaders) if len(loaders) > 1 else loaders[0]()
-        laid = [jnp.reshape(x, (rows.height, rows.width)) for x in laid]
-        return function(number, units_of_bin(rows, number), laid)
 
-    if len(loaders) == 1:
-        laid, numbers = jax.tree.map(lambda x: x[None], at_bin(jnp.int32(0)))
-    else:
-        numbers_of_bins = jnp.arange(len(loaders), dtype=jnp.int32)
-        laid, numbers = jax.lax.map(at_bin, numbers_of_bins)
-    places = rows.starts(), rows.first_layers()
-    starts, layers = _at_run_time(places, always=numbers[0, 0] >= 0)
-    flat, flat_numbers = jnp.ravel(laid), jnp.ravel(numbers)
-    return (
-        [_leaf(rows, i, flat, start) for i, start in enumerate(starts)],
-        [
-            _sum(_slice(flat_numbers, start, extents(units)[0]))
-            for units, start in zip(rows.units, layers, strict=True)
-        ],
-    )
+def _by_leaf(
+    rows: Rows, laid: jax.Array, numbers: jax.Array, of_cells: jax.Array | None
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array] | None]:
+    """What ``map_bins`` returns, from what all bins have given, flat."""
+    first_cells = [] if of_cells is None else rows.first_cells()
+    places = rows.starts(), rows.first_layers(), first_cells
+    starts, layers, first_cells = _at_run_time(places, always=numbers[0] >= 0)
+    masks = [_leaf(rows, i, laid, start) for i, start in enumerate(starts)]
+    sums = [
+        _sum(_slice(numbers, start, extents(units)[0]))
+        for units, start in zip(rows.units, layers, strict=True)
+    ]
+    if of_cells is None:
+        return masks, sums, None
+    cells = [
+        _in_axes(_slice(of_cells, start, cells_of(units)), units, cell_shape(units))
+        for units, start in zip(rows.units, first_cells, strict=True)
+    ]
+    return masks, sums, cells
 
 
 def units_of_bin(rows: Rows, number: jax.typing.ArrayLike) -> RowUnits:
@@ -197,9 +222,18 @@ def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
     x = _slice(flat, start, size)
     if size > parts * used:
         x = jnp.reshape(x, (parts, each))[:, :used]
-    order, shape = axis_order(units), unit_shape(units)
+    shape = unit_shape(units)
     if is_in_order(units):
         return jnp.reshape(x, shape)
+    x = _in_axes(x, units, shape)
+    # Written out in the order that masks have elsewhere. The compiler would rather keep
+    # that of rows, and take the masks there and back at every step, due or not.
+    return jnp.reshape(jax.lax.optimization_barrier(jnp.ravel(x)), shape)
+
+
+def _in_axes(x: jax.Array, units: Units, shape: tuple[int, ...]) -> jax.Array:
+    """An array of this shape, from one whose axes are in the order of rows."""
+    order = axis_order(units)
     x = jnp.reshape(x, [shape[axis] for axis in order])
     return jnp.transpose(x, [order.index(axis) for axis in range(len(order))])
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax.arrays.conditions import chosen
 from sparseopt_jax.arrays.sharding_types import typed_like
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.masks.state import SparseState
@@ -84,7 +85,7 @@ def reset(
     fresh = initial_state(inner, storage.take(new, params))
 
     def keep(mask, state, fresh):
-        return jnp.where(mask, state, fresh).astype(state.dtype)
+        return chosen(mask, state, fresh).astype(state.dtype)
 
     for masks in entries:
         inner_state = map_weight_state(keep, masks, inner_state, fresh)
@@ -178,7 +179,7 @@ def hold(condition: Any, old: Any, new: Any) -> Any:
         dtype = jnp.result_type(new)
         if not jnp.issubdtype(dtype, jnp.inexact) and not jnp.ndim(new):
             return new
-        return jnp.where(condition, old, new).astype(dtype)
+        return chosen(condition, old, new).astype(dtype)
 
     return new if condition is False else jax.tree.map(at_leaf, old, new)
 
@@ -187,4 +188,4 @@ def nothing_where(condition: Any, updates: Any) -> Any:
     """Updates of zero where the condition holds, a bool or bool scalar."""
     if condition is False:
         return updates
-    return jax.tree.map(lambda u: jnp.where(condition, jnp.zeros_like(u), u), updates)
+    return jax.tree.map(lambda u: chosen(condition, jnp.zeros_like(u), u), updates)

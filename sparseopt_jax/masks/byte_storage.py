@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparseopt_jax.arrays.conditions import chosen
 from sparseopt_jax.masks.state import map_masked, zero_masked
 from sparseopt_jax.masks.storage import (
     Masks,
@@ -52,7 +53,7 @@ class ByteStorage(MaskStorage):
             active = map_masked(jnp.logical_and, before, after)
         # In the wider of both types: a narrowed -p would leave a remainder of p.
         return map_masked(
-            lambda m, u, p: jnp.where(m, u, -p).astype(jnp.result_type(u, p)),
+            lambda m, u, p: chosen(m, u, -p).astype(jnp.result_type(u, p)),
             active,
             updates,
             params,

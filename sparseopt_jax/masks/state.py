@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arguments.checks import described
+from sparseopt_jax.arrays.conditions import chosen
 from sparseopt_jax.masks.active_weights import ActiveIndices, Places
 from sparseopt_jax.masks.compact_kernel import dense_shapes
 from sparseopt_jax.masks.packing import unpack
@@ -91,7 +92,7 @@ def zero_masked(masks: Any, tree: Any) -> Any:
     def at_leaf(mask, x):
         if isinstance(x, jax.ShapeDtypeStruct):
             return x
-        return jnp.where(mask, x, 0)
+        return chosen(mask, x, 0)
 
     return map_masked(at_leaf, masks, tree)
 

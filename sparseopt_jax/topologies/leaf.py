@@ -75,6 +75,13 @@ class Leaf:
         assert self.plan.units is not None
         return self.plan.units
 
+    @property
+    def has_neurons_as_cells(self) -> bool:
+        """Whether a cell is the incoming weights of one neuron, each by itself."""
+        axes, units = self.plan.axes, self.units
+        is_neuron = axes is not None and tuple(axes.reduction) == units.cell
+        return is_neuron and units.size == 1 and not units.cut
+
     def measure(self, stages: Sequence[Stage]) -> dict[str, jax.Array]:
         """Measure what the stages read besides scores."""
         measured: dict[str, jax.Array] = {}

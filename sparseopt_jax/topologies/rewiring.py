@@ -390,8 +390,7 @@ class Rewiring(Topology):
         rewired = rewire_side_by_side(self, key, leaves, demand)
         if rewired is None:
             rewired = rewire_leaf_by_leaf(self, key, leaves, demand)
-        new, grown = rewired
-        return write_back(self, count, masks, state, leaves, new, grown)
+        return write_back(self, count, masks, state, leaves, rewired)
 
 
 def _no_growth(path: str, mask: Any) -> Any:

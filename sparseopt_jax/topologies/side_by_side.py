@@ -20,7 +20,7 @@ from sparseopt_jax.arrays.sharding_types import is_whole
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.leaf import Demand, Leaf
 from sparseopt_jax.topologies.stages import Draft, Stage, held_units
-from sparseopt_jax.topologies.updates import first_drafts, rewire
+from sparseopt_jax.topologies.updates import Rewired, first_drafts, rewire
 from sparseopt_jax.trees.leaf_keys import leaf_keys
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Numbers(NamedTuple):
 
 def rewire_side_by_side(
     rewiring: "Rewiring", key: jax.Array, leaves: dict[str, Leaf], demand: Demand
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]] | None:
+) -> Rewired | None:
     """Run the stages over all leaves together.
 
     Args:
@@ -80,24 +80,15 @@ def rewire_side_by_side(
       demand: what the update is to do.
 
     Returns:
-      The new masks, and how many weights each has grown, by path; None where the leaves
-      must be updated one by one.
+      The new masks; None where the leaves must be updated one by one.
     """
     is_scored = _can_be_scored_in_rows(rewiring, key, list(leaves.values()))
-    members: dict[Any, list[str]] = {}
-    for path, leaf in leaves.items():
-        kind = rows_kind(leaf.units)
-        if kind is None or not all(map(is_whole, (leaf.mask, leaf.param, leaf.grad))):
-            return None
-        traits = path in demand.targets, leaf.plan.per_cell is not None
-        dtypes = (leaf.param.dtype, leaf.seen.dtype) if is_scored else ()
-        members.setdefault((kind, traits, dtypes), []).append(path)
-    if rewiring.crosses_layers and len(members) > 1:
+    members = _members(leaves, demand, is_scored)
+    if members is None or (rewiring.crosses_layers and len(members) > 1):
         return None
 
     drafts = None if is_scored else first_drafts(rewiring, key, leaves, demand)
-    masks: dict[str, jax.Array] = {}
-    grown: dict[str, jax.Array] = {}
+    new = Rewired(masks={}, grown={}, fan_ins={})
     for (_, (has_target, is_planned), _), paths in members.items():
         joined = [leaves[path] for path in paths]
         group = Group(
@@ -122,26 +113,50 @@ def rewire_side_by_side(
             fields = [_read(rewiring, leaf) for leaf in joined]
         else:
             fields = [_scored(drafts[path]) for path in paths]
-        kept, counts = _rewired(group, numbers, _transposed(fields))
+        kept, counts, of_cells = _rewired(group, numbers, _transposed(fields))
         for path, leaf, units, count in zip(paths, joined, kept, counts, strict=True):
-            masks[path] = leaf.new_mask(units)
-            grown[path] = count * leaf.units.size
-    order = list(leaves)
-    return {path: masks[path] for path in order}, {path: grown[path] for path in order}
+            new.masks[path] = leaf.new_mask(units)
+            new.grown[path] = count * leaf.units.size
+        for path, leaf, fan_ins in zip(paths, joined, of_cells or (), strict=False):
+            if leaf.has_neurons_as_cells:
+                new.fan_ins[path] = fan_ins
+    return new
+
+
+def _members(
+    leaves: dict[str, Leaf], demand: Demand, is_scored: bool
+) -> dict[Any, list[str]] | None:
+    """The paths of each group, by what its leaves have in common.
+
+    None where a leaf cannot lie in rows.
+    """
+    members: dict[Any, list[str]] = {}
+    for path, leaf in leaves.items():
+        kind = rows_kind(leaf.units)
+        if kind is None or not all(map(is_whole, (leaf.mask, leaf.param, leaf.grad))):
+            return None
+        traits = path in demand.targets, leaf.plan.per_cell is not None
+        dtypes = (leaf.param.dtype, leaf.seen.dtype) if is_scored else ()
+        members.setdefault((kind, traits, dtypes), []).append(path)
+    return members
 
 
 @functools.partial(jax.jit, static_argnames="group")
 def _rewired(
     group: Group, numbers: Numbers, fields: dict[str, list[jax.Array]]
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The units of each leaf that are active in the end, and how many it has grown."""
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array] | None]:
+    """The units of each leaf that are active in the end, and how many it has grown.
+
+    And how many units of each cell are active, where layers have several.
+    """
 
     def at_bin(number, units, laid):
         laid = dict(zip(fields, laid, strict=True))
         draft = _draft(group, numbers, number, units, laid)
         (new,) = rewire(group.stages, [draft])
         grown = units.count(new.kept & ~draft.active, "layer")
-        return new.kept, units.layer_vector(grown)
+        of_cells = units.cell_vector(units.count(new.kept))
+        return new.kept, units.layer_vector(grown), of_cells
 
     return map_bins(group.rows, list(fields.values()), at_bin)
 

@@ -5,7 +5,7 @@ leaves out is before and after them.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,20 @@ from sparseopt_jax.trees.leaf_keys import leaf_key
 
 if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring
+
+
+class Rewired(NamedTuple):
+    """What the stages leave of every sparse leaf, by path.
+
+    Attributes:
+      masks: the new masks.
+      grown: how many weights were turned on.
+      fan_ins: as in ``TopologyState``, where they have been counted by the way.
+    """
+
+    masks: dict[str, jax.Array]
+    grown: dict[str, jax.Array]
+    fan_ins: dict[str, jax.Array]
 
 
 def rewire(stages: Sequence[Stage], drafts: list[Draft]) -> list[Draft]:
@@ -117,7 +131,7 @@ def first_drafts(
 
 def rewire_leaf_by_leaf(
     rewiring: "Rewiring", key: jax.Array, leaves: dict[str, Leaf], demand: Demand
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+) -> Rewired:
     """Run the stages over each leaf as it is, wherever it lies.
 
     Args:
@@ -127,7 +141,7 @@ def rewire_leaf_by_leaf(
       demand: what the update is to do.
 
     Returns:
-      The new masks, and how many weights each has grown, by path.
+      The new masks.
     """
     drafts = first_drafts(rewiring, key, leaves, demand)
     rewired = rewire(rewiring.stages, list(drafts.values()))
@@ -138,7 +152,7 @@ def rewire_leaf_by_leaf(
     # What is counted reads the masks, instead of choosing them a second time.
     masks = jax.lax.optimization_barrier(masks)
     grown = {path: leaves[path].grown(mask) for path, mask in masks.items()}
-    return masks, grown
+    return Rewired(masks, grown, fan_ins={})
 
 
 def write_back(
@@ -147,8 +161,7 @@ def write_back(
     masks: Any,
     state: TopologyState,
     leaves: dict[str, Leaf],
-    new: dict[str, jax.Array],
-    grown: dict[str, jax.Array],
+    rewired: Rewired,
 ) -> tuple[Any, TopologyState]:
     """Return the new tree of masks, and what the topology keeps from now on.
 
@@ -158,9 +171,15 @@ def write_back(
       masks: the masks before the update, or their indices.
       state: what the topology has kept.
       leaves: what has decided about every sparse leaf, by path.
-      new: the new mask of every sparse leaf, by path.
-      grown: how many of its weights were turned on, by path.
+      rewired: what the stages leave.
     """
+    new = rewired.masks
+
+    def fan_in(path, old):
+        if path in rewired.fan_ins or path not in new or paths.is_hole(old):
+            return rewired.fan_ins.get(path, old)
+        return leaves[path].fan_in(rewiring, new[path])
+
     if isinstance(masks, ActiveIndices):
         layouts = dict(masks.layouts)
         masks_now: Any = masks.with_tree(
@@ -179,15 +198,10 @@ def write_back(
         updated_at=jnp.asarray(count, jnp.int32),
         explored=map_masked(jnp.logical_or, masks_now, state.explored),
         turned=state.turned,
-        fan_ins=paths.map_with_paths(
-            lambda path, old: (
-                leaves[path].fan_in(rewiring, new[path])
-                if path in new and not paths.is_hole(old)
-                else old
-            ),
-            state.fan_ins,
+        fan_ins=paths.map_with_paths(fan_in, state.fan_ins),
+        grown=paths.map_with_paths(
+            lambda path, old: rewired.grown.get(path, old), state.grown
         ),
-        grown=paths.map_with_paths(lambda path, old: grown.get(path, old), state.grown),
         memory=state.memory,
     )
 

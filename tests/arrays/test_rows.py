@@ -110,9 +110,9 @@ def test_the_best_of_every_cell_or_layer_are_selected(leaves, together, within, 
     def select(number, units, laid):
         k = numbers_in_rows(rows, ks, number, units)
         mask = units.select(laid[0], k, laid[1], within=within)
-        return mask, units.layer_vector(units.count(mask, "layer"))
+        return mask, units.layer_vector(units.count(mask, "layer")), None
 
-    masks, counts = jax.jit(lambda *fields: map_bins(rows, fields, select))(
+    masks, counts, _ = jax.jit(lambda *fields: map_bins(rows, fields, select))(
         scores, candidates
     )
     for i, units in enumerate(leaves):
@@ -134,6 +134,7 @@ def test_cells_and_layers_are_counted(leaves, together):
         return lambda number, units, laid: (
             jnp.broadcast_to(counts(units, laid[0]), laid[0].shape),
             jnp.zeros(units.sizes.shape, jnp.int32),
+            None,
         )
 
     numbers = (
@@ -174,7 +175,7 @@ def test_what_is_drawn_is_what_each_leaf_draws_alone(leaves, together):
 
     def draw(number, units, laid):
         drawn = units.draw(of_bin(rows, table, number), laid[0].shape[1])
-        return drawn, jnp.zeros(units.sizes.shape, jnp.int32)
+        return drawn, jnp.zeros(units.sizes.shape, jnp.int32), None
 
     drawn = jax.jit(lambda masks: map_bins(rows, [masks], draw)[0])(masks_of(leaves))
     for key, units, found in zip(keys, leaves, drawn, strict=True):
@@ -213,9 +214,9 @@ def test_units_of_blocks_lie_in_rows():
     def select(number, units, laid):
         assert units.size == 4
         mask = units.select(laid[0], 3)
-        return mask, units.layer_vector(units.count(mask))
+        return mask, units.layer_vector(units.count(mask)), None
 
-    masks, counts = jax.jit(lambda x: map_bins(rows, [x], select))(scores)
+    masks, counts, _ = jax.jit(lambda x: map_bins(rows, [x], select))(scores)
     for units, found, score, count in zip(leaves, masks, scores, counts, strict=True):
         assert np.array_equal(found, units.select(score, 3))
         assert int(count) == 3
@@ -262,7 +263,7 @@ def test_code_does_not_grow_with_the_number_layer_vector():
 
         def select(number, units, laid):
             mask = units.select(laid[0], 5, laid[1])
-            return mask, units.layer_vector(units.count(mask))
+            return mask, units.layer_vector(units.count(mask)), None
 
         def change(*fields):
             return map_bins(rows, fields, select)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sparseopt_jax as so
@@ -182,3 +183,24 @@ def test_code_is_that_of_one_layer_however_many_there_are():
         return update.as_text().count("stablehlo.while")
 
     assert loops(2) == loops(9)
+
+
+def test_masks_of_neurons_pass_through_a_step_as_they_lie():
+    # Were they left in the order of rows, every step would take them there and back.
+    tx = so.sparsify(optax.sgd(0.1), so.srigl(0.5, every=10, stop=100))
+    params = {"kernel": jax.ShapeDtypeStruct((24, 16), jnp.float32)}
+    state = jax.eval_shape(tx.init, params)
+    step = jax.jit(tx.update, donate_argnums=1).lower(params, state, params).compile()
+    _, entry = (step.as_text() or "").split("ENTRY ")
+    assert " conditional(" in entry and "pred[24,16]{1,0}" in entry
+    assert "pred[24,16]{0,1}" not in entry
+
+
+def test_fan_ins_are_those_of_the_new_masks():
+    # Of neurons along the first axes, and of a stack along the last.
+    dims = so.NeuronDims(reduction_axis=2, output_axis=(0, 1))
+    dims = {"query/*": dims, "conv/*": dims}
+    topology = so.rigl(0.5, structure=so.ConstantFanIn(), dims=dims, **WHEN)
+    (masks, state), way = after(topology, params_of(0))
+    assert way == "side by side"
+    assert_same(state.fan_ins, topology.fan_ins(masks))
