@@ -176,9 +176,10 @@ def write_back(
     new = rewired.masks
 
     def fan_in(path, old):
-        if path in rewired.fan_ins or path not in new or paths.is_hole(old):
-            return rewired.fan_ins.get(path, old)
-        return leaves[path].fan_in(rewiring, new[path])
+        if path not in new or paths.is_hole(old):
+            return old
+        counted = rewired.fan_ins.get(path)
+        return leaves[path].fan_in(rewiring, new[path]) if counted is None else counted
 
     if isinstance(masks, ActiveIndices):
         layouts = dict(masks.layouts)
