@@ -57,7 +57,7 @@ class TrainState(train_state.TrainState):
 
     @classmethod
     def create(cls, *, apply_fn, params, tx, **kwargs):
-        """A state at step 0, its inactive weights at zero.
+        """Return a state at step 0, its inactive weights at zero.
 
         Args:
           apply_fn: usually ``model.apply``.
@@ -82,7 +82,7 @@ class TrainState(train_state.TrainState):
         )
 
     def apply_gradients(self, *, grads, **kwargs):
-        """Takes one optimizer step.
+        """Take one optimizer step.
 
         Args:
           grads: gradients, tree like ``params``.

@@ -20,7 +20,7 @@ __all__ = ["mask_model", "sparse_model", "update_topology"]
 
 
 def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
-    """Sets a model's inactive weights to zero, in place.
+    """Set a model's inactive weights to zero, in place.
 
     Call it once after the optimizer is made; ``optimizer.update`` keeps them so. Where
     masks are the forward pass's alone, as with ``ste``, the weights stay as they are.
@@ -125,7 +125,7 @@ def compact_model(
 
 
 def dense_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
-    """Makes a compact model and its optimizer dense again, in place.
+    """Make a compact model and its optimizer dense again, in place.
 
     As ``dense_params`` and ``convert_state`` do it.
 
@@ -145,7 +145,7 @@ def dense_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
 
 
 def _replace_state(model: nnx.Module, optimizer: nnx.Optimizer, opt_state: Any) -> None:
-    """Gives an optimizer a state with other arrays than its own."""
+    """Give an optimizer a state with other arrays than its own."""
     tx: Any = optax.GradientTransformation(
         lambda params: opt_state, optimizer.tx.update
     )

@@ -51,7 +51,7 @@ def select_keys(
     counts_of: Callable[[jax.Array, list[jax.Array]], list[jax.Array]],
     spread: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
-    """Marks exactly the k largest keys of every selection.
+    """Mark exactly the k largest keys of every selection.
 
     Args:
       keys: as ``order_keys`` gives them; smaller ones are never marked.
@@ -103,7 +103,7 @@ def search(
     high: jax.Array,
     reached: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Finds the highest threshold in [low, high) that at least k keys reach.
+    """Find the highest threshold in [low, high) that at least k keys reach.
 
     Args:
       counts_of: how many keys reach each of some thresholds.

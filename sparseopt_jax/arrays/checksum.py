@@ -10,7 +10,7 @@ from sparseopt_jax.arrays.linear_index import linear_index
 
 
 def checksum(x: Any) -> jax.Array:
-    """A number that tells an array from one with other bits.
+    """Return a number that tells an array from one with other bits.
 
     Every entry's bits are mixed with its index and the results added, as integers: the
     sum is the same in any order, so it does not depend on how the array is sharded,

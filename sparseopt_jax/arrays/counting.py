@@ -34,7 +34,7 @@ def sums(terms: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
 def count_true(
     mask: jax.Array, axes: tuple[int, ...] | None = None, *, keepdims: bool = False
 ) -> jax.Array:
-    """How many entries are True.
+    """Return how many entries are True.
 
     Args:
       mask: bool array.
@@ -72,5 +72,5 @@ def count_true(
 
 
 def on_one_cpu() -> bool:
-    """Whether programs are made for a single CPU device."""
+    """Return whether programs are made for a single CPU device."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1

@@ -10,7 +10,7 @@ import numpy as np
 def linear_index(
     shape: tuple[int, ...], axes: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """Each entry's row-major index within the axes given.
+    """Return each entry's row-major index within the axes given.
 
     Args:
       shape: shape of the array.

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def is_local(x: Any) -> bool:
-    """Whether it is one of several processes' and lies on its devices alone."""
+    """Return whether it is one of several processes' and lies on its devices alone."""
     sharding = getattr(x, "sharding", None)
     return (
         jax.process_count() > 1

@@ -57,7 +57,7 @@ class Rows(NamedTuple):
         return _laid_out(tuple(units), width, together)
 
     def starts(self) -> list[int]:
-        """Where each leaf starts, counted through all bins."""
+        """Return where each leaf starts, counted through all bins."""
         size = self.height * self.width
         return self._firsts(size, lambda units: rows_of(units, self.width) * self.width)
 
@@ -148,7 +148,7 @@ def _laid_out(units: tuple[Units, ...], width: int, together: bool) -> Rows:
 
 
 def _binned(sizes: list[int], height: int) -> tuple[tuple[int, ...], ...]:
-    """Each size in the first bin that has room, the largest first."""
+    """Return each size in the first bin that has room, the largest first."""
     bins: list[list[int]] = []
     left: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -202,12 +202,12 @@ def _axis_groups(units: Units) -> tuple[list[int], list[int], list[int]]:
 
 
 def axis_order(units: Units) -> list[int]:
-    """The axes of an array of units, those of a cell last."""
+    """Return the axes of an array of units, those of a cell last."""
     return [axis for axes in _axis_groups(units) for axis in axes]
 
 
 def is_in_order(units: Units) -> bool:
-    """Whether the array of units need not be transposed."""
+    """Return whether the array of units need not be transposed."""
     wide = [a for a in axis_order(units) if unit_shape(units)[a] > 1]
     return wide == sorted(wide)
 
@@ -248,7 +248,7 @@ def places_of(units: Units, axes: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def places_within(units: Units) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes within which places count: those of a layer, and all."""
+    """Return the axes within which places count: those of a layer, and all."""
     return units.layer, tuple(range(len(units.split)))
 
 

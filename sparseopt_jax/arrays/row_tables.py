@@ -41,7 +41,7 @@ class Tables(NamedTuple):
 
 @functools.lru_cache
 def tables_of(rows: Rows) -> Tables:
-    """The tables of a layout, made once."""
+    """Return the tables of a layout, made once."""
     layers = rows.layers_per_bin
     of_rows, of_layers = (len(rows.bins), rows.height), (len(rows.bins), layers)
     of_cells = len(rows.bins), rows.cells_per_bin

@@ -45,7 +45,7 @@ def map_bins(
     fields: Sequence[Sequence[jax.Array]],
     function: Callable[[jax.Array, RowUnits, Laid], OfBin],
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array] | None]:
-    """Maps a function over the bins, one after another.
+    """Map a function over the bins, one after another.
 
     Args:
       rows: where the leaves lie.
@@ -112,7 +112,7 @@ def _loaders(
 def _by_leaf(
     rows: Rows, laid: jax.Array, numbers: jax.Array, of_cells: jax.Array | None
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array] | None]:
-    """What ``map_bins`` returns, from what all bins have given, flat."""
+    """Return what ``map_bins`` returns, from what all bins have given, flat."""
     first_cells = [] if of_cells is None else rows.first_cells()
     places = rows.starts(), rows.first_layers(), first_cells
     starts, layers, first_cells = _at_run_time(places, always=numbers[0] >= 0)
@@ -131,7 +131,7 @@ def _by_leaf(
 
 
 def units_of_bin(rows: Rows, number: jax.typing.ArrayLike) -> RowUnits:
-    """The units of one bin, whose number may be traced."""
+    """Return the units of one bin, whose number may be traced."""
     is_layer_wide = rows.units[0].is_layer_wide
 
     def at(table):
@@ -163,7 +163,7 @@ def units_of_bin(rows: Rows, number: jax.typing.ArrayLike) -> RowUnits:
 
 
 def of_bin(rows: Rows, table: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
-    """The entry of a bin in an array that has one for each."""
+    """Return the entry of a bin in an array that has one for each."""
     if len(rows.bins) == 1:
         return table[0]
     return jax.lax.dynamic_index_in_dim(table, number, keepdims=False)
@@ -204,7 +204,7 @@ def _laid(
 
 
 def _flat(rows: Rows, i: int, x: jax.Array) -> jax.Array:
-    """A leaf's array of units as its rows have it; the last may not be full."""
+    """Return a leaf's array of units as its rows have it; the last may not be full."""
     units = rows.units[i]
     if not is_in_order(units):
         x = jnp.transpose(x, axis_order(units))
@@ -215,7 +215,7 @@ def _flat(rows: Rows, i: int, x: jax.Array) -> jax.Array:
 
 
 def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
-    """A leaf's array of units, from all bins."""
+    """Return a leaf's array of units, from all bins."""
     units = rows.units[i]
     parts, used, each = parts_of(units, rows.width)
     size = parts * each if parts > 1 else used
@@ -232,14 +232,14 @@ def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def _in_axes(x: jax.Array, units: Units, shape: tuple[int, ...]) -> jax.Array:
-    """An array of this shape, from one whose axes are in the order of rows."""
+    """Return an array of this shape, from one whose axes are in the order of rows."""
     order = axis_order(units)
     x = jnp.reshape(x, [shape[axis] for axis in order])
     return jnp.transpose(x, [order.index(axis) for axis in range(len(order))])
 
 
 def _filling(rows: Rows, arrays: Sequence[jax.Array]) -> dict[int, jax.Array]:
-    """What fills rows and bins up, by its size.
+    """Return what fills rows and bins up, by its size.
 
     Leaves again, and numbers that the compiler does not know: constants it would build
     into a kernel for each bin, where otherwise arrays are only copied.

@@ -36,7 +36,7 @@ def top_k_mask(
     where: jax.Array | None = None,
     axis: int | tuple[int, ...] | None = None,
 ) -> jax.Array:
-    """Marks exactly the k largest scores.
+    """Mark exactly the k largest scores.
 
     Ties are cut by the lowest linear index, -0.0 equals 0.0, and NaN ranks below every
     number. The array is only ever reduced, never sorted, flattened or gathered, so a
@@ -96,7 +96,7 @@ def random_mask(
     axis: int | tuple[int, ...] | None = None,
     sharding: NamedSharding | None = None,
 ) -> jax.Array:
-    """A mask with exactly k True at uniformly random places.
+    """Return a mask with exactly k True at uniformly random places.
 
     Args:
       key: typed PRNG key.
@@ -162,7 +162,7 @@ def top_k_masks(
     where: Sequence[jax.Array],
     sizes: Sequence[int] | None = None,
 ) -> list[jax.Array]:
-    """Marks exactly the k largest scores of several arrays together.
+    """Mark exactly the k largest scores of several arrays together.
 
     What ``top_k_mask`` is for one array; ties are cut by the order of the arrays, then
     by the index. No array is moved: only counts are added over all.
@@ -239,7 +239,7 @@ def ranked_mask(
     where: jax.Array | None = None,
     axis: int,
 ) -> jax.Array:
-    """What ``top_k_mask`` gives along one short axis, in a single pass.
+    """Return what ``top_k_mask`` gives along one short axis, in a single pass.
 
     Each score is ranked against all others of its group. On CPU groups of four take a
     thirtieth of the time of bisecting them, groups of thirty-two a quarter. The axis
@@ -273,7 +273,7 @@ def ranked_mask(
 def _counts(
     keys: jax.Array, thresholds: list[jax.Array], axes: tuple[int, ...] | None
 ) -> list[jax.Array]:
-    """How many keys reach each threshold, from one read of the keys."""
+    """Return how many keys reach each threshold, from one read of the keys."""
     axes = tuple(range(keys.ndim)) if axes is None else axes
     hits = [(keys >= threshold).astype(jnp.int32) for threshold in thresholds]
     return [jnp.expand_dims(count, axes) for count in sums(hits, axes)]

@@ -13,12 +13,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def is_explicit(sharding: Any) -> bool:
-    """Whether the mesh of a sharding has explicit axes."""
+    """Return whether the mesh of a sharding has explicit axes."""
     return AxisType.Explicit in sharding.mesh.axis_types
 
 
 def explicit_sharding(x: Any) -> NamedSharding | None:
-    """The sharding in an array's type; None where the compiler decides.
+    """Return the sharding in an array's type; None where the compiler decides.
 
     Args:
       x: an array or tracer.
@@ -85,7 +85,7 @@ def replicated(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def is_whole(x: jax.Array) -> bool:
-    """Whether an array is known to lie whole on every device that has it.
+    """Return whether an array is known to lie whole on every device that has it.
 
     Where the compiler places arrays, and there are several devices, nobody knows.
 

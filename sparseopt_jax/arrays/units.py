@@ -125,7 +125,7 @@ class Units(NamedTuple):
         *,
         within: str = "cell",
     ) -> jax.Array:
-        """Marks exactly the k units of the highest scores in every cell or layer.
+        """Mark exactly the k units of the highest scores in every cell or layer.
 
         Args:
           scores: array of units.
@@ -148,7 +148,7 @@ class Units(NamedTuple):
         return count_true(units, axes, keepdims=True)
 
     def only(self, x: jax.Array) -> jax.Array:
-        """A bool array of units without what is none: here all of it is."""
+        """Return a bool array of units without what is none: here all of it is."""
         return x
 
     def total(self, counts: jax.Array) -> jax.Array:
@@ -173,7 +173,7 @@ class Units(NamedTuple):
     def choose(
         self, scores: jax.Array, k: jax.typing.ArrayLike, within: str = "cell"
     ) -> jax.Array:
-        """Marks the weights of the k units whose scores have the largest sums.
+        """Mark the weights of the k units whose scores have the largest sums.
 
         Args:
           scores: array like the leaf.
@@ -186,7 +186,7 @@ class Units(NamedTuple):
         return self.spread(self.select(self.sum(scores), k, within=within), scores)
 
     def divided(self, x: jax.Array) -> jax.Array:
-        """An array like the leaf with its axes cut: of the shape ``split``."""
+        """Return an array like the leaf with its axes cut: of the shape ``split``."""
         if not self.cut:
             return x
         sharding = explicit_sharding(x)
@@ -227,7 +227,7 @@ class Units(NamedTuple):
 
 
 def _shards(sharding: NamedSharding, entry: Any) -> int:
-    """How many parts an axis with this entry of a spec is split into."""
+    """Return how many parts an axis with this entry of a spec is split into."""
     names = entry if isinstance(entry, tuple) else (entry,)
     return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
 
@@ -246,7 +246,7 @@ def random_units_mask(
     neuron: tuple[int, ...],
     sharding: NamedSharding | None,
 ) -> jax.Array:
-    """A mask with exactly k units of every cell at random places.
+    """Return a mask with exactly k units of every cell at random places.
 
     Args:
       key: typed PRNG key.

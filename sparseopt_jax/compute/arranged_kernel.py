@@ -103,7 +103,7 @@ class ArrangedKernel:
 
     @classmethod
     def of(cls, path: str, origin: int, kernel: CompactKernel) -> "ArrangedKernel":
-        """Takes a parameter as it is.
+        """Take a parameter as it is.
 
         Args:
           path: its path.
@@ -211,7 +211,7 @@ class ArrangedKernel:
         return self._with_axes(axes, lambda x: jax.lax.reshape(x, shape))
 
     def by_layer(self) -> "ArrangedKernel":
-        """The kernel with the layers that a loop goes through as its first axis.
+        """Return the kernel with the layers that a loop goes through as its first axis.
 
         Every slice of its arrays is one of ``layer``.
         """
@@ -252,7 +252,7 @@ class ArrangedKernel:
         return first[0]
 
     def dense(self) -> jax.Array:
-        """The dense value, exactly zero at inactive weights."""
+        """Return the dense value, exactly zero at inactive weights."""
         leaf, stacks = self.arrangement.leaf, self.arrangement.stacks
         items = self.arrangement.items
         layers = math.prod(leaf[axis].blocks for axis in stacks)

@@ -48,7 +48,7 @@ class Options:
 def block_product(
     x: jax.Array, blocks: jax.Array, places: Places, options: Options
 ) -> jax.Array:
-    """Multiplies inputs with a matrix of blocks.
+    """Multiply inputs with a matrix of blocks.
 
     The inputs of every block are gathered, multiplied in one batched product, and added
     up by the column that the block is in. So are the gradients, which keep the inputs
@@ -166,7 +166,7 @@ def _in_parts(x: jax.Array, parts: int) -> jax.Array:
 
 
 def _joined(x: jax.Array) -> jax.Array:
-    """The inverse of ``_in_parts``."""
+    """Return the inverse of ``_in_parts``."""
     if jax.device_count() > 1:
         x = jnp.swapaxes(x, 0, 1)
     return jnp.reshape(x, (-1, *x.shape[2:]))

@@ -24,7 +24,7 @@ def least_sparsity(shape: BlockShape) -> float:
 
 
 def pays(shape: BlockShape) -> bool:
-    """Whether a product is faster by block than with the dense array.
+    """Return whether a product is faster by block than with the dense array.
 
     Args:
       shape: the product's.

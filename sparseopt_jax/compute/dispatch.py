@@ -22,7 +22,7 @@ class Dispatch:
     """
 
     def __init__(self, by: str | Mapping[str, str], measure: bool):
-        """Checks what was asked for.
+        """Check what was asked for.
 
         Raises:
           ValueError: for a way that there is not, or if nothing would be measured, or
@@ -44,18 +44,18 @@ class Dispatch:
         self.measure = measure
 
     def check_paths(self, known: list[str]) -> None:
-        """Raises ValueError if a pattern of ``by`` names no compact kernel."""
+        """Raise ValueError if a pattern of ``by`` names no compact kernel."""
         if isinstance(self.by, Mapping):
             paths.check_patterns(self.by, known, "by")
 
     def way(self, path: str) -> str:
-        """What was asked for a kernel."""
+        """Return what was asked for a kernel."""
         if isinstance(self.by, Mapping):
             return paths.first_match(path, self.by) or "auto"
         return self.by
 
     def by_block(self, path: str, shape: BlockShape, dtype: Any) -> bool:
-        """Whether a product of this kernel runs by block.
+        """Return whether a product of this kernel runs by block.
 
         Raises:
           ValueError: if it were to be measured by several processes, which could come

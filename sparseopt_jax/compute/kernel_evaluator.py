@@ -54,7 +54,7 @@ class KernelEvaluator:
     def run(
         self, jaxpr: core.Jaxpr, constants: Sequence[Any], values: Sequence[Any]
     ) -> list[Any]:
-        """Computes the outputs of a jaxpr.
+        """Compute the outputs of a jaxpr.
 
         Args:
           jaxpr: the jaxpr.
@@ -218,7 +218,7 @@ def _without_kernels(outputs: list[Any]) -> list[Any]:
 
 
 def _arranged(eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
-    """The results of an equation that does not change a kernel's weights."""
+    """Return the results of an equation that does not change a kernel's weights."""
     name, kernel = eqn.primitive.name, values[0]
     if name in PLACES and kernel.zeros is None:
         # Where the dense array is to lie says nothing of blocks.

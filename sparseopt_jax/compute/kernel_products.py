@@ -75,7 +75,7 @@ def _axes(kernel: ArrangedKernel, x: Any, sums: Sums) -> _Axes:
 
 
 def block_shape(kernel: ArrangedKernel, x: Any, sums: Sums) -> BlockShape:
-    """What decides whether a product pays by block.
+    """Return what decides whether a product pays by block.
 
     Args:
       kernel: the kernel.
@@ -96,7 +96,7 @@ def block_shape(kernel: ArrangedKernel, x: Any, sums: Sums) -> BlockShape:
 
 
 def _both(axes: _Axes, sizes: Sequence[int]) -> tuple[int, int]:
-    """The product of sizes along what is summed over, and along the rest."""
+    """Return the product of sizes along what is summed over, and along the rest."""
     summed = math.prod(sizes[axis] for axis in axes.summed)
     return summed, math.prod(sizes[axis] for axis in axes.free)
 
@@ -104,7 +104,7 @@ def _both(axes: _Axes, sizes: Sequence[int]) -> tuple[int, int]:
 def multiply(
     kernel: ArrangedKernel, x: jax.Array, sums: Sums, dtype: Any, precision: Any = None
 ) -> jax.Array:
-    """Multiplies inputs with a kernel, block by block.
+    """Multiply inputs with a kernel, block by block.
 
     Args:
       kernel: the kernel.
@@ -158,7 +158,7 @@ def _cut(x: jax.Array, axes: Sequence[LeafAxis]) -> jax.Array:
 
 
 def _joined(y: jax.Array, axes: Sequence[LeafAxis]) -> jax.Array:
-    """The inverse of ``_cut``."""
+    """Return the inverse of ``_cut``."""
     blocks, extents = [a.blocks for a in axes], [a.extent for a in axes]
     y = jnp.reshape(y, (*y.shape[:2], *blocks, *extents))
     order = [at for i in range(len(axes)) for at in (2 + i, 2 + len(axes) + i)]

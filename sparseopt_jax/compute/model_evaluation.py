@@ -19,7 +19,7 @@ def evaluate_model(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Any:
-    """Evaluates a model with the active blocks of its compact kernels.
+    """Evaluate a model with the active blocks of its compact kernels.
 
     Args:
       apply_fn: the model.
@@ -73,7 +73,7 @@ def _returned(result: Any, leaves: Sequence[Any]) -> Any:
 
 
 def _paths(arguments: Any) -> list[str]:
-    """The path of each leaf within its argument."""
+    """Return the path of each leaf within its argument."""
     return [
         path_of(paths.path_string(key_path[2:]))
         for key_path, _ in paths.leaves_with_path(arguments, is_compact)
@@ -81,5 +81,5 @@ def _paths(arguments: Any) -> list[str]:
 
 
 def path_of(path: str) -> str:
-    """A path as the optimizer knows it, who is given the parameters alone."""
+    """Return a path as the optimizer knows it, who is given the parameters alone."""
     return path.removeprefix("params/")

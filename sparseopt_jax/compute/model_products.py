@@ -27,7 +27,7 @@ class _Recorder(Dispatch):
         self.products: dict[str, list[BlockShape]] = {}
 
     def by_block(self, path: str, shape: BlockShape, dtype: Any) -> bool:
-        """Takes note of the product."""
+        """Take note of the product."""
         self.products.setdefault(path, []).append(shape)
         return True
 
@@ -35,7 +35,7 @@ class _Recorder(Dispatch):
 def model_products(
     apply_fn: Callable[[Any], Any], params: Any, layouts: Mapping[str, Layout]
 ) -> dict[str, list[BlockShape] | str]:
-    """Asks a model what it does with kernels, without computing a number.
+    """Ask a model what it does with kernels, without computing a number.
 
     Args:
       apply_fn: evaluates the model on its parameters.

@@ -14,7 +14,7 @@ from sparseopt_jax.tracing.jaxprs import evaluate
 def probed_product(
     eqn: core.JaxprEqn, values: Sequence[Any], y: jax.Array
 ) -> jax.Array:
-    """Returns a product as it is, with a derivative by the probe of its kernel.
+    """Return a product as it is, with a derivative by the probe of its kernel.
 
     The derivative is that of the equation by a dense kernel, one product more; the
     other derivatives are those of ``y``.

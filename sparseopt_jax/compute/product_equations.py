@@ -29,7 +29,7 @@ class Product(NamedTuple):
 
 
 def product_of(eqn: core.JaxprEqn, values: list[Any]) -> Product:
-    """What a matrix product or a convolution with a kernel computes.
+    """Return what a matrix product or a convolution with a kernel computes.
 
     Args:
       eqn: the equation.

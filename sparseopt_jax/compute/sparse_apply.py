@@ -18,7 +18,7 @@ def sparse_apply(
     by: str | Mapping[str, str] = "auto",
     measure: bool = False,
 ) -> Callable[..., Any]:
-    """Makes a model multiply with the active blocks of compact kernels.
+    """Make a model multiply with the active blocks of compact kernels.
 
     The model is traced with dense kernels in mind and evaluated with the blocks alone:
     every product of inputs with a compact kernel is computed by block, forward and

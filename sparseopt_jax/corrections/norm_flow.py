@@ -75,12 +75,12 @@ class NormFlow:
         self.trouble: dict[str, str] = {}
 
     def norm(self, kernel: str) -> str:
-        """What normalises a kernel's clean output: one norm if it is decided."""
+        """Return what normalises a kernel's clean output: one norm if it is decided."""
         means = self.reached.get(kernel, ())
         return " and ".join(sorted(self.norms[mean] for mean in means))
 
     def undecided(self, kernel: str) -> str | None:
-        """Why a kernel has no link, None if it has one."""
+        """Return why a kernel has no link, None if it has one."""
         if kernel not in self.features:
             return self.trouble.get(kernel, "not used by apply_fn")
         if several := self._several_uses(kernel):
@@ -102,7 +102,7 @@ class NormFlow:
         return f"used {self.uses[leaf]} times" if self.uses[leaf] > 1 else None
 
     def run(self, jaxpr: core.Jaxpr, inputs: Iterable[Value]) -> list[Value]:
-        """What is known of a jaxpr's outputs."""
+        """Return what is known of a jaxpr's outputs."""
         return interpret(
             jaxpr,
             inputs,
@@ -173,7 +173,7 @@ class NormFlow:
     def _weigh(
         self, eqn: core.JaxprEqn, signal: Signal, kernels: list[str], is_right: bool
     ) -> Signal:
-        """A signal meets a weight made of kernels, whose outputs start here."""
+        """Return a signal meets a weight made of kernels, whose outputs start here."""
         names = " and ".join(kernels)
         self.end(signal, f"it feeds {names}", f"feeds {names} without a normalisation")
         self.features |= dict.fromkeys(kernels, _feature_sizes(eqn, is_right))
@@ -181,7 +181,7 @@ class NormFlow:
         return dict.fromkeys(kernels, shared if len(kernels) > 1 else None)
 
     def _normalise(self, signal: Signal, fixed: Fixed) -> Signal:
-        """A running mean is subtracted from a signal."""
+        """Return a running mean is subtracted from a signal."""
         mean = fixed.leaf
         self.uses[mean] += 1
         for kernel, obstacle in signal.items():
@@ -255,7 +255,7 @@ def _merge(signals: Iterable[Signal], obstacle: str, join: str | None = None) ->
 
 
 def _either(ways: tuple[Value, ...]) -> Value:
-    """What is known of a value that one of several branches gives."""
+    """Return what is known of a value that one of several branches gives."""
     signals = [way for way in ways if isinstance(way, dict)]
     if signals:
         return _merge(signals, "passes through cond")
@@ -264,7 +264,7 @@ def _either(ways: tuple[Value, ...]) -> Value:
 
 
 def _feature_sizes(eqn: core.JaxprEqn, weight_is_right: bool) -> set[int]:
-    """The sizes that the statistics of a linear equation's output may have.
+    """Return the sizes that the statistics of a linear equation's output may have.
 
     There is one number for each output feature, or, where features have several axes
     (`DenseGeneral`, layers under `vmap`), one for each along the last of them.
@@ -284,7 +284,7 @@ def _kernels(fixed: Iterable[Fixed]) -> frozenset[str]:
 
 
 def size_of(atom: Any) -> int:
-    """Returns how many numbers a variable or literal of a jaxpr holds."""
+    """Return how many numbers a variable or literal of a jaxpr holds."""
     return math.prod(shape_of(atom))
 
 

@@ -43,7 +43,7 @@ class NormLinks(dict[str, str]):
 def infer_norm_links(
     apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any
 ) -> NormLinks:
-    """Finds the batch normalisation that follows each kernel by tracing the model.
+    """Find the batch normalisation that follows each kernel by tracing the model.
 
     A kernel is a leaf with two or more axes that is an operand of a matrix product or
     a convolution. It is linked to a normalisation if its output goes there and nowhere

@@ -12,7 +12,7 @@ from sparseopt_jax.topologies.base import Topology
 
 
 def compact_gradients(grads: Any, opt_state: Any) -> Any:
-    """The gradients of the active weights alone, for a compact ``sparsify``.
+    """Return the gradients of the active weights alone, for a compact ``sparsify``.
 
     Sum these over micro-batches instead of the gradients: what is summed then has the
     size of the active weights, and ``tx.update`` takes it in place of the gradients.
@@ -57,7 +57,7 @@ def compact_gradients(grads: Any, opt_state: Any) -> Any:
 
 
 def check_compact(inner: optax.GradientTransformation, topology: Topology) -> None:
-    """Raises where active weights alone do not do.
+    """Raise where active weights alone do not do.
 
     Args:
       inner: the optimizer, which is to see no others.

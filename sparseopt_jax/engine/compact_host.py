@@ -30,7 +30,7 @@ Update = Callable[[Any, Any, Any], tuple[Any, Any]]
 def updated_compact(
     update: Update, grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Updates the masks where parameters are compact.
+    """Update the masks where parameters are compact.
 
     Everything sees active weights in their place, as in a step; what scores and selects
     sees blocks, or dense arrays that do not outlive the update.
@@ -61,7 +61,7 @@ def updated_compact(
 
 
 def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> Owner:
-    """The owner of a state, as it is to update the masks of compact parameters.
+    """Return the owner of a state, as it is to update the masks of compact parameters.
 
     Args:
       owner: what ``tx`` has.
@@ -93,7 +93,7 @@ def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> 
 
 
 def check_gradients(topology: Topology, grads: Any) -> None:
-    """Raises a ValueError where gradients are None that the topology reads."""
+    """Raise a ValueError where gradients are None that the topology reads."""
     if grads is None and topology.reads_gradients:
         raise ValueError(
             f"{topology.name} updates its masks by gradients, but grads is None: "

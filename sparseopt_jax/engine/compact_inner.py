@@ -42,7 +42,7 @@ class _NeedsParametersError(Exception):
 def check_inner(
     inner: optax.GradientTransformation, subject: str, way_out: str
 ) -> None:
-    """Raises unless weights get the same updates with and without inactive ones.
+    """Raise unless weights get the same updates with and without inactive ones.
 
     What works element by element does, and so do norms, to which zeros add nothing. The
     others are told by trying: a few steps on a kernel most of whose weights are zero,
@@ -101,7 +101,7 @@ def _blamed(link: Link) -> Iterator[tuple[str, str]]:
 
 
 def _trouble(inner: optax.GradientTransformation) -> str | None:
-    """Why a transformation does not fit; None if it does."""
+    """Return why a transformation does not fit; None if it does."""
     # One for matrices only is tried on a matrix only.
     reasons = [_trouble_with(inner, ("kernel", "bias"))]
     if reasons[0] not in (None, _DIFFERS, _NEEDS_ALL):
@@ -193,7 +193,7 @@ class _Trial:
         )
 
     def steps(self, trees: list[Any]) -> list[Any]:
-        """The updates of the active weights at every step."""
+        """Return the updates of the active weights at every step."""
         params, *gradients = trees
         is_whole = params["kernel"].shape == _SHAPE
         mask = self.mask if is_whole else ActiveWeights(self.index, self.layout)

@@ -48,7 +48,7 @@ def compact_params(
     *,
     where: Callable[[str, Any], bool] | None = None,
 ) -> tuple[Any, Any]:
-    """Keeps the active blocks of the weights alone, and what belongs to them.
+    """Keep the active blocks of the weights alone, and what belongs to them.
 
     A leaf whose structure is ``Block`` with extents of at least 16 becomes a node that
     holds its active blocks and their places. ``jax.grad``, ``tx.update`` of the same
@@ -136,7 +136,7 @@ def compact_params(
 
 
 def dense_params(params: Any) -> Any:
-    """Makes compact parameters dense again: zeros, and the active blocks among them.
+    """Make compact parameters dense again: zeros, and the active blocks among them.
 
     It works inside of ``jit``, too. ``convert_state`` brings the state back.
 
@@ -165,7 +165,7 @@ def dense_params(params: Any) -> Any:
 def dense_gradient(
     loss: Callable[..., Any], *, has_aux: bool = False
 ) -> Callable[..., Any]:
-    """Makes the function of the dense gradient, by which RigL's masks are updated.
+    """Make the function of the dense gradient, by which RigL's masks are updated.
 
     It is ``jax.grad`` of the loss at ``dense_params(params)``: evaluate it at the steps
     at which masks are updated, and give it to ``update_topology``. Where the loss

@@ -67,7 +67,7 @@ def compact_around(places: Places, opt_state: Any) -> Any:
 
 
 def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
-    """Maps over what a state keeps for every weight of some leaves.
+    """Map over what a state keeps for every weight of some leaves.
 
     Args:
       function: ``function(x, layout, index, replicas)``.
@@ -92,7 +92,7 @@ def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
 
 
 def state_shapes(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The shapes of an optimizer's state, for dense or compact parameters.
+    """Return the shapes of an optimizer's state, for dense or compact parameters.
 
     Args:
       tx: the transformation.
@@ -158,5 +158,5 @@ def _some_indices(layouts: dict[str, Layout], masks: Any) -> ActiveIndices:
 def active_weights(
     x: jax.Array, index: jax.Array, layout: Layout, replicas: tuple[int, ...]
 ) -> jax.Array:
-    """The active weights of an array like the leaf, once for each replica."""
+    """Return the active weights of an array like the leaf, once for each replica."""
     return in_each(layout.take, replicas)(x, index)

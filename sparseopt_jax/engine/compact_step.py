@@ -99,7 +99,7 @@ def _update_of(kernel: CompactKernel, change: Any, index: jax.Array) -> CompactK
 
 
 def check_kernels(state: SparseState, params: Any) -> dict[str, CompactKernel]:
-    """The compact parameters by path, if they are of a state.
+    """Return the compact parameters by path, if they are of a state.
 
     Args:
       state: the state of an owner.
@@ -126,7 +126,7 @@ def check_kernels(state: SparseState, params: Any) -> dict[str, CompactKernel]:
 
 
 def check_dense(storage: MaskStorage, updates: Any, state: Any) -> None:
-    """Raises where parameters are dense and what comes with them is not."""
+    """Raise where parameters are dense and what comes with them is not."""
     if holds_compact(updates):
         raise ValueError(
             "the gradient is of compact parameters, but params are dense: pass the "

@@ -53,7 +53,7 @@ def warn_of_frozen(
     inner_state: Any,
     params: Any,
 ) -> None:
-    """Warns of frozen leaves whose masks a topology that moves has chosen.
+    """Warn of frozen leaves whose masks a topology that moves has chosen.
 
     Args:
       inner: the transformation.

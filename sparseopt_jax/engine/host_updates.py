@@ -114,7 +114,7 @@ def update_topology(
 def _all_updated(
     owner_of: Callable[[SparseState], Owner], grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """The parameters and the state after an update by every owner in it."""
+    """Return the parameters and the state after an update by every owner in it."""
 
     def update(node):
         nonlocal params

@@ -43,7 +43,7 @@ class InnerProgram:
 
     @classmethod
     def of(cls, step: Callable[..., tuple[Any, Any]], *args: Any) -> "InnerProgram":
-        """Traces a step.
+        """Trace a step.
 
         Args:
           step: returns updates and the new state.
@@ -82,7 +82,7 @@ class InnerProgram:
         return not once & needed
 
     def updates_only(self, *args: Any) -> Any:
-        """The updates again, without side effects; only if ``is_repeatable``."""
+        """Return the updates again, without side effects; only if ``is_repeatable``."""
         updates, _ = self._outputs
         found = self._evaluate(_arrays(args), updates, {})
         return self.updates.unflatten(found)
@@ -93,7 +93,7 @@ class InnerProgram:
         hold: Callable[[Any], Any] = lambda state: state,
         refresh: Callable[[Any], Any] = lambda state: state,
     ) -> tuple[Any, Any]:
-        """Runs the step and amends its new state, for the price of the step.
+        """Run the step and amends its new state, for the price of the step.
 
         The values are those of ``updates, state = step(*args); state =
         refresh(hold(state))`` wherever the updates are used.

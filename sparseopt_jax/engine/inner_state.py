@@ -20,7 +20,7 @@ Parts = tuple[str, ...]
 def map_weight_state(
     function: Callable[[jax.Array, Any, Any], Any], masks: Any, state: Any, other: Any
 ) -> Any:
-    """Maps ``function(mask, leaf, other)`` over what a state keeps per sparse weight.
+    """Map ``function(mask, leaf, other)`` over what a state keeps per sparse weight.
 
     A leaf belongs to a parameter if its path ends in the parameter's path and it has
     the mask's shape: momentum, second moments, copies of the weights, accumulated
@@ -98,7 +98,7 @@ def in_types_of(
     storage: MaskStorage,
     state: SparseState,
 ) -> SparseState:
-    """A state with what belongs to weights in type sharded as the weights are.
+    """Return a state with what belongs to weights in type sharded as the weights are.
 
     Args:
       params: the weights.
@@ -185,7 +185,7 @@ def hold(condition: Any, old: Any, new: Any) -> Any:
 
 
 def nothing_where(condition: Any, updates: Any) -> Any:
-    """Updates of zero where the condition holds, a bool or bool scalar."""
+    """Update of zero where the condition holds, a bool or bool scalar."""
     if condition is False:
         return updates
     return jax.tree.map(lambda u: chosen(condition, jnp.zeros_like(u), u), updates)

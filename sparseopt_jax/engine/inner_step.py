@@ -38,7 +38,7 @@ class InnerStep:
         args: tuple[Any, ...],
         extra_args: dict[str, Any],
     ) -> "InnerStep":
-        """Traces a step.
+        """Trace a step.
 
         Args:
           inner: the optimizer.
@@ -69,7 +69,7 @@ class InnerStep:
         return frozenset() if fixed else self.program.frozen()
 
     def taken_if_once(self, args: tuple[Any, ...]) -> "InnerStep":
-        """The step, taken now where it may be taken only once.
+        """Return the step, taken now where it may be taken only once.
 
         What the host was asked for is not to be asked for again. Nor is a step of dense
         weights: their masks change all the time.
@@ -81,7 +81,7 @@ class InnerStep:
     def weights_after(
         self, masks: Stored, state: Any, params: Any, grads: Any, inner_state: Any
     ) -> tuple[Any, Any]:
-        """Returns the weights after the step, and the gradient.
+        """Return the weights after the step, and the gradient.
 
         The step is taken a second time: handed over instead, the stepped weights would
         have to be written out at every step, due or not.
@@ -102,7 +102,7 @@ class InnerStep:
         replaced: Any,
         reset: Callable[[Any], Any],
     ) -> tuple[Any, Any]:
-        """Takes the step and amends its new state.
+        """Take the step and amends its new state.
 
         Args:
           args: as the step was traced with.

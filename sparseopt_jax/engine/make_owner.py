@@ -23,7 +23,7 @@ def make_owner(
     host_updates: bool = False,
     is_link: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of a ``MaskOwner``.
+    """Return the transformation of a ``MaskOwner``.
 
     Args:
       inner: as in ``sparsify``.
@@ -71,7 +71,7 @@ def make_owner(
 
 
 def update_of(owner: MaskOwner) -> optax.TransformUpdateExtraArgsFn:
-    """The update of an owner, which takes dense and compact parameters.
+    """Return the update of an owner, which takes dense and compact parameters.
 
     Args:
       owner: the owner. What made a state is read off its ``init``, a method of it.

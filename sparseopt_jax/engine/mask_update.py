@@ -55,7 +55,7 @@ class MaskUpdate:
     def __call__(
         self, stored: Stored, state: Any, params: Any, grads: Any
     ) -> tuple[Stored, Any]:
-        """Updates the masks.
+        """Update the masks.
 
         Args:
           stored: the masks as the state keeps them.
@@ -88,7 +88,7 @@ class MaskUpdate:
         return stored, self.storage.pack(state)
 
     def _goes_by_blocks(self, stored: Stored, params: Any) -> bool:
-        """Whether some weights are the active ones alone, and that is enough."""
+        """Return whether some weights are the active ones alone, and that is enough."""
         return self.topology.updates_blocks and holds_active(stored, params)
 
     def if_due(
@@ -98,7 +98,7 @@ class MaskUpdate:
         weights: Callable[..., tuple[Any, Any]],
         operands: tuple[Any, ...],
     ) -> tuple[Stored, Any]:
-        """Updates the masks where due.
+        """Update the masks where due.
 
         What growth remembers is only read here. Through the condition it would be
         copied at every step, so it is kept out of what comes back from there.

@@ -46,7 +46,7 @@ class MaskOwner:
     is_link: bool = False
 
     def init(self, params: optax.Params) -> SparseState:
-        """Makes the first masks, and the optimizer's state of what is active."""
+        """Make the first masks, and the optimizer's state of what is active."""
         if holds_compact(params):
             raise TypeError(
                 "tx.init takes dense parameters: call opt_state = tx.init(params) "
@@ -90,7 +90,7 @@ class MaskOwner:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SparseState]:
-        """Takes one step; the masks are updated within it where they are due."""
+        """Take one step; the masks are updated within it where they are due."""
         topology, storage, given = self.topology, self.storage, state
         state = self._checked(updates, state, params, extra_args)
         grads, inner_state, count = updates, state.inner_state, state.count
@@ -152,7 +152,7 @@ class MaskOwner:
         params: optax.Params | None,
         extra_args: dict[str, Any],
     ) -> SparseState:
-        """The state as a step takes it; raises where arguments do not fit."""
+        """Return the state as a step takes it; raises where arguments do not fit."""
         state = whole(state)
         check_update(
             updates,
@@ -166,12 +166,12 @@ class MaskOwner:
         return in_types_of(params, self.inner, self.storage, state)
 
     def _scores_gradients(self, state: SparseState) -> bool:
-        """Whether this step looks at the gradients of inactive weights."""
+        """Return whether this step looks at the gradients of inactive weights."""
         remembers = bool(jax.tree.leaves(state.topology_state.memory))
         return remembers or (self._updates and self.topology.dense_gradients > 0)
 
     def _due(self, count: jax.Array, *, before: bool) -> Any:
-        """Whether the masks are to be updated before the step, or after it."""
+        """Return whether the masks are to be updated before the step, or after it."""
         due = self.topology.due(count)
         if self._updates_before != self._updates_after:
             return due

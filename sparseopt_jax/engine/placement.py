@@ -33,7 +33,7 @@ _WORDS = re.compile(
 
 
 def check_placement(inner: Any) -> None:
-    """Warns of a correction that a later normalisation takes back.
+    """Warn of a correction that a later normalisation takes back.
 
     Args:
       inner: the transformation inside ``sparsify``.
@@ -62,7 +62,7 @@ _Lost = list[tuple[str, str]]
 
 
 def _follow(link: Link, correction: str | None) -> tuple[str | None, _Lost]:
-    """Follows an update through a link.
+    """Follow an update through a link.
 
     Args:
       link: the link.

@@ -21,7 +21,7 @@ def sparsify(
     packed: bool = False,
     compact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains sparse with any optimizer.
+    r"""Train sparse with any optimizer.
 
     Each step the masked gradient goes through ``inner``, once, and the resulting update
     makes inactive weights exactly zero:

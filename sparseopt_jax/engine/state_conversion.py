@@ -22,7 +22,7 @@ from sparseopt_jax.trees import paths
 
 
 def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
-    """Converts the state of a dense run, or of another form of storage, for ``tx``.
+    """Convert the state of a dense run, or of another form of storage, for ``tx``.
 
     A run may begin dense, with compact parameters, or with ``compact=False``,
     ``packed=True`` or ``host_updates=True``, and go on in another of these forms:
@@ -118,7 +118,7 @@ def _told(node: Any) -> str:
 
 
 def _converted_node(owner: Owner, node: Any, old: Any, params: Any) -> Any:
-    """A new state with the masks of an old one and all that it keeps besides."""
+    """Return a new state with the masks of an old one and all that it keeps besides."""
     kept = {
         name: owner.storage.pack(unpack(getattr(old.topology_state, name)))
         for name in node.topology_state._fields
@@ -141,7 +141,7 @@ def _converted_node(owner: Owner, node: Any, old: Any, params: Any) -> Any:
 
 
 def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
-    """What the inner optimizer keeps, in the form of a new state."""
+    """Return what the inner optimizer keeps, in the form of a new state."""
     new_layouts, old_layouts = _places(node.masks), _places(old_masks)
     sizes = {
         paths.path_parts(key_path): jnp.shape(x)
@@ -198,7 +198,7 @@ def _places(masks: Any) -> Places:
 
 
 def _differ(parts: tuple[str, ...], new: Places, old: Places) -> bool:
-    """Whether a leaf's active weights stand in other places than before."""
+    """Return whether a leaf's active weights stand in other places than before."""
     after, before = (paths.longest_ending(parts, layouts) for layouts in (new, old))
     if after is None or before is None:
         return after is not before

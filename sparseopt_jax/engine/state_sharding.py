@@ -17,7 +17,7 @@ from sparseopt_jax.trees.boxes import unbox_tree
 def state_sharding(
     tx: optax.GradientTransformation, params_or_shapes: Any, param_shardings: Any
 ) -> Any:
-    """The shardings of the whole optimizer state, for ``jax.jit(tx.init)``.
+    """Return the shardings of the whole optimizer state, for ``jax.jit(tx.init)``.
 
     What belongs to a parameter and has its shape, such as a mask or a moment, is
     sharded like it. An axis of size 1 in its place (fan-ins) is not sharded, the others

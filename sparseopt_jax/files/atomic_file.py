@@ -12,7 +12,7 @@ _LONGEST = 200  # bytes of a name, so that the temporary one is not too long
 
 
 def check_free(path: str, overwrite: bool) -> None:
-    """Raises unless a file may be written at a path.
+    """Raise unless a file may be written at a path.
 
     Args:
       path: where it is to be.
@@ -35,7 +35,7 @@ def check_free(path: str, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: str, overwrite: bool) -> Iterator[BinaryIO]:
-    """Gives a file to write to, which gets its name once it is complete.
+    """Give a file to write to, which gets its name once it is complete.
 
     It is written beside ``path`` under another name, flushed to the disk, then renamed.
     Whatever fails before, an exception or a full disk, leaves what was at ``path`` as

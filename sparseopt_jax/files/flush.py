@@ -53,7 +53,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, and flushes their names.
+    """Make a folder and those above it, and flushes their names.
 
     Args:
       folder: where it is to be; may be there.

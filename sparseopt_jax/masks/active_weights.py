@@ -51,7 +51,7 @@ class ActiveIndices(_Parts):
         layouts: tuple[tuple[str, Layout], ...],
         replicas: tuple[int, ...] = (),
     ) -> "ActiveIndices":
-        """The indices of leaves that are laid out so, once for each replica."""
+        """Return the indices of leaves that are laid out so, once for each replica."""
         text = jnp.asarray(write_layouts(layouts))
         text = jnp.broadcast_to(text, (*replicas, *text.shape))
         return cls._of(tree, text, layouts)
@@ -79,7 +79,7 @@ class ActiveIndices(_Parts):
         return cls._of(tree, layout_text, layouts)
 
     def masks(self) -> Any:
-        """The same as bool arrays."""
+        """Return the same as bool arrays."""
         layouts = dict(self.layouts)
         replicas = jnp.shape(self.layout_text)[:-1]
 
@@ -102,7 +102,7 @@ class ActiveIndices(_Parts):
         }
 
     def weights(self) -> Any:
-        """The same as ``ActiveWeights``, a hole at full leaves."""
+        """Return the same as ``ActiveWeights``, a hole at full leaves."""
         layouts = dict(self.layouts)
         return paths.map_with_paths(
             lambda path, index: (
@@ -112,7 +112,7 @@ class ActiveIndices(_Parts):
         )
 
     def moved(self, masks: Any) -> "ActiveIndices":
-        """The indices of new masks; what stays active keeps its slot."""
+        """Return the indices of new masks; what stays active keeps its slot."""
         layouts, new = dict(self.layouts), paths.leaves_by_path(masks)
 
         def at_leaf(path, index):
@@ -151,7 +151,7 @@ class ActiveWeights:
         return self.layout.take(jnp.broadcast_to(x, self.shape), self.index)
 
     def mask(self) -> jax.Array:
-        """The same as a bool array."""
+        """Return the same as a bool array."""
         return self.layout.mask(self.index)
 
 
@@ -169,5 +169,5 @@ def at_active(mask: Any, x: jax.Array) -> jax.Array:
 
 
 def whole_mask(mask: Any) -> jax.Array:
-    """The bool array of a mask, whichever of the two forms it has."""
+    """Return the bool array of a mask, whichever of the two forms it has."""
     return mask.mask() if isinstance(mask, ActiveWeights) else mask

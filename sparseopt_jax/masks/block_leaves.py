@@ -35,7 +35,7 @@ def is_matrix_of_blocks(units: Units) -> bool:
 
 
 def noted_layouts(topology: Any, params: Any) -> jax.Array | tuple[()]:
-    """How the sparse leaves are laid out, for ``compact_params``.
+    """Return how the sparse leaves are laid out, for ``compact_params``.
 
     Args:
       topology: decides what is sparse.

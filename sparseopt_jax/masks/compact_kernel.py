@@ -40,7 +40,7 @@ class CompactKernel:
 
     @classmethod
     def of(cls, active: jax.Array, index: jax.Array, layout: Layout) -> "CompactKernel":
-        """Makes one of active weights and the places of their blocks.
+        """Make one of active weights and the places of their blocks.
 
         Args:
           active: array of ``layout.shape``.
@@ -100,7 +100,7 @@ class CompactKernel:
         return CompactKernel(active, self.places, self.layout)
 
     def dense(self) -> jax.Array:
-        """The dense array, exactly zero at inactive weights."""
+        """Return the dense array, exactly zero at inactive weights."""
 
         def put(active, places):
             zeros = jnp.zeros(self.shape, active.dtype)
@@ -110,30 +110,30 @@ class CompactKernel:
 
 
 def is_compact(x: Any) -> bool:
-    """Whether ``x`` is a parameter of which the active blocks alone are kept."""
+    """Return whether ``x`` is a parameter of which the active blocks alone are kept."""
     return isinstance(x, CompactKernel)
 
 
 def holds_compact(tree: Any) -> bool:
-    """Whether there is a compact parameter in a tree."""
+    """Return whether there is a compact parameter in a tree."""
     return any(map(is_compact, jax.tree.leaves(tree, is_leaf=is_compact)))
 
 
 def write_places(index: jax.Array) -> jax.Array:
-    """Writes places, int32 below 2^24, as float32 digits along a new last axis."""
+    """Write places, int32 below 2^24, as float32 digits along a new last axis."""
     powers = jnp.asarray([_BASE**i for i in range(_DIGITS)], jnp.int32)
     return ((index[..., None] // powers) % _BASE).astype(jnp.float32)
 
 
 def read_places(places: jax.Array) -> jax.Array:
-    """Reads what ``write_places`` has written, rounded to whole digits."""
+    """Read what ``write_places`` has written, rounded to whole digits."""
     digits = jnp.round(jax.lax.stop_gradient(places)).astype(jnp.int32)
     powers = np.asarray([_BASE**i for i in range(_DIGITS)], np.int32)
     return jnp.sum(digits * powers, -1, dtype=jnp.int32)
 
 
 def map_compact(function: Any, tree: Any, *rest: Any) -> Any:
-    """Maps a function over a tree's compact kernels; all else stays as it is."""
+    """Map a function over a tree's compact kernels; all else stays as it is."""
     return jax.tree.map(
         lambda x, *others: function(x, *others) if is_compact(x) else x,
         tree,
@@ -161,7 +161,7 @@ def dense_shapes(tree: Any) -> Any:
 
 
 def dense_arrays(tree: Any, params: Any) -> Any:
-    """A tree like the parameters with dense arrays at compact kernels.
+    """Return a tree like the parameters with dense arrays at compact kernels.
 
     Args:
       tree: parameters, or gradients of them, which have no places of their own.
@@ -179,7 +179,7 @@ def dense_arrays(tree: Any, params: Any) -> Any:
 
 
 def with_kernels(function: Callable[..., Any], params: Any, arrays: Any) -> Any:
-    """A tree like the parameters, of the leaves of a plain tree.
+    """Return a tree like the parameters, of the leaves of a plain tree.
 
     Args:
       function: ``function(path, kernel, array)`` makes what takes a compact kernel's

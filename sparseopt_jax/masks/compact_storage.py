@@ -191,7 +191,7 @@ class CompactStorage(MaskStorage):
 
 
 def _whole(indices: ActiveIndices, tree: Any) -> Any:
-    """A tree with dense arrays where it has the active entries alone."""
+    """Return a tree with dense arrays where it has the active entries alone."""
     layouts = dict(indices.layouts)
 
     def at_leaf(path, x, index):
@@ -204,7 +204,7 @@ def _whole(indices: ActiveIndices, tree: Any) -> Any:
 
 
 def holds_active(masks: Any, params: Any) -> bool:
-    """Whether the active weights alone are there of some parameters."""
+    """Return whether the active weights alone are there of some parameters."""
     if not isinstance(masks, ActiveIndices):
         return False
     shapes = {path: layout.shape for path, layout in masks.layouts}
@@ -228,7 +228,7 @@ def planned_shapes(masks: Any, params: Any) -> Any:
 
 
 def active_entries(indices: ActiveIndices, tree: Any) -> Any:
-    """The active entries of a tree, which may have nothing else already."""
+    """Return the active entries of a tree, which may have nothing else already."""
     if not isinstance(indices, ActiveIndices):
         return tree
     layouts = dict(indices.layouts)
@@ -252,7 +252,7 @@ def active_entries(indices: ActiveIndices, tree: Any) -> Any:
 def _at_indices(
     indices: ActiveIndices, function: Callable[[str, Any, jax.Array], Any], tree: Any
 ) -> Any:
-    """Maps ``function(path, leaf, index)`` over what is sparse in a tree."""
+    """Map ``function(path, leaf, index)`` over what is sparse in a tree."""
     by_path = paths.leaves_by_path(indices.tree)
     return paths.map_with_paths(
         lambda path, x: (
@@ -265,7 +265,7 @@ def _at_indices(
 
 
 def first_indices(layouts: dict[str, Layout], masks: Masks) -> ActiveIndices:
-    """The places of the active weights of masks, in ascending order."""
+    """Return the places of the active weights of masks, in ascending order."""
 
     def at_leaf(path, mask):
         if paths.is_hole(mask) or layouts[path].is_full:
@@ -277,7 +277,7 @@ def first_indices(layouts: dict[str, Layout], masks: Masks) -> ActiveIndices:
 
 
 def layouts_of(topology: Any, params: Any) -> dict[str, Layout]:
-    """How the active weights of every sparse leaf stand side by side, by path.
+    """Return how the active weights of every sparse leaf stand side by side, by path.
 
     Args:
       topology: decides what is sparse.
@@ -328,7 +328,7 @@ def _per_cell(plan: LeafPlan, mask: Any) -> int:
 
 
 def check_sharding(path: str, layout: Layout, sharding: NamedSharding) -> None:
-    """Raises if active weights would have to be gathered from other devices.
+    """Raise if active weights would have to be gathered from other devices.
 
     Args:
       path: the leaf's path, for the error.

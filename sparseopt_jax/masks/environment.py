@@ -33,7 +33,7 @@ _LIBRARIES = {_OURS, "optax", "jax", "jaxlib", "flax", "chex", "numpy", "functoo
 
 @contextlib.contextmanager
 def telling(environment: Mapping[str, Any]) -> Iterator[None]:
-    """Tells the package's transformations something while the block runs."""
+    """Tell the package's transformations something while the block runs."""
     token = _CURRENT.set({**_CURRENT.get(), **environment})
     try:
         yield
@@ -83,7 +83,7 @@ def run(
 
 
 def named_by(inner: optax.GradientTransformation) -> frozenset[str]:
-    """Which names of the environment a user's transformations inside ask for.
+    """Return which names of the environment a user's transformations inside ask for.
 
     A transformation asks by naming an argument of its ``update``, such as ``*, masks``.
     One of the package's that is compiled by itself is given everything: what it reads

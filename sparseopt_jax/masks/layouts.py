@@ -124,7 +124,7 @@ class Layout:
     def spec(
         self, shape: tuple[int, ...], of_leaf: PartitionSpec
     ) -> PartitionSpec | None:
-        """How an index or active weights are sharded, if the leaf is sharded so.
+        """Return how an index or active weights are sharded, if the leaf is sharded so.
 
         Args:
           shape: the shape of what is to be sharded.
@@ -141,19 +141,19 @@ class Layout:
         return None
 
     def _view(self, x: jax.Array) -> jax.Array:
-        """A leaf as cells of items."""
+        """Return a leaf as cells of items."""
         x = jnp.transpose(self.units.divided(x), self._order)
         return jnp.reshape(x, (*self._with_items(self.units.per_cell), *self._block))
 
     def _leaf(self, view: jax.Array) -> jax.Array:
-        """A leaf from its view."""
+        """Return a leaf from its view."""
         split = self.units.split
         view = jnp.reshape(view, [split[a] for a in self._order])
         inverse = sorted(range(len(split)), key=self._order.__getitem__)
         return self.units.joined(jnp.transpose(view, inverse))
 
     def _items_of(self, units: jax.Array) -> jax.Array:
-        """An array of units, without the axes within them."""
+        """Return an array of units, without the axes within them."""
         units = jnp.squeeze(units, self.units.inner)
         order = sorted(self._order[: len(self._order) - len(self.units.inner)])
         kept = [order.index(a) for a in self._order if a in order]
@@ -161,7 +161,7 @@ class Layout:
         return jnp.reshape(jnp.transpose(units, kept), shape)
 
     def _units_of(self, items: jax.Array) -> jax.Array:
-        """An array of units from its items: the inverse of ``_items_of``."""
+        """Return an array of units from its items: the inverse of ``_items_of``."""
         order = [a for a in self._order if a not in self.units.inner]
         units = jnp.reshape(items, [self.units.split[a] for a in order])
         inverse = sorted(range(len(order)), key=order.__getitem__)
@@ -173,7 +173,7 @@ class Layout:
         return self._units_of(self._put(items, index, slots))
 
     def take(self, x: jax.Array, index: jax.Array) -> jax.Array:
-        """The active weights of an array like the leaf.
+        """Return the active weights of an array like the leaf.
 
         Args:
           x: array of the leaf's shape.
@@ -191,7 +191,7 @@ class Layout:
         )
 
     def put(self, x: jax.Array, index: jax.Array, active: jax.Array) -> jax.Array:
-        """An array like the leaf with other values at the active weights.
+        """Return an array like the leaf with other values at the active weights.
 
         Args:
           x: array of the leaf's shape.
@@ -246,7 +246,7 @@ class Layout:
     def _put(
         self, view: jax.Array, index: jax.Array, active: jax.Array, mode: Any = None
     ) -> jax.Array:
-        """Sets items; with ``mode="drop"`` those beyond the last are left out."""
+        """Set items; with ``mode="drop"`` those beyond the last are left out."""
         cells = self._cell_axes
         numbers = jax.lax.ScatterDimensionNumbers(
             update_window_dims=tuple(range(index.ndim, view.ndim)),
@@ -265,7 +265,7 @@ class Layout:
         )
 
     def mask(self, index: jax.Array) -> jax.Array:
-        """The mask whose active units these are: a bool array like the leaf."""
+        """Return the mask whose active units these are: a bool array like the leaf."""
         items = self._active(index)
         if self._has_blocks:
             block = (*items.shape, self.units.size)
@@ -277,7 +277,7 @@ class Layout:
         return self._put(items, index, jnp.ones(index.shape, jnp.bool_))
 
     def index(self, mask: jax.Array) -> jax.Array:
-        """Where the active units of a mask stand, in ascending order: int32."""
+        """Return where the active units of a mask stand, in ascending order: int32."""
         return self._found(self._items_of(self.units.any(mask)))
 
     def _found(self, items: jax.Array) -> jax.Array:
@@ -290,7 +290,7 @@ class Layout:
         return self._put(index, rank, places, mode="drop")
 
     def moved(self, index: jax.Array, mask: jax.Array) -> jax.Array:
-        """The index of a new mask, of as many units in each cell.
+        """Return the index of a new mask, of as many units in each cell.
 
         Units that stay keep their slot; the slots of those that left are taken by the
         new ones in ascending order.
@@ -322,7 +322,7 @@ class Layout:
 
 
 def in_each(function: Callable[..., Any], replicas: tuple[int, ...]) -> Any:
-    """A function of one network's arrays, of those that ``vmap`` has stacked."""
+    """Return a function of one network's arrays, of those that ``vmap`` has stacked."""
     for _ in replicas:
         function = jax.vmap(function)
     return function
@@ -342,7 +342,7 @@ def write_layouts(layouts: tuple[tuple[str, Layout], ...]) -> np.ndarray:
 
 
 def read_layouts(text: Any) -> tuple[tuple[str, Layout], ...]:
-    """What ``write_layouts`` has written.
+    """Return what ``write_layouts`` has written.
 
     Args:
       text: its array, alone or once for each replica.

@@ -14,7 +14,7 @@ from sparseopt_jax.trees.boxes import unbox_tree
 
 
 def check_not_lost(topology: Any, state: Any, params: Any) -> None:
-    """Raises if a layer has no active weight left that its topology gives some.
+    """Raise if a layer has no active weight left that its topology gives some.
 
     ``optax.tree.map_params(tx, jnp.zeros_like, opt_state)``, by which moments are
     restarted, takes masks for parameters, too: all False, the next step would set every

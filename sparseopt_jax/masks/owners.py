@@ -71,7 +71,7 @@ def record_owner(
 
 
 def structure_of(masks: Any) -> Any:
-    """The structure of masks, the same in every storage, boxed or not."""
+    """Return the structure of masks, the same in every storage, boxed or not."""
     if isinstance(masks, ActiveIndices):
         sparse = {path for path, _ in masks.layouts}
         masks = paths.map_with_paths(
@@ -82,12 +82,12 @@ def structure_of(masks: Any) -> Any:
 
 
 def are_recorded() -> bool:
-    """Whether an ``init`` is run to find owners only."""
+    """Return whether an ``init`` is run to find owners only."""
     return _OWNERS.get() is not None
 
 
 def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
-    """The owners within a transformation, in the order of their ``init``.
+    """Return the owners within a transformation, in the order of their ``init``.
 
     Where active blocks alone are parameters, the shapes of the dense ones stand for
     them.
@@ -110,7 +110,7 @@ def check_update(
     shapes: Mapping[str, tuple[int, ...]],
     scored_by: str | None,
 ) -> None:
-    """Raises unless an owner's ``update`` can work with these arguments.
+    """Raise unless an owner's ``update`` can work with these arguments.
 
     Args:
       updates: the gradients.

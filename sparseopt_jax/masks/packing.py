@@ -44,7 +44,7 @@ def _is_taken_apart(x: Any) -> bool:
 
 
 def restored(masks: Any) -> Any:
-    """A tree of masks with a ``PackedMask`` where one has been taken apart."""
+    """Return a tree of masks with a ``PackedMask`` where one has been taken apart."""
 
     def at_leaf(mask):
         return PackedMask(**mask) if _is_taken_apart(mask) else mask
@@ -53,7 +53,7 @@ def restored(masks: Any) -> Any:
 
 
 def pack(masks: Any) -> Any:
-    """A tree of masks with a ``PackedMask`` for every bool array."""
+    """Return a tree of masks with a ``PackedMask`` for every bool array."""
 
     def at_leaf(path, mask):
         del path

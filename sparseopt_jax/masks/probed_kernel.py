@@ -30,7 +30,7 @@ class ProbedKernel(CompactKernel):
 
     @classmethod
     def at(cls, kernel: CompactKernel) -> "ProbedKernel":
-        """Adds zeros to a kernel."""
+        """Add zeros to a kernel."""
         shape = (*kernel.replicas, *kernel.shape)
         zeros = jax.lax.full_like(kernel.active, 0, shape=shape)
         return cls(kernel.active, kernel.places, zeros, kernel.layout)
@@ -69,12 +69,12 @@ class ProbedKernel(CompactKernel):
         return jnp.result_type(self.zeros)
 
     def fixed(self) -> CompactKernel:
-        """The kernel without its zeros, a constant to gradients."""
+        """Return the kernel without its zeros, a constant to gradients."""
         active = jax.lax.stop_gradient(self._active)
         return CompactKernel(active, self.places, self.layout)
 
     def dense(self) -> jax.Array:
-        """The dense array, exactly zero at inactive weights."""
+        """Return the dense array, exactly zero at inactive weights."""
         return self.fixed().dense() + self.zeros
 
     def total(self, gradient: "ProbedKernel") -> jax.Array:
@@ -88,5 +88,5 @@ class ProbedKernel(CompactKernel):
 
 
 def probed(params: Any) -> Any:
-    """A tree of parameters with zeros added to its compact kernels."""
+    """Return a tree of parameters with zeros added to its compact kernels."""
     return map_compact(ProbedKernel.at, params)

@@ -44,14 +44,14 @@ class SparseState(NamedTuple):
 
 
 def is_sparse_state(x: Any) -> bool:
-    """Whether ``x`` is a state that holds masks."""
+    """Return whether ``x`` is a state that holds masks."""
     return isinstance(x, SparseState)
 
 
 def map_masked_with_path(
     function: Callable[..., Any], masks: Any, tree: Any, *rest: Any
 ) -> Any:
-    """Maps ``function(path, mask, leaf, *others)`` over the sparse leaves of ``tree``.
+    """Map ``function(path, mask, leaf, *others)`` over the sparse leaves of ``tree``.
 
     Masks are found by path, so ``tree`` may be boxed or have holes where the masks
     have none.
@@ -98,7 +98,7 @@ def zero_masked(masks: Any, tree: Any) -> Any:
 
 
 def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
-    """Sets every inactive weight to exactly zero.
+    """Set every inactive weight to exactly zero.
 
     Call it once after ``tx.init`` to start sparse; afterwards the updates keep it so.
     For topologies whose weights stay dense (``ste``, ``sr_ste``, ``top_kast``) it gives
@@ -128,7 +128,7 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
 
 
 def masks_for(call: str, params: Any, opt_state_or_masks: Any) -> Any:
-    """Returns the masks of some parameters, from a state or a tree of masks.
+    """Return the masks of some parameters, from a state or a tree of masks.
 
     Args:
       call: the call as it is meant, for messages.
@@ -199,7 +199,7 @@ _NO_MASKS = (
 
 
 def get_masks(opt_state: Any) -> Any:
-    """The masks in an optimizer state, wherever they are.
+    """Return the masks in an optimizer state, wherever they are.
 
     Args:
       opt_state: any pytree that holds a ``SparseState``: the state of ``chain``,
@@ -293,7 +293,7 @@ def _with_holes(masks: Any) -> Any:
 
 
 def check_order(call: str, other: Any, opt_state: Any) -> None:
-    """Raises if an optimizer's state was passed in another place than its own.
+    """Raise if an optimizer's state was passed in another place than its own.
 
     Args:
       call: the call as it is meant, for the message.
@@ -326,7 +326,7 @@ def _has_dense_weights(state: SparseState) -> bool:
 
 
 def check_masks(masks: Any) -> None:
-    """Raises unless every leaf is a bool array (or hole).
+    """Raise unless every leaf is a bool array (or hole).
 
     Raises:
       ValueError: with the path and what stands there.
@@ -379,7 +379,7 @@ def _merge(masks: Any, others: Any) -> Any:
 
 
 def unbox(masks: Any) -> Any:
-    """Takes the variables off that ``nnx.Optimizer`` wraps around every leaf."""
+    """Take the variables off that ``nnx.Optimizer`` wraps around every leaf."""
 
     def is_variable(x):
         return hasattr(x, "get_value")

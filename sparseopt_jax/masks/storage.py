@@ -35,7 +35,7 @@ class MaskStorage(abc.ABC):
 
     @abc.abstractmethod
     def init(self, topology: Any, masks: Masks, state: Any, params: Any) -> View:
-        """Returns the first view.
+        """Return the first view.
 
         Args:
           topology: what made the masks.
@@ -49,26 +49,26 @@ class MaskStorage(abc.ABC):
 
     @abc.abstractmethod
     def pack(self, tree: Any) -> Any:
-        """Returns a tree with its bool arrays as they are stored."""
+        """Return a tree with its bool arrays as they are stored."""
 
     def store(self, view: View) -> Stored:
-        """Returns what the state holds of a view."""
+        """Return what the state holds of a view."""
         return self.pack(view)
 
     def view(self, stored: Stored, state: Any, params: Any) -> View:
-        """Returns what a step reads; ``state`` is what the topology keeps."""
+        """Return what a step reads; ``state`` is what the topology keeps."""
         del state
         return self.load(stored, params)
 
     def load(self, stored: Stored, params: Any) -> Masks:
-        """Returns bool arrays, in type sharded as the weights are."""
+        """Return bool arrays, in type sharded as the weights are."""
         return unpacked(stored, params)
 
     @abc.abstractmethod
     def move(
         self, stored: Stored, masks: Masks, new: Masks, state: Any
     ) -> tuple[Stored, Any]:
-        """Returns what holds new masks, and what the topology keeps.
+        """Return what holds new masks, and what the topology keeps.
 
         Args:
           stored: what holds the old masks.
@@ -78,7 +78,7 @@ class MaskStorage(abc.ABC):
         """
 
     def converted(self, like: Stored, masks: Masks) -> Stored:
-        """Returns what holds masks that another storage has kept.
+        """Return what holds masks that another storage has kept.
 
         Args:
           like: what holds the first masks of the same topology.
@@ -92,30 +92,30 @@ class MaskStorage(abc.ABC):
 
     @abc.abstractmethod
     def take(self, view: View, tree: Any) -> Any:
-        """Returns what the optimizer sees of a tree like the parameters."""
+        """Return what the optimizer sees of a tree like the parameters."""
 
     def weights(self, view: View, params: Any) -> Any:
-        """Returns the weights that the optimizer's ``update`` is given."""
+        """Return the weights that the optimizer's ``update`` is given."""
         del view
         return params
 
     def gradient(self, view: View, grads: Any, params: Any) -> Any:
-        """Returns the gradient that the optimizer is given."""
+        """Return the gradient that the optimizer is given."""
         del params
         return self.take(view, grads)
 
     def moved(self, view: View, updates: Any) -> Any:
-        """Returns the optimizer's updates of the weights that it may move."""
+        """Return the optimizer's updates of the weights that it may move."""
         del view
         return updates
 
     @abc.abstractmethod
     def told(self, view: View) -> Any:
-        """Returns the masks that transformations inside read."""
+        """Return the masks that transformations inside read."""
 
     @abc.abstractmethod
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
-        """Returns updates that take inactive weights to zero.
+        """Return updates that take inactive weights to zero.
 
         Args:
           before: what the updates were computed with.
@@ -125,7 +125,7 @@ class MaskStorage(abc.ABC):
         """
 
     def with_kept(self, old: Stored, new: Stored, params: Any) -> Any:
-        """Returns the weights after an update: zero at what was dropped or grown.
+        """Return the weights after an update: zero at what was dropped or grown.
 
         Args:
           old: what holds the old masks.
@@ -139,7 +139,7 @@ class MaskStorage(abc.ABC):
 
     @abc.abstractmethod
     def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
-        """Returns masks of what the optimizer's state keeps through an update.
+        """Return masks of what the optimizer's state keeps through an update.
 
         Each is a tree of bool arrays by the paths of the parameters; it is for the
         leaves of the state that have its shapes. The rest starts anew.
@@ -148,7 +148,7 @@ class MaskStorage(abc.ABC):
     def before_update(
         self, old: View, new: View, state: Any, params: Any, updated: Any
     ) -> View:
-        """Returns the view before an update that may have taken place in this step.
+        """Return the view before an update that may have taken place in this step.
 
         Args:
           old: what was read before.
@@ -161,43 +161,43 @@ class MaskStorage(abc.ABC):
         return old
 
     def with_old_masks(self, state: Any, masks: Masks) -> Any:
-        """Returns what the topology keeps, with room for what tells the old masks."""
+        """Return what the topology keeps, with room for what tells the old masks."""
         del masks
         return state
 
     def typed(self, stored: Stored, params: Any) -> Stored:
-        """Returns ``stored``, in type sharded as the weights are."""
+        """Return ``stored``, in type sharded as the weights are."""
         del params
         return stored
 
     def planned(self, stored: Stored, params: Any) -> Any:
-        """Returns what tells a topology the shapes of the weights, active or not."""
+        """Return what tells a topology the shapes of the weights, active or not."""
         del stored
         return params
 
     def shapes(self, stored: Stored) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes that gradients may have instead of the weights'."""
+        """Return the shapes that gradients may have instead of the weights'."""
         del stored
         return {}
 
     def whole_weights(self, stored: Stored, params: Any) -> Any:
-        """Returns the weights as dense arrays."""
+        """Return the weights as dense arrays."""
         del stored
         return params
 
     def whole_gradient(self, stored: Stored, grads: Any, params: Any) -> Any:
-        """Returns gradients like the parameters."""
+        """Return gradients like the parameters."""
         del stored, params
         return grads
 
 
 def load_state(state: Any, params: Any) -> Any:
-    """What a topology keeps, with bool arrays."""
+    """Return what a topology keeps, with bool arrays."""
     return type(state)._make(unpacked(kept, params) for kept in state)
 
 
 def unpacked(masks: Any, params: Any) -> Masks:
-    """Masks as bool arrays, in type sharded as their weights are."""
+    """Mask as bool arrays, in type sharded as their weights are."""
     bools = unpack(masks)
     if bools is masks:
         return masks
@@ -213,7 +213,7 @@ def whole(state: Any) -> Any:
 
 
 def without(left_out: frozenset[str], masks: Any) -> Any:
-    """The masks, in bytes or bits, with holes at the paths that are left out."""
+    """Return the masks, in bytes or bits, with holes at the paths that are left out."""
 
     def at_leaf(key_path, mask):
         left = paths.path_string(key_path) in left_out
@@ -225,5 +225,5 @@ def without(left_out: frozenset[str], masks: Any) -> Any:
 
 
 def filled(masks: Any, others: Any) -> Any:
-    """The masks, and those of the others where they have holes."""
+    """Return the masks, and those of the others where they have holes."""
     return map_masked(lambda new, old: new, masks, others)

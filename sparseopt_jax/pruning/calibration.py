@@ -54,7 +54,7 @@ class Calibration(Mapping[str, Inputs]):
         return InferredDims(axes, self.undecided)
 
     def need(self, path: str, method: str) -> Inputs:
-        """The statistics that a method cannot do without.
+        """Return the statistics that a method cannot do without.
 
         Raises:
           ValueError: if there are none, with the reason and the remedy.
@@ -198,7 +198,7 @@ class _Collector:
         self._with_gram = with_gram
 
     def nothing(self, variables: Any, args: tuple[Any, ...]) -> dict[str, Inputs]:
-        """The statistics of no data yet, for the kernels that a batch uses."""
+        """Return the statistics of no data yet, for the kernels that a batch uses."""
         shapes = jax.eval_shape(self._collect, variables, args)
         if not shapes:
             listed = "; ".join(f"{path}: {why}" for path, why in self.reasons.items())

@@ -10,7 +10,7 @@ from sparseopt_jax.tracing.model_program import has_collections
 
 
 def calibration_dims(calibration: Calibration | None) -> Dims:
-    """The axes that a model sums over, as ``resolve_axes`` takes them.
+    """Return the axes that a model sums over, as ``resolve_axes`` takes them.
 
     Args:
       calibration: None for the convention. That it belongs to the parameters is for
@@ -26,14 +26,14 @@ def calibration_dims(calibration: Calibration | None) -> Dims:
 
 
 def kernel_name(path: str, tree: Any) -> str:
-    """The path of a kernel in a calibration, which leaves out ``"params"``."""
+    """Return the path of a kernel in a calibration, which leaves out ``"params"``."""
     return path.removeprefix("params/") if has_collections(tree) else path
 
 
 def needed_inputs(
     calibration: Calibration, method: str, tree: Any, plan: LeafPlan
 ) -> Inputs:
-    """The statistics of a sparse leaf's inputs, which must fit it.
+    """Return the statistics of a sparse leaf's inputs, which must fit it.
 
     Args:
       calibration: statistics by path.
@@ -59,7 +59,7 @@ def needed_inputs(
 
 
 def check_fit(calibration: Calibration, tree: Any, plan: LeafPlan) -> None:
-    """Raises if what a calibration knows of a sparse leaf is not so.
+    """Raise if what a calibration knows of a sparse leaf is not so.
 
     Args:
       calibration: statistics by path.

@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
 
 def moments_of(rows: jax.Array, with_gram: bool) -> Moments:
-    """The moments of samples.
+    """Return the moments of samples.
 
     Args:
       rows: (..., samples, fan_in).
@@ -56,7 +56,7 @@ def moments_of(rows: jax.Array, with_gram: bool) -> Moments:
 
 
 def add_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of two sets of samples together; one of them may be empty."""
+    """Return the moments of two sets of samples together; one of them may be empty."""
     count = a.count + b.count
     share = b.count / jnp.maximum(count, 1.0)
     step = b.mean - a.mean
@@ -128,7 +128,7 @@ class Inputs:
         return self.moments.gram
 
     def matrices(self, kernel: jax.Array) -> jax.Array:
-        """The kernel as one matrix for each set of inputs.
+        """Return the kernel as one matrix for each set of inputs.
 
         Args:
           kernel: an array of ``shape``; its output axes may have size 1.
@@ -145,14 +145,14 @@ class Inputs:
         )
 
     def from_matrices(self, matrices: jax.Array) -> jax.Array:
-        """The inverse of ``matrices``."""
+        """Return the inverse of ``matrices``."""
         order = (*self.axes.batch, *self.axes.output, *self.axes.reduction)
         x = jnp.swapaxes(matrices, -1, -2)
         x = jnp.reshape(x, [self.shape[a] for a in order])
         return jnp.transpose(x, [order.index(a) for a in range(len(order))])
 
     def flat(self, statistic: jax.Array, trailing: int = 1) -> jax.Array:
-        """A statistic with all sets of inputs along one first axis.
+        """Return a statistic with all sets of inputs along one first axis.
 
         Args:
           statistic: one of those above.
@@ -164,7 +164,7 @@ class Inputs:
         return jnp.reshape(statistic, (-1, *statistic.shape[-trailing:]))
 
     def per_weight(self, statistic: jax.Array) -> jax.Array:
-        """A statistic of each input, at every weight that multiplies it.
+        """Return a statistic of each input, at every weight that multiplies it.
 
         Args:
           statistic: (..., fan_in).
@@ -222,7 +222,7 @@ def inputs_of(moments: Moments, use: Use, shape: tuple[int, ...]) -> Inputs:
 
 
 def check_inputs(path: str, kernel: Any, inputs: Inputs) -> None:
-    """Raises unless the statistics belong to a kernel of this shape.
+    """Raise unless the statistics belong to a kernel of this shape.
 
     Raises:
       ValueError: with the path and both shapes.

@@ -46,7 +46,7 @@ class InputReader(KernelReader):
         values: Sequence[jax.Array],
         layouts: Sequence[Layout | None],
     ) -> dict[str, Inputs]:
-        """Evaluates a jaxpr.
+        """Evaluate a jaxpr.
 
         Args:
           jaxpr: the model's.
@@ -66,11 +66,11 @@ class InputReader(KernelReader):
         }
 
     def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
-        """Computes them."""
+        """Compute them."""
         return evaluate(eqn, values)
 
     def lost(self, layout: Layout, reason: str, is_incomplete: bool) -> None:
-        """Takes note of the first reason, and of inputs that cannot be seen."""
+        """Take note of the first reason, and of inputs that cannot be seen."""
         self.trouble.setdefault(layout.path, reason)
         if is_incomplete:
             self.incomplete.add(layout.path)
@@ -78,7 +78,7 @@ class InputReader(KernelReader):
     def multiplied(
         self, layout: Layout, use: Use, rows: Rows, inputs: Any, found: _Found
     ) -> None:
-        """Adds the moments of the inputs."""
+        """Add the moments of the inputs."""
         if self.uses.setdefault(layout.path, use) != use:
             self.lost(layout, "used in several ways that differ", True)
             return
@@ -92,7 +92,7 @@ class InputReader(KernelReader):
         layouts: list[Layout | None],
         found: _Found,
     ) -> Sequence[Any]:
-        """Runs a loop whose steps hand out the statistics of each."""
+        """Run a loop whose steps hand out the statistics of each."""
         loop = loop_of(eqn)
         inside = layouts_in_loop(self, loop, layouts)
         first_slice = loop.constants + loop.carried

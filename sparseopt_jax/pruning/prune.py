@@ -79,7 +79,7 @@ def prune(
     grads: Any = None,
     key: jax.typing.ArrayLike = 0,
 ) -> Pruned:
-    """Prunes a trained network once, without training.
+    """Prune a trained network once, without training.
 
     ======================  ==========================================  ===============
     method                  weights stay by                             needs
@@ -248,7 +248,7 @@ def _check_scope(
     distribution: str | Mapping[str, float] | Distribution | None,
     structure: Structures | None,
 ) -> bool:
-    """Whether all layers compete, which must fit the other arguments."""
+    """Return whether all layers compete, which must fit the other arguments."""
     if not isinstance(scope, str) or scope not in ("layer", "global"):
         raise ValueError(f"scope must be 'layer' or 'global', got {described(scope)}")
     if scope == "layer":

@@ -19,7 +19,7 @@ _random_scores = jax.jit(random_scores, static_argnames=("shape", "sharding"))
 def gradients_by_path(
     grads: Any, leaves: Mapping[str, LeafPlan]
 ) -> dict[str, jax.Array]:
-    """The gradients of the sparse leaves, which must be there.
+    """Return the gradients of the sparse leaves, which must be there.
 
     Raises:
       ValueError: with the path and both shapes, if one is missing or does not fit.
@@ -39,7 +39,7 @@ def gradients_by_path(
 def weight_scores(
     method: str, key: jax.Array, plan: LeafPlan, inputs: Inputs | None, grad: Any
 ) -> jax.Array:
-    """The score of every weight of one kernel, the highest to stay.
+    """Return the score of every weight of one kernel, the highest to stay.
 
     Args:
       method: ``"magnitude"``, ``"random"``, ``"saliency"`` or ``"wanda"``.

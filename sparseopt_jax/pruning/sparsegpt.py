@@ -59,7 +59,7 @@ class SparseGPT:
     def solve(
         self, path: str, plan: LeafPlan, inputs: Inputs
     ) -> tuple[jax.Array, jax.Array]:
-        """Prunes one kernel.
+        """Prune one kernel.
 
         Args:
           path: its path, for errors.
@@ -128,7 +128,7 @@ def _order(path: str, plan: LeafPlan, inputs: Inputs) -> tuple[np.ndarray, int]:
 
 
 def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray:
-    """How many weights stay in each set of inputs and block: (sets, blocks).
+    """Return how many weights stay in each set of inputs and block: (sets, blocks).
 
     For a structure with cells of its own, in each cell of the block.
     """
@@ -148,7 +148,7 @@ def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray
 
 
 def _shares(total: int, ends: np.ndarray) -> np.ndarray:
-    """Cuts a number into whole parts in proportion to the distances between ends."""
+    """Cut a number into whole parts in proportion to the distances between ends."""
     return np.diff(total * ends.astype(np.int64) // ends[-1]).astype(np.int32)
 
 
@@ -187,7 +187,7 @@ def _solve(
     damping: jax.typing.ArrayLike,
     pieces: _Pieces,
 ) -> tuple[jax.Array, jax.Array]:
-    """Prunes one matrix.
+    """Prune one matrix.
 
     Args:
       w: (fan_in, neurons) float32.
@@ -236,7 +236,7 @@ def _prune_block(
     kept: jax.Array,
     pieces: _Pieces,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Prunes the inputs of one block.
+    """Prune the inputs of one block.
 
     Args:
       rows: (block, neurons), their weights.
@@ -283,7 +283,7 @@ def _prune_block(
 
 
 def _inverse_factor(h: jax.Array, damping: jax.typing.ArrayLike) -> jax.Array:
-    """The upper triangular U with U^T U = (H + damping)^-1.
+    """Return the upper triangular U with U^T U = (H + damping)^-1.
 
     Factored from the last input to the first, H is R R^T with R upper triangular, and U
     its inverse: nothing is inverted but a triangle.

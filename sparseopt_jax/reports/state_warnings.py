@@ -51,7 +51,10 @@ def _dead(layers: tuple["LayerSummary", ...]) -> str:
     places = _listed(f"{x.path} ({x.dead} of {x.neurons})" for x in found)
     remedies = []
     if not all(layer.stays_dense for layer in found):
-        remedies.append("min_fan_in=2 in the topology keeps every neuron alive")
+        remedies.append(
+            "min_fan_in=2 in the topology keeps every neuron alive (with Block, use "
+            "smaller blocks or a lower sparsity)"
+        )
     if any(layer.stays_dense for layer in found):
         remedies.append("a lower sparsity, or another distribution, leaves more alive")
     if any(layer.is_even for layer in found):

@@ -93,7 +93,7 @@ class Topology(abc.ABC):
 
     @property
     def given_masks(self) -> Any:
-        """Masks that it was given to start from; None where it makes them itself."""
+        """Mask that it was given to start from; None where it makes them itself."""
         return None
 
     @property

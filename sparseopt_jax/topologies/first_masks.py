@@ -106,7 +106,7 @@ def _chosen(
 
 
 def _score(rewiring: "Rewiring") -> scores.Score:
-    """What the largest weights are told by before there is any gradient."""
+    """Return what the largest weights are told by before there is any gradient."""
     needs_gradient = scores.needs_gradient(rewiring.drop)
     return scores.magnitude if needs_gradient else rewiring.drop
 
@@ -119,7 +119,7 @@ def _draft(
     score: scores.Score,
     key: jax.Array,
 ) -> Draft:
-    """The draft of a leaf that is to be pruned to its plan."""
+    """Return the draft of a leaf that is to be pruned to its plan."""
     units: Any = plan.units
     drop = scores.of_units(score, units, leaf_key(key, plan.path), weights, weights)
     return first_draft(
@@ -140,7 +140,7 @@ def _draft(
 
 
 def _sharding(leaf: Any) -> NamedSharding | None:
-    """How a parameter is sharded over a mesh, as far as that is known now."""
+    """Return how a parameter is sharded over a mesh, as far as that is known now."""
     if not isinstance(leaf, jax.Array):
         return None
     if isinstance(leaf, Tracer):

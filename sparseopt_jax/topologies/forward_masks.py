@@ -128,7 +128,7 @@ class ForwardMasks(Topology):
         return self.schedule.due(count)
 
     def storage(self, form: MaskStorage) -> MaskStorage:
-        """The optimizer sees all weights: as ``Topology.storage``."""
+        """Return the optimizer sees all weights: as ``Topology.storage``."""
         return ForwardStorage(form, self)
 
     def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, ForwardState]:
@@ -146,7 +146,7 @@ class ForwardMasks(Topology):
         return masks, ForwardState(**state._asdict(), trained=trained)
 
     def _choose(self, params: optax.Params) -> tuple[Any, Any]:
-        """Masks of the largest weights: those used, and those trained."""
+        """Mask of the largest weights: those used, and those trained."""
         masks = _largest(self.topology, params)
         return masks, () if self.trained is None else _largest(self.trained, params)
 

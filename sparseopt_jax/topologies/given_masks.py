@@ -20,7 +20,7 @@ def masks_of(
     include: Include | None = None,
     dims: Dims = None,
 ) -> Any:
-    """Returns the masks of a sparse checkpoint: where its kernels are not zero.
+    """Return the masks of a sparse checkpoint: where its kernels are not zero.
 
     What ``masks=`` of a topology takes, to go on from a network that is sparse already.
     Zeros elsewhere are no masks: biases, norms and embeddings stay dense by the rule of

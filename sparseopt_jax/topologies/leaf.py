@@ -117,15 +117,15 @@ class Leaf:
         return self.units.spread(kept, self.mask)
 
     def grown(self, new: jax.Array) -> jax.Array:
-        """How many weights a new mask has that the present one has not."""
+        """Return how many weights a new mask has that the present one has not."""
         return count_true(new & ~self.mask)
 
     def moved(self, layout: Layout, index: jax.Array, new: jax.Array) -> jax.Array:
-        """Where the active units of a new mask stand, which kept their slots."""
+        """Return where the active units of a new mask stand, which kept their slots."""
         return layout.moved(index, new)
 
     def fan_in(self, rewiring: "Rewiring", new: jax.Array) -> Any:
-        """The fan-ins of the neurons by a new mask: as ``Rewiring.fan_in``."""
+        """Return the fan-ins of the neurons by a new mask: as ``Rewiring.fan_in``."""
         return rewiring.fan_in(self.plan.path, new)
 
 

@@ -27,7 +27,7 @@ class GradientMemory(abc.ABC):
     """
 
     def check(self, schedule: UpdateSteps | None) -> None:
-        """Raises ``ValueError`` unless it fits the schedule."""
+        """Raise ``ValueError`` unless it fits the schedule."""
         if schedule is None or schedule.interval is None:
             raise ValueError("a memory of gradients needs changes at an interval")
 
@@ -39,7 +39,7 @@ class GradientMemory(abc.ABC):
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any
     ) -> Any:
-        """Adds the gradient of step ``count``; the result is what growth reads.
+        """Add the gradient of step ``count``; the result is what growth reads.
 
         Args:
           schedule: when the topology changes.

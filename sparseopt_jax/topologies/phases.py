@@ -52,13 +52,13 @@ class Phases(Topology):
         return kinds.pop() if len(kinds) == 1 else (None if kinds else False)
 
     def replaces(self, count: Any) -> Any:
-        """Whether a change at step ``count`` replaces the gradient step."""
+        """Return whether a change at step ``count`` replaces the gradient step."""
         if self.replaces_step is not None:
             return self.replaces_step
         return self._of_phase(count, lambda phase: phase.replaces_step)
 
     def due(self, count: Any) -> Any:
-        """Whether the masks change at step ``count``: as ``Topology.due``.
+        """Return whether the masks change at step ``count``: as ``Topology.due``.
 
         They do where the topology of the phase is due, and where a phase begins that
         does not just keep them.
@@ -107,7 +107,7 @@ class Phases(Topology):
         return any(phase.reads_gradients for phase in self.topologies)
 
     def leaves(self, params: Any) -> list[LeafPlan]:
-        """What becomes of each leaf in the end: as ``Topology.leaves``."""
+        """Return what becomes of each leaf in the end: as ``Topology.leaves``."""
         deciding = [phase for phase in self.topologies if not phase.is_handed_on]
         return deciding[-1].leaves(params)
 
@@ -285,7 +285,7 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
 
 
 def _check_updates(number: int, topology: Rewiring, begin: int, end: int) -> None:
-    """Raises where the end of a phase cuts off what its topology is there for."""
+    """Raise where the end of a phase cuts off what its topology is there for."""
     schedule = topology.schedule
     if schedule is None:
         return
@@ -307,7 +307,7 @@ def _check_updates(number: int, topology: Rewiring, begin: int, end: int) -> Non
 
 
 def _steps_within(topology: Rewiring, begin: int, end: int) -> Sequence[int]:
-    """The steps of a phase at which its topology is due."""
+    """Return the steps of a phase at which its topology is due."""
     if topology.schedule is None:
         return ()
     steps = topology.schedule.steps

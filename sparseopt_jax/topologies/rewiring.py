@@ -283,7 +283,7 @@ class Rewiring(Topology):
         return told_updates(self.schedule)
 
     def due(self, count: Any) -> Any:
-        """Whether the masks change at step ``count``: as ``Topology.due``."""
+        """Return whether the masks change at step ``count``: as ``Topology.due``."""
         return False if self.schedule is None else self.schedule.due(count)
 
     def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, TopologyState]:
@@ -316,7 +316,7 @@ class Rewiring(Topology):
         )
 
     def no_memory(self, masks: Any) -> Any:
-        """What growth remembers before the first step."""
+        """Return what growth remembers before the first step."""
         return () if self.memory is None else no_gradients(masks)
 
     def fan_ins(self, masks: Any) -> Any:

@@ -55,7 +55,7 @@ class UpdateSteps(abc.ABC):
 
     @abc.abstractmethod
     def due(self, count: Any) -> Any:
-        """Whether the topology changes at step ``count``.
+        """Return whether the topology changes at step ``count``.
 
         Args:
           count: an int, or an int array.
@@ -270,7 +270,7 @@ class Cubic:
     last: int
 
     def __call__(self, count: Any) -> jax.Array:
-        """The progress at a step."""
+        """Return the progress at a step."""
         if self.start == self.last:
             return jnp.where(count < self.start, 1.0, 0.0)
         passed = jnp.asarray(count - self.start, jnp.float32) / (self.last - self.start)
@@ -293,7 +293,7 @@ class Alternating:
     steps: tuple[int, ...]
 
     def __call__(self, count: Any) -> jax.Array:
-        """The progress at a step."""
+        """Return the progress at a step."""
         past = sum(jnp.asarray(count >= step, jnp.int32) for step in self.steps)
         return jnp.where(past % 2 == 0, 1.0, 0.0)
 
@@ -317,7 +317,7 @@ class Followed:
     last: int
 
     def __call__(self, count: Any) -> jax.Array:
-        """The progress at a step."""
+        """Return the progress at a step."""
         sparsity = jnp.asarray(self.schedule(count), jnp.float32)
         progress = (sparsity - self.end) / (self.first - self.end)
         # Exact at both ends, so that the last numbers are the planned ones.
@@ -326,7 +326,7 @@ class Followed:
 
 
 def told_updates(schedule: UpdateSteps | None) -> str:
-    """How often a schedule updates the masks, as a sentence; empty for None.
+    """Return how often a schedule updates the masks, as a sentence; empty for None.
 
     >>> told_updates(UpdateSchedule(every=100, start=0, stop=1000))
     'Masks are updated 10 times, at steps 0 to 900.'

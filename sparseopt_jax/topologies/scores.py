@@ -207,7 +207,7 @@ def magnitude_and_gradient(weight: float) -> Score:
 
 
 def needs_gradient(score: Score) -> bool:
-    """Whether a score reads the gradient; one that does not say is taken to.
+    """Return whether a score reads the gradient; one that does not say is taken to.
 
     >>> needs_gradient(magnitude), needs_gradient(lambda key, param, grad: param)
     (False, True)
@@ -216,29 +216,29 @@ def needs_gradient(score: Score) -> bool:
 
 
 def needs_weight(score: Score) -> bool:
-    """Whether a score reads the weight; one that does not say is taken to."""
+    """Return whether a score reads the weight; one that does not say is taken to."""
     return getattr(score, "needs_weight", True)
 
 
 def needs_key(score: Score) -> bool:
-    """Whether a score reads its key; one that does not say is taken to."""
+    """Return whether a score reads its key; one that does not say is taken to."""
     return getattr(score, "needs_key", True)
 
 
 def is_drawn(score: Score) -> bool:
-    """Whether a score is a random number for each unit."""
+    """Return whether a score is a random number for each unit."""
     return getattr(score, "is_drawn", False)
 
 
 def is_elementwise(score: Score) -> bool:
-    """Whether a weight's score depends on that weight and its gradient alone."""
+    """Return whether a weight's score depends on that weight and its gradient alone."""
     return getattr(score, "is_elementwise", False)
 
 
 def seen(
     score: Score, grad: jax.Array, mask: jax.Array, axes: Axes | None
 ) -> jax.Array:
-    """The gradient as a score sees it: as ``DeclaredScore.seen``."""
+    """Return the gradient as a score sees it: as ``DeclaredScore.seen``."""
     look = getattr(score, "seen", None)
     return grad if look is None else look(grad, mask, axes)
 
@@ -246,7 +246,7 @@ def seen(
 def of_units(
     score: Score, units: Units, key: jax.Array, param: jax.Array, grad: jax.Array
 ) -> jax.Array:
-    """The score of each unit: the sum over its weights.
+    """Return the score of each unit: the sum over its weights.
 
     A random one is drawn for the unit itself, which is as random as a sum.
 

@@ -126,7 +126,7 @@ def rewire_side_by_side(
 def _members(
     leaves: dict[str, Leaf], demand: Demand, is_scored: bool
 ) -> dict[Any, list[str]] | None:
-    """The paths of each group, by what its leaves have in common.
+    """Return the paths of each group, by what its leaves have in common.
 
     None where a leaf cannot lie in rows.
     """
@@ -168,7 +168,7 @@ def _draft(
     units: RowUnits,
     laid: dict[str, jax.Array],
 ) -> Draft:
-    """The first draft of a bin."""
+    """Return the first draft of a bin."""
 
     def of_leaves(numbers):
         """From an entry for each of the group's leaves to one for each of the bin."""
@@ -263,7 +263,7 @@ def _stacked(targets: Sequence[Any]) -> jax.Array:
 
 
 def _read(rewiring: "Rewiring", leaf: Leaf) -> dict[str, jax.Array]:
-    """The arrays of a leaf that scores in rows read."""
+    """Return the arrays of a leaf that scores in rows read."""
     arrays = {"active": leaf.mask, "param": leaf.param}
     if scores.needs_gradient(rewiring.drop):
         arrays["grad"] = leaf.grad
@@ -273,7 +273,7 @@ def _read(rewiring: "Rewiring", leaf: Leaf) -> dict[str, jax.Array]:
 
 
 def _scored(draft: Draft) -> dict[str, jax.Array]:
-    """The arrays of a leaf whose units are scored."""
+    """Return the arrays of a leaf whose units are scored."""
     names = ("active", "held", "drop", "grow")
     return {name: getattr(draft, name) for name in names}
 

@@ -88,7 +88,7 @@ def _collect_by_blocks(
     params: optax.Params,
     grads: optax.Updates,
 ) -> dict[str, Leaf]:
-    """The same where compact parameters are their active weights."""
+    """Return the same where compact parameters are their active weights."""
     shapes = planned_shapes(indices, params)
     plans, layouts = _plans(rewiring, shapes), dict(indices.layouts)
     leaves: dict[str, Leaf] = {}

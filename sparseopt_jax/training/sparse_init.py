@@ -26,7 +26,7 @@ def sparse_init(
     scale: float = 2.0,
     dims: Dims = None,
 ) -> Any:
-    """Draws the active weights of each neuron from N(0, scale / its own fan-in).
+    """Draw the active weights of each neuron from N(0, scale / its own fan-in).
 
     Dense initialisations, divided by the number of all inputs, leave a sparse neuron
     with too small a signal; here every neuron's output has the variance that it would

@@ -20,7 +20,7 @@ def make_train_step(
     axis_name: str | tuple[str, ...] | None = None,
     has_batch_stats: bool = False,
 ) -> TrainStep:
-    """A step of training: gradient, average over replicas, optimizer.
+    """Return a step of training: gradient, average over replicas, optimizer.
 
     The step is pure, to be compiled as it is needed:
 
@@ -167,7 +167,7 @@ def pmap_train_step(
 
 
 def _unpack(result: Any, has_batch_stats: bool) -> tuple[Any, tuple[dict, dict]]:
-    """The loss, and (metrics, new fields of the state)."""
+    """Return the loss, and (metrics, new fields of the state)."""
     if has_batch_stats:
         match result:
             case (loss, (dict() as metrics, batch_stats)):

@@ -34,7 +34,7 @@ _Rule = Callable[[NeuronGroups, core.JaxprEqn, Sequence[Axes]], Sequence[Axes]]
 def axes_after(
     groups: NeuronGroups, eqn: core.JaxprEqn, operands: Sequence[Axes]
 ) -> Sequence[Axes]:
-    """The labels of an equation's results.
+    """Return the labels of an equation's results.
 
     Args:
       groups: joined where operands run side by side, and refused where neurons mix.
@@ -178,7 +178,7 @@ def _cut(
     reason: str,
     shape: Sequence[int],
 ) -> Axes:
-    """The labels where only whole axes keep theirs."""
+    """Return the labels where only whole axes keep theirs."""
     found = []
     for label, whole, unknown in zip(axes, is_whole, opaque(shape), strict=True):
         if not whole and isinstance(label, Along):

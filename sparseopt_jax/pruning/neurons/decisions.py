@@ -37,13 +37,13 @@ class Reading(NamedTuple):
         return _of_neurons(self.unread | self.constant, neurons)
 
     def can_go(self, neurons: int) -> Array:
-        """Whether the product can do without each of its neurons."""
+        """Return whether the product can do without each of its neurons."""
         constant = self.constant & (self.is_zero | (not self.obstacle))
         return _of_neurons(self.unread | constant, neurons)
 
 
 def _of_neurons(rows: Array, neurons: int) -> Array:
-    """What holds for all rows of each neuron."""
+    """Return what holds for all rows of each neuron."""
     return np.all(rows.reshape(-1, neurons), axis=0)
 
 
@@ -82,7 +82,7 @@ class Decider:
                 self.readers.setdefault(node, []).append(product)
 
     def decide(self) -> Decision:
-        """What becomes of every group."""
+        """Return what becomes of every group."""
         # Later layers first: a weight to a neuron that goes counts for nothing.
         for node in sorted(self.writers, key=lambda n: -max(self.writers[n])):
             reason = self.groups.reason(Along(node))
@@ -95,11 +95,11 @@ class Decider:
         return self.decision
 
     def name(self, product: Product) -> str:
-        """The variables of a product's weights, by their paths."""
+        """Return the variables of a product's weights, by their paths."""
         return " and ".join(self.names[leaf] for leaf in sorted(product.leaves))
 
     def stays(self, label: Label, size: int) -> Array:
-        """Which entries of an axis stay."""
+        """Return which entries of an axis stay."""
         if isinstance(label, Along):
             root = self.groups.root(label)
             if root.node in self.decision.stays:
@@ -107,11 +107,11 @@ class Decider:
         return np.ones(size, bool)
 
     def stays_of(self, product: Product, axis: int) -> int:
-        """How many entries of an axis of the weights of a product stay."""
+        """Return how many entries of an axis of the weights of a product stay."""
         return int(self.stays(product.axes[axis], product.weights.shape[axis]).sum())
 
     def share(self, label: Label) -> float:
-        """The fraction of the entries of an axis that stays."""
+        """Return the fraction of the entries of an axis that stays."""
         if not isinstance(label, Along):
             return 1.0
         return float(self.stays(label, self.groups.sizes[label.node]).mean())
@@ -122,7 +122,7 @@ class Decider:
         return next(filter(None, (self.decision.why.get(node) for node in nodes)), "")
 
     def why_not_followed(self, place: int) -> str:
-        """Why a variable is no kernel that can be followed."""
+        """Return why a variable is no kernel that can be followed."""
         labels = [a for a in self.reader.axes.get(place, ()) if isinstance(a, Along)]
         reasons = filter(None, map(self.groups.reason, labels))
         return next(reasons, "not used by apply_fn")
@@ -185,7 +185,7 @@ class Decider:
         return ""
 
     def _absorber(self, product: Product) -> Absorber | None:
-        """The variable that can take over constants, None if there is none."""
+        """Return the variable that can take over constants, None if there is none."""
         if product.ends or len(product.absorbers) != 1:
             return None
         (absorber,) = product.absorbers
@@ -200,7 +200,7 @@ class Decider:
         return absorber if is_same else None
 
     def _fold(self, product: Product, gone: Array) -> None:
-        """Adds to the bias what the product has of the rows that go."""
+        """Add to the bias what the product has of the rows that go."""
         if not gone.any():
             return
         absorber, reads, inputs = self._absorber(product), product.reads, product.inputs

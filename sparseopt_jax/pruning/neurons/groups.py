@@ -47,7 +47,7 @@ class NeuronGroups:
         self._reasons: dict[int, str] = {}
 
     def new(self, size: int) -> Label:
-        """The label of an axis of a variable."""
+        """Return the label of an axis of a variable."""
         if size == 1:
             return UNIFORM
         label = Along(len(self.sizes))
@@ -64,7 +64,7 @@ class NeuronGroups:
         return Along(node, repeats)
 
     def join(self, one: Along, other: Along) -> None:
-        """Makes one group of two whose axes run side by side."""
+        """Make one group of two whose axes run side by side."""
         fine, coarse = sorted(
             (self.root(one), self.root(other)), key=lambda a: self.sizes[a.node]
         )
@@ -80,22 +80,22 @@ class NeuronGroups:
             self.refuse(fine, self._reasons[coarse.node])
 
     def refuse(self, label: Label, reason: str) -> None:
-        """Takes note of the first reason why a group must not be cut."""
+        """Take note of the first reason why a group must not be cut."""
         if isinstance(label, Along):
             self._reasons.setdefault(self.root(label).node, reason)
 
     def reason(self, label: Along) -> str:
-        """Why a group must not be cut; empty if nothing speaks against it."""
+        """Return why a group must not be cut; empty if nothing speaks against it."""
         return self._reasons.get(self.root(label).node, "")
 
 
 def opaque(shape: Sequence[int]) -> Axes:
-    """The labels of an array that nothing is known of."""
+    """Return the labels of an array that nothing is known of."""
     return tuple(UNIFORM if size == 1 else OPAQUE for size in shape)
 
 
 def met(groups: NeuronGroups, labels: Sequence[Label]) -> Label:
-    """The label of an axis along which several arrays run side by side."""
+    """Return the label of an axis along which several arrays run side by side."""
     along = [label for label in labels if isinstance(label, Along)]
     if OPAQUE in labels:
         for label in along:
@@ -109,7 +109,7 @@ def met(groups: NeuronGroups, labels: Sequence[Label]) -> Label:
 def regrouped(
     groups: NeuronGroups, shape: Sequence[int], axes: Axes, target: Sequence[int]
 ) -> Axes:
-    """The labels after a reshape from ``shape`` to ``target``."""
+    """Return the labels after a reshape from ``shape`` to ``target``."""
     result = list(opaque(target))
     sources = [axis for axis, size in enumerate(shape) if size != 1]
     targets = [axis for axis, size in enumerate(target) if size != 1]
@@ -142,7 +142,7 @@ def _sizes(
 
 
 def _fastest(groups: NeuronGroups, labels: list[Label], size: int) -> Label:
-    """The label of the last of the axes that several are reshaped to."""
+    """Return the label of the last of the axes that several are reshaped to."""
     for label in labels[:-1]:
         groups.refuse(label, "flattened with an axis that runs faster")
     last = labels[-1]

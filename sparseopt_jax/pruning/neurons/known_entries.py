@@ -56,7 +56,7 @@ class Channels(NamedTuple):
 
 
 def evaluate(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> list[Entries]:
-    """What is known of an equation's results.
+    """Return what is known of an equation's results.
 
     Args:
       eqn: one that calls nothing.
@@ -92,7 +92,7 @@ def evaluate(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> list[Entries]:
 
 
 def channels(entries: Entries, axis: int, shape: Sequence[int]) -> Channels:
-    """What is known of the slices of an array along an axis.
+    """Return what is known of the slices of an array along an axis.
 
     Args:
       entries: what is known of its entries.
@@ -119,7 +119,7 @@ def channels(entries: Entries, axis: int, shape: Sequence[int]) -> Channels:
 
 
 def _filled(entries: Entries, atom: Any) -> Entries:
-    """The same with both arrays in full."""
+    """Return the same with both arrays in full."""
     shape = shape_of(atom)
     if entries.value is None:
         value = jnp.zeros(shape, atom.aval.dtype)
@@ -220,7 +220,7 @@ def _product(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> Entries:
 
 
 def _all_neurons_used(eqn: core.JaxprEqn, side: int, is_used: Any) -> bool:
-    """Whether every neuron of a product has a weight that is not zero."""
+    """Return whether every neuron of a product has a weight that is not zero."""
     numbers = eqn.params["dimension_numbers"]
     if eqn.primitive.name == "dot_general":
         summed = numbers[0][side]

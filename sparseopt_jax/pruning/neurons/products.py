@@ -90,7 +90,7 @@ class Operand(NamedTuple):
 def between(
     groups: NeuronGroups, eqn: core.JaxprEqn, operands: Sequence[Axes], reason: str
 ) -> Axes:
-    """The labels of a product of two activations, or of two weights."""
+    """Return the labels of a product of two activations, or of two weights."""
     if eqn.primitive.name != "dot_general":
         _refuse(groups, operands, reason)
         return opaque(shape_of(eqn.outvars[0]))
@@ -108,7 +108,7 @@ def between(
 def product(
     groups: NeuronGroups, eqn: core.JaxprEqn, side: int, operands: Sequence[Operand]
 ) -> tuple[Axes, Product | None]:
-    """A product of activations with weights.
+    """Return a product of activations with weights.
 
     Args:
       groups: joined where the weights meet neurons.

@@ -134,7 +134,7 @@ class NeuronReader:
         return results
 
     def _met(self, eqn: core.JaxprEqn, values: list[Value]) -> None:
-        """Takes note of what happens to variables, products and branches."""
+        """Take note of what happens to variables, products and branches."""
         name = eqn.primitive.name
         for value in values:
             if value.leaf >= 0:

@@ -33,7 +33,7 @@ def remove_neurons(
     verify: bool = True,
     **kwargs: Any,
 ) -> tuple[Any, NeuronReport]:
-    """Cuts dead neurons out of a trained model; its outputs stay the same to rounding.
+    """Cut dead neurons out of a trained model; its outputs stay the same to rounding.
 
     A neuron, or a channel of a convolution, is dead if it is the same for every input,
     as without incoming weights or after a norm whose scale is 0, or if no layer reads
@@ -151,7 +151,7 @@ def _decided(
     kwargs: Mapping[str, Any],
     least: int,
 ) -> Decider:
-    """Follows a model's neurons, and decides which go."""
+    """Follow a model's neurons, and decides which go."""
     leaves = jax.tree.leaves(variables)
     program = model_program(apply_fn, (variables, *args), kwargs)
     places = [place for place in program.taken if place < len(leaves)]
@@ -217,7 +217,7 @@ def _layers(
 
 
 def _flops(product: Product, decider: Decider) -> tuple[int, int]:
-    """What a product costs before and after, two for each multiplication."""
+    """Return what a product costs before and after, two for each multiplication."""
     before = flops.forward_flops(product.weights.size, product.places)
     after = float(before)
     for axis, size in enumerate(product.weights.shape):
@@ -228,7 +228,7 @@ def _flops(product: Product, decider: Decider) -> tuple[int, int]:
 
 
 def _count(variables: Any, leaves: list[Any]) -> int:
-    """The parameters among some leaves."""
+    """Return the parameters among some leaves."""
     named = list(paths.leaves_by_path(variables))
     in_params = has_collections(variables)
     return sum(

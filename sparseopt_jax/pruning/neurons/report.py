@@ -65,7 +65,7 @@ class NeuronReport(tables.Printed):
         return sum(layer.flops_left for layer in self.layers)
 
     def page(self) -> tables.Page:
-        """The table, and what stands below it."""
+        """Return the table, and what stands below it."""
         rows = tuple(
             (
                 layer.path,

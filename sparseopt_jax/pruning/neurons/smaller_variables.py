@@ -10,7 +10,7 @@ from sparseopt_jax.pruning.neurons.groups import Along
 
 
 def smaller(leaf: Any, place: int, decider: Decider) -> Any:
-    """A variable as the smaller model has it.
+    """Return a variable as the smaller model has it.
 
     Args:
       leaf: the variable.
@@ -29,7 +29,7 @@ def smaller(leaf: Any, place: int, decider: Decider) -> Any:
 
 
 def silenced(leaf: Any, place: int, decider: Decider) -> Any:
-    """A variable in its own shape, zero where it reads neurons that go.
+    """Return a variable in its own shape, zero where it reads neurons that go.
 
     A model with these variables computes what the smaller one does, so that any model
     can be asked whether its outputs stay what they are.

@@ -20,7 +20,7 @@ class Call(NamedTuple):
     kwargs: Mapping[str, Any]
 
     def compared(self, variables: Any, small: Any, silent: Any) -> str:
-        """Compares the outputs before and after.
+        """Compare the outputs before and after.
 
         Args:
           variables: the variables before.

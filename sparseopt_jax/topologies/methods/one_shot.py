@@ -39,7 +39,7 @@ def one_shot(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """Prunes a network once, at one step, and keeps it so.
+    """Prune a network once, at one step, and keeps it so.
 
     Args:
       sparsity: as in ``static``.

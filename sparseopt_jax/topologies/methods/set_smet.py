@@ -118,7 +118,7 @@ def set_smet(
 
 
 def _structure(block: int, structure: Structures | None) -> Structures:
-    """What is switched as one: the one of both that is given."""
+    """Return what is switched as one: the one of both that is given."""
     block = integer("block", block, 1)
     if structure is not None and block != 1:
         raise ValueError(
@@ -135,7 +135,7 @@ def _decay(
     last_fraction: float | None,
     stop: int,
 ) -> str | Schedule:
-    """How the fraction falls: as given, or along the cosine."""
+    """Return how the fraction falls: as given, or along the cosine."""
     number("drop_fraction", drop_fraction, 0, 1)
     if decay is not None and last_fraction is not None:
         raise ValueError(

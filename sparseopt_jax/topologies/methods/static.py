@@ -25,7 +25,7 @@ def static(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """A random topology that never changes.
+    """Return a random topology that never changes.
 
     Args:
       sparsity: fraction of zeros over all sparse layers, in [0, 1). May be left out,

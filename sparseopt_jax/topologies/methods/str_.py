@@ -42,7 +42,7 @@ class SoftThreshold:
     include: Include | None = None
 
     def init(self, params: Any) -> Any:
-        """The thresholds to be trained.
+        """Return the thresholds to be trained.
 
         Args:
           params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
@@ -108,7 +108,7 @@ class SoftThreshold:
         return jax.tree.map(at_leaf, params, thresholds, is_leaf=paths.is_hole)
 
     def masks(self, params: Any, thresholds: Any) -> Any:
-        """Masks of the weights above their thresholds, for ``static(masks=...)``."""
+        """Mask of the weights above their thresholds, for ``static(masks=...)``."""
 
         def at_leaf(param, threshold):
             if paths.is_hole(threshold) or paths.is_hole(param):
