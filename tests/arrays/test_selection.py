@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,6 +16,7 @@ from sparseopt_jax.arrays.selection import (
     top_k_mask,
     top_k_masks,
 )
+from tests.helpers.examples import examples
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 1.0, -1.0]
 SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 4), (5, 1, 2)]
@@ -37,7 +38,7 @@ def by_sorting(scores, k, where=None):
     return mask.reshape(np.shape(scores))
 
 
-@settings(deadline=None, max_examples=75)
+@examples(75)
 @given(st.data())
 def test_equals_a_stable_sort(data):
     shape = data.draw(st.sampled_from(SHAPES))
@@ -124,7 +125,7 @@ def test_bad_input_is_named():
         )
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.data())
 def test_ranking_is_bisecting(data):
     shape, axis = data.draw(st.sampled_from([((4, 3), 0), ((2, 5), 1), ((32, 2), 0)]))
@@ -147,7 +148,7 @@ def ranked(scores, k, where, axis):
 EXTREME = st.sampled_from([*SPECIAL, 0.5, 2.0])
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.data())
 def test_several_arrays_are_sorted_as_one(data):
     shapes = [(3,), (2, 2, 1), (), (4, 3)]

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import sparseopt_jax as so
 from sparseopt_jax.arrays.selection import random_mask
+from tests.helpers.examples import examples
 from tests.helpers.optimizers import one_step
 
 STOP = 8  # the drop fraction falls from 1 at step 0 to 0 here
@@ -116,7 +117,7 @@ def per_layer(mask, kernel):
 @pytest.mark.parametrize(
     "method", [so.rigl, pytest.param(so.set_, marks=pytest.mark.slow)]
 )
-@settings(deadline=None, max_examples=75)
+@examples(75)
 @given(kernel=st.sampled_from(KERNELS), data=st.data())
 def test_a_change_keeps_counts_and_zeros(method, kernel, data):
     prepare, step = compiled(method, kernel)
@@ -202,7 +203,7 @@ QUICK = ("block", "srigl", "snfs")
         for method in METHODS
     ],
 )
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_methods_keep_their_numbers_and_zeros(method, data):
     shape = (8, 6)
@@ -237,7 +238,7 @@ def test_methods_keep_their_numbers_and_zeros(method, data):
     np.testing.assert_array_equal(np.asarray(momentum)[~(new & old)], 0)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(
     kernel=st.sampled_from([k for k in KERNELS if len(k.shape) > 1]),
     sparsity=st.floats(0.0, 0.95),

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseopt_jax.layers.distributions import DISTRIBUTIONS, Layer, allocate
+from tests.helpers.examples import examples
 
 
 def dense(path, inputs, outputs, copies=1):
@@ -104,7 +105,7 @@ def test_a_function_decides():
     }
 
 
-@settings(deadline=None)
+@examples()
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=8),
     st.floats(0.0, 0.95),
@@ -118,7 +119,7 @@ def test_the_budget_is_met_exactly(shapes, sparsity, name):
     assert all(0 <= counts[layer.path] <= layer.size for layer in layers)
 
 
-@settings(deadline=None)
+@examples()
 @given(st.floats(0.3, 0.99))
 def test_densities_follow_the_formula_where_nothing_saturates(sparsity):
     layers = [dense("a", 300, 400), dense("b", 500, 200)]

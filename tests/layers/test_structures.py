@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import sparseopt_jax as so
+from tests.helpers.examples import examples
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -272,7 +273,7 @@ def compiled(case):
     return jax.jit(lambda key, param: topology.init(key, {"w": param})[0]), change
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(case=st.sampled_from(CASES), data=st.data())
 def test_every_group_keeps_exactly_n(case, data):
     init, change = compiled(case)

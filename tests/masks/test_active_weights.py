@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
@@ -14,6 +14,7 @@ import sparseopt_jax as so
 from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.masks.active_weights import ActiveWeights, at_active
 from sparseopt_jax.masks.layouts import Layout
+from tests.helpers.examples import examples
 
 FLAX = {2: Axes((), (0,), (1,)), 4: Axes((), (0, 1, 2), (3,))}
 STACKED = Axes((0,), (1,), (2,))
@@ -69,7 +70,7 @@ def test_shapes(name):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@settings(deadline=None, max_examples=5)
+@examples(5)
 @given(seed=st.integers(0, 2**31))
 def test_the_way_there_and_back(name, seed):
     layout = layout_of(name)
@@ -89,7 +90,7 @@ def test_the_way_there_and_back(name, seed):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@settings(deadline=None, max_examples=5)
+@examples(5)
 @given(seeds=st.tuples(st.integers(0, 2**31), st.integers(0, 2**31)))
 def test_what_stays_keeps_its_slot(name, seeds):
     layout = layout_of(name)

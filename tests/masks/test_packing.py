@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import sparseopt_jax as so
 from sparseopt_jax.masks.packing import is_packed, pack, unpack
+from tests.helpers.examples import examples
 from tests.helpers.optimizers import SCHEDULE, gradients, one_step, random_tree, start
 
 # Rows of less than a byte, of whole bytes and of more: one program for each shape.
 SHAPES = [(1,), (7,), (8,), (20,), (3, 9), (5, 2, 16), (2, 1, 3, 17)]
 
 
-@settings(deadline=None)
+@examples()
 @given(hnp.arrays(np.bool_, st.sampled_from(SHAPES), elements=st.booleans()))
 def test_nothing_is_lost(mask):
     tree = {"kernel": jnp.asarray(mask), "bias": optax.MaskedNode()}

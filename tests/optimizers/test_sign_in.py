@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sparseopt_jax as so
 from sparseopt_jax.optimizers.sign_in import Factors
+from tests.helpers.examples import examples
 from tests.helpers.moving_masks import KEY, PARAMS, gradients, ten_steps
 
 EPS = float(jnp.finfo(jnp.float32).eps)
@@ -135,7 +136,7 @@ def test_vectors_take_the_inner_step():
 # Balancing.
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4))
 def test_the_closed_form(values):
     state = so.sign_in(optax.sgd(0.1), every=1).init({"kernel": row(*values)})

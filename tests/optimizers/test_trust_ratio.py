@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sparseopt_jax as so
+from tests.helpers.examples import examples
 
 KEY = jax.random.key(0)
 ratio = so.scale_by_sparse_trust_ratio
@@ -79,7 +80,7 @@ def test_what_is_inactive_is_not_looked_at():
     np.testing.assert_array_equal(jnp.where(mask, scaled(*wild, mask), 0), clean)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from([(8, 4), (2, 2, 2, 4)]),
