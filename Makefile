@@ -103,6 +103,7 @@ benchmark: $(STAMP)
 	$(BIN)/python -m studies.convergence.further
 	$(BIN)/python -m studies.neuron_scales
 	$(BIN)/python -m studies.block_accuracy
+	$(BIN)/python -m studies.reliability
 	$(BIN)/python -m reporting
 
 # With jax for the device, which the interpreter has that GPU_PYTHON names.

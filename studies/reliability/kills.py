@@ -1,0 +1,108 @@
+"""Ends trainings by SIGKILL, again and again, and looks at what they have left.
+
+    python -m studies.reliability.kills
+
+A small ResNet on scanned digits with RigL and SparseOpt, a small language model with
+SMET, and the ResNet in two processes that save together. Each saves at random steps,
+one to five apart, in the background, and is killed at a random moment: at any, start-up
+included; at any once it has saved; or as soon as a save is under way. The next process
+goes on from the last checkpoint. It compares every checkpoint it finds with the same
+step of a run that nothing has interrupted, bit by bit, and so the end.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reporting import harness
+from studies.reliability.lives import Found, Trials, kill
+from studies.reliability.options import Notes, Options
+
+KILLS = {"digits": 40, "language model": 40, "digits, two processes": 20}
+
+
+def main(options: Options) -> None:
+    """Runs the program."""
+    report = harness.Report("studies.reliability.kills", options)
+    notes = Notes(report, options)
+    rows = []
+    for name, count in KILLS.items():
+        trials = Trials(notes.folder / name.replace(" ", "_"), name, options.quick)
+        end_often(notes, trials, name, options.count_or(count), kill)
+        rows.append(summary(notes, name))
+    report.listing("Trainings ended by SIGKILL", rows, kind="kills")
+    for what in ("lost", "corrupt", "different"):
+        total = sum(row[what] for row in rows)
+        report.claim(f"checkpoints {what}", total, at_most=0, kind=what)
+    report.store()
+
+
+def end_often(
+    notes: Notes,
+    trials: Trials,
+    name: str,
+    count: int,
+    end: Callable[[list[Any], Any], None],
+    after: Callable[[], None] = lambda: None,
+    place: Path | None = None,
+) -> None:
+    """Ends a training until it has been ended so often, then lets it end by itself.
+
+    Args:
+      notes: what has been done is not done again.
+      trials: of the training.
+      name: that the rows have.
+      count: how often.
+      end: ends its processes.
+      after: called after each end, before anything is read.
+      place: where the checkpoints lie; beside everything else if None.
+    """
+    directory, log = (place or trials.folder) / "checkpoints", trials.folder / "log"
+    while len(notes.select(training=name, event="end")) < count:
+        # Also those that were over before they could be ended.
+        seed = len(notes.select(training=name))
+
+        def end_and_mend(processes, rng):
+            end(processes, rng)
+            for process in processes:
+                process.join()
+            after()
+
+        found = trials.life(directory, log, seed, end_and_mend)
+        over = found.ended or found.failed
+        _note(notes, name, "over" if over else "end", found)
+        if over:
+            _remove(directory, log)
+    if notes.select(training=name)[-1]["event"] == "end":
+        _note(notes, name, "over", trials.finish(directory, log))
+        _remove(directory, log)
+
+
+def _remove(directory: Path, log: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    log.unlink(missing_ok=True)
+
+
+def _note(notes: Notes, name: str, event: str, found: Found) -> None:
+    notes.add({"training": name, "event": event, **found._asdict()})
+
+
+def summary(notes: Notes, name: str) -> dict[str, Any]:
+    """What has become of a training, as a row."""
+    rows = notes.select(training=name)
+    ends = notes.select(training=name, event="end")
+    return {
+        "training": name,
+        "ended": len(ends),
+        "inside a save": sum(row["inside"] for row in ends),
+        "lost": sum(row["lost"] for row in rows),
+        # A process that fails has met a checkpoint that it could not read.
+        "corrupt": sum(row["failed"] for row in rows),
+        "different": sum(row["wrong"] for row in rows),
+        "runs to the end": sum(row["ended"] for row in rows),
+    }
+
+
+if __name__ == "__main__":
+    harness.start(main, __doc__, Options)

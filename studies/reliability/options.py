@@ -1,0 +1,66 @@
+"""What the programs of this study can be told, and where they note what is done."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from examples.common.run_folder import read_log
+from reporting import harness
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(harness.Options):
+    """What every program of this study can be told.
+
+    Attributes:
+      count: How often to kill, break or cut, or how many examples to try of each
+        property; by default as often as the text of the program says.
+      work: Where runs lie, and notes of what is done. The same command goes on from
+        there, as long as the commit is the same.
+    """
+
+    count: int | None = None
+    work: Path = Path("runs/reliability")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count is not None and self.count < 1:
+            raise SystemExit(f"--count must be at least 1, got {self.count}")
+
+    def count_or(self, default: int) -> int:
+        """The count asked for, else 2 if quick, else the default."""
+        return self.count or (2 if self.quick else default)
+
+
+class Notes:
+    """What one program has done at one commit.
+
+    Attributes:
+      folder: for whatever it needs.
+      rows: what was noted.
+    """
+
+    def __init__(self, report: harness.Report, options: Options):
+        """Opens the notes of a program, empty ones if the code has changed."""
+        program = report.record["program"].rpartition(".")[2]
+        commit, dirty = report.record["commit"], report.record["dirty"]
+        name = f"{program}-{'quick' if options.quick else (commit or '')[:12]}"
+        self.folder = options.work.absolute() / name
+        if dirty or options.quick:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.rows = read_log(self.folder)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Notes a row, which is not done again."""
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+        self.rows.append(dict(row))
+        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+    def select(self, **key: Any) -> list[dict[str, Any]]:
+        """The rows with these values."""
+        return [row for row in self.rows if key.items() <= row.items()]
