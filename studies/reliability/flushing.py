@@ -18,7 +18,8 @@ from unittest import mock
 import jax.numpy as jnp
 
 from reporting import harness
-from sparseopt_jax.checkpoint import Checkpoints, flushed_path
+from sparseopt_jax.checkpoint import Checkpoints
+from sparseopt_jax.files import flush
 from studies.reliability.options import Options
 
 WEIGHTS = 4_000_000
@@ -38,9 +39,7 @@ def main(options: Options) -> None:
         save_unflushed = _saving(unflushed, weights)
 
         def without() -> None:
-            with mock.patch.multiple(
-                flushed_path, flush_tree=_nothing, flush_folder=_nothing
-            ):
+            with mock.patch.object(flush, "_flush", _nothing):
                 save_unflushed()
 
         timings = harness.measure(
@@ -82,7 +81,7 @@ def _flushes(save: Callable[[], None]) -> int:
     return fsync.call_count
 
 
-def _nothing(path: object) -> None:
+def _nothing(path: object, flags: int) -> None:
     """Flushes nothing."""
 
 
