@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,11 @@ def main(options: Options) -> None:
 
 def _once(trials: Trials, fault: str, seed: int) -> dict[str, Any]:
     """One fault, met in a process of its own; what came of it."""
-    folder = trials.folder / f"fault_{seed}"
     result = trials.folder / "result.json"
     result.unlink(missing_ok=True)
-    folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
+        made = tempfile.TemporaryDirectory(dir=trials.folder)
+        folder = Path(stack.enter_context(made))
         if fault == "a full disk":
             folder = stack.enter_context(Image(folder, 8).mounted())
         (process,) = trials.start(meet, fault, folder, seed, result)
@@ -137,7 +138,8 @@ def meet(place: Place, fault: str, folder: Path, seed: int, result: Path) -> Non
 def _file_limit(directory: Path, rng: np.random.Generator) -> Iterator[None]:
     largest = max(path.stat().st_size for path in _files(directory))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = int(rng.integers(1, largest))
+    # Compressed, the next checkpoint may be a little smaller.
+    limit = int(rng.integers(1, largest // 2))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         yield

@@ -72,6 +72,11 @@ def end_often(
         found = trials.life(directory, log, seed, end_and_mend)
         over = found.ended or found.failed
         _note(notes, name, "over" if over else "end", found)
+        if found.failed and not found.latest:
+            raise SystemExit(
+                f"{name}: the training fails without any checkpoint, as said above: "
+                "nothing can be learned from killing it"
+            )
         if over:
             _remove(directory, log)
     if notes.select(training=name)[-1]["event"] == "end":

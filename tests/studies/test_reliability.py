@@ -22,8 +22,8 @@ from studies.reliability import (
     non_finite,
     power,
 )
-from studies.reliability.lives import Trials
-from studies.reliability.options import Options
+from studies.reliability.lives import Found, Trials
+from studies.reliability.options import Notes, Options
 
 QUICK = {"quick": True, "allow_dirty": True}
 
@@ -113,6 +113,20 @@ def test_a_process_that_ends_too_early_has_failed(trials, tmp_path):
 def test_a_save_that_was_cut_off_is_seen(trials, tmp_path):
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     assert read(trials, tmp_path, "saving 2").inside
+
+
+def test_a_training_that_fails_by_itself_is_not_tried_for_ever(tmp_path):
+    class Failing:
+        folder = tmp_path
+
+        def life(self, *args):
+            return Found(False, 0, 0, 0, failed=True, ended=False)
+
+    notes = Notes.__new__(Notes)
+    notes.folder, notes.rows = tmp_path, []
+    with pytest.raises(SystemExit, match="fails without any checkpoint"):
+        kills.end_often(notes, Failing(), "digits", 2, kills.kill)
+    assert len(notes.rows) == 1
 
 
 # Faults and power failures.
