@@ -73,7 +73,7 @@ def _once(trials: Trials, fault: str, seed: int) -> dict[str, Any]:
         (process,) = trials.start(meet, fault, folder, seed, result)
         process.join()
     if not result.exists():
-        return {"heard": "", "lost": 0, "corrupt": 1, "went_on": False}
+        raise SystemExit(f"{fault}: the training failed, as said above")
     found = json.loads(result.read_text())
     digests = found.pop("digests")
     kept = {BEFORE, AFTER} if found["heard"] else {BEFORE, WITH, AFTER}

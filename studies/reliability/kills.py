@@ -19,6 +19,8 @@ from reporting import harness
 from studies.reliability.lives import Found, Trials, kill
 from studies.reliability.options import Notes, Options
 
+# Processes on a busy machine may not find each other in time.
+_TRIES = 5
 KILLS = {"digits": 40, "language model": 40, "digits, two processes": 20}
 
 
@@ -59,29 +61,23 @@ def end_often(
       place: where the checkpoints lie; beside everything else if None.
     """
     directory, log = (place or trials.folder) / "checkpoints", trials.folder / "log"
+
+    def end_and_mend(processes, rng):
+        end(processes, rng)
+        for process in processes:
+            process.join()
+        after()
+
     while len(notes.select(training=name, event="end")) < count:
         # Also those that were over before they could be ended.
         seed = len(notes.select(training=name))
-
-        def end_and_mend(processes, rng):
-            end(processes, rng)
-            for process in processes:
-                process.join()
-            after()
-
         found = trials.life(directory, log, seed, end_and_mend)
-        over = found.ended or found.failed
-        _note(notes, name, "over" if over else "end", found)
-        if found.failed and not found.latest:
-            raise SystemExit(
-                f"{name}: the training fails without any checkpoint, as said above: "
-                "nothing can be learned from killing it"
-            )
-        if over:
+        _note(notes, name, found)
+        if found.ended or found.unreadable:
             _remove(directory, log)
-    if notes.select(training=name)[-1]["event"] == "end":
-        _note(notes, name, "over", trials.finish(directory, log))
-        _remove(directory, log)
+    while notes.select(training=name)[-1]["event"] != "over":
+        _note(notes, name, trials.finish(directory, log))
+    _remove(directory, log)
 
 
 def _remove(directory: Path, log: Path) -> None:
@@ -89,8 +85,19 @@ def _remove(directory: Path, log: Path) -> None:
     log.unlink(missing_ok=True)
 
 
-def _note(notes: Notes, name: str, event: str, found: Found) -> None:
+def _note(notes: Notes, name: str, found: Found) -> None:
+    """Notes a life, and gives up if one after the other fails by itself."""
+    if found.unreadable or found.ended:
+        event = "over"
+    else:
+        event = "failed" if found.failed else "end"
     notes.add({"training": name, "event": event, **found._asdict()})
+    last = notes.select(training=name)[-_TRIES:]
+    if [row["event"] for row in last] == ["failed"] * _TRIES:
+        raise SystemExit(
+            f"{name}: the training has failed {_TRIES} times in a row, as said above, "
+            "and not for its checkpoints; start again when the machine has less to do"
+        )
 
 
 def summary(notes: Notes, name: str) -> dict[str, Any]:
@@ -102,9 +109,8 @@ def summary(notes: Notes, name: str) -> dict[str, Any]:
         "ended": len(ends),
         "inside a save": sum(row["inside"] for row in ends),
         "lost": sum(row["lost"] for row in rows),
-        # A process that fails has met a checkpoint that it could not read.
-        "corrupt": sum(row["failed"] for row in rows),
-        "different": sum(row["wrong"] for row in rows),
+        "corrupt": sum(row["unreadable"] for row in rows),
+        "different": sum(row["different"] for row in rows),
         "runs to the end": sum(row["ended"] for row in rows),
     }
 

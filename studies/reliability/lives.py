@@ -26,15 +26,17 @@ class Found(NamedTuple):
       inside: whether it ended inside a save.
       latest: the last complete step afterwards.
       lost: steps that were reported as saved and are not there, nor a later one.
-      wrong: checkpoints that the life found and that are not the uninterrupted run.
-      failed: what it said if it ended by itself, and not well.
+      unreadable: checkpoints that the life found and could not read.
+      different: states that are not those of the uninterrupted run.
+      failed: whether it ended by itself, and not well.
       ended: whether the training was over before.
     """
 
     inside: bool
     latest: int
     lost: int
-    wrong: int
+    unreadable: int
+    different: int
     failed: bool
     ended: bool
 
@@ -144,7 +146,8 @@ class Trials:
             inside=any(TEMPORARY in name for name in _names(directory)),
             latest=latest,
             lost=sum(step > latest for step in saved),
-            wrong=sum(
+            unreadable=sum(line[0] == "unreadable" for line in lines[begun:]),
+            different=sum(
                 self.digests[int(line[1])] != line[2]
                 for line in lines[begun:]
                 if len(line) == 3

@@ -63,9 +63,9 @@ def live(place: Place, directory: Path, log: Path, seed: int, most: int) -> None
 
     Fewer than ``most`` steps lie between two checkpoints; the seed decides how many.
 
-    Its log has ``checked STEP DIGEST`` for every checkpoint that it finds, ``started
-    STEP DIGEST``, ``saving STEP``, ``saved STEP`` once it has waited for a save, and
-    ``ended STEP DIGEST``.
+    Its log has ``checked STEP DIGEST`` for every checkpoint that it finds, or
+    ``unreadable STEP``, then ``started STEP DIGEST``, ``saving STEP``, ``saved STEP``
+    once it has waited for a save, and ``ended STEP DIGEST``.
     """
     place.join()
     program = build(place.name, place.data)
@@ -81,7 +81,11 @@ def live(place: Place, directory: Path, log: Path, seed: int, most: int) -> None
     state, first = program.start(), 0
     with Checkpoints(directory, topology=program.topology, max_to_keep=2) as saved:
         for step in saved.steps:
-            state, data = _restored(saved, program.start(), step)
+            try:
+                state, data = _restored(saved, program.start(), step)
+            except ValueError:
+                say("unreadable", step)
+                raise
             say("checked", step, state)
             first = data["index"]
         say("started", first, state)

@@ -102,7 +102,12 @@ def test_a_later_step_stands_for_an_earlier_one(trials, tmp_path):
 
 def test_what_is_found_must_be_the_uninterrupted_run(trials, tmp_path):
     lines = ("checked 1 b", "checked 2 x", "started 2 x", "sav")
-    assert read(trials, tmp_path, *lines, steps=(1, 2)).wrong == 2
+    assert read(trials, tmp_path, *lines, steps=(1, 2)).different == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_is_counted(trials, tmp_path):
+    lines = ("checked 1 b", "unreadable 2")
+    assert read(trials, tmp_path, *lines, steps=(1, 2), over=True).unreadable == 1
 
 
 def test_a_process_that_ends_too_early_has_failed(trials, tmp_path):
@@ -115,18 +120,44 @@ def test_a_save_that_was_cut_off_is_seen(trials, tmp_path):
     assert read(trials, tmp_path, "saving 2").inside
 
 
-def test_a_training_that_fails_by_itself_is_not_tried_for_ever(tmp_path):
-    class Failing:
-        folder = tmp_path
+FAILED = Found(False, 3, 0, 0, 0, failed=True, ended=False)
+KILLED = FAILED._replace(failed=False)
+ENDED = FAILED._replace(failed=False, ended=True)
 
-        def life(self, *args):
-            return Found(False, 0, 0, 0, failed=True, ended=False)
 
-    notes = Notes.__new__(Notes)
-    notes.folder, notes.rows = tmp_path, []
-    with pytest.raises(SystemExit, match="fails without any checkpoint"):
-        kills.end_often(notes, Failing(), "digits", 2, kills.kill)
-    assert len(notes.rows) == 1
+class Lives:
+    """Stands for a training whose lives are known."""
+
+    def __init__(self, folder, *lives):
+        self.folder, self.lives = folder, list(lives)
+
+    def life(self, *args):
+        return self.lives.pop(0)
+
+    finish = life
+
+
+@pytest.fixture
+def notes(tmp_path):
+    found = Notes.__new__(Notes)
+    found.folder, found.rows = tmp_path, []
+    return found
+
+
+def test_every_kill_counts_and_the_last_run_ends(notes, tmp_path):
+    unreadable = FAILED._replace(unreadable=1)
+    lives = Lives(tmp_path, KILLED, ENDED, FAILED, unreadable, KILLED, FAILED, ENDED)
+    kills.end_often(notes, lives, "digits", 2, kills.kill)
+    assert not lives.lives
+    row = kills.summary(notes, "digits")
+    assert (row["ended"], row["corrupt"], row["runs to the end"]) == (2, 1, 2)
+
+
+def test_a_training_that_fails_by_itself_is_not_tried_for_ever(notes, tmp_path):
+    lives = Lives(tmp_path, KILLED, *[FAILED] * 10)
+    with pytest.raises(SystemExit, match="failed 5 times in a row"):
+        kills.end_often(notes, lives, "digits", 2, kills.kill)
+    assert len(notes.rows) == 6
 
 
 # Faults and power failures.
