@@ -26,15 +26,17 @@ def draw_gains(record: Mapping[str, Any]) -> Figure:
     (tests,) = select(record["tables"], kind="p_values")
     holm = {(row["condition"], row["arm"]): row["holm"] for row in tests["rows"]}
     arms = [arm for arm in STYLE if arm != "none"]
-    names = [own["condition"]["name"] for own in record["conditions"]]
+    names = [entry["condition"]["name"] for entry in record["conditions"]]
     size = (3.0 * len(arms) + 1.5, 0.24 * len(names) + 1.2)
     figure, places = panels(1, len(arms), size, sharey=True)
     for axes, arm in zip(places.flat, arms, strict=True):
         if axes is not places[0, 0]:
             axes.sharex(places[0, 0])
         axes.axvline(0, color="0.5", linewidth=0.8)
-        for place, own in enumerate(record["conditions"]):
-            row = by_arm(own)[arm]
+        for place, condition in enumerate(record["conditions"]):
+            row = by_arm(condition).get(arm)
+            if row is None:
+                continue
             low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
             color, stands = STYLE[arm], holm[names[place], arm] < 0.05
             axes.plot((low, high), (place, place), color=color, linewidth=1.5)

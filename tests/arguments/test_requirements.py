@@ -185,7 +185,7 @@ def test_plain_optax_needs_jax_and_optax_alone():
         ("flax", "so.nnx", "sparseopt_jax.nnx needs flax: pip install flax,"),
         ("orbax", "so.checkpoint", "needs orbax-checkpoint: pip install orbax-"),
         ("etils", "so.checkpoint", "sparseopt_jax.checkpoint needs "),
-        ("matplotlib", "so.plot", "pip install 'sparseopt_jax[plot]', which brings"),
+        ("matplotlib", "so.plot", "pip install 'sparseopt_jax[plot]', which includes"),
         ("PIL", "so.plot", "pip install 'sparseopt_jax[plot]', which includes it"),
     ],
 )
