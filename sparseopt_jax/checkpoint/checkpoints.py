@@ -323,6 +323,11 @@ class Checkpoints:
                     todelete_subdir=DELETED,
                     cleanup_tmp_directories=True,
                     temporary_path_class=FlushedPath if self._has_renames else None,
+                    # In the background, threads that wait for a folder which cannot
+                    # be made keep the process alive for minutes after its end.
+                    async_options=ocp.AsyncOptions(
+                        create_directories_asynchronously=False
+                    ),
                 ),
             )
         return self._manager

@@ -68,6 +68,7 @@ def _once(trials: Trials, fault: str, seed: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         made = tempfile.TemporaryDirectory(dir=trials.folder)
         folder = Path(stack.enter_context(made))
+        folder.chmod(0o755)  # others may look into it, as into most folders
         if fault == "a full disk":
             folder = stack.enter_context(Image(folder, 8).mounted())
         (process,) = trials.start(meet, fault, folder, seed, result)

@@ -567,6 +567,29 @@ def test_an_error_while_writing_is_raised_and_leaves_no_step(tmp_path):
         assert checkpoints.steps == [1, 3]
 
 
+def test_a_save_that_cannot_begin_leaves_nothing_that_waits(tmp_path, monkeypatch):
+    def not_permitted(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    state = {"w": jnp.arange(64.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        before = threading.enumerate()
+        # Root may write anywhere, so that the rights of the folder do not say.
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "makedirs", not_permitted)
+            with pytest.raises(PermissionError):
+                checkpoints.save(2, state)
+                checkpoints.wait()
+        new = [thread for thread in threading.enumerate() if thread not in before]
+        # Those of an executor end with the process.
+        assert [x for x in new if not x.name.startswith("asyncio")] == []
+        assert checkpoints.save(3, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1, 3]
+
+
 # A power failure.
 
 
