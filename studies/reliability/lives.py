@@ -123,9 +123,11 @@ class Trials:
                     moment.wait_for(lambda: moment.is_saving)
                     moment.wait_for(None, rng.uniform(0.0, 0.05))
             alive = all(process.is_alive() for process in processes)
+            inside = moment.is_saving
             if alive:
                 end(processes, rng)
-        return self.read(directory, log, len(before), over=not alive)
+        found = self.read(directory, log, len(before), over=not alive)
+        return found._replace(inside=inside and alive)
 
     def finish(self, directory: Path, log: Path) -> Found:
         """The last life of a run, which nothing ends."""
@@ -143,7 +145,7 @@ class Trials:
         saved = {int(line[1]) for line in lines if line[0] == "saved"}
         ended = any(line[0] == "ended" for line in lines[begun:])
         return Found(
-            inside=any(TEMPORARY in name for name in _names(directory)),
+            inside=False,
             latest=latest,
             lost=sum(step > latest for step in saved),
             unreadable=sum(line[0] == "unreadable" for line in lines[begun:]),

@@ -74,8 +74,9 @@ def live(place: Place, directory: Path, log: Path, seed: int, most: int) -> None
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def say(what: str, step: int, state: State | None = None) -> None:
+        # All wait for what they have computed together, and one of them tells.
+        words = [what, str(step), *([] if state is None else [digest(state)])]
         if place.process == 0:
-            words = [what, str(step), *([] if state is None else [digest(state)])]
             os.write(descriptor, f"{' '.join(words)}\n".encode())
 
     state, first = program.start(), 0

@@ -115,11 +115,6 @@ def test_a_process_that_ends_too_early_has_failed(trials, tmp_path):
     assert not read(trials, tmp_path, "started 0 a", "ended 2 c", over=True).failed
 
 
-def test_a_save_that_was_cut_off_is_seen(trials, tmp_path):
-    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert read(trials, tmp_path, "saving 2").inside
-
-
 FAILED = Found(False, 3, 0, 0, 0, failed=True, ended=False)
 KILLED = FAILED._replace(failed=False)
 ENDED = FAILED._replace(failed=False, ended=True)
