@@ -5,9 +5,10 @@
 A small ResNet on scanned digits with RigL and SparseOpt, a small language model with
 SMET, and the ResNet in two processes that save together. Each saves at random steps,
 one to five apart, in the background, and is killed at a random moment: at any, start-up
-included; at any once it has saved; or as soon as a save is under way. The next process
-goes on from the last checkpoint. It compares every checkpoint it finds with the same
-step of a run that nothing has interrupted, bit by bit, and so the end.
+included; at any once it has saved; or, as half of them, as soon as its first to fourth
+save is under way. The next process goes on from the last checkpoint. It compares every
+checkpoint it finds with the same step of a run that nothing has interrupted, bit by
+bit, and so the end.
 """
 
 import shutil

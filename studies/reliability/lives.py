@@ -17,6 +17,7 @@ from studies.reliability.worker import MOST, Place, live, uninterrupted
 
 TEMPORARY = "orbax-checkpoint-tmp"
 _PATIENCE = 900  # seconds until a process is taken for stuck
+_SAVES = 4  # of a life before its end, at most, but for the last
 
 
 class Found(NamedTuple):
@@ -93,8 +94,8 @@ class Trials:
     ) -> Found:
         """One life: begins, is ended at a moment that the seed decides, and is read.
 
-        In turns: at any moment, start-up included; at once when a save is under way; at
-        any moment after a checkpoint; inside a save again.
+        In turns: at any moment, start-up included; as soon as a save is under way, its
+        first or a later one; at any moment after a checkpoint; inside a save again.
 
         Args:
           directory: of the checkpoints.
@@ -116,8 +117,10 @@ class Trials:
             else:
                 moment.wait_for(lambda: moment.said("started"))
                 self._startup = time.monotonic() - begun
-                moment.wait_for(lambda: moment.said("saving"))
+                saves = rng.randint(1, _SAVES)
+                moment.wait_for(lambda: moment.said("saving", saves))
                 if seed % 4 == 2:
+                    moment.wait_for(lambda: moment.said("saved", saves))
                     moment.wait_for(None, rng.uniform(0.0, 0.5))
                 else:
                     moment.wait_for(lambda: moment.is_saving)
@@ -176,8 +179,9 @@ class _Moment:
         self._directory, self._log, self._begun = directory, log, begun
         self._processes = processes
 
-    def said(self, what: str) -> bool:
-        return any(line[0] == what for line in _lines(self._log)[self._begun :])
+    def said(self, what: str, times: int = 1) -> bool:
+        lines = _lines(self._log)[self._begun :]
+        return sum(line[0] == what for line in lines) >= times
 
     @property
     def is_saving(self) -> bool:
