@@ -1,4 +1,4 @@
-"""What makes masks and changes them; extend it by ``Rewiring`` or ``Topology``."""
+"""Make and update masks; write your own method with ``Rewiring`` or ``Topology``."""
 
 from sparseopt_jax.topologies.base import Topology, TopologyState
 from sparseopt_jax.topologies.forward_masks import ForwardMasks, ForwardState

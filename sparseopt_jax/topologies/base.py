@@ -1,4 +1,4 @@
-"""What a topology is to the engine, the reports and the checkpoints."""
+"""The interface of topologies to the engine, the reports and the checkpoints."""
 
 import abc
 from typing import Any, NamedTuple
@@ -12,22 +12,23 @@ from sparseopt_jax.masks.storage import MaskStorage
 
 
 class TopologyState(NamedTuple):
-    """What a topology keeps.
+    """The state of a topology.
 
     Attributes:
-      updated_at: int32 scalar, the step of the last change, -1 before the first.
+      updated_at: int32 scalar, the step of the last update, -1 before the first.
       explored: bool arrays like the masks, True where a weight has ever been active;
         ``()`` unless the topology tracks it.
-      turned: bool arrays like the masks, True where the last change turned a weight on
-        or off; ``()`` unless ``sparsify`` needs it, which keeps it here where a change
-        follows a gradient step in the same program. No topology reads or writes it.
-      fan_ins: int32 arrays, each neuron's number of active incoming weights, the
-        reduction axes kept with size 1; ``optax.MaskedNode()`` at leaves without
-        neurons. Counted at a change, so that no step has to.
-      grown: int32 scalars, how many weights of a leaf the last change turned on;
+      turned: bool arrays like the masks, True where the last update grew or dropped a
+        weight; ``()`` unless ``sparsify`` needs it, which stores it here if updates
+        follow a gradient step in the same program. Topologies neither read nor write
+        it.
+      fan_ins: int32 arrays, each neuron's number of active incoming weights, with
+        reduction axes of size 1; ``optax.MaskedNode()`` at leaves without neurons.
+        Counted at updates, so that no step has to.
+      grown: int32 scalars, how many weights the last update grew in each leaf;
         ``optax.MaskedNode()`` at dense leaves.
       memory: float32 arrays like the masks, what growth remembers of earlier
-        gradients; ``()`` for a topology that remembers none.
+        gradients; ``()`` for a topology without a memory.
     """
 
     updated_at: jax.Array
@@ -39,18 +40,19 @@ class TopologyState(NamedTuple):
 
 
 class Topology(abc.ABC):
-    """Which weights are active, and how that changes: pure functions of masks.
+    """Base class: which weights are active, and how that is updated.
 
-    ``Rewiring`` composes one from a distribution, a structure, scores and stages;
-    ``Phases`` has one follow another; ``ForwardMasks`` masks the forward pass alone.
-    Subclass it for a mechanism that none of these can express. Make a subclass hashable
-    and comparable by value, as a frozen dataclass is.
+    All methods are pure functions. ``Rewiring`` composes a topology from a
+    distribution, a structure, scores and stages; ``Phases`` runs several in sequence;
+    ``ForwardMasks`` masks only the forward pass. Subclass ``Topology`` for a mechanism
+    that none of these can express. Make the subclass hashable and comparable by value,
+    for example a frozen dataclass.
     """
 
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """What it is called in tables and checkpoints."""
+        """The name in tables and checkpoints."""
 
     @property
     def dims(self) -> Dims:
@@ -59,82 +61,82 @@ class Topology(abc.ABC):
 
     @property
     def moves(self) -> bool:
-        """Whether the masks ever change."""
+        """Whether the masks are ever updated."""
         return True
 
     @property
     def replaces_step(self) -> bool | None:
-        """Whether an update takes the place of the optimizer's step (RigL).
+        """Whether an update replaces the optimizer's step (RigL).
 
-        False where it follows the step (SET); None where updates differ, see
-        ``replaces``.
+        False if it follows the step (SET); None if updates differ, see ``replaces``.
         """
         return False
 
     def replaces(self, count: Any) -> Any:
-        """Whether an update at step ``count`` replaces the step: a bool or an array."""
+        """Return whether an update at ``count`` replaces the step: a bool or array."""
         del count
         return self.replaces_step
 
     @property
     def keeps_counts(self) -> bool:
-        """Whether every layer has as many active weights at any time."""
+        """Whether each layer's number of active weights never changes."""
         return False
 
     @property
     def crosses_layers(self) -> bool:
-        """Whether layers compete for weights, so that one may lose what others gain."""
+        """Whether layers compete for weights: some may lose what others gain."""
         return False
 
     @property
     def may_empty_layers(self) -> bool:
-        """Whether a layer may be left without an active weight."""
+        """Whether a layer may be left without active weights."""
         return not self.keeps_counts
 
     @property
     def given_masks(self) -> Any:
-        """Mask that it was given to start from; None where it makes them itself."""
+        """The masks it was given to start from; None if it makes its own."""
         return None
 
     @property
     def target_density(self) -> float | None:
-        """The fraction of active weights that it is to have; None if it names none."""
+        """The target fraction of active weights; None if none is specified."""
         return None
 
     @property
     def switches_blocks(self) -> bool:
-        """Whether all sparse leaves switch blocks of weights as one."""
+        """Whether all sparse leaves switch whole blocks of weights."""
         return False
 
     @property
     def updates_blocks(self) -> bool:
-        """Whether ``update`` takes compact parameters as they are.
+        """Whether ``update`` accepts compact parameters.
 
-        Masks are then ``ActiveIndices`` before and after it, and the parameters of
-        leaves of blocks the active weights alone. Else it is given dense arrays.
+        Its masks, old and new, are then ``ActiveIndices``, and leaves of blocks hold
+        only their active weights. Otherwise it receives dense arrays.
         """
         return False
 
     @property
     def stays_dense(self) -> bool:
-        """Whether masks are of the forward pass alone, and weights behind them stay."""
+        """Whether only the forward pass is masked, and the weights stay dense."""
         return False
 
     def storage(self, form: MaskStorage) -> MaskStorage:
-        """How masks are kept and weights are shown to the optimizer, in a given form.
+        """Return the mask storage to use, from the one for the chosen form of masks.
 
-        Masks of the forward pass alone have the optimizer see all weights.
+        By default ``form`` itself. If only the forward pass is masked, the storage
+        shows the optimizer all weights.
         """
         return form
 
     @property
     def dense_gradients(self) -> float:
-        """The fraction of steps that need the dense gradient, while masks change."""
+        """The fraction of steps that need the dense gradient, until the last update."""
         return 1.0
 
     @property
     def reads_gradients(self) -> bool:
-        """Whether updates read any gradients, be it of active weights alone."""
+        """Whether updates read gradients, even if only those of active weights."""
         return True
 
     @property
@@ -144,7 +146,7 @@ class Topology(abc.ABC):
 
     @abc.abstractmethod
     def leaves(self, params: optax.Params) -> list[LeafPlan]:
-        """Decide about each leaf of ``params``, from shapes alone.
+        """Decide about each leaf of ``params`` from shapes alone.
 
         Args:
           params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
@@ -157,7 +159,7 @@ class Topology(abc.ABC):
         """
 
     def full_leaves(self, params: Any) -> frozenset[str]:
-        """Paths of leaves whose weights are all active, and will stay so."""
+        """Return the paths of leaves whose weights are all active and stay so."""
         del params
         return frozenset()
 
@@ -171,7 +173,7 @@ class Topology(abc.ABC):
 
         Returns:
           Masks in the structure of ``params``, bool arrays at sparse leaves and
-          ``optax.MaskedNode()`` at dense ones; and what the topology keeps.
+          ``optax.MaskedNode()`` at dense ones; and the topology's state.
 
         Raises:
           ValueError: as ``leaves``.
@@ -180,24 +182,24 @@ class Topology(abc.ABC):
     def observe(
         self, count: jax.Array, state: TopologyState, grads: optax.Updates
     ) -> TopologyState:
-        """Take in the dense gradient of a step; called at every step.
+        """Record the dense gradient of a step; called at every step.
 
         Args:
           count: int32 scalar, the step.
-          state: what the topology keeps.
+          state: the topology's state.
           grads: the dense gradient.
 
         Returns:
-          The new state; the same if nothing is remembered.
+          The new state; the same state if the topology has no memory.
         """
         del count, grads
         return state
 
     @abc.abstractmethod
     def due(self, count: Any) -> Any:
-        """Whether the masks change at step ``count``: a bool for an int, else an array.
+        """Return whether masks are updated at ``count``: a bool for an int, else array.
 
-        What a host loop asks before it calls ``update_topology``.
+        A host loop asks this before it calls ``update_topology``.
         """
 
     @abc.abstractmethod
@@ -215,8 +217,8 @@ class Topology(abc.ABC):
         Args:
           key: typed PRNG key of this step.
           count: int32 scalar, the step.
-          masks: the present masks.
-          state: what the topology keeps, ``observe`` called for this step.
+          masks: the current masks.
+          state: the topology's state, after ``observe`` for this step.
           params: tree like the masks, the weights.
           grads: tree like the masks, the dense gradient.
 

@@ -7,12 +7,12 @@ _Make = TypeVar("_Make", bound=Callable[..., Any])
 
 
 class Method(NamedTuple):
-    """One method.
+    """A method of the literature.
 
     Attributes:
       make: the public function.
-      title: what its authors call it.
-      arxiv: the number of its paper on arXiv; empty where it has none.
+      title: its authors' name for it.
+      arxiv: the arXiv identifier of its paper; empty if it has none.
     """
 
     make: Callable[..., Any]
@@ -20,19 +20,19 @@ class Method(NamedTuple):
     arxiv: str
 
 
-# By the public function's name, as far as their modules have been imported.
+# By the public function's name; filled as the methods' modules are imported.
 METHODS: dict[str, Method] = {}
 
 
 def method(title: str, arxiv: str = "") -> Callable[[_Make], _Make]:
-    """Enter a function into the catalogue of methods.
+    """Add a function to the catalogue of methods.
 
     Args:
-      title: what its authors call it.
-      arxiv: the number of its paper on arXiv.
+      title: the authors' name for the method.
+      arxiv: the arXiv identifier of its paper; empty if it has none.
 
     Returns:
-      The decorator, which returns the function as it is.
+      The decorator, which returns the function unchanged.
     """
 
     def enter(make: _Make) -> _Make:

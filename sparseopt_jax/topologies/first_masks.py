@@ -1,4 +1,4 @@
-"""The masks that a run begins with: random, given, or of the largest weights."""
+"""The first masks of a run: random, given, or of the largest weights."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def first_masks(rewiring: "Rewiring", key: jax.Array, params: optax.Params) -> Any:
-    """Make the first masks: as ``Rewiring.init``.
+    """Make the first masks; see ``Rewiring.init``.
 
     Args:
       rewiring: the topology.
@@ -58,8 +58,8 @@ def first_masks(rewiring: "Rewiring", key: jax.Array, params: optax.Params) -> A
         )
 
     masks = paths.map_with_paths(at_leaf, params)
-    # optax finds parameter-like parts of a state by a tree of one placeholder, in whose
-    # place the masks must stand.
+    # To find the parameter-like parts of a state, optax initializes it with a single
+    # placeholder, which must take the place of the masks.
     return masks if plans else params
 
 
@@ -70,9 +70,9 @@ def _chosen(
     plans: dict[str, LeafPlan],
     given: dict[str, Any],
 ) -> dict[str, jax.Array]:
-    """First masks of a moving density, chosen among given ones or by the weights.
+    """Return a density schedule's first masks, chosen by weights or from given masks.
 
-    Empty where it begins dense, with the given masks as they are, or at random.
+    Empty if the first masks are dense, random, or the given ones unchanged.
     """
     plans = {path: plan for path, plan in plans.items() if plan.layer is not None}
     begins_full = all(
@@ -94,7 +94,7 @@ def _chosen(
         if path in given:
             masks[path] = sharded(jnp.asarray(given[path]), _sharding(leaf))
         else:
-            masks[path] = (leaf == leaf) | True  # wherever the leaf lies
+            masks[path] = (leaf == leaf) | True  # sharded like the leaf
         weights = jnp.asarray(leaf if has_weights else masks[path], jnp.float32)
         score = _score(rewiring) if has_weights else scores.random
         drafts.append(_draft(rewiring, plan, masks[path], weights, score, key))
@@ -106,7 +106,7 @@ def _chosen(
 
 
 def _score(rewiring: "Rewiring") -> scores.Score:
-    """Return what the largest weights are told by before there is any gradient."""
+    """Return the score of the weights to keep before there is a gradient."""
     needs_gradient = scores.needs_gradient(rewiring.drop)
     return scores.magnitude if needs_gradient else rewiring.drop
 
@@ -119,7 +119,7 @@ def _draft(
     score: scores.Score,
     key: jax.Array,
 ) -> Draft:
-    """Return the draft of a leaf that is to be pruned to its plan."""
+    """Return the draft of a leaf that will be pruned to its plan."""
     units: Any = plan.units
     drop = scores.of_units(score, units, leaf_key(key, plan.path), weights, weights)
     return first_draft(
@@ -140,7 +140,7 @@ def _draft(
 
 
 def _sharding(leaf: Any) -> NamedSharding | None:
-    """Return how a parameter is sharded over a mesh, as far as that is known now."""
+    """Return how a parameter is sharded over a mesh; None if that is not known yet."""
     if not isinstance(leaf, jax.Array):
         return None
     if isinstance(leaf, Tracer):

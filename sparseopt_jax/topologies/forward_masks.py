@@ -1,8 +1,8 @@
-"""Masks of the forward pass alone: the weights behind them stay dense and are trained.
+"""Masks of the forward pass only: the weights stay dense and are trained.
 
-The forward pass uses ``apply_masks(params, opt_state)``, outside of what is
-differentiated: the gradient of those masked weights goes straight through to the dense
-ones.
+The forward pass uses ``apply_masks(params, opt_state)``, computed outside the
+differentiated function: the gradient of the masked weights is passed straight through
+to the dense ones.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from sparseopt_jax.trees import paths
 
 
 class ForwardState(NamedTuple):
-    """What a topology keeps whose masks are of the forward pass alone.
+    """The state of a topology that masks only the forward pass.
 
-    Its field ``trained`` is what tells that from the state.
+    Its field ``trained`` distinguishes it from ``TopologyState``.
 
     Attributes:
       updated_at: as in ``TopologyState``.
@@ -43,7 +43,7 @@ class ForwardState(NamedTuple):
       fan_ins: as in ``TopologyState``.
       grown: as in ``TopologyState``.
       memory: ``()``.
-      trained: masks of the weights that are trained; ``()`` where all are.
+      trained: masks of the weights that are trained; ``()`` if all are.
     """
 
     updated_at: jax.Array
@@ -57,17 +57,19 @@ class ForwardState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForwardMasks(Topology):
-    """Masks chosen by magnitude from dense weights. Build it with ``ste``, ``sr_ste``
-    or ``top_kast``.
+    """Masks of the largest of the dense weights.
+
+    Build it with ``ste``, ``sr_ste`` or ``top_kast``.
 
     Attributes:
       topology: how many weights of each layer the forward pass uses, and in what
         structure.
-      schedule: the steps after which masks are chosen anew.
-      decay: added to the gradient of an inactive weight for each of its size (SR-STE).
+      schedule: the steps after which masks are updated.
+      decay: this times the weight is added to the gradient of inactive weights
+        (SR-STE).
       trained: how many weights of each layer are trained; None for all (Top-KAST).
-      penalty: added to the gradient of a weight for each of its size, for weights that
-        are trained and not used times ``1 / density`` (Top-KAST).
+      penalty: this times the weight is added to the gradient; for weights that the
+        forward pass does not use, it is divided by the layer's density (Top-KAST).
     """
 
     topology: Rewiring
@@ -82,7 +84,7 @@ class ForwardMasks(Topology):
 
     @property
     def name(self) -> str:
-        """What it is called in tables and checkpoints."""
+        """The name in tables and checkpoints."""
         return self.topology.name
 
     @property
@@ -92,35 +94,38 @@ class ForwardMasks(Topology):
 
     @property
     def updates(self) -> str:
-        """How often masks are chosen anew: as ``Topology.updates``."""
+        """How often the masks are updated; see ``Topology.updates``."""
         return told_updates(self.schedule)
 
     @property
     def keeps_counts(self) -> bool:
-        """True: a layer has as many active weights at any time."""
+        """True: a layer's number of active weights never changes."""
         return True
 
     @property
     def stays_dense(self) -> bool:
-        """True: masks are of the forward pass alone."""
+        """True: only the forward pass is masked."""
         return True
 
     @property
     def dense_gradients(self) -> float:
-        """As ``Topology.dense_gradients``: 1, unless only some weights are trained."""
+        """The fraction of steps that need the dense gradient.
+
+        1 if all weights are trained, otherwise the fraction of unused weights that are.
+        """
         if self.trained is None:
             return 1.0
         used, trained = self.topology.sparsity, self.trained.sparsity
         return (used - trained) / used if used else 1.0  # pyright: ignore
 
     def leaves(self, params: optax.Params) -> list[LeafPlan]:
-        """Decide about each leaf: as ``Topology.leaves``."""
+        """Decide about each leaf; see ``Topology.leaves``."""
         return self.topology.leaves(params)
 
     def due(self, count: Any) -> Any:
-        """Whether masks are chosen anew after step ``count``: as ``Topology.due``.
+        """Return whether masks are updated after step ``count``; see ``Topology.due``.
 
-        The value True where they always are, so that a step needs no condition.
+        True itself if they always are, so that a step needs no condition.
         """
         steps = self.schedule.steps
         if self.schedule.is_endless and steps[0] == 0 and self.schedule.interval == 1:
@@ -128,14 +133,14 @@ class ForwardMasks(Topology):
         return self.schedule.due(count)
 
     def storage(self, form: MaskStorage) -> MaskStorage:
-        """Return the optimizer sees all weights: as ``Topology.storage``."""
+        """Return a storage that shows the optimizer all weights."""
         return ForwardStorage(form, self)
 
     def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, ForwardState]:
-        """Make the first masks: as ``Topology.init``.
+        """Make the first masks; see ``Topology.init``.
 
-        They are chosen by magnitude where ``params`` holds arrays, at random where it
-        holds shapes only.
+        They are chosen by magnitude if ``params`` holds arrays, at random if it holds
+        only shapes.
         """
         masks, state = self.topology.init(key, params)
         trained = () if self.trained is None else self.trained.init(key, params)[0]
@@ -146,7 +151,7 @@ class ForwardMasks(Topology):
         return masks, ForwardState(**state._asdict(), trained=trained)
 
     def _choose(self, params: optax.Params) -> tuple[Any, Any]:
-        """Mask of the largest weights: those used, and those trained."""
+        """Return masks of the largest weights: those used, and those trained."""
         masks = _largest(self.topology, params)
         return masks, () if self.trained is None else _largest(self.trained, params)
 
@@ -159,9 +164,9 @@ class ForwardMasks(Topology):
         params: optax.Params,
         grads: optax.Updates,
     ) -> tuple[Any, ForwardState]:
-        """Choose masks of the largest weights: as ``Topology.update``.
+        """Choose masks of the largest weights; see ``Topology.update``.
 
-        Neither the key nor the gradient is read.
+        Reads neither the key nor the gradient.
         """
         del key, grads
         chosen, trained = self._choose(params)
@@ -173,7 +178,7 @@ class ForwardMasks(Topology):
         )
 
     def gradient(self, masks: Any, trained: Any, params: Any, grads: Any) -> Any:
-        """What the dense weights are trained by, from the forward pass's gradient."""
+        """Return the gradient of the dense weights from that of the forward pass."""
         if self.decay:
             grads = map_masked(
                 lambda m, g, p: g + (self.decay * jnp.where(m, 0, p)).astype(g.dtype),
@@ -198,7 +203,7 @@ class ForwardMasks(Topology):
         return self.restricted(trained, grads)
 
     def restricted(self, trained: Any, tree: Any) -> Any:
-        """``tree`` with zeros at weights that are not trained."""
+        """Return ``tree`` with zeros at weights that are not trained."""
         if self.trained is None:
             return tree
         return map_masked(lambda m, x: jnp.where(m, x, 0), trained, tree)
@@ -218,14 +223,14 @@ def _largest(topology: Rewiring, params: optax.Params) -> Any:
 
 
 class ForwardView(NamedTuple):
-    """What a step reads: the masks of the forward pass, and of the trained weights."""
+    """What a step reads: masks of the forward pass, and of the trained weights."""
 
     masks: View
     trained: Any
 
 
 class ForwardStorage(MaskStorage):
-    """Masks in a given form, behind which the optimizer sees and moves all weights."""
+    """A storage of masks that lets the optimizer see and update all weights."""
 
     def __init__(self, form: MaskStorage, method: ForwardMasks):
         self.form = form
@@ -258,27 +263,27 @@ class ForwardStorage(MaskStorage):
         return self.form.converted(like, masks)
 
     def take(self, view: View, tree: Any) -> Any:
-        """As ``MaskStorage.take``: everything."""
+        """Return all of ``tree``; see ``MaskStorage.take``."""
         del view
         return tree
 
     def gradient(self, view: View, grads: Any, params: Any) -> Any:
-        """As ``MaskStorage.gradient``: with the decays of the method."""
+        """Return the gradient of the dense weights, with the method's decays."""
         return self.method.gradient(view.masks, view.trained, params, grads)
 
     def moved(self, view: View, updates: Any) -> Any:
-        """As ``MaskStorage.moved``: weight decay would move what is not trained."""
+        """Return the updates of trained weights only, whatever weight decay adds."""
         return self.method.restricted(view.trained, updates)
 
     def told(self, view: View) -> Any:
         return view.masks
 
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
-        """As ``MaskStorage.to_zero``: no weight is."""
+        """Return the updates unchanged: no weight is taken to zero."""
         del before, after, params
         return updates
 
     def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
-        """As ``MaskStorage.kept_entries``: everything is kept."""
+        """Return no masks: the optimizer's whole state is kept."""
         del old, new
         return ()

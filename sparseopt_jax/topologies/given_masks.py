@@ -1,4 +1,4 @@
-"""Masks read off a network that is sparse already."""
+"""Masks read from a network that is already sparse."""
 
 from typing import Any
 
@@ -20,26 +20,26 @@ def masks_of(
     include: Include | None = None,
     dims: Dims = None,
 ) -> Any:
-    """Return the masks of a sparse checkpoint: where its kernels are not zero.
+    """Return the masks of a sparse checkpoint: True where its kernels are not zero.
 
-    What ``masks=`` of a topology takes, to go on from a network that is sparse already.
-    Zeros elsewhere are no masks: biases, norms and embeddings stay dense by the rule of
-    every topology.
+    Pass them to a topology as ``masks=``, to continue from a network that is already
+    sparse. Zeros in other leaves are ignored: biases, norms and embeddings stay dense,
+    as in every topology.
 
     Args:
       params: any pytree of arrays.
-      where: ``where(path, leaf) -> bool``; False leaves a kernel dense.
-      include: leaves that have masks although they are no kernels, as in ``static``.
+      where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
+      include: leaves that get masks although they are not kernels, as in ``static``.
       dims: the axes of kernels, as in ``static``.
 
     Returns:
       Bool arrays in the structure of ``params`` (True = active) at kernels,
       ``optax.MaskedNode()`` at all other leaves. A kernel without zeros has a full
-      mask; a NaN is active.
+      mask; NaN weights are active.
 
     Raises:
       ValueError: if there is no kernel, or a kernel is zero throughout.
-      TypeError: if ``params`` hold shapes instead of arrays.
+      TypeError: if ``params`` holds shapes instead of arrays.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -58,14 +58,14 @@ def masks_of(
             return optax.MaskedNode()
         if not isinstance(leaf, jnp.ndarray | np.ndarray):
             raise TypeError(
-                f"params must hold arrays, whose zeros are the masks; at {path!r} "
-                f"stands {leaf!r}"
+                "params must hold arrays, because masks are read from their zeros; "
+                f"{path!r} holds {leaf!r}"
             )
         mask = jnp.asarray(leaf) != 0
         if not isinstance(mask, Tracer) and not mask.any():
             raise ValueError(
-                f"the kernel at {path!r} is zero throughout, which says nothing of its "
-                "mask: leave it dense by where=lambda path, leaf: path != "
+                f"the kernel at {path!r} is zero throughout, so its mask cannot be "
+                "read from it: keep it dense with where=lambda path, leaf: path != "
                 f"{path!r}"
             )
         return mask

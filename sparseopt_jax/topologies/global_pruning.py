@@ -1,4 +1,4 @@
-"""Pruning all layers together, by one threshold."""
+"""Global pruning: one threshold for all layers."""
 
 import dataclasses
 
@@ -12,29 +12,32 @@ from sparseopt_jax.topologies.stages import Draft, NetworkStage, Prune, Stage
 
 @dataclasses.dataclass(frozen=True)
 class PruneGlobally(NetworkStage):
-    """Bring the network to the sum of all targets: the units of all layers compete.
+    """Prune the network to the sum of all targets; units of all layers compete.
 
-    Every layer keeps its highest unit, so that none is cut off. Where the network has
-    fewer units than its targets, the highest of all are grown.
+    Every layer keeps its best unit, so that none is cut off. If the network has fewer
+    units than the targets sum to, the best inactive units of all layers decide how many
+    each layer grows.
     """
 
     keeps_counts = False
     prunes = True
 
     def check_leaf(self, plan: LeafPlan) -> None:
-        """Raise ValueError where a structure fixes numbers within the layer."""
+        """Raise ValueError if a structure fixes numbers within the layer."""
         if plan.units is not None and not plan.units.is_layer_wide:
             raise ValueError(
-                f"scope 'global' cannot keep {plan.structure}, the structure of "
-                f"{plan.path!r}: its numbers are fixed within the layer"
+                f"global pruning cannot keep {plan.structure}, the structure of "
+                f"{plan.path!r}, which fixes numbers of active weights within a layer: "
+                "give this leaf another structure with a mapping, or exclude it with "
+                "where"
             )
 
     def over(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the pruned drafts, and the numbers that each layer grows to."""
+        """Return pruned drafts, with the number of units that each layer grows to."""
         if all(draft.target is None for draft in drafts):
             return drafts
         scores, candidates, grows, weights = [], [], [], []
-        # In weights: layers may have units of different sizes.
+        # Counted in weights, because layers may have units of different sizes.
         budget = present = forced = jnp.int32(0)
         for draft in drafts:
             units, active = draft.units, draft.active
@@ -82,13 +85,13 @@ class PruneGlobally(NetworkStage):
 
 
 def prune_within(scope: str) -> Stage:
-    """Return the stage that prunes each layer by itself, or all of them together.
+    """Return the stage that prunes each layer separately, or all layers together.
 
     Args:
       scope: ``"layer"`` or ``"global"``.
 
     Raises:
-      ValueError: for another one.
+      ValueError: for any other scope.
     """
     if not isinstance(scope, str) or scope not in ("layer", "global"):
         raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}")
@@ -96,5 +99,5 @@ def prune_within(scope: str) -> Stage:
 
 
 def _weights(draft: Draft, units: jax.Array) -> jax.Array:
-    """From a number of units for each layer to that of the weights of all layers."""
+    """Convert numbers of units per layer to the number of weights in all layers."""
     return draft.units.size * jnp.sum(draft.units.layer_vector(units))

@@ -1,4 +1,4 @@
-"""What decides about the units of one leaf in an update: its scores and numbers."""
+"""What an update reads of one leaf: the scores and numbers of its units."""
 
 import dataclasses
 import math
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring
 
 
-# To drop and to grow by.
+# Two keys: for the drop score and for the grow score.
 Keys = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class Demand(NamedTuple):
-    """What an update is to do to all leaves.
+    """What an update must do to all leaves.
 
     Attributes:
-      fraction: float32 scalar, the part of the active units that is replaced.
-      targets: active units of each cell after the update, by path; a leaf without one
-        keeps its number.
+      fraction: float32 scalar, the fraction of the active units to replace.
+      targets: active units of each cell after the update, by path; a leaf without a
+        target keeps its number.
       adapts: as in ``Draft``.
       rises: as in ``Draft``.
     """
@@ -51,14 +51,14 @@ class Demand(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """What decides about the units of one sparse leaf.
+    """What an update reads of one sparse leaf.
 
     Attributes:
-      plan: what is planned for it.
-      mask: its present mask.
+      plan: the leaf's plan.
+      mask: its current mask.
       param: its weights.
       grad: their dense gradient.
-      seen: the gradient as growth sees it.
+      seen: the gradient as the grow score sees it.
       memory: what is remembered of earlier gradients, or None.
     """
 
@@ -71,13 +71,13 @@ class Leaf:
 
     @property
     def units(self) -> Units:
-        """How its weights are switched."""
+        """The units in which its weights are switched."""
         assert self.plan.units is not None
         return self.plan.units
 
     @property
     def has_neurons_as_cells(self) -> bool:
-        """Whether a cell is the incoming weights of one neuron, each by itself."""
+        """Whether each cell is the incoming weights of a neuron, as single weights."""
         axes, units = self.plan.axes, self.units
         is_neuron = axes is not None and tuple(axes.reduction) == units.cell
         return is_neuron and units.size == 1 and not units.cut
@@ -91,7 +91,7 @@ class Leaf:
         return measured
 
     def draft(self, rewiring: "Rewiring", keys: Keys, demand: Demand) -> Draft:
-        """Score and count the units, by two keys, to drop and to grow by."""
+        """Score and count the units; ``keys`` are for the drop and the grow score."""
         drop, grow = (
             scores.of_units(score, self.units, key, self.param, grad)
             for score, key, grad in zip(
@@ -113,48 +113,48 @@ class Leaf:
         )
 
     def new_mask(self, kept: jax.Array) -> jax.Array:
-        """From the units that are active after an update to the new mask."""
+        """Return the new mask, from the units that are active after an update."""
         return self.units.spread(kept, self.mask)
 
     def grown(self, new: jax.Array) -> jax.Array:
-        """Return how many weights a new mask has that the present one has not."""
+        """Return how many weights a new mask has that the current one does not."""
         return count_true(new & ~self.mask)
 
     def moved(self, layout: Layout, index: jax.Array, new: jax.Array) -> jax.Array:
-        """Return where the active units of a new mask stand, which kept their slots."""
+        """Return the index of a new mask, in which units that stay keep their slots."""
         return layout.moved(index, new)
 
     def fan_in(self, rewiring: "Rewiring", new: jax.Array) -> Any:
-        """Return the fan-ins of the neurons by a new mask: as ``Rewiring.fan_in``."""
+        """Return the fan-ins under a new mask; see ``Rewiring.fan_in``."""
         return rewiring.fan_in(self.plan.path, new)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockLeaf(Leaf):
-    """The same of a leaf whose active blocks alone are at hand.
+    """A leaf of which only the active blocks are available.
 
-    New masks are bool arrays of units. Scores are added up as those of a dense array
-    are, in the same order, so that masks are the same: that array lives for the sum.
+    New masks are bool arrays of units. Scores are summed in the same order as those of
+    a dense array, so that masks are identical; that array exists only for the sum.
 
     Attributes:
       plan: as in ``Leaf``.
       mask: int32 array, the index of its active blocks.
-      param: their weights, as ``layout.shape`` has them.
-      grad: the dense gradient; where that of active weights is enough, these alone.
+      param: their weights, of shape ``layout.shape``.
+      grad: the dense gradient, or only that of active weights if this is enough.
       seen: the same.
       memory: None.
-      layout: how the active blocks stand.
+      layout: how the active blocks are arranged.
     """
 
     layout: Layout
 
     def measure(self, stages: Sequence[Stage]) -> dict[str, jax.Array]:
-        """As ``Leaf.measure``: the stages of ``updates_blocks`` read nothing."""
+        """Return nothing: stages that ``updates_blocks`` admits read only scores."""
         del stages
         return {}
 
     def draft(self, rewiring: "Rewiring", keys: Keys, demand: Demand) -> Draft:
-        """As ``Leaf.draft``."""
+        """Score and count the units; see ``Leaf.draft``."""
         blocks = self._blocks(self.param)
         held = self._in_units(~jnp.all(jnp.isfinite(blocks), self._within))
         like = self._in_units(jnp.sum(blocks, self._within))
@@ -162,7 +162,7 @@ class BlockLeaf(Leaf):
             drop = rewiring.drop(keys[0], like, like)
         else:
             drop = rewiring.drop(keys[0], self.param, self._active_gradient(rewiring))
-            # Compilers add up arrays of other shapes in other orders.
+            # The order in which a compiler sums an array depends on its shape.
             zeros = jnp.zeros(self.units.shape, drop.dtype)
             drop = self.units.sum(self.layout.put(zeros, self.mask, drop))
         if scores.is_drawn(rewiring.grow):
@@ -175,19 +175,19 @@ class BlockLeaf(Leaf):
         return _draft_of(self.plan, scored, demand, {})
 
     def new_mask(self, kept: jax.Array) -> jax.Array:
-        """From the units that are active after an update to these units."""
+        """Return the units that are active after an update, unchanged."""
         return kept
 
     def grown(self, new: jax.Array) -> jax.Array:
-        """As ``Leaf.grown``."""
+        """Return how many weights are grown; see ``Leaf.grown``."""
         return count_true(new & ~self._active) * self.units.size
 
     def moved(self, layout: Layout, index: jax.Array, new: jax.Array) -> jax.Array:
-        """As ``Leaf.moved``."""
+        """Return the index of new units; see ``Leaf.moved``."""
         return layout.moved_units(index, new)
 
     def fan_in(self, rewiring: "Rewiring", new: jax.Array) -> Any:
-        """As ``Leaf.fan_in``."""
+        """Return the fan-ins under a new mask; see ``Leaf.fan_in``."""
         axes = resolve_axes(rewiring.dims, self.plan.path, self.plan.leaf)
         assert axes is not None  # it has fan-ins
         units = self.units
@@ -201,7 +201,7 @@ class BlockLeaf(Leaf):
         return jnp.reshape(jnp.broadcast_to(counts, split), shape)
 
     def _active_gradient(self, rewiring: "Rewiring") -> jax.Array:
-        """The gradient of active weights; anything where the drop score reads none."""
+        """Return the gradient of active weights; any array if ``drop`` needs none."""
         if not scores.needs_gradient(rewiring.drop):
             return self.param
         is_dense = self.grad.shape != self.param.shape
@@ -213,7 +213,7 @@ class BlockLeaf(Leaf):
 
     @property
     def _within(self) -> tuple[int, ...]:
-        """The axes of blocks that are within one."""
+        """The axes within a block, in an array of active blocks."""
         return tuple(range(self.mask.ndim, self.mask.ndim + len(self.units.inner)))
 
     def _blocks(self, active: jax.Array) -> jax.Array:
@@ -225,7 +225,7 @@ class BlockLeaf(Leaf):
 
 
 def updates_blocks(rewiring: "Rewiring") -> bool:
-    """Whether all that an update reads of a leaf of blocks is in a ``BlockLeaf``."""
+    """Return whether a ``BlockLeaf`` holds all that an update reads of such a leaf."""
     drop, grow = rewiring.drop, rewiring.grow
     sees_gradients = getattr(type(grow), "seen", None) is scores.DeclaredScore.seen
     return (
@@ -252,16 +252,16 @@ def first_draft(
     demand: Demand,
     measured: dict[str, jax.Array],
 ) -> Draft:
-    """Return the draft of one leaf that the first stage sees.
+    """Return the draft of one leaf before the first stage.
 
     Args:
       rewiring: the topology.
-      plan: the leaf's.
-      mask: its present mask.
+      plan: the leaf's plan.
+      mask: its current mask.
       param: its weights.
-      drop: scores of its units to be kept.
-      grow: scores of its units to be grown.
-      demand: what the update is to do.
+      drop: scores of its units, of which the lowest are dropped.
+      grow: scores of its units, of which the highest are grown.
+      demand: what the update must do.
       measured: what the stages measured.
     """
     units: Any = plan.units
@@ -278,7 +278,7 @@ def first_draft(
 
 
 class Scored(NamedTuple):
-    """Units and their scores, as ``Draft`` has them."""
+    """Units and their scores, as in ``Draft``."""
 
     active: jax.Array
     held: jax.Array

@@ -1,4 +1,4 @@
-"""What growth remembers of the dense gradients of earlier steps."""
+"""Memories of the dense gradients of earlier steps, which growth reads."""
 
 import abc
 import dataclasses
@@ -14,35 +14,38 @@ from sparseopt_jax.topologies.schedules import UpdateSchedule, UpdateSteps
 
 
 def no_gradients(masks: Any) -> Any:
-    """A float32 zero for every weight of the sparse leaves, sharded like the masks."""
-    zero = jnp.float32(0)  # of a type that no step changes
+    """Return a float32 zero for every entry of the masks, sharded like them."""
+    zero = jnp.float32(0)  # strongly typed, as the results of all steps
     return jax.tree.map(lambda mask: jnp.where(mask, zero, zero), masks)
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientMemory(abc.ABC):
-    """What both kinds have in common; use one of those below.
+    """Base class of memories of gradients; use one of the subclasses below.
 
-    A gradient that is infinite or NaN counts as 0: remembered, it would never pass.
+    Non-finite gradients count as 0: the memory would never get rid of them.
     """
 
     def check(self, schedule: UpdateSteps | None) -> None:
-        """Raise ``ValueError`` unless it fits the schedule."""
+        """Raise ``ValueError`` unless the memory fits the schedule."""
         if schedule is None or schedule.interval is None:
-            raise ValueError("a memory of gradients needs changes at an interval")
+            raise ValueError(
+                "a memory of gradients needs updates of the masks at a fixed interval, "
+                f"got schedule {schedule}"
+            )
 
     @abc.abstractmethod
     def dense_gradients(self, interval: int) -> float:
-        """The fraction of the steps whose dense gradients it takes in."""
+        """Return the fraction of steps whose dense gradients it reads."""
 
     @abc.abstractmethod
     def observe(
         self, schedule: UpdateSchedule, count: Any, memory: Any, grads: Any
     ) -> Any:
-        """Add the gradient of step ``count``; the result is what growth reads.
+        """Return the memory, for growth to read, with the gradient of ``count`` added.
 
         Args:
-          schedule: when the topology changes.
+          schedule: when the masks are updated.
           count: int32 scalar, the step.
           memory: float32 tree like the masks.
           grads: the dense gradient.
@@ -54,15 +57,16 @@ class GradientMemory(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class MeanGradient(GradientMemory):
-    """The sum of the gradients of the last steps, that of the change included.
+    """The sum of the gradients of the last steps, which ranks weights as the mean does.
 
-    Between two changes only as many steps are looked at: the others cost nothing.
+    The last of these steps is that of the update. The other steps between two updates
+    are not read and cost nothing.
 
     Attributes:
-      steps: how many, at least 1 and at most the steps between two changes.
+      steps: how many, at least 1 and at most the steps between two updates.
 
     Raises:
-      TypeError: if that is no integer.
+      TypeError: if ``steps`` is not an integer.
       ValueError: if it is below 1.
     """
 
@@ -79,8 +83,8 @@ class MeanGradient(GradientMemory):
         interval: int = schedule.interval  # pyright: ignore
         if self.steps > interval:
             raise ValueError(
-                f"gradients of {self.steps} steps cannot be averaged where the "
-                f"topology changes every {interval}"
+                f"gradients of {self.steps} steps cannot be averaged if the masks are "
+                f"updated every {interval}: average fewer, or update less often"
             )
 
     def observe(
@@ -100,13 +104,13 @@ class MeanGradient(GradientMemory):
 
 @dataclasses.dataclass(frozen=True)
 class GradientMomentum(GradientMemory):
-    """An exponential mean of all gradients so far: dense momentum.
+    """The exponential moving average of all gradients so far: dense momentum.
 
     Attributes:
-      decay: what a step leaves of the mean so far, in [0, 1).
+      decay: the weight of the previous average at each step, in [0, 1).
 
     Raises:
-      ValueError: if it is outside.
+      ValueError: if ``decay`` is outside [0, 1).
     """
 
     decay: float = 0.9
@@ -115,7 +119,7 @@ class GradientMomentum(GradientMemory):
         number("momentum", self.decay, 0, below=1)
 
     def dense_gradients(self, interval: int) -> float:
-        """As ``GradientMemory.dense_gradients``: all."""
+        """Return 1: it reads every gradient."""
         del interval
         return 1.0
 
@@ -131,7 +135,7 @@ class GradientMomentum(GradientMemory):
 
 
 def _remembered(memory: Any, grads: Any) -> Any:
-    """The gradients of the leaves that are remembered, in the memory's structure."""
+    """Return the gradients of the remembered leaves, in the memory's structure."""
     return map_masked(lambda grad, _: grad, grads, memory)
 
 

@@ -1,4 +1,4 @@
-"""One topology after another: late starts, dense to sparse to moving to frozen."""
+"""Phases: one topology after another, such as dense, pruned, rewired, then frozen."""
 
 import bisect
 import dataclasses
@@ -20,7 +20,7 @@ from sparseopt_jax.topologies.schedules import FOREVER, told_updates
 
 @dataclasses.dataclass(frozen=True)
 class Phases(Topology):
-    """Topologies that follow one another; build it with ``phases``.
+    """A sequence of topologies; build it with ``phases``.
 
     Attributes:
       starts: first step of each phase.
@@ -32,7 +32,7 @@ class Phases(Topology):
 
     @property
     def name(self) -> str:
-        """What it is called in tables and checkpoints."""
+        """The name in tables and checkpoints."""
         return "phases"
 
     @property
@@ -42,26 +42,26 @@ class Phases(Topology):
 
     @property
     def crosses_layers(self) -> bool:
-        """Whether layers compete for weights in some phase."""
+        """Whether layers compete for weights in any phase."""
         return any(topology.crosses_layers for topology in self.topologies)
 
     @property
     def replaces_step(self) -> bool | None:
-        """Whether changes replace the gradient step; None where phases differ."""
+        """Whether updates replace the gradient step; None if phases differ."""
         kinds = {phase.replaces_step for phase in self.topologies if phase.moves}
         return kinds.pop() if len(kinds) == 1 else (None if kinds else False)
 
     def replaces(self, count: Any) -> Any:
-        """Return whether a change at step ``count`` replaces the gradient step."""
+        """Return whether an update at step ``count`` replaces the gradient step."""
         if self.replaces_step is not None:
             return self.replaces_step
         return self._of_phase(count, lambda phase: phase.replaces_step)
 
     def due(self, count: Any) -> Any:
-        """Return whether the masks change at step ``count``: as ``Topology.due``.
+        """Return whether masks are updated at step ``count``; see ``Topology.due``.
 
-        They do where the topology of the phase is due, and where a phase begins that
-        does not just keep them.
+        They are if the phase's topology is due, and at the first step of a phase,
+        unless it freezes the masks.
         """
         due = self._of_phase(count, lambda phase: phase.due(count))
         begins = (
@@ -83,7 +83,7 @@ class Phases(Topology):
 
     @property
     def updates(self) -> str:
-        """How often the masks are updated: as ``Topology.updates``."""
+        """How often the masks are updated; see ``Topology.updates``."""
         numbers = []
         for number, (phase, span) in enumerate(
             zip(self.topologies, self._spans(), strict=True)
@@ -98,21 +98,21 @@ class Phases(Topology):
 
     @property
     def dense_gradients(self) -> float:
-        """As ``Topology.dense_gradients``, in the phase that needs most."""
+        """The fraction of steps that need the dense gradient: the largest phase's."""
         return max(phase.dense_gradients for phase in self.topologies)
 
     @property
     def reads_gradients(self) -> bool:
-        """As ``Topology.reads_gradients``, in any phase."""
+        """Whether updates read gradients in any phase."""
         return any(phase.reads_gradients for phase in self.topologies)
 
     def leaves(self, params: Any) -> list[LeafPlan]:
-        """Return what becomes of each leaf in the end: as ``Topology.leaves``."""
+        """Return the final decision about each leaf; see ``Topology.leaves``."""
         deciding = [phase for phase in self.topologies if not phase.is_handed_on]
         return deciding[-1].leaves(params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
-        """Paths of the leaves that are full in all phases."""
+        """Return the paths of leaves that are full in all phases."""
         return frozenset.intersection(
             *(
                 phase.full_leaves(params)
@@ -122,7 +122,7 @@ class Phases(Topology):
         )
 
     def init(self, key: jax.Array, params: Any) -> tuple[Any, TopologyState]:
-        """The first phase's masks, and what all phases keep: as ``Topology.init``."""
+        """Return the first phase's masks and the state of all phases."""
         masks, state = self.topologies[0].init(key, params)
         sparse = {plan.path for plan in self.topologies[0].leaves(params) if plan.layer}
         for number, phase in enumerate(self.topologies[1:], 2):
@@ -138,7 +138,7 @@ class Phases(Topology):
         return masks, state._replace(memory=memory)
 
     def observe(self, count: Any, state: TopologyState, grads: Any) -> TopologyState:
-        """As ``Topology.observe``, for every phase."""
+        """Record the gradient for every phase; see ``Topology.observe``."""
         memory = tuple(
             phase.observe(count, state._replace(memory=memory), grads).memory
             for phase, memory in zip(self.topologies, state.memory, strict=True)
@@ -154,10 +154,10 @@ class Phases(Topology):
         params: Any,
         grads: Any,
     ) -> tuple[Any, TopologyState]:
-        """Changes the masks once, by the topology of the phase.
+        """Update the masks once, by the topology of the phase; see ``Topology.update``.
 
-        Where a phase begins, masks of other numbers than its own are first brought to
-        them. As ``Topology.update`` otherwise.
+        The first update of a phase also brings each layer's number of active weights to
+        that of its topology.
         """
 
         def frozen(key, masks, state, params, grads):
@@ -173,7 +173,7 @@ class Phases(Topology):
             phase = self.topologies[index]
             if phase.is_handed_on and not phase.moves:
                 return frozen
-            # What neurons or layers have since shared out is not to be taken back.
+            # After that, numbers moved between neurons or layers are kept.
             adapts = phase.keeps_counts or count == self.starts[index]
 
             def update(key, masks, state, params, grads):
@@ -198,7 +198,7 @@ class Phases(Topology):
         branches = [of(i) for i in range(len(self.topologies))]
         operands = (key, masks, state, params, grads)
         if not isinstance(count, Tracer):
-            # Outside of jit a switch would compile anew at every call.
+            # Outside jit, a switch would compile at every call.
             index = sum(int(count) >= start for start in self.starts[1:])
             masks, new = branches[index](*operands)
             return masks, new._replace(memory=state.memory)
@@ -211,29 +211,30 @@ class Phases(Topology):
 
 
 def phases(*parts: tuple[int, Rewiring]) -> Phases:
-    """One topology after another, the masks handed on.
+    """Run topologies one after another, each on the masks of the one before.
 
-    Each phase begins at its step and keeps to its own schedule, whose steps count from
-    the beginning of training. Where its numbers of active weights differ from those
-    handed on, the first step of the phase brings the masks to them: by its drop score
-    downwards, by its grow score upwards. A topology with
-    ``masks=so.PREVIOUS_MASKS`` takes the numbers as they are:
-    ``static(masks=so.PREVIOUS_MASKS)`` freezes the masks.
+    Each phase begins at its first step and follows its own schedule, whose steps count
+    from the start of training. If its numbers of active weights differ from those of
+    the previous phase, its first step drops weights by its drop score, or grows them by
+    its grow score, until they agree. A topology with ``masks=so.PREVIOUS_MASKS`` keeps
+    the numbers of the previous phase: ``static(masks=so.PREVIOUS_MASKS)`` freezes the
+    masks.
 
     Args:
-      *parts: pairs of a first step, from 0 ascending, and a topology.
+      *parts: pairs of a first step and a topology; the steps ascend from 0.
 
     Returns:
-      What ``sparsify`` takes as a topology.
+      A topology for ``sparsify``.
 
     Raises:
-      ValueError: if the steps do not ascend from 0, the first topology has masks to be
-        handed on, a later one has masks of its own, the phases name different axes, or
-        a phase ends before its topology has reached its density, or without an update.
-      TypeError: if a part is no such pair.
+      ValueError: if the steps do not ascend from 0; if the first topology has
+        ``masks=so.PREVIOUS_MASKS``, or a later one any other masks; if the phases
+        differ in ``dims`` or ``track_explored``; if a phase ends before its topology
+        reaches its sparsity, or without an update.
+      TypeError: if a part is not such a pair.
 
     Examples:
-      Dense for 1,000 steps, then pruned gradually, moved by RigL, frozen at last:
+      Dense for 1,000 steps, then pruned gradually, rewired by RigL, and finally frozen:
 
       >>> import sparseopt_jax as so
       >>> masks = so.PREVIOUS_MASKS
@@ -247,7 +248,9 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
       (True, False)
     """
     if not parts:
-        raise ValueError("phases need at least one pair of a step and a topology")
+        raise ValueError(
+            "phases needs at least one pair of a first step and a topology"
+        )
     for part in parts:
         if not (
             isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], Rewiring)
@@ -262,13 +265,14 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
         raise ValueError(f"phases must begin at 0 and ascend, got steps {starts}")
     if topologies[0].is_handed_on:
         raise ValueError(
-            "the first phase has no masks to keep: give it no masks=so.PREVIOUS_MASKS"
+            "the first phase has no masks to take over: leave out "
+            "masks=so.PREVIOUS_MASKS"
         )
     for number, phase in enumerate(topologies[1:], 2):
         if phase.masks is not None and not phase.is_handed_on:
             raise ValueError(
-                f"phase {number} cannot begin with masks of its own, only the first "
-                "can; give it a sparsity, or masks=so.PREVIOUS_MASKS"
+                f"phase {number} cannot be given masks, only the first phase can: give "
+                "it a sparsity, or masks=so.PREVIOUS_MASKS"
             )
     if any(phase.dims != topologies[0].dims for phase in topologies):
         raise ValueError("all phases must have the same dims")
@@ -285,7 +289,7 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
 
 
 def _check_updates(number: int, topology: Rewiring, begin: int, end: int) -> None:
-    """Raise where the end of a phase cuts off what its topology is there for."""
+    """Raise if a phase ends before its topology reaches its sparsity or any update."""
     schedule = topology.schedule
     if schedule is None:
         return
@@ -294,15 +298,15 @@ def _check_updates(number: int, topology: Rewiring, begin: int, end: int) -> Non
         if steps[-1] >= end:
             raise ValueError(
                 f"phase {number} ({topology.name}) reaches its sparsity with the "
-                f"update at step {steps[-1]}, but the next phase begins at {end}: let "
-                f"that begin at {steps[-1] + 1} or later, or lower stop"
+                f"update at step {steps[-1]}, but the next phase begins at step {end}: "
+                f"begin that at step {steps[-1] + 1} or later, or lower stop"
             )
     elif not _steps_within(topology, begin, end):
         raise ValueError(
             f"phase {number} ({topology.name}), from step {begin} to {end}, never "
             f"updates its masks: its updates are at steps {steps[0]} to {steps[-1]} "
-            f"({schedule}); move start and stop into the phase, which count from the "
-            "beginning of training"
+            f"({schedule}); move start and stop, which count from the start of "
+            "training, into the phase"
         )
 
 

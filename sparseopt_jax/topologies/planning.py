@@ -1,4 +1,4 @@
-"""What a rewiring decides about each leaf."""
+"""The decisions of a rewiring about each leaf."""
 
 import math
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
-    """Decide about each leaf: as ``Rewiring.plan``."""
+    """Decide about each leaf; see ``Rewiring.leaves``."""
     if rewiring.is_handed_on:
         raise ValueError(
-            "masks=so.PREVIOUS_MASKS takes masks over from a phase before; use it in "
-            "phases"
+            "masks=so.PREVIOUS_MASKS takes over the masks of the previous phase: use "
+            "it in so.phases"
         )
     plans = plan_leaves(_rules(rewiring, rewiring.sparsity), params)
     _check_countable(rewiring, plans)
@@ -30,14 +30,14 @@ def planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
 
 
 def first_planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
-    """Decide about each leaf, for the masks that a moving density begins with."""
-    last = rewiring.leaves(params)  # raises where the end does not fit
+    """Decide about each leaf, for the first masks of a density schedule."""
+    last = rewiring.leaves(params)  # raises if the final numbers do not fit
     if rewiring.density is None:
         return last
     initial = rewiring.density.initial_sparsity
     rules = _rules(rewiring, initial)._replace(begins=True)
     if isinstance(rewiring.distribution, Mapping):
-        # The sparsities of a mapping are those of the end.
+        # A mapping specifies the final sparsities.
         begins = {
             pattern: min(initial, end) for pattern, end in rewiring.distribution.items()
         }
@@ -46,7 +46,7 @@ def first_planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
 
 
 def paths_of_full(plans: list[LeafPlan]) -> frozenset[str]:
-    """Return the paths of the sparse leaves all of whose weights are active."""
+    """Return the paths of the sparse leaves whose weights are all active."""
     return frozenset(
         plan.path
         for plan in plans
@@ -70,7 +70,7 @@ def _rules(rewiring: "Rewiring", sparsity: float | None) -> Rules:
 
 
 def _check_countable(rewiring: "Rewiring", plans: list[LeafPlan]) -> None:
-    """Raise where an int32 could not count what is counted together."""
+    """Raise if an int32 cannot count all units that are counted together."""
     total = 0
     for plan in plans:
         if plan.units is None:
@@ -80,13 +80,13 @@ def _check_countable(rewiring: "Rewiring", plans: list[LeafPlan]) -> None:
         if units >= 2**31:
             raise ValueError(
                 f"{plan.path!r} has {units} units of {plan.structure} in one layer, "
-                "and an int32 counts 2**31 - 1: make them fewer by a mapping to "
-                "Block((...)), split the kernel, name its stacked axes by dims, or "
-                "exclude it by where"
+                "more than the 2**31 - 1 that an int32 can count: map it to Block(...) "
+                "in structure, split the kernel, specify its stack axes with dims, or "
+                "exclude it with where"
             )
     if total >= 2**31 and rewiring.crosses_layers:
         raise ValueError(
-            f"{rewiring.name} compares all layers, whose {total} weights an int32 does "
-            "not count: exclude some by where, or take a method that keeps to each "
-            "layer"
+            f"{rewiring.name} compares all layers, whose {total} weights exceed the "
+            "2**31 - 1 that an int32 can count: exclude some with where, or use a "
+            "method that treats each layer separately"
         )

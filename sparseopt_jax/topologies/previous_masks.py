@@ -1,10 +1,10 @@
-"""What stands for the masks that a phase takes over from the one before."""
+"""The value of ``masks=`` that takes over the masks of the previous phase."""
 
 from typing import Final
 
 PREVIOUS_MASKS: Final = "kept"
-"""As ``masks=`` of a topology in a later one of ``phases``: the masks, or their numbers
-of active weights, that the phase before leaves.
+"""Pass it as ``masks=`` to any but the first topology of ``phases``: that phase keeps
+the masks of the previous one, or their numbers of active weights if it updates them.
 
-A string, so that it can be written in a configuration file and in a checkpoint's record
-as it is; no pytree of masks equals it."""
+It is a string, so that configuration files and checkpoint records can hold it. No
+pytree of masks equals it."""

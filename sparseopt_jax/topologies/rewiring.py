@@ -1,9 +1,9 @@
-"""Rewiring: a topology that is composed of parts.
+"""Rewiring: a topology composed of parts.
 
-A distribution (how many weights each layer gets), a structure (which may be active
-together), a drop score and a grow score (which ones), stages (what an update does with
-them) and a schedule (when, and what fraction). The methods of the literature are
-compositions of such parts, in ``sparseopt_jax.topologies.methods``.
+The parts are a distribution (how many weights each layer gets), a structure (which may
+be active together), a drop score and a grow score (which ones), stages (what an update
+does with them) and a schedule (when, and what fraction). The methods of the literature,
+in ``sparseopt_jax.topologies.methods``, are compositions of these parts.
 """
 
 import dataclasses
@@ -51,38 +51,39 @@ from sparseopt_jax.trees import paths
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Rewiring(Topology):
-    """A topology composed of parts: what a layer gets, what is dropped and grown, when.
+    """A topology composed of parts: distribution, structure, scores, stages, schedule.
 
-    Build one with a method such as ``rigl``, or from the parts.
+    Build it with a method such as ``rigl``, or from the parts.
 
-    Topologies are values: those with the same settings are equal, given masks compared
-    entry by entry, and functions by their identity.
+    Topologies are values: two with the same settings are equal. Given masks are
+    compared entry by entry, functions by identity.
 
     Attributes:
-      sparsity: fraction of zeros, in [0, 1), in the end where ``density`` moves it;
+      sparsity: fraction of zeros, in [0, 1), the final one with a ``density`` schedule;
         None if ``masks`` are given, or a structure fixes it.
-      name: what it is called in tables and checkpoints.
+      name: the name in tables and checkpoints.
       distribution: how the budget is shared between layers.
-      first: what the distribution ``"uniform"`` keeps dense: globs over paths, True
-        for the first layer that names and shapes tell, None for nothing.
-      structure: what may be active within a layer, for all or by globs over paths.
+      first: what the distribution ``"uniform"`` keeps dense: globs over paths; True
+        for the network's first layer, found by names and shapes; None for nothing.
+      structure: which weights of a layer may be active together, for all leaves or by
+        globs over paths.
       where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
-      include: globs over paths, or a function of path and leaf: leaves that are made
-        sparse although they are no kernels.
+      include: leaves to make sparse although they are not kernels: globs over paths, or
+        a function of path and leaf.
       masks: masks to start from, instead of random ones; ``PREVIOUS_MASKS`` for a
-        phase that keeps the masks, or their numbers of active weights, as they are
-        handed on.
+        phase that keeps the masks of the previous one, or their numbers of active
+        weights.
       dims: the axes of kernels, as in ``sparseopt_jax.layers.neurons.resolve_axes``.
-      schedule: when the topology changes; None if it never does.
-      drop: score by which active weights are kept, the highest.
-      grow: score by which inactive weights are activated, the highest.
-      stages: what an update does, one after another.
-      replaces_step: whether a change replaces the gradient step (RigL) or follows it
+      schedule: when the masks are updated; None for never.
+      drop: score of active weights; the lowest are dropped.
+      grow: score of inactive weights; the highest are grown.
+      stages: what an update does, in this order.
+      replaces_step: whether an update replaces the gradient step (RigL) or follows it
         (SET).
-      density: how the number of active weights moves; None if it does not. With
-        ``masks`` it moves from what those have.
-      memory: what growth remembers of earlier gradients; None for the present one only.
-      min_fan_in: active weights that every neuron keeps.
+      density: how the number of active weights moves; None if it is constant. With
+        ``masks`` it starts from them.
+      memory: what growth remembers of earlier gradients; None for the current one only.
+      min_fan_in: least number of active weights per neuron.
       track_explored: whether to record which weights have ever been active (one bool
         per weight).
     """
@@ -115,8 +116,8 @@ class Rewiring(Topology):
                 raise ValueError("sparsity must be given unless masks are, got None")
             if self.density is not None and not self.is_handed_on:
                 raise ValueError(
-                    "sparsity must be given: masks are where the density starts, not "
-                    "where it ends"
+                    "sparsity must be given: masks specify where the density starts, "
+                    "not where it ends"
                 )
         distributions.check_distribution(self.distribution)
         check_dims(self.dims)
@@ -138,7 +139,7 @@ class Rewiring(Topology):
         for name in ("distribution", "structure", "dims"):
             value = getattr(self, name)
             if isinstance(value, dict):
-                # A copy, which nobody else can change.
+                # A copy that nobody else can modify.
                 object.__setattr__(self, name, dict(value))
         self._check_change()
 
@@ -175,9 +176,9 @@ class Rewiring(Topology):
             )
             if self.is_handed_on:
                 raise ValueError(
-                    "masks=so.PREVIOUS_MASKS keeps the number of active weights, which "
-                    "a density moves: leave masks out; in phases it starts from the "
-                    "masks that are handed on"
+                    "masks=so.PREVIOUS_MASKS keeps the number of active weights, but a "
+                    "density schedule changes it: leave masks out; in so.phases the "
+                    "topology starts from the previous masks anyway"
                 )
         least = integer("min_fan_in", self.min_fan_in, 0)
         object.__setattr__(self, "min_fan_in", least)
@@ -187,18 +188,18 @@ class Rewiring(Topology):
         for stage in self.stages:
             if not isinstance(stage, Stage):
                 raise TypeError(
-                    f"stages must be such as so.topologies.Drop(), got {stage!r}"
+                    f"stages must be stages such as so.topologies.Drop(), got {stage!r}"
                 )
             stage.check(self)
 
     @property
     def is_handed_on(self) -> bool:
-        """Whether it takes the masks, or their numbers, that a phase before left."""
+        """Whether it takes over the previous phase's masks, or their numbers."""
         return isinstance(self.masks, str) and self.masks == PREVIOUS_MASKS
 
     @property
     def keeps_counts(self) -> bool:
-        """Whether every layer has as many active weights at any time."""
+        """Whether each layer's number of active weights never changes."""
         return self.density is None and all(stage.keeps_counts for stage in self.stages)
 
     @property
@@ -208,7 +209,10 @@ class Rewiring(Topology):
 
     @property
     def may_empty_layers(self) -> bool:
-        """False where a schedule decides about every layer by itself."""
+        """Whether a layer may be left without active weights.
+
+        False if each layer's number is constant, or scheduled for that layer.
+        """
         by_layer = self.density is not None and not self.crosses_layers
         return not (self.keeps_counts or by_layer)
 
@@ -218,7 +222,7 @@ class Rewiring(Topology):
 
     @property
     def target_density(self) -> float | None:
-        """By ``sparsity``, or else by the structure: as ``Topology.target_density``."""
+        """The target fraction of active weights: from ``sparsity`` or the structure."""
         if self.sparsity is not None:
             return 1.0 - self.sparsity
         return fixed_density(self.structure)
@@ -233,10 +237,10 @@ class Rewiring(Topology):
 
     @property
     def dense_gradients(self) -> float:
-        """The fraction of the steps that need the dense gradient, while masks change.
+        """The fraction of steps that need the dense gradient, until the last update.
 
-        RigL takes one more step for it after each ``every`` others. Whether growth
-        needs it is its score's to say.
+        RigL spends one extra step on it after every ``every`` steps. The grow score
+        declares whether growth needs it.
         """
         interval = None if self.schedule is None else self.schedule.interval
         if interval is None:
@@ -252,18 +256,18 @@ class Rewiring(Topology):
         return self.memory is not None or any(by_gradients)
 
     def leaves(self, params: Any) -> list[LeafPlan]:
-        """Decide about each leaf: as ``Topology.leaves``."""
+        """Decide about each leaf; see ``Topology.leaves``."""
         return planned(self, params)
 
     def first_leaves(self, params: Any) -> list[LeafPlan]:
-        """Decide about each leaf as ``leaves`` does, for the masks of the beginning."""
+        """Decide about each leaf as ``leaves`` does, but for the first masks."""
         return first_planned(self, params)
 
     def full_leaves(self, params: Any) -> frozenset[str]:
-        """Paths of the leaves all of whose weights are active, and will stay so.
+        """Return the paths of leaves whose weights are all active and stay so.
 
-        A layer that its distribution saturates keeps its count like any other, so its
-        mask never changes anything.
+        A layer that its distribution fills keeps its count like any other, so its mask
+        stays full.
         """
         if self.crosses_layers or not all(s.keeps_counts for s in self.stages):
             return frozenset()
@@ -274,7 +278,7 @@ class Rewiring(Topology):
 
     @property
     def moves(self) -> bool:
-        """Whether the masks ever change."""
+        """Whether the masks are ever updated."""
         return self.schedule is not None
 
     @property
@@ -283,28 +287,29 @@ class Rewiring(Topology):
         return told_updates(self.schedule)
 
     def due(self, count: Any) -> Any:
-        """Return whether the masks change at step ``count``: as ``Topology.due``."""
+        """Return whether masks are updated at step ``count``; see ``Topology.due``."""
         return False if self.schedule is None else self.schedule.due(count)
 
     def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, TopologyState]:
-        """Make the first masks: exactly as many active weights as each layer gets.
+        """Make the first masks, with exactly the planned number of weights per layer.
 
-        They are random, or given; a density that starts by weights keeps the largest.
+        They are random or given, or keep the largest weights if the density schedule
+        has ``by_weights``.
 
         Args:
           key: typed PRNG key.
           params: any pytree of arrays or ``jax.ShapeDtypeStruct``. Only shapes, dtypes
-            and sharding types are used, unless masks start from weights: then the
-            values of arrays, traced ones as well; with shapes alone they are random.
+            and sharding types are used, except with ``by_weights``: then the values of
+            arrays, even of traced ones. With shapes only, masks are random.
 
         Returns:
-          Masks in the structure of ``params``, and what the topology keeps.
+          Masks in the structure of ``params``, and the topology's state.
 
         Raises:
           ValueError: as ``leaves``.
         """
         masks = first_masks(self, key, params)
-        # A copy: a donated state must not hold one buffer twice.
+        # A copy, because a donated state must not hold the same buffer twice.
         explored = jax.tree.map(jnp.copy, masks) if self.track_explored else ()
         return masks, TopologyState(
             updated_at=jnp.full([], -1, jnp.int32),
@@ -316,20 +321,20 @@ class Rewiring(Topology):
         )
 
     def no_memory(self, masks: Any) -> Any:
-        """Return what growth remembers before the first step."""
+        """Return the memory of gradients before the first step."""
         return () if self.memory is None else no_gradients(masks)
 
     def fan_ins(self, masks: Any) -> Any:
-        """Each neuron's number of active incoming weights, as ``TopologyState`` has."""
+        """Return each neuron's number of active inputs, as in ``TopologyState``."""
         return paths.map_with_paths(self.fan_in, masks)
 
     def fan_in(self, path: str, mask: Any) -> Any:
-        """The fan-ins of one leaf; ``optax.MaskedNode()`` where it has no neurons."""
+        """Return the fan-ins of one leaf; ``optax.MaskedNode()`` without neurons."""
         axes = None if paths.is_hole(mask) else resolve_axes(self.dims, path, mask)
         return optax.MaskedNode() if axes is None else fan_in(mask, axes)
 
     def observe(self, count: Any, state: TopologyState, grads: Any) -> TopologyState:
-        """Take the gradient of a step into what growth remembers."""
+        """Add the gradient of a step to the memory; see ``Topology.observe``."""
         if self.memory is None:
             return state
         memory = self.memory.observe(
@@ -354,26 +359,26 @@ class Rewiring(Topology):
     ) -> tuple[Any, TopologyState]:
         """Update the masks once, whether or not an update is due.
 
-        The stages run one after another. By default, per layer, the fraction that the
-        schedule gives for ``count`` of the active units is dropped, lowest drop scores
-        first, and every cell grows to its number again, highest grow scores first,
-        among all that are then inactive: those just dropped may come back. Weights
-        that are infinite or NaN are not dropped.
+        The stages run in order. By default each layer drops a fraction of its active
+        units, which the schedule sets for ``count``, lowest drop scores first. Then
+        every cell grows back to its number, highest grow scores first, among all units
+        that are now inactive: those just dropped may come back. Non-finite weights are
+        not dropped.
 
         Args:
           key: typed PRNG key of this step.
           count: int32 scalar, the step.
-          masks: the present masks.
-          state: what the topology keeps, ``observe`` called for this step.
+          masks: the current masks.
+          state: the topology's state, after ``observe`` for this step.
           params: tree like the masks, the weights.
           grads: tree like the masks, the dense gradient.
-          fraction: what to drop, instead of what the schedule gives.
-          adapts: whether masks of other numbers than this topology's, as a phase hands
-            them on, are brought to its own: a bool or bool scalar. A density that moves
-            grows none that are sparser, unless its schedule rises.
+          fraction: the fraction to drop, instead of the schedule's.
+          adapts: whether masks from a previous phase are brought to this topology's
+            numbers of active weights: a bool or bool scalar. A density schedule does
+            not fill up sparser masks unless its density has risen.
 
         Returns:
-          The new masks and the new state. Where the topology keeps counts, every layer
+          The new masks and the new state. If the topology keeps counts, every layer
           has as many active weights as before.
         """
         if fraction is None:

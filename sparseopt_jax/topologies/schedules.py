@@ -1,4 +1,4 @@
-"""When a topology changes, and by how much."""
+"""Schedules: when masks are updated, and how much."""
 
 import abc
 import dataclasses
@@ -25,17 +25,17 @@ __all__ = [
     "UpdateSteps",
 ]
 
-# The last step that an int32 counts: a topology that stops there never does.
+# The last step that an int32 counts: as ``stop`` it means that updates never end.
 FOREVER = 2**31 - 1
 
 DECAYS = ("constant", "cosine", "inverse_power", "linear")
 
 Schedule = Callable[[Any], Any]
-"""From a step to a number, such as any schedule of optax."""
+"""A function from a step to a number, such as any Optax schedule."""
 
 
 class UpdateSteps(abc.ABC):
-    """At which steps the masks are updated; see ``UpdateSchedule`` and ``StepList``.
+    """The steps at which masks are updated; see ``UpdateSchedule`` and ``StepList``.
 
     Attributes:
       steps: the steps, ascending.
@@ -45,48 +45,49 @@ class UpdateSteps(abc.ABC):
 
     @property
     def interval(self) -> int | None:
-        """Steps from one update to the next; None where that varies."""
+        """Steps from one update to the next; None if this varies."""
         return None
 
     @property
     def is_endless(self) -> bool:
-        """Whether updates go on as long as training does."""
+        """Whether updates continue as long as training does."""
         return False
 
     @abc.abstractmethod
     def due(self, count: Any) -> Any:
-        """Return whether the topology changes at step ``count``.
+        """Return whether masks are updated at step ``count``.
 
         Args:
           count: an int, or an int array.
 
         Returns:
-          A bool for an int, so that a host loop waits for nothing; else a bool array.
+          A bool for an int, so that a host loop need not wait for a device; otherwise a
+          bool array.
         """
 
     @abc.abstractmethod
     def previous(self, count: Any) -> Any:
-        """The last step before ``count`` that changes the topology."""
+        """Return the step of the last update before step ``count``."""
 
     @abc.abstractmethod
     def fraction(self, count: jax.typing.ArrayLike) -> jax.Array:
-        """Fraction of the active weights that step ``count`` replaces: float32."""
+        """Return the fraction of active weights to replace at ``count``: float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSchedule(UpdateSteps):
-    """Every how many steps a topology changes, and which fraction of it.
+    """Updates at a fixed interval, each of which replaces a fraction of the weights.
 
     Attributes:
-      every: steps from one change to the next (RigL's delta T).
-      start: first step that may change the topology.
-      stop: first step that may not (RigL's T_end).
-      drop_fraction: fraction of the active weights that a change replaces at step 0
+      every: steps from one update to the next (RigL's delta T).
+      start: step of the first update.
+      stop: first step without an update (RigL's T_end).
+      drop_fraction: fraction of the active weights that an update at step 0 replaces
         (RigL's alpha).
       decay: how that fraction falls until ``stop``: ``"cosine"``, ``"linear"``,
-        ``"inverse_power"`` (the third power of what is left of the time) or
-        ``"constant"``; or a function of the step, such as any schedule of optax, that
-        gives the fraction itself.
+        ``"inverse_power"`` (the third power of the remaining time) or ``"constant"``;
+        or a function of the step, such as any Optax schedule, that returns the fraction
+        itself.
 
     Raises:
       TypeError: if a number of steps is not an integer.
@@ -149,7 +150,7 @@ class UpdateSchedule(UpdateSteps):
 
     @property
     def steps(self) -> range:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The steps that change the topology.
+        """The steps at which masks are updated.
 
         >>> UpdateSchedule(every=100, start=0, stop=1000).steps[-1]
         900
@@ -157,16 +158,16 @@ class UpdateSchedule(UpdateSteps):
         return range(self.start, self.stop, self.every)
 
     def previous(self, count: Any) -> Any:
-        """The last step before ``count`` that changes the topology; else ``start``."""
+        """Return the step of the last update before ``count``, or else ``start``."""
         changes = (count - self.start - 1) // self.every
         return self.start + self.every * jnp.clip(changes, 0, len(self.steps) - 1)
 
     def fraction(self, count: jax.typing.ArrayLike) -> jax.Array:
-        """Fraction of the active weights that step ``count`` replaces: float32 scalar.
+        """Return the fraction of active weights to replace at ``count``: float32.
 
         Note:
-          As in the published code the decay runs over the global step, from 0 to
-          ``stop``: a later ``start`` begins at the fraction the decay has reached.
+          As in the published code, the decay runs over the global step, from 0 to
+          ``stop``: a later ``start`` begins with the fraction decayed so far.
         """
         if callable(self.decay):
             return jnp.clip(jnp.asarray(self.decay(count), jnp.float32), 0.0, 1.0)
@@ -182,15 +183,15 @@ class UpdateSchedule(UpdateSteps):
 
 @dataclasses.dataclass(frozen=True)
 class StepList(UpdateSteps):
-    """A topology changes at these steps, and replaces nothing.
+    """Updates at listed steps, which replace no weights.
 
     Attributes:
       steps: the steps, ascending.
 
     Raises:
       TypeError: if one of them is not an integer.
-      ValueError: if there is none, they do not ascend from 0, or one exceeds what an
-        int32 counts.
+      ValueError: if there are none, they do not ascend from 0 or later, or one exceeds
+        what an int32 counts.
 
     Examples:
       >>> schedule = StepList((10, 40))
@@ -209,11 +210,14 @@ class StepList(UpdateSteps):
         object.__setattr__(self, "steps", steps)
 
     def due(self, count: Any) -> Any:
-        """Whether the topology changes at step ``count``: as ``UpdateSteps.due``."""
+        """Return whether masks are updated at ``count``; see ``UpdateSteps.due``."""
         return functools.reduce(operator.or_, (count == step for step in self.steps))
 
     def previous(self, count: Any) -> Any:
-        """The last of the steps before ``count``; before the first the step before."""
+        """Return the last of the steps before ``count``.
+
+        If there is none, the step before the first.
+        """
         first = self.steps[0] - 1
         gaps = (b - a for a, b in itertools.pairwise((first, *self.steps)))
         reached = (
@@ -223,23 +227,23 @@ class StepList(UpdateSteps):
         return sum(reached, jnp.int32(first))
 
     def fraction(self, count: jax.typing.ArrayLike) -> jax.Array:
-        """Zero: float32 scalar."""
+        """Return 0: float32 scalar."""
         del count
         return jnp.float32(0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class DensitySchedule:
-    """How the active weights go from a first number to the last one.
+    """How the number of active weights moves from its first to its final value.
 
-    Every layer moves in proportion: at progress p it has ``last + p (first - last)``
-    active units, so that the whole network has the density that the schedule asks for.
+    All layers move in proportion: at progress p a layer has ``last + p (first - last)``
+    active units, so that the whole network has the scheduled density.
 
     Attributes:
-      initial_sparsity: the sparsity that a run begins with, in [0, 1).
-      progress: function of the step: 1 at the first density, 0 at the last.
-      by_weights: whether the first masks keep the largest of the weights given to
-        ``init``, by the drop score; else, and where ``init`` is given shapes alone,
+      initial_sparsity: the sparsity at the start of a run, in [0, 1).
+      progress: a function of the step: 1 at the first density, 0 at the final one.
+      by_weights: whether the first masks keep the weights of the highest drop scores
+        among those passed to ``init``; otherwise, or if ``init`` is given only shapes,
         they are random.
 
     References:
@@ -253,12 +257,12 @@ class DensitySchedule:
 
 @dataclasses.dataclass(frozen=True)
 class Cubic:
-    """Progress (1 - (t - start) / (last - start))^3, 1 before and 0 after.
+    """Progress (1 - (t - start) / (last - start))^3, 1 before and 0 after these steps.
 
     Attributes:
-      start: the step of the first change.
-      last: the step of the last one, which reaches the last density; where it is the
-        first as well, that one does.
+      start: the step of the first update.
+      last: the step of the last update, which reaches the final density, even if it is
+        also the first.
 
     Examples:
       >>> progress = Cubic(0, 10)
@@ -279,7 +283,7 @@ class Cubic:
 
 @dataclasses.dataclass(frozen=True)
 class Alternating:
-    """Progress that is 1 before the first of some steps, 0 from it on, 1 from the next.
+    """Progress that starts at 1 and switches between 1 and 0 at each of some steps.
 
     Attributes:
       steps: the steps, ascending.
@@ -300,14 +304,14 @@ class Alternating:
 
 @dataclasses.dataclass(frozen=True)
 class Followed:
-    """The progress of a sparsity that a function of the step gives.
+    """Progress that follows a schedule of the sparsity.
 
     Attributes:
-      schedule: the sparsity.
-      first: its value until the first change.
-      end: its value from the last change on.
-      start: the step of the first change.
-      last: the step of the last one.
+      schedule: the sparsity as a function of the step.
+      first: the sparsity until the first update.
+      end: the sparsity from the last update on.
+      start: the step of the first update.
+      last: the step of the last update.
     """
 
     schedule: Schedule
@@ -320,13 +324,13 @@ class Followed:
         """Return the progress at a step."""
         sparsity = jnp.asarray(self.schedule(count), jnp.float32)
         progress = (sparsity - self.end) / (self.first - self.end)
-        # Exact at both ends, so that the last numbers are the planned ones.
+        # Exact at both ends, so that the final numbers are the planned ones.
         progress = jnp.where(count <= self.start, 1.0, progress)
         return jnp.where(count >= self.last, 0.0, progress)
 
 
 def told_updates(schedule: UpdateSteps | None) -> str:
-    """Return how often a schedule updates the masks, as a sentence; empty for None.
+    """Return a sentence on how often a schedule updates the masks; empty for None.
 
     >>> told_updates(UpdateSchedule(every=100, start=0, stop=1000))
     'Masks are updated 10 times, at steps 0 to 900.'

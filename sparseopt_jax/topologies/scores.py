@@ -1,11 +1,11 @@
-"""What a topology drops and grows by: one number per weight, the largest win.
+"""Scores by which a topology drops and grows: one number per weight, the highest win.
 
 A score is a function of a PRNG key, a parameter and its dense gradient that returns
-float32 scores of the parameter's shape. Any function of that kind will do; where a
-structure switches several weights as one, their scores are added.
+float32 scores of the parameter's shape. Any such function can be used; if a structure
+switches several weights as one, their scores are summed.
 
-What a score needs it says itself, as ``DeclaredScore`` has it. A plain function is
-taken to need the key and the gradient, and to score weights.
+A score declares what it needs, as in ``DeclaredScore``. A plain function is assumed to
+read the key, the weight and the gradient.
 """
 
 import abc
@@ -38,21 +38,22 @@ __all__ = [
 ]
 
 Score = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""From a key, a parameter and its dense gradient to float32 scores of its shape."""
+"""A function of a key, a parameter and its dense gradient that returns float32 scores
+of the parameter's shape."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class DeclaredScore(abc.ABC):
-    """A score that says what it needs; scores of one kind and weight are equal.
+    """A score that declares what it needs; those of the same type and values are equal.
 
     Attributes:
       needs_gradient: whether it reads the gradient.
       needs_weight: whether it reads the weight.
       needs_key: whether it reads the key.
-      is_drawn: whether it is a random number, whatever the weight: it is drawn for a
-        block as it is for a weight.
-      is_elementwise: whether a weight's score depends on nothing but that weight and
-        its gradient.
+      is_drawn: whether it is a random number that does not depend on the weight: one is
+        drawn per unit, be it a weight or a block.
+      is_elementwise: whether a weight's score depends only on that weight and its
+        gradient.
     """
 
     needs_gradient: ClassVar[bool] = True
@@ -62,11 +63,11 @@ class DeclaredScore(abc.ABC):
     is_elementwise: ClassVar[bool] = False
 
     def seen(self, grad: jax.Array, mask: jax.Array, axes: Axes | None) -> jax.Array:
-        """Return the gradient as the score is to see it; by default as it is.
+        """Return the gradient that the score should read; unchanged by default.
 
         Args:
-          grad: the dense gradient, or what is remembered of it.
-          mask: the leaf's present mask.
+          grad: the dense gradient, or the memory of it.
+          mask: the leaf's current mask.
           axes: the leaf's axes; None if it has no neurons.
         """
         del mask, axes
@@ -74,11 +75,11 @@ class DeclaredScore(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-        """The scores: float32 of the parameter's shape."""
+        """Return the scores: float32 of the parameter's shape."""
 
     @property
     def record(self) -> Any:
-        """What stands for it in a checkpoint's record."""
+        """The value that represents it in a checkpoint's record."""
         return type(self).__name__.lower()
 
     def __repr__(self) -> str:
@@ -111,7 +112,8 @@ class CorrectedGradient(Gradient):
     """The absolute value of the gradient times SparseOpt's factors.
 
     References:
-      arXiv 2605.27541, figures 5 and 10: it explores less than the gradient itself.
+      Adnan et al., SparseOpt, 2026 (arXiv 2605.27541), figures 5 and 10: it explores
+      less than the uncorrected gradient.
     """
 
     is_elementwise = False
@@ -128,7 +130,7 @@ class CorrectedGradient(Gradient):
 
 
 class Saliency(DeclaredScore):
-    """The weight times its gradient: to first order, what the loss changes without it.
+    """|weight times gradient|: to first order, the loss's change without the weight.
 
     References:
       Molchanov et al., Pruning convolutional neural networks for resource efficient
@@ -143,7 +145,7 @@ class Saliency(DeclaredScore):
 
 
 class Random(DeclaredScore):
-    """Independent uniform numbers in [0, 1), however the weights are sharded."""
+    """Independent uniform random numbers in [0, 1), whatever the weights' sharding."""
 
     needs_gradient = False
     needs_key = True
@@ -151,8 +153,8 @@ class Random(DeclaredScore):
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
         del grad
-        # Each device draws its own part; without types the compiler finds that by
-        # itself.
+        # Each device draws only its part; without sharding types the compiler sees to
+        # that.
         return jax.random.uniform(
             key, param.shape, jnp.float32, out_sharding=explicit_sharding(param)
         )
@@ -163,7 +165,7 @@ class MagnitudeAndGradient(DeclaredScore):
     """|w| + weight |gradient|; build it with ``magnitude_and_gradient``.
 
     Attributes:
-      weight: what the gradient counts for.
+      weight: the factor of the gradient.
     """
 
     is_elementwise = True
@@ -198,7 +200,13 @@ random = Random()
 
 
 def magnitude_and_gradient(weight: float) -> Score:
-    """|w| + weight |gradient|, the score of MEST.
+    """Return the score of MEST: |w| + weight |gradient|.
+
+    Args:
+      weight: the factor of the gradient.
+
+    Returns:
+      The score.
 
     References:
       Yuan et al., MEST, 2021 (arXiv 2110.14032).
@@ -207,7 +215,7 @@ def magnitude_and_gradient(weight: float) -> Score:
 
 
 def needs_gradient(score: Score) -> bool:
-    """Return whether a score reads the gradient; one that does not say is taken to.
+    """Return whether a score reads the gradient; True if it declares nothing.
 
     >>> needs_gradient(magnitude), needs_gradient(lambda key, param, grad: param)
     (False, True)
@@ -216,29 +224,29 @@ def needs_gradient(score: Score) -> bool:
 
 
 def needs_weight(score: Score) -> bool:
-    """Return whether a score reads the weight; one that does not say is taken to."""
+    """Return whether a score reads the weight; True if it declares nothing."""
     return getattr(score, "needs_weight", True)
 
 
 def needs_key(score: Score) -> bool:
-    """Return whether a score reads its key; one that does not say is taken to."""
+    """Return whether a score reads its key; True if it declares nothing."""
     return getattr(score, "needs_key", True)
 
 
 def is_drawn(score: Score) -> bool:
-    """Return whether a score is a random number for each unit."""
+    """Return whether a score is a random number per unit."""
     return getattr(score, "is_drawn", False)
 
 
 def is_elementwise(score: Score) -> bool:
-    """Return whether a weight's score depends on that weight and its gradient alone."""
+    """Return whether each score depends only on its weight and gradient."""
     return getattr(score, "is_elementwise", False)
 
 
 def seen(
     score: Score, grad: jax.Array, mask: jax.Array, axes: Axes | None
 ) -> jax.Array:
-    """Return the gradient as a score sees it: as ``DeclaredScore.seen``."""
+    """Return the gradient that a score reads; see ``DeclaredScore.seen``."""
     look = getattr(score, "seen", None)
     return grad if look is None else look(grad, mask, axes)
 
@@ -248,11 +256,11 @@ def of_units(
 ) -> jax.Array:
     """Return the score of each unit: the sum over its weights.
 
-    A random one is drawn for the unit itself, which is as random as a sum.
+    A random score is drawn for the unit itself, which is as random as a sum.
 
     Args:
-      score: what scores a weight.
-      units: how the weights are switched.
+      score: the score of single weights.
+      units: the units in which weights are switched.
       key: typed PRNG key.
       param: the weights.
       grad: their gradients.
@@ -261,6 +269,6 @@ def of_units(
       float32 array of units.
     """
     if is_drawn(score):
-        like = units.sum(param)  # of which no number is used
+        like = units.sum(param)  # only its shape and sharding are used
         return score(key, like, like)
     return units.sum(score(key, param, grad))

@@ -1,9 +1,9 @@
 """One update of a rewiring's masks with all leaves side by side, as rows of one array.
 
-The stages are those that serve a single leaf, and so are the results, to the last bit.
-But they are compiled once, not once a leaf: a network of many layers starts in a
-fraction of the time. Leaves that are split over devices, or may be, and units that
-cannot lie in rows are updated leaf by leaf.
+The stages are the same as for a single leaf, and the results are bit-identical. But
+they are compiled once, not once per leaf: a network of many layers starts in a fraction
+of the time. Leaves that are, or may be, split over devices, and units that cannot be
+arranged in rows, are updated leaf by leaf.
 """
 
 import functools
@@ -26,20 +26,19 @@ from sparseopt_jax.trees.leaf_keys import leaf_keys
 if TYPE_CHECKING:
     from sparseopt_jax.topologies.rewiring import Rewiring
 
-# What float32 holds exactly may be joined before it is scored.
+# float32 represents these exactly, so leaves can be joined before they are scored.
 _EXACT = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 class Group(NamedTuple):
-    """Leaves that one code serves: static, and hashable.
+    """Leaves that are updated by the same code: static and hashable.
 
     Attributes:
-      rows: where they lie.
-      stages: what is run over them.
-      scored: the scores to be kept and grown by, where units are scored in rows; else
-        None, and they come scored.
-      planned: active units that each leaf's layers were planned with; None if they
-        were not.
+      rows: their arrangement in rows.
+      stages: the stages to run.
+      scored: the drop and the grow score, if units are scored in rows; None if they
+        have been scored before.
+      planned: active units planned for each leaf's layers; None without a plan.
     """
 
     rows: Rows
@@ -49,14 +48,15 @@ class Group(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What a group's update depends on besides its units.
+    """What a group's update reads besides its units.
 
     Attributes:
       fraction: as in ``Demand``.
       adapts: as in ``Demand``.
       rises: as in ``Demand``.
-      targets: active units of each leaf's cells, int32; None without.
-      keys: (leaves, 2) typed keys, to drop and to grow by; None where none is drawn.
+      targets: active units of each leaf's cells, int32; None without targets.
+      keys: (leaves, 2) typed keys, for the drop and the grow score; None if no score is
+        drawn.
       measured: what stages have measured, a vector over the leaves' layers, by name.
     """
 
@@ -76,11 +76,11 @@ def rewire_side_by_side(
     Args:
       rewiring: the topology.
       key: typed PRNG key of the step.
-      leaves: what is collected of every sparse leaf, by path.
-      demand: what the update is to do.
+      leaves: what the update reads of every sparse leaf, by path.
+      demand: what the update must do.
 
     Returns:
-      The new masks; None where the leaves must be updated one by one.
+      The new masks; None if the leaves must be updated one by one.
     """
     is_scored = _can_be_scored_in_rows(rewiring, key, list(leaves.values()))
     members = _members(leaves, demand, is_scored)
@@ -126,9 +126,9 @@ def rewire_side_by_side(
 def _members(
     leaves: dict[str, Leaf], demand: Demand, is_scored: bool
 ) -> dict[Any, list[str]] | None:
-    """Return the paths of each group, by what its leaves have in common.
+    """Return the paths of each group, by the traits that its leaves share.
 
-    None where a leaf cannot lie in rows.
+    None if a leaf cannot be arranged in rows.
     """
     members: dict[Any, list[str]] = {}
     for path, leaf in leaves.items():
@@ -145,9 +145,9 @@ def _members(
 def _rewired(
     group: Group, numbers: Numbers, fields: dict[str, list[jax.Array]]
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array] | None]:
-    """The units of each leaf that are active in the end, and how many it has grown.
+    """Return each leaf's active units after the update, and how many it has grown.
 
-    And how many units of each cell are active, where layers have several.
+    If layers have several cells, also how many units of each cell are active.
     """
 
     def at_bin(number, units, laid):
@@ -171,7 +171,7 @@ def _draft(
     """Return the first draft of a bin."""
 
     def of_leaves(numbers):
-        """From an entry for each of the group's leaves to one for each of the bin."""
+        """Return the numbers of the bin's leaves, from those of the group's leaves."""
         return of_bin(group.rows, by_bins(group.rows, numbers), number)
 
     def in_rows(numbers):
@@ -219,7 +219,7 @@ def _draft(
 def _can_be_scored_in_rows(
     rewiring: "Rewiring", key: jax.Array, leaves: Sequence[Leaf]
 ) -> bool:
-    """Whether scores of joined leaves are those of each, and nothing else asks."""
+    """Return whether leaves can be joined before scoring, with the same results."""
     if rewiring.min_fan_in:
         return False
     for score in (rewiring.drop, rewiring.grow):
@@ -238,14 +238,14 @@ def _can_be_scored_in_rows(
 
 
 def _keys(rewiring: "Rewiring", key: jax.Array, paths: Sequence[str]) -> Any:
-    """Each leaf's two keys, as ``first_drafts`` has them; None where none is drawn."""
+    """Return each leaf's two keys, as in ``first_drafts``; None if nothing is drawn."""
     if not (scores.is_drawn(rewiring.drop) or scores.is_drawn(rewiring.grow)):
         return None
     return jax.vmap(jax.random.split)(leaf_keys(key, paths))
 
 
 def _measured(rewiring: "Rewiring", leaves: Sequence[Leaf]) -> dict[str, jax.Array]:
-    """What the stages measure on each leaf, as vectors over the layers of all."""
+    """Return what the stages measure, as vectors over the layers of all leaves."""
     vectors: dict[str, list[jax.Array]] = {}
     for leaf in leaves:
         for name, numbers in leaf.measure(rewiring.stages).items():
@@ -263,7 +263,7 @@ def _stacked(targets: Sequence[Any]) -> jax.Array:
 
 
 def _read(rewiring: "Rewiring", leaf: Leaf) -> dict[str, jax.Array]:
-    """Return the arrays of a leaf that scores in rows read."""
+    """Return the arrays of a leaf that scoring in rows reads."""
     arrays = {"active": leaf.mask, "param": leaf.param}
     if scores.needs_gradient(rewiring.drop):
         arrays["grad"] = leaf.grad
@@ -273,7 +273,7 @@ def _read(rewiring: "Rewiring", leaf: Leaf) -> dict[str, jax.Array]:
 
 
 def _scored(draft: Draft) -> dict[str, jax.Array]:
-    """Return the arrays of a leaf whose units are scored."""
+    """Return the arrays of a leaf whose units have been scored."""
     names = ("active", "held", "drop", "grow")
     return {name: getattr(draft, name) for name in names}
 

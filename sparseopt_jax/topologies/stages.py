@@ -1,9 +1,9 @@
 """The stages of an update of the masks: prune to a number, drop, grow.
 
 A stage is a pure function from one draft of the new masks to the next. It counts and
-selects units; no array is sorted. In it stand only elementwise operations and methods
-of ``draft.units``, so that the same code serves a single leaf, sharded or not, and
-many layers that lie side by side as rows of one array.
+selects units; no array is sorted. It uses only elementwise operations and methods of
+``draft.units``, so that the same code works for a single leaf, sharded or not, and for
+many layers side by side as rows of one array.
 """
 
 import abc
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 
 class Draft(NamedTuple):
-    """The masks of one leaf, or of several side by side, while an update is made.
+    """The masks of one leaf, or of several side by side, during an update.
 
-    Arrays are of units. Numbers are int32, one for each cell unless said otherwise, and
-    broadcast against the arrays.
+    Arrays have an entry per unit. Numbers are int32, one per cell unless stated
+    otherwise, and broadcast against the arrays.
 
     Attributes:
-      units: how the weights are switched.
+      units: the units in which weights are switched.
       active: bool, the units that are active before the update.
       held: bool, active units that must not be dropped.
-      drop: float32 scores, the lowest of which are dropped; infinite where held.
-      grow: float32 scores, the highest of which are grown.
-      fraction: float32 scalar, the part of a layer's active units that is replaced.
-      target: active units after the update; None where their number stays.
-      adapts: whether the target holds, a bool or bool scalar; False is without any.
-      rises: whether what has fewer active units than its target is filled up to it, a
-        bool or bool scalar; else the target is what it has.
-      planned: active units that each layer was planned with; None for what it has.
-      measured: what stages asked for by ``Stage.measure``, by name.
-      kept: bool, the units that stay, as far as stages have decided; in the end the
-        new mask.
+      drop: float32 scores; the lowest are dropped; infinite where held.
+      grow: float32 scores; the highest are grown.
+      fraction: float32 scalar, the fraction of a layer's active units to replace.
+      target: active units after the update; None if their number stays.
+      adapts: whether the target applies, a bool or bool scalar; if False, numbers stay.
+      rises: whether cells with fewer active units than their target are filled up to
+        it, a bool or bool scalar; if False, they keep their number.
+      planned: active units planned for each layer; None for as many as it has.
+      measured: what the stages measured by ``Stage.measure``, by name.
+      kept: bool, the units that stay according to the stages so far; finally the new
+        mask.
       most: units of each cell that may stay.
       size: units of each cell that will be active.
     """
@@ -72,48 +72,48 @@ def held_units(
     min_fan_in: int,
     neuron: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """Mark the units that no stage may drop, and set their scores above all others.
+    """Mark the units that no stage may drop, and raise their scores above all others.
 
     Args:
-      mask: the present mask.
-      finite: weights that are finite: no update takes others to zero, so they stay
-        active.
-      units: how the weights are switched.
-      drop: score of each unit to be kept.
-      min_fan_in: the least number of weights that a neuron keeps.
-      neuron: the axes of one neuron's weights.
+      mask: the current mask.
+      finite: True for finite weights; the others stay active, because no update can
+        take them to zero.
+      units: the units in which weights are switched.
+      drop: the score of each unit, of which the lowest are dropped.
+      min_fan_in: least number of active weights per neuron.
+      neuron: the axes of a neuron's weights.
 
     Returns:
-      Bool array of units, and the scores.
+      Bool array of units, and the new scores.
     """
     active = units.any(mask)
     held = active & ~units.all(finite)
     if min_fan_in:
-        # Single weights here, so units are weights. An inactive one is chosen only
-        # where a neuron has fewer: it does not count.
+        # Units are single weights here. Inactive ones are selected only if a neuron has
+        # fewer active ones, and must not be marked.
         held |= active & top_k_mask(drop, min_fan_in, where=mask, axis=neuron)
     return held, held_above(held, drop)
 
 
 def held_above(held: jax.Array, drop: jax.Array) -> jax.Array:
-    """Set the scores of units that must not be dropped above all others."""
-    # Sums may be infinite as well: below what is held.
+    """Raise the scores of units that must not be dropped above all others."""
+    # Sums may be infinite too, and must rank below held units.
     drop = jnp.minimum(drop, jnp.finfo(jnp.float32).max)
     return jnp.where(held, jnp.inf, drop)
 
 
 class Stage(abc.ABC):
-    """What all stages have in common; subclass ``LayerStage`` or ``NetworkStage``.
+    """Base class of all stages; subclass ``LayerStage`` or ``NetworkStage``.
 
-    Stages are values: make a subclass a frozen dataclass, so that those with the same
-    settings are equal. What a stage needs and does it declares.
+    Stages are values: make a subclass a frozen dataclass, so that two with the same
+    settings are equal. A stage declares what it needs and does.
 
     Attributes:
       keeps_counts: whether layers have as many active units after it as before, or as
-        their targets say.
+        their targets.
       crosses_layers: whether layers compete for units.
-      prunes: whether it brings layers down to their targets: then it also makes the
-        first masks of a density that starts below 1.
+      prunes: whether it prunes layers to their targets; it then also makes the first
+        masks of a density schedule that starts below 1.
     """
 
     keeps_counts: ClassVar[bool] = True
@@ -121,11 +121,11 @@ class Stage(abc.ABC):
     prunes: ClassVar[bool] = False
 
     def check(self, rewiring: "Rewiring") -> None:
-        """Raise ValueError where the stage cannot work with the other parts."""
+        """Raise ValueError if the stage does not fit the topology's other parts."""
         del rewiring
 
     def check_leaf(self, plan: LeafPlan) -> None:
-        """Raise ValueError where the stage cannot work on a sparse leaf."""
+        """Raise ValueError if the stage does not fit a sparse leaf."""
         del plan
 
     def measure(
@@ -134,12 +134,12 @@ class Stage(abc.ABC):
         """Measure what the stage reads besides scores, on one leaf.
 
         Args:
-          units: how the weights are switched.
+          units: the units in which weights are switched.
           active: bool array of units.
           memory: what is remembered of the weights' gradients, or None.
 
         Returns:
-          One number for each layer, the layer's axes of size 1, by name.
+          By name, one number per layer, with the layer's axes of size 1.
         """
         del units, active, memory
         return {}
@@ -150,7 +150,7 @@ class Stage(abc.ABC):
 
 
 class LayerStage(Stage):
-    """A stage that looks at one layer at a time."""
+    """A stage that handles one layer at a time."""
 
     @abc.abstractmethod
     def __call__(self, draft: Draft) -> Draft:
@@ -161,22 +161,22 @@ class LayerStage(Stage):
 
 
 class NetworkStage(Stage):
-    """A stage that compares layers: ``over`` sees all drafts at once."""
+    """A stage that compares layers: ``over`` receives all drafts at once."""
 
     crosses_layers = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Prune(LayerStage):
-    """Bring every cell to its target: down here, up where units are grown.
+    """Prune every cell to its target; a later stage grows cells below their target.
 
-    Does nothing where numbers stay as they are.
+    Does nothing if numbers stay the same.
     """
 
     prunes = True
 
     def __call__(self, draft: Draft) -> Draft:
-        """Return the draft without what is above the target."""
+        """Return the draft without the units beyond the target."""
         if draft.target is None:
             return draft
         units, present = draft.units, draft.size
@@ -186,7 +186,7 @@ class Prune(LayerStage):
         if not units.is_layer_wide:
             most = jnp.maximum(most, units.count(draft.held))
             kept = units.select(draft.drop, most, where=kept)
-        # Else one selection prunes and drops.
+        # If a layer is one cell, ``Drop`` also prunes, in the same selection.
         return draft._replace(kept=kept, most=most, size=size)
 
 
@@ -195,7 +195,7 @@ class Drop(LayerStage):
     """Drop a fraction of every layer's active units, lowest scores first."""
 
     def __call__(self, draft: Draft) -> Draft:
-        """Return the draft without what is dropped."""
+        """Return the draft without the dropped units."""
         units = draft.units
         total = units.total(draft.most)
         dropped = jnp.floor(draft.fraction * total.astype(jnp.float32))
@@ -210,8 +210,8 @@ class Grow(LayerStage):
     """Grow every cell to its size, highest scores first.
 
     Attributes:
-      again: whether units may come back that the same update has dropped; without,
-        only where nothing else is left.
+      again: whether units that the same update dropped may be grown again; if False,
+        only when no others are left.
     """
 
     again: bool = True

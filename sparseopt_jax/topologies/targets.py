@@ -1,4 +1,4 @@
-"""How many units every layer is to have at a step."""
+"""The target number of active units of every layer at a step."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def targets(rewiring: "Rewiring", count: Any, params: optax.Params) -> dict[str, Any]:
-    """Return the active units of every cell at a step, by path.
+    """Return the target number of active units of every cell at a step, by path.
 
     Args:
       rewiring: the topology.
       count: int32 scalar, the step.
-      params: the weights, or what stands for their shapes.
+      params: the weights, or placeholders with their shapes.
 
     Returns:
-      Ints, or int32 scalars where a schedule moves the density; nothing for leaves
-      whose numbers the topology does not decide.
+      Ints, or int32 scalars with a density schedule; no entry for leaves whose numbers
+      the topology does not decide.
     """
     if rewiring.is_handed_on:
         return {}
@@ -34,7 +34,7 @@ def targets(rewiring: "Rewiring", count: Any, params: optax.Params) -> dict[str,
     first: dict[str, Any] = {
         plan.path: plan.per_cell for plan in rewiring.first_leaves(params)
     }
-    # A schedule may go beyond its ends, a layer not.
+    # A schedule may overshoot its ends; a layer keeps between one and all of its units.
     return {
         path: n
         + jnp.clip(
@@ -49,13 +49,13 @@ def targets(rewiring: "Rewiring", count: Any, params: optax.Params) -> dict[str,
 def rises(rewiring: "Rewiring", count: Any, params: optax.Params) -> Any:
     """Return whether an update at a step may grow layers: a bool or bool scalar.
 
-    A density that moves grows what is sparser than it says only where it has risen
-    since the update before: what is pruned stays pruned.
+    With a density schedule, layers that are sparser than scheduled are filled up only
+    if the density has risen since the previous update: pruned weights stay pruned.
 
     Args:
       rewiring: the topology.
       count: int32 scalar, the step.
-      params: the weights, or what stands for their shapes.
+      params: the weights, or placeholders with their shapes.
     """
     density, schedule = rewiring.density, rewiring.schedule
     if density is None or schedule is None:

@@ -1,7 +1,7 @@
-"""One update of a rewiring's masks: collect what decides, run the stages, write back.
+"""One update of a rewiring's masks: collect its inputs, run the stages, write back.
 
-The stages see nothing but drafts. What differs between storages, meshes and ways to lay
-leaves out is before and after them.
+The stages see only drafts. Differences between storages, meshes and arrangements of
+leaves are handled before and after the stages.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class Rewired(NamedTuple):
-    """What the stages leave of every sparse leaf, by path.
+    """The result of an update for every sparse leaf, by path.
 
     Attributes:
       masks: the new masks.
-      grown: how many weights were turned on.
-      fan_ins: as in ``TopologyState``, where they have been counted by the way.
+      grown: how many weights were grown.
+      fan_ins: as in ``TopologyState``, for leaves where the update counted them anyway.
     """
 
     masks: dict[str, jax.Array]
@@ -43,7 +43,7 @@ class Rewired(NamedTuple):
 
 
 def rewire(stages: Sequence[Stage], drafts: list[Draft]) -> list[Draft]:
-    """Run the stages, one after another, over the drafts of all leaves."""
+    """Run the stages in order over the drafts of all leaves."""
     for stage in stages:
         drafts = stage.over(drafts)
     return drafts
@@ -56,11 +56,11 @@ def collect(
     grads: optax.Updates,
     memory: Any,
 ) -> dict[str, Leaf]:
-    """Return what decides about every sparse leaf, by path.
+    """Return what an update reads of every sparse leaf, by path.
 
     Args:
       rewiring: the topology.
-      masks: the present masks.
+      masks: the current masks.
       params: the weights.
       grads: the dense gradient.
       memory: what is remembered of earlier gradients.
@@ -88,7 +88,7 @@ def _collect_by_blocks(
     params: optax.Params,
     grads: optax.Updates,
 ) -> dict[str, Leaf]:
-    """Return the same where compact parameters are their active weights."""
+    """Return the same for compact parameters, which hold only active weights."""
     shapes = planned_shapes(indices, params)
     plans, layouts = _plans(rewiring, shapes), dict(indices.layouts)
     leaves: dict[str, Leaf] = {}
@@ -110,16 +110,16 @@ def _collect_by_blocks(
 def first_drafts(
     rewiring: "Rewiring", key: jax.Array, leaves: dict[str, Leaf], demand: Demand
 ) -> dict[str, Draft]:
-    """Score and count the units of every leaf by itself.
+    """Score and count the units of each leaf separately.
 
     Args:
       rewiring: the topology.
       key: typed PRNG key of the step.
-      leaves: what decides about each leaf, by path.
-      demand: what the update is to do.
+      leaves: what the update reads of each leaf, by path.
+      demand: what the update must do.
 
     Returns:
-      The drafts that the first stage sees, by path.
+      The drafts before the first stage, by path.
     """
     draws = scores.needs_key(rewiring.drop) or scores.needs_key(rewiring.grow)
     drafts = {}
@@ -132,13 +132,13 @@ def first_drafts(
 def rewire_leaf_by_leaf(
     rewiring: "Rewiring", key: jax.Array, leaves: dict[str, Leaf], demand: Demand
 ) -> Rewired:
-    """Run the stages over each leaf as it is, wherever it lies.
+    """Run the stages over each leaf in its own shape, however it is sharded.
 
     Args:
       rewiring: the topology.
       key: typed PRNG key of the step.
-      leaves: what decides about each leaf, by path.
-      demand: what the update is to do.
+      leaves: what the update reads of each leaf, by path.
+      demand: what the update must do.
 
     Returns:
       The new masks.
@@ -149,7 +149,7 @@ def rewire_leaf_by_leaf(
         path: leaves[path].new_mask(draft.kept)
         for path, draft in zip(drafts, rewired, strict=True)
     }
-    # What is counted reads the masks, instead of choosing them a second time.
+    # Counts read these masks; without the barrier XLA may compute the masks twice.
     masks = jax.lax.optimization_barrier(masks)
     grown = {path: leaves[path].grown(mask) for path, mask in masks.items()}
     return Rewired(masks, grown, fan_ins={})
@@ -163,15 +163,15 @@ def write_back(
     leaves: dict[str, Leaf],
     rewired: Rewired,
 ) -> tuple[Any, TopologyState]:
-    """Return the new tree of masks, and what the topology keeps from now on.
+    """Return the new tree of masks and the topology's new state.
 
     Args:
       rewiring: the topology.
       count: the step.
       masks: the masks before the update, or their indices.
-      state: what the topology has kept.
-      leaves: what has decided about every sparse leaf, by path.
-      rewired: what the stages leave.
+      state: the topology's state before the update.
+      leaves: what the update read of every sparse leaf, by path.
+      rewired: the result of the update.
     """
     new = rewired.masks
 
@@ -208,7 +208,7 @@ def write_back(
 
 
 def kept_plan(rewiring: "Rewiring", path: str, leaf: Any) -> LeafPlan:
-    """Return the axes and units of a leaf whose masks another topology has made."""
+    """Return the axes and units of a leaf whose masks another topology made."""
     axes = resolve_axes(rewiring.dims, path, leaf) or one_neuron(leaf)
     structure = resolve_structure(rewiring.structure, path)
     units = structure.units(path, tuple(leaf.shape), axes)

@@ -189,7 +189,7 @@ def test_one_threshold_for_all_weights_keeps_no_cells(structure):
         0.5, structure={"a/*": structure}, scope="global", every=1, stop=2
     )
     with pytest.raises(
-        ValueError, match=r"scope 'global' cannot keep .* of 'a/kernel'"
+        ValueError, match=r"global pruning cannot keep .* of 'a/kernel'"
     ):
         topology.init(KEY, PARAMS)
 

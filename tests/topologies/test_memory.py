@@ -104,7 +104,7 @@ def test_remembered_gradients_from_the_host_are_those_within_the_step(make):
         (
             {"averaged_steps": 6},
             ValueError,
-            "gradients of 6 steps cannot be averaged where .* changes every 5",
+            "gradients of 6 steps cannot be averaged if .* updated every 5: average",
         ),
     ],
 )

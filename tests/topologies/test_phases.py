@@ -316,7 +316,7 @@ def test_the_host_cannot_change_what_replaces_steps_and_what_follows_them():
                 (5, so.static(masks={"k": jnp.ones((8, 6), bool), "b": None})),
             ),
             ValueError,
-            "phase 2 cannot begin with masks of its own.*PREVIOUS_MASKS",
+            "phase 2 cannot be given masks.*PREVIOUS_MASKS",
         ),
         (
             ((0, so.static(0.5)), (5, so.static(0.5, dims=so.NeuronDims(1, 0)))),
@@ -356,7 +356,7 @@ def test_previous_masks_are_a_word_that_files_hold():
 
 def test_previous_masks_are_for_phases():
     tx = so.sparsify(optax.sgd(0.1), so.static(masks=so.PREVIOUS_MASKS))
-    with pytest.raises(ValueError, match="takes masks over from a phase before"):
+    with pytest.raises(ValueError, match="takes over the masks of the previous phase"):
         tx.init(PARAMS)
 
 

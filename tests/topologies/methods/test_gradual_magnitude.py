@@ -107,12 +107,12 @@ gradual = functools.partial(so.gradual_magnitude, every=1, stop=5)
         (
             lambda: gradual(masks={"a": jnp.ones((8, 6), bool)}),
             ValueError,
-            "sparsity must be given: masks are where the density starts",
+            "sparsity must be given: masks specify where the density starts",
         ),
         (
             lambda: gradual(0.5, masks=so.PREVIOUS_MASKS),
             ValueError,
-            "in phases it starts from",
+            r"in so\.phases the topology starts from",
         ),
         (lambda: so.one_shot(0.5, at=-1), ValueError, "at must be at least 0"),
         (lambda: so.one_shot(0.5, at=1.5), TypeError, "at must be an integer"),
