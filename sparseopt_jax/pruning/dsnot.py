@@ -64,7 +64,7 @@ def dsnot(
 
     References:
       Zhang et al., Dynamic sparse no training: training-free fine-tuning for sparse
-      LLMs, ICLR 2024 (arXiv 2310.08915), section 3.
+      LLMs, ICLR 2024 (arXiv 2310.08915).
 
     Examples:
       >>> import jax.numpy as jnp

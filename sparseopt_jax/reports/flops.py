@@ -57,7 +57,7 @@ def training_flops(
       This holds while the topology changes, until its ``stop``; then it is static.
 
     References:
-      Evci et al., RigL, 2020 (arXiv 1911.11134), appendix on FLOPs.
+      Evci et al., RigL, 2020 (arXiv 1911.11134), appendix H.
 
     Examples:
       >>> training_flops(10, 100)
