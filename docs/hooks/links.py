@@ -93,10 +93,16 @@ def with_links(html: str, to_root: str = ".") -> str:
         return found[0]
 
     def page(found: re.Match[str]) -> str:
-        title = found[1].replace("_", " ").capitalize()
-        return f'<a href="{to_root}/{found[1]}/">{title}</a>'
+        return f'<a href="{to_root}/{found[1]}/">{_heading(found[1])}</a>'
 
     return _PIECE.sub(piece, html)
+
+
+@functools.cache
+def _heading(page: str) -> str:
+    """The first heading of a page."""
+    text = (API.parent / f"{page}.md").read_text("utf-8")
+    return text.partition("\n")[0].removeprefix("# ")
 
 
 def _arxiv(found: re.Match[str]) -> str:

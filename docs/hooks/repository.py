@@ -7,9 +7,9 @@ repository become links between pages.
 
 import ast
 import functools
+import os
 import posixpath
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,8 @@ _PROGRAM = re.compile(
 
 
 def on_config(config: Any) -> None:
-    """Names the repository where ``pyproject.toml`` does."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    url = project["project"]["urls"].get("Repository", "")
+    """Links the repository, if the environment variable REPOSITORY_URL names one."""
+    url = os.environ.get("REPOSITORY_URL", "")
     config.repo_url, config.repo_name = url, url.rpartition("/")[2]
 
 

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 
 import pytest
 import yaml
@@ -99,6 +100,29 @@ def test_the_citation_has_its_authors_and_the_papers_of_the_readme():
 def test_links_of_the_project_are_to_its_papers():
     for url in PROJECT["project"]["urls"].values():
         assert url in {work.get("url") for work in CITATION["references"]}
+
+
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+def test_extras_that_pages_and_programs_name_can_be_installed():
+    named = set()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Makefile"):
+        found = re.findall(
+            r"(?:'\.|sparseopt_jax)\[([\w,]+)\]", path.read_text("utf-8")
+        )
+        named |= {extra for extras in found for extra in extras.split(",")}
+    assert named == EXTRAS.keys()
+
+
+def test_extras_ask_for_extras_that_there_are():
+    for requirement in (line for extra in EXTRAS.values() for line in extra):
+        for package, extra in re.findall(r"^([\w-]+)\[([\w-]+)\]", requirement):
+            if package == PROJECT["project"]["name"]:
+                assert extra in EXTRAS
+            else:
+                offered = metadata.metadata(package).get_all("Provides-Extra")
+                assert extra in offered, requirement
 
 
 # The distributions.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import yaml
 
 import sparseopt_jax as so
 from tests.helpers.pages import (
@@ -43,13 +44,40 @@ NAMED_IN_FULL = {
     "topologies.stages.Stage",
 }
 # What the site makes of files outside of ``docs/``.
-MADE = {"changelog.md", "citation.md", "contributing.md"}
+MADE = {
+    "changelog.md": "CHANGELOG.md",
+    "citation.md": "CITATION.cff",
+    "contributing.md": "CONTRIBUTING.md",
+}
 
 
 def test_every_page_is_on_the_site():
     pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
     listed = re.findall(r"[:-] ([\w/]+\.md)$", read("mkdocs.yml"), re.MULTILINE)
-    assert sorted(listed) == sorted(pages | MADE)
+    assert sorted(listed) == sorted(pages | MADE.keys())
+
+
+def menu(entries, section=None):
+    """The pages of the menu with their names; a page without one has its section's."""
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry, section
+            continue
+        ((name, below),) = entry.items()
+        if isinstance(below, str):
+            yield below, name
+        else:
+            yield from menu(below, name)
+
+
+def test_headings_are_the_names_of_the_menu():
+    listed = dict(menu(yaml.safe_load(read("mkdocs.yml"))["nav"]))
+    assert len(listed) > 30
+    for page, name in listed.items():
+        source = MADE.get(page, f"docs/{page}")
+        # What is made of CITATION.cff is no Markdown.
+        if source.endswith(".md"):
+            assert read(source).splitlines()[0] == f"# {name}", page
 
 
 def test_every_public_name_is_on_one_page_of_the_api():
