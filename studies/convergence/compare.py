@@ -17,12 +17,25 @@ def tuned(
     run: Callable[[float, int], Outcome], rates: Sequence[float], seeds: Sequence[int]
 ) -> tuple[float, list[dict[str, Any]]]:
     """The rate of the highest mean accuracy, the lower of equals, and all rows."""
+    return best_rate(
+        {rate: [run(rate, seed).accuracy for seed in seeds] for rate in rates}
+    )
+
+
+def best_rate(
+    accuracies: Mapping[float, Sequence[float]],
+) -> tuple[float, list[dict[str, Any]]]:
+    """Choose a learning rate.
+
+    Args:
+      accuracies: of the runs with each rate.
+
+    Returns:
+      The rate of the highest mean accuracy, the lower of equals, and a row for each.
+    """
     rows = [
-        {
-            "rate": rate,
-            "accuracy": float(np.mean([run(rate, seed).accuracy for seed in seeds])),
-        }
-        for rate in rates
+        {"rate": rate, "accuracy": float(np.mean(found))}
+        for rate, found in accuracies.items()
     ]
     best = max(rows, key=lambda row: (row["accuracy"], -row["rate"]))["rate"]
     return best, [row | {"best": row["rate"] == best} for row in rows]

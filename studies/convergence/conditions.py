@@ -20,7 +20,7 @@ class Condition(NamedTuple):
 
     Attributes:
       name: what tables call it.
-      network: "glyphs" or "digits".
+      network: what ``networks()`` of a study calls it.
       method: "rigl", "set" or "static"; "spread" and "power_law" are static with
         fan-ins that differ from neuron to neuron by a log-normal law or by a power law,
         the gradient's skew at its largest.
@@ -35,6 +35,7 @@ class Condition(NamedTuple):
       keep_norms: whether each layer's gradient stays as long as it was, so that only
         its direction is corrected.
       corrected_growth: whether RigL grows by the gradient times SparseOpt's factors.
+      min_fan_in: active weights that every neuron keeps.
       rates: learning rates that are tried, if not those of the network.
       like: the condition whose learning rates are taken; None tunes them.
       arms: the corrections that are compared, the first with all others.
@@ -53,6 +54,7 @@ class Condition(NamedTuple):
     ham: bool = False
     keep_norms: bool = False
     corrected_growth: bool = False
+    min_fan_in: int = 0
     rates: tuple[float, ...] | None = None
     like: str | None = None
     arms: tuple[str, ...] = ARMS
@@ -66,6 +68,7 @@ class Condition(NamedTuple):
     def topology(self, steps: int, params: Any, seed: int) -> so.Topology:
         """Which weights are active, and when that changes."""
         shared: dict[str, Any] = {"distribution": self.distribution}
+        shared["min_fan_in"] = self.min_fan_in
         if self.method == "static":
             return so.static(self.sparsity, **shared)
         if self.method in LAWS:

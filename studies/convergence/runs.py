@@ -129,11 +129,13 @@ class Outcome(NamedTuple):
       early_loss: mean training loss over the first fifth of the steps.
       fan_in_spread: standard deviation over mean of the fan-ins at the end, mean over
         the layers.
+      dead: share of the neurons of sparse layers that have no active weight at the end.
     """
 
     accuracies: tuple[float, ...]
     early_loss: float
     fan_in_spread: float
+    dead: float
 
     @property
     def accuracy(self) -> float:
@@ -194,14 +196,13 @@ class Trainer:
                 accuracy, _ = evaluate(self.model, variables, *judge)
                 accuracies.append(accuracy)
         early = np.asarray(jax.device_get(losses[: max(1, self.steps // 5)]))
-        spreads = [
-            np.std(fan_ins) / np.mean(fan_ins)
-            for fan_ins in jax.tree.leaves(opt_state.topology_state.fan_ins)
-        ]
+        fan_ins = jax.device_get(jax.tree.leaves(opt_state.topology_state.fan_ins))
+        spreads = [np.std(layer) / np.mean(layer) for layer in fan_ins]
         return Outcome(
-            tuple(map(float, accuracies)),
-            float(np.mean(early)),
-            float(np.mean(spreads)),
+            accuracies=tuple(map(float, accuracies)),
+            early_loss=float(np.mean(early)),
+            fan_in_spread=float(np.mean(spreads)),
+            dead=float(np.mean(np.concatenate([*map(np.ravel, fan_ins)]) == 0)),
         )
 
     def start(self, peak: float, seed: int) -> tuple[Any, Any, Any]:

@@ -22,7 +22,7 @@ from tests.helpers.small_networks import small_network
 
 
 def outcome(*accuracies):
-    return runs.Outcome(accuracies, 1.0, 0.5)
+    return runs.Outcome(accuracies, 1.0, 0.5, 0.0)
 
 
 class TestDifference:

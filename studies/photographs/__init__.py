@@ -1,0 +1,1 @@
+"""Corrections of gradients, compared on photographs of clothes."""

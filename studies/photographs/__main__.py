@@ -1,0 +1,105 @@
+"""Does correcting gradients help on photographs, and in a convolutional network?
+
+    python -m studies.photographs
+    python -m studies.photographs --data-dir ~/fashion-mnist --minutes 60
+
+A ResNet-8 and a perceptron learn Fashion-MNIST, sparse. The gradient is left alone,
+corrected by fan-in (the paper's rule), or by the variances that Batch Normalization
+measures (ours). A rule of ours is compared as well: a least fan-in, so that no neuron
+loses all its inputs.
+
+Tuning and statistics are those of ``studies.convergence``: every arm of every condition
+is given the same learning rates, a factor of 2 apart, with two seeds that no result
+uses, judged by images held out of training; then all arms train with the same seeds,
+and differences are taken by seed. Runs three times as long take the rates of the short
+ones. Finished runs are kept in ``--folder``; an interrupted study resumes with the next.
+"""
+
+from collections.abc import Sequence
+
+from reporting import harness
+from reporting.statistics import difference
+from studies.convergence.compare import judge, summary
+from studies.convergence.conditions import Condition
+from studies.convergence.picture import draw_gains
+from studies.convergence.runs import Network
+from studies.photographs.conditions import CONDITIONS
+from studies.photographs.networks import networks
+from studies.photographs.training import Options, Runs, train_missing
+
+
+def compare(
+    report: harness.Report, condition: Condition, network: Network, runs: Runs
+) -> list[dict[str, object]]:
+    """Add a finished condition to the record; return a row for each arm."""
+    tried, rows, curves = [], [], []
+    uncorrected = None
+    for arm in condition.arms:
+        rate, rates = runs.tried(condition, arm, network)
+        if condition.like is None:
+            tried += [{"arm": arm, **row} for row in rates]
+        outcomes = _outcomes(runs, condition, arm, network)
+        uncorrected = uncorrected or outcomes
+        dead = sum(outcome.dead for outcome in outcomes) / len(outcomes)
+        row = summary(rate, outcomes, uncorrected, target=None)
+        rows.append({"arm": arm, **row, "dead": dead})
+        curves.append([outcome.accuracies for outcome in outcomes])
+    harness.show(condition.name, rows)
+    entry = {"condition": condition._asdict(), "tried": tried, "arms": rows}
+    report.record["conditions"].append(entry | {"accuracies": curves})
+    return rows
+
+
+def compare_least_fan_in(
+    report: harness.Report,
+    conditions: Sequence[Condition],
+    available: dict[str, Network],
+    runs: Runs,
+) -> None:
+    """Add what a least fan-in gains over none, with every correction and without."""
+    by_name = {condition.name: condition for condition in conditions}
+    rows = []
+    for ruled in conditions:
+        plain = by_name.get(ruled.name.partition(", least")[0])
+        if not ruled.min_fan_in or plain is None:
+            continue
+        network = available[ruled.network]
+        for arm in ruled.arms:
+            with_rule = _outcomes(runs, ruled, arm, network)
+            for other in dict.fromkeys((arm, "none")):
+                without = _outcomes(runs, plain, other, network)
+                pairs = ([run.accuracy for run in one] for one in (with_rule, without))
+                row = {"condition": plain.name, "arm": arm, "against": other}
+                rows.append(row | difference(*pairs))
+    if rows:
+        report.listing("A least fan-in against none", rows, kind="least_fan_in")
+
+
+def _outcomes(runs: Runs, condition: Condition, arm: str, network: Network):
+    final = runs.final(condition, arm, network)
+    assert final is not None  # only finished conditions are compared
+    return [runs.outcomes[run] for run in final]
+
+
+def main(options: Options) -> None:
+    """Run the study."""
+    report = harness.Report("studies.photographs", options)
+    conditions = CONDITIONS[1:3] if options.quick else CONDITIONS
+    available = networks(options.data_dir, options.quick)
+    runs = train_missing(options, conditions)
+    finished = [c for c in conditions if runs.is_finished(c, available[c.network])]
+    missing = [c.name for c in conditions if c not in finished]
+    report.record |= {"missing": missing, "conditions": []}
+    if missing:
+        print(f"\nNot finished, and left out: {'; '.join(missing)}")
+    if not finished:
+        raise SystemExit("No condition is finished: the next call resumes.")
+    rows = {c.name: compare(report, c, available[c.network], runs) for c in finished}
+    compare_least_fan_in(report, finished, available, runs)
+    judge(report, rows)
+    report.picture(draw_gains(report.record))
+    report.store()
+
+
+if __name__ == "__main__":
+    harness.start(main, __doc__, Options)

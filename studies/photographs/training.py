@@ -1,0 +1,195 @@
+"""Trains what a study lacks, several runs at a time, and keeps every finished one."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from examples.common.run_folder import RunFolder, finished_runs
+from reporting import harness
+from studies.convergence.compare import TUNING_SEEDS, best_rate
+from studies.convergence.conditions import Condition
+from studies.convergence.runs import Network, Outcome, Trainer
+from studies.photographs.conditions import SEEDS
+from studies.photographs.networks import networks
+
+# Two processes with a thread each train twice as much as one with two: these layers
+# are too small to be shared between cores.
+_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(harness.Options):
+    """What this study can be told.
+
+    Attributes:
+      data_dir: The folder of Fashion-MNIST's four IDX files; by default where Debian's
+        package dataset-fashion-mnist installs them.
+      folder: Where finished runs are kept; the next call trains only what is missing.
+      processes: How many runs to train at a time, each with one thread.
+      minutes: Start no run after so many minutes. The record then has the conditions
+        of which every run is finished.
+    """
+
+    data_dir: Path | None = None
+    folder: Path = Path("runs/photographs")
+    processes: int = 2
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.processes < 1:
+            raise SystemExit(f"--processes must be at least 1, got {self.processes}")
+
+
+class Run(NamedTuple):
+    """What one run is trained with.
+
+    Attributes:
+      condition: the condition's name.
+      arm: the correction.
+      rate: peak of the learning rate.
+      seed: decides weights, masks and the order of images.
+      tuning: whether held-out images judge it, instead of test images.
+    """
+
+    condition: str
+    arm: str
+    rate: float
+    seed: int
+    tuning: bool
+
+
+class Runs:
+    """The finished runs of a folder.
+
+    Attributes:
+      outcomes: by run.
+    """
+
+    def __init__(self, folder: Path, quick: bool):
+        """Read what is finished."""
+        self.quick = quick
+        self.outcomes: dict[Run, Outcome] = {}
+        for row in finished_runs(folder):
+            run = Run(*(row[name] for name in Run._fields))
+            found = {name: row[name] for name in Outcome._fields}
+            self.outcomes[run] = Outcome(**found)
+
+    def tuning(self, condition: Condition, arm: str, network: Network) -> list[Run]:
+        """Return the runs that choose an arm's learning rate."""
+        seeds = TUNING_SEEDS[:1] if self.quick else TUNING_SEEDS
+        return [
+            Run(condition.like or condition.name, arm, rate, seed, tuning=True)
+            for rate in network.rates
+            for seed in seeds
+        ]
+
+    def rate(self, condition: Condition, arm: str, network: Network) -> float | None:
+        """Return the learning rate that did best, None if runs are missing."""
+        tuning = self.tuning(condition, arm, network)
+        if any(run not in self.outcomes for run in tuning):
+            return None
+        best, _ = self.tried(condition, arm, network)
+        return best
+
+    def tried(
+        self, condition: Condition, arm: str, network: Network
+    ) -> tuple[float, list[dict[str, Any]]]:
+        """Return the best rate of an arm, and a row for each that was tried."""
+        accuracies: dict[float, list[float]] = {}
+        for run in self.tuning(condition, arm, network):
+            accuracies.setdefault(run.rate, []).append(self.outcomes[run].accuracy)
+        return best_rate(accuracies)
+
+    def final(
+        self, condition: Condition, arm: str, network: Network
+    ) -> list[Run] | None:
+        """Return the runs that are compared, None if the rate is not chosen yet."""
+        rate = self.rate(condition, arm, network)
+        if rate is None:
+            return None
+        seeds = range(2 if self.quick else SEEDS[condition.network])
+        return [Run(condition.name, arm, rate, seed, tuning=False) for seed in seeds]
+
+    def is_finished(self, condition: Condition, network: Network) -> bool:
+        """Return whether every run of every arm is there."""
+        finals = [self.final(condition, arm, network) for arm in condition.arms]
+        return all(
+            runs is not None and all(run in self.outcomes for run in runs)
+            for runs in finals
+        )
+
+
+def train_missing(options: Options, conditions: Sequence[Condition]) -> Runs:
+    """Train what the folder does not hold yet.
+
+    Args:
+      options: where runs are kept, how many are trained at a time, and until when.
+      conditions: those that are like another one come after it.
+
+    Returns:
+      All finished runs.
+    """
+    _open(options)
+    end = None if options.minutes is None else time.time() + 60 * options.minutes
+    for tuned in (True, False):  # longer runs take the rates of the short ones
+        jobs = [
+            (options, condition, arm, end)
+            for condition in conditions
+            if (condition.like is None) == tuned
+            for arm in condition.arms
+        ]
+        if options.processes == 1:
+            for job in jobs:
+                _train(*job)
+            continue
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
+        with concurrent.futures.ProcessPoolExecutor(
+            options.processes, multiprocessing.get_context("spawn")
+        ) as pool:
+            for future in [pool.submit(_train, *job) for job in jobs]:
+                future.result()
+    return Runs(options.folder, options.quick)
+
+
+def _train(options: Options, condition: Condition, arm: str, end: float | None) -> None:
+    """Train the missing runs of one arm: those that tune it, then the others."""
+    network = _networks(options.data_dir, options.quick)[condition.network]
+    folder = _open(options)
+    trainer = None
+    for run in _missing(options, condition, arm, network):
+        if end is not None and time.time() > end:
+            return
+        trainer = trainer or Trainer(network, condition, arm)
+        data = network.data
+        judge = data.validation if run.tuning else data.test
+        outcome = trainer.run(run.rate, run.seed, judge)
+        folder.append({"event": "run", **run._asdict(), **outcome._asdict()})
+        what = f"{condition.name}, {arm}, rate {run.rate:g}, seed {run.seed}"
+        print(f"  {what}: {outcome.accuracy:.4f}", flush=True)
+
+
+def _open(options: Options) -> RunFolder:
+    return RunFolder(options.folder, {"study": "photographs", "quick": options.quick})
+
+
+def _missing(
+    options: Options, condition: Condition, arm: str, network: Network
+) -> Iterator[Run]:
+    runs = Runs(options.folder, options.quick)
+    if condition.like is None:
+        tuning = runs.tuning(condition, arm, network)
+        yield from (run for run in tuning if run not in runs.outcomes)
+    runs = Runs(options.folder, options.quick)
+    final = runs.final(condition, arm, network) or []
+    yield from (run for run in final if run not in runs.outcomes)
+
+
+# A process reads the images once.
+_networks = functools.cache(networks)
