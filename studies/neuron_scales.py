@@ -223,7 +223,8 @@ def table_of_exponents(
                 found = [course.exponents[index][number] for course in runs]
                 known = [x for x in found if x is not None]
                 row[number] = float(np.mean(known)) if known else None
-                row[f"{number}_sd"] = float(np.std(known, ddof=1)) if known else None
+                several = len(known) > 1
+                row[f"{number}_sd"] = float(np.std(known, ddof=1)) if several else None
             rows.append(row)
     return rows
 

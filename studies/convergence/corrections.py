@@ -55,6 +55,26 @@ def variance_power(links: Mapping[str, str], power: float) -> Transformation:
     return _by_neuron(factor)
 
 
+def floored_fan_in(least: float) -> Transformation:
+    """SparseOpt's factors, none of them below a floor.
+
+    Args:
+      least: the floor.
+
+    Returns:
+      A transformation that takes what ``so.scale_by_sparseopt`` takes.
+    """
+    correction = so.scale_by_sparseopt()
+
+    def update_fn(updates, state, params=None, **extra_args):
+        ones = jax.tree.map(jnp.ones_like, updates)
+        factors, state = correction.update(ones, state, params, **extra_args)
+        floored = jax.tree.map(lambda x: jnp.maximum(x, least), factors)
+        return jax.tree.map(jnp.multiply, updates, floored), state
+
+    return Transformation(correction.init, update_fn)
+
+
 def weight_norm() -> Transformation:
     """Factors |w_i| / sqrt(mean_j |w_j|^2), of every sparse layer."""
 

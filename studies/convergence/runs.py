@@ -248,6 +248,8 @@ class Trainer:
                 return so.scale_by_sparseopt()
             case "fan_in_but_head":
                 return optax.masked(so.scale_by_sparseopt(), candidates.not_head)
+            case "fan_in_floored":
+                return candidates.floored_fan_in(0.5)
             case "batch_variance":
                 return so.scale_by_batch_variance(self.links)
             case "weight_norm":

@@ -1,4 +1,4 @@
-"""Does correcting gradients help on photographs, and in a convolutional network?
+"""Compare corrections of gradients on photographs, also in a convolutional network.
 
     python -m studies.photographs
     python -m studies.photographs --data-dir ~/fashion-mnist --minutes 60
@@ -12,7 +12,7 @@ Tuning and statistics are those of ``studies.convergence``: every arm of every c
 is given the same learning rates, a factor of 2 apart, with two seeds that no result
 uses, judged by images held out of training; then all arms train with the same seeds,
 and differences are taken by seed. Runs three times as long take the rates of the short
-ones. Finished runs are kept in ``--folder``; an interrupted study resumes with the next.
+ones. Finished runs are kept in ``--folder``, and the next call trains what is missing.
 """
 
 from collections.abc import Sequence
