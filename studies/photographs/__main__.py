@@ -9,9 +9,10 @@ measures (ours). A rule of ours is compared as well: a least fan-in, so that no 
 loses all its inputs.
 
 Tuning and statistics are those of ``studies.convergence``: every arm of every condition
-is given the same learning rates, a factor of 2 apart, with two seeds that no result
-uses, judged by images held out of training; then all arms train with the same seeds,
-and differences are taken by seed. Runs three times as long take the rates of the short
+is given the same learning rates, a factor of 2 apart, and a further one while its best
+is the highest or the lowest; with two seeds that no result uses, judged by images held
+out of training. Then all arms train with the same seeds, and differences are taken by
+seed. Runs three times as long take the rates of the short
 ones. Finished runs are kept in ``--folder``, and the next call trains what is missing.
 """
 

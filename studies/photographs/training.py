@@ -18,6 +18,8 @@ from studies.convergence.runs import Network, Outcome, Trainer
 from studies.photographs.conditions import SEEDS
 from studies.photographs.networks import networks
 
+# Learning rates beyond the network's that an arm may be given.
+MORE_RATES = 2
 # Two processes with a thread each train twice as much as one with two: these layers
 # are too small to be shared between cores.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -82,13 +84,24 @@ class Runs:
             self.outcomes[run] = Outcome(**found)
 
     def tuning(self, condition: Condition, arm: str, network: Network) -> list[Run]:
-        """Return the runs that choose an arm's learning rate."""
-        seeds = TUNING_SEEDS[:1] if self.quick else TUNING_SEEDS
-        return [
-            Run(condition.like or condition.name, arm, rate, seed, tuning=True)
-            for rate in network.rates
-            for seed in seeds
-        ]
+        """Return the runs that choose an arm's learning rate, as far as they are known.
+
+        While the best of an arm's rates is the highest or the lowest, it is given the
+        next one, up to ``MORE_RATES`` times.
+        """
+        rates = sorted(network.rates)
+        for _ in range(MORE_RATES + 1):
+            runs = self._at(rates, condition, arm)
+            if any(run not in self.outcomes for run in runs):
+                return runs
+            best, _ = self._best(runs)
+            if best == rates[-1]:
+                rates = [*rates, 2 * best]
+            elif best == rates[0]:
+                rates = [best / 2, *rates]
+            else:
+                return runs
+        return runs
 
     def rate(self, condition: Condition, arm: str, network: Network) -> float | None:
         """Return the learning rate that did best, None if runs are missing."""
@@ -102,10 +115,7 @@ class Runs:
         self, condition: Condition, arm: str, network: Network
     ) -> tuple[float, list[dict[str, Any]]]:
         """Return the best rate of an arm, and a row for each that was tried."""
-        accuracies: dict[float, list[float]] = {}
-        for run in self.tuning(condition, arm, network):
-            accuracies.setdefault(run.rate, []).append(self.outcomes[run].accuracy)
-        return best_rate(accuracies)
+        return self._best(self.tuning(condition, arm, network))
 
     def final(
         self, condition: Condition, arm: str, network: Network
@@ -116,6 +126,17 @@ class Runs:
             return None
         seeds = range(2 if self.quick else SEEDS[condition.network])
         return [Run(condition.name, arm, rate, seed, tuning=False) for seed in seeds]
+
+    def _at(self, rates: Sequence[float], condition: Condition, arm: str) -> list[Run]:
+        name = condition.like or condition.name
+        seeds = TUNING_SEEDS[:1] if self.quick else TUNING_SEEDS
+        return [Run(name, arm, r, seed, tuning=True) for r in rates for seed in seeds]
+
+    def _best(self, runs: Sequence[Run]) -> tuple[float, list[dict[str, Any]]]:
+        accuracies: dict[float, list[float]] = {}
+        for run in runs:
+            accuracies.setdefault(run.rate, []).append(self.outcomes[run].accuracy)
+        return best_rate(accuracies)
 
     def is_finished(self, condition: Condition, network: Network) -> bool:
         """Return whether every run of every arm is there."""
@@ -182,11 +203,12 @@ def _open(options: Options) -> RunFolder:
 def _missing(
     options: Options, condition: Condition, arm: str, network: Network
 ) -> Iterator[Run]:
+    """Yield the runs to train; each is in the folder before the next is asked for."""
     runs = Runs(options.folder, options.quick)
-    if condition.like is None:
+    while condition.like is None and runs.rate(condition, arm, network) is None:
         tuning = runs.tuning(condition, arm, network)
         yield from (run for run in tuning if run not in runs.outcomes)
-    runs = Runs(options.folder, options.quick)
+        runs = Runs(options.folder, options.quick)
     final = runs.final(condition, arm, network) or []
     yield from (run for run in final if run not in runs.outcomes)
 
