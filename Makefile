@@ -103,6 +103,8 @@ benchmark: $(STAMP)
 	$(BIN)/python -m studies.convergence.further
 	$(BIN)/python -m studies.neuron_scales
 	$(BIN)/python -m studies.block_accuracy
+	$(BIN)/python -m studies.photographs
+	$(BIN)/python -m studies.photographs.neurons
 	$(BIN)/python -m studies.reliability
 	$(BIN)/python -m reporting
 

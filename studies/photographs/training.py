@@ -90,17 +90,18 @@ class Runs:
         next one, up to ``MORE_RATES`` times.
         """
         rates = sorted(network.rates)
-        for _ in range(MORE_RATES + 1):
-            runs = self._at(rates, condition, arm)
+        runs = self._at(rates, condition, arm)
+        for _ in range(MORE_RATES):
             if any(run not in self.outcomes for run in runs):
-                return runs
+                break
             best, _ = self._best(runs)
             if best == rates[-1]:
                 rates = [*rates, 2 * best]
             elif best == rates[0]:
                 rates = [best / 2, *rates]
             else:
-                return runs
+                break
+            runs = self._at(rates, condition, arm)
         return runs
 
     def rate(self, condition: Condition, arm: str, network: Network) -> float | None:
