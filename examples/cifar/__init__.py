@@ -1,1 +1,1 @@
-"""ResNet-20 and WRN-22-2 on CIFAR, by the papers' recipes."""
+"""ResNet-20 and WRN-22-2 on CIFAR, with the papers' recipes."""

@@ -1,4 +1,4 @@
-"""Trains a ResNet-20 or a WRN-22-2 on CIFAR, dense or sparse, with several seeds.
+"""Train a ResNet-20 or a WRN-22-2 on CIFAR, dense or sparse, with several seeds.
 
     python -m examples.cifar --recipe rigl_cifar100_r20 --seeds 5
     python -m examples.cifar --recipe sparseopt_cifar100_r20 --sparsity 0.95
@@ -6,29 +6,29 @@
     python -m examples.cifar --dataset fashion_mnist --data-dir ~/fashion-mnist
     python -m examples.cifar --dataset glyphs16 --width 8 --epochs 10
 
-A recipe says how the network is trained and why so: ``cifar_recipes.py`` has them, with
-their sources; every option that a recipe has can be given another value. CIFAR and
-Fashion-MNIST are downloaded by tensorflow-datasets; the latter is also read from its
-IDX files. ``--dataset glyphs`` needs no download: its images are synthetic, and
+A recipe says how the network is trained, and why: ``recipes.py`` lists them with their
+sources. Every field of a recipe has an option that overrides it. CIFAR and
+Fashion-MNIST are downloaded by tensorflow-datasets; the latter can also be read from
+its IDX files. ``--dataset glyphs`` needs no download: its images are synthetic, and
 numbers on them say nothing about photographs.
 
-All images stay on the device, where they are cropped and mirrored. On accelerators all
-steps from one change of the topology to the next run in one compiled loop, and all
-seeds in one program; on CPU, where convolutions in loops are slow, step by step and one
-seed after another. ``--loop`` and ``--together`` choose otherwise.
+All images stay on the device, where they are cropped and mirrored. On accelerators, all
+steps between two updates of the masks run in one compiled loop, and all seeds in one
+program. On CPU, where convolutions in loops are slow, steps run one by one, and seeds
+one after another. ``--loop`` and ``--together`` override this.
 
 The folder ``--output`` receives ``config.json``, ``results.json`` and ``figure.png``,
 for each seed a folder with ``log.jsonl`` and ``events`` for TensorBoard, and
-``checkpoints``. Started again with the same options, a run goes on where its last
-checkpoint was taken, to the last bit as if it had never stopped, where the device
-computes the same twice (on GPUs: XLA_FLAGS=--xla_gpu_deterministic_ops=true); SIGTERM
-makes it take one and leave. Two programs must not write to one folder at once.
+``checkpoints``. Started again with the same options, an interrupted run resumes from
+its last checkpoint, bit for bit if the device computes deterministically (on GPUs:
+XLA_FLAGS=--xla_gpu_deterministic_ops=true). SIGTERM makes it save a checkpoint and
+exit. Two programs must not write to one folder at the same time.
 
-A seed whose loss is no longer finite ends there and the others go on: its log and
-``results.json`` say so, means and the picture are of the others.
+A seed whose loss becomes non-finite ends there, and the other seeds continue: its log
+and ``results.json`` say so, and means and the figure leave it out.
 
-Sparsity is theoretical: zeros are simulated by masks on dense arrays, so that no method
-is faster than the dense one here.
+Sparsity is theoretical: zeros are simulated by masks on dense arrays, so no method is
+faster than the dense one here.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ NOTE = (
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The program; ``args`` are those of the command line, if not given."""
+    """Run the program with ``args``, or with the arguments of the command line."""
     config = tyro.cli(Config, prog="python -m examples.cifar", args=args)
     console = Console()
     try:
@@ -72,13 +72,13 @@ def main(args: Sequence[str] | None = None) -> None:
             console.print(f"{len(groups) - len(to_do)} of {len(groups)} are finished.")
         train(to_do, trainer.total, console)
     except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on from the last checkpoint.")
+        console.print("Stopped. Run the same command again to resume.")
         raise SystemExit(130) from None
     report(config, trainer, dataset, folder, console)
 
 
 def prepare(config: Config) -> tuple[Dataset, Trainer, RunFolder, list[Group]]:
-    """What there is to do, where it can be done; a mistake ends the program here."""
+    """Load the data and prepare the training; exit if the options are wrong."""
     record, at_once = config.record(), config.at_once
     try:
         dataset = load(
@@ -99,11 +99,11 @@ def prepare(config: Config) -> tuple[Dataset, Trainer, RunFolder, list[Group]]:
 
 
 def train(groups: Sequence[Group], steps: int, console: Console) -> None:
-    """Trains one group after another, each for so many steps."""
-    # Takes seconds to import, when mistakes in the options have been reported.
+    """Train one group after another for ``steps`` steps each."""
+    # Imported late: it takes seconds, and mistakes in the options are reported first.
     from sparseopt_jax.checkpoint import stop_on_sigterm
 
-    stop = stop_on_sigterm()  # one for all: none is deaf between two groups
+    stop = stop_on_sigterm()  # one for all, so that no SIGTERM is missed between groups
     with progress_bar(console) as bar:
         task = bar.add_task("compiling", total=len(groups) * steps)
         for group in groups:
@@ -111,12 +111,12 @@ def train(groups: Sequence[Group], steps: int, console: Console) -> None:
 
 
 def open_folder(config: Config, record: Any) -> RunFolder:
-    """The folder of the run, and no other run in it.
+    """Open the folder of the run.
 
-    The same run, stopped and started again, is never removed.
+    A stopped run that is started again is never removed.
 
     Raises:
-      ValueError: if it holds another run, unless that is to be replaced.
+      ValueError: if it holds another run and ``--overwrite`` was not passed.
     """
     output = config.folder
     try:
@@ -130,21 +130,21 @@ def open_folder(config: Config, record: Any) -> RunFolder:
         shutil.rmtree(folder / "events", ignore_errors=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something of somebody else's is in it
+        with contextlib.suppress(OSError):  # it holds files that are not ours
             folder.rmdir()
     return RunFolder(output, record, overwrite=True)
 
 
 def check_folders(output: Path, record: Any, seeds: int) -> None:
-    """Makes sure that a folder, and those of the seeds in it, hold no other run.
+    """Check that a folder, and the folders of its seeds, hold no other run.
 
     Args:
-      output: the folder, which need not be there; nothing is written.
-      record: what decides the results, as ``config.json`` has it.
-      seeds: how many there are.
+      output: the folder, which need not exist; nothing is written.
+      record: everything that decides the results, as in ``config.json``.
+      seeds: number of seeds.
 
     Raises:
-      ValueError: if one of them does.
+      ValueError: if one of them holds another run.
     """
     seed_folders = sorted(folder.name for folder in output.glob("seed_*/"))
     check_folder(output, record, parts=["checkpoints", *seed_folders])
@@ -153,7 +153,7 @@ def check_folders(output: Path, record: Any, seeds: int) -> None:
 
 
 def describe(trainer: Trainer, dataset: Dataset) -> str:
-    """What is about to be trained, in words."""
+    """Describe in words what is about to be trained."""
     recipe = trainer.recipe
     lines = [
         f"{recipe.network} of width {recipe.width}, {recipe.method}, on "
@@ -175,8 +175,8 @@ def report(
     folder: RunFolder,
     console: Console,
 ) -> None:
-    """Writes and tells what all seeds ended with."""
-    # Takes a second to import, and nothing before needs it.
+    """Write and print the results of all seeds."""
+    # Imported late: it takes a second, and nothing before needs it.
     from examples.cifar import report as cifar_report
 
     folders = [seed_folder(folder.path, seed) for seed in range(config.seeds)]
@@ -199,9 +199,9 @@ def report(
     if len(results["diverged"]) == config.seeds:
         step = finished_runs(folders[0])[0]["step"]
         raise SystemExit(
-            f"error: the loss of no seed is finite, of seed 0 not since step {step}; "
-            f"{folder.path / 'results.json'} has the curves until then. A lower "
-            "--learning-rate may help"
+            f"error: no seed has a finite loss (seed 0 has diverged by step {step}); "
+            f"{folder.path / 'results.json'} has the curves until then. Try a lower "
+            "--learning-rate"
         )
     recipe = trainer.recipe
     parts = [dataset.name + " (synthetic)" * dataset.is_synthetic, recipe.network]

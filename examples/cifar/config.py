@@ -1,4 +1,4 @@
-"""What a run on CIFAR can be told."""
+"""The options of a run on CIFAR."""
 
 import dataclasses
 import difflib
@@ -27,67 +27,67 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
 
 
 def on_accelerator() -> bool:
-    """Whether the devices are other than CPUs, where convolutions in loops are slow."""
+    """Tell whether the devices are not CPUs, where convolutions in loops are slow."""
     return jax.default_backend() != "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a ResNet-20 or a WRN-22-2 on CIFAR, dense or sparse, with several seeds.
+    """Train a ResNet-20 or a WRN-22-2 on CIFAR, dense or sparse, with several seeds.
 
-    Options without a default are as in the recipe unless they are given.
+    Options without a default come from the recipe unless they are passed.
 
     Attributes:
-      recipe: How to train: one of those in cifar_recipes.py, such as
+      recipe: How to train: one of the recipes in recipes.py, such as
         dense_cifar100_r20, rigl_cifar100_r20, sparseopt_cifar100_r20, rigl_wrn22_2.
-      dataset: What to train on. Fashion-MNIST has 28x28 pixels of grey. Glyphs are
-        synthetic images of 100 classes that need no download, of 32x32 pixels or, as
-        glyphs16, of 16x16.
-      network: What to train.
+      dataset: Data set to train on. Fashion-MNIST has 28x28 grey pixels. Glyphs are
+        synthetic images of 100 classes that need no download, with 32x32 pixels, or
+        16x16 as glyphs16.
+      network: Network to train.
       width: Channels of the first stage.
       blocks: Residual blocks in each of the three stages.
-      dropout: Share of the activations dropped in training; wrn22_2 only.
-      method: How the network is sparse.
-      correction: What scales gradients per neuron: nothing, SparseOpt's factors from
+      dropout: Fraction of the activations dropped in training; wrn22_2 only.
+      method: Sparse training method, or dense.
+      correction: Per-neuron scaling of the gradient: none, SparseOpt's factors from
         fan-ins, or the variances that Batch Normalization measures.
       ham: Whether HAM's multiplicative step follows each step.
       sparsity: Fraction of zeros over all kernels.
-      distribution: How active weights are shared between layers.
-      epochs: Passes over the training images; warm-up stays as long.
+      distribution: How the active weights are distributed over the layers.
+      epochs: Passes over the training images; the length of the warm-up is unchanged.
       batch_size: Images per step.
-      learning_rate: Peak, whatever the batch size.
+      learning_rate: Peak learning rate; it is not scaled with the batch size.
       warmup_epochs: Epochs of linear warm-up.
-      decay_at: Where the learning rate is divided by 5, as shares of the training, all
-        behind the warm-up; none for a cosine.
-      final_learning_rate: Where the cosine ends.
-      momentum: Of SGD.
-      nesterov: Whether the momentum is Nesterov's.
+      decay_at: Fractions of the training at which the learning rate is divided by 5,
+        all after the warm-up; empty for a cosine.
+      final_learning_rate: Last value of the cosine.
+      momentum: Momentum of SGD.
+      nesterov: Whether to use Nesterov momentum.
       weight_decay: Coefficient of the L2 term, on kernels only.
-      padding: What stands around an image before it is cropped.
-      every: Steps between changes of the topology.
-      drop_fraction: Share of the active weights replaced at first.
-      stop: Share of the training after which the topology stays.
-      multiplier: Length of the training, warm-up included, in those of the recipe.
-      seeds: How many seeds: 0, 1, and so on. Where they are trained one after another,
-        a run goes on with more of them.
-      together: Train all seeds at once, in one program, instead of one after another.
-        By default on accelerators, but not on CPU.
-      loop: Take all steps from one change of the topology to the next in one compiled
-        loop, instead of step by step. By default on accelerators, but not on CPU.
-      dtype: Type to compute in. Parameters, momentum and statistics are float32.
+      padding: Padding of an image before it is cropped.
+      every: Steps between updates of the masks.
+      drop_fraction: Fraction of the active weights replaced at the first update.
+      stop: Fraction of the training after which the masks are frozen.
+      multiplier: Multiple of the recipe's training length, warm-up included.
+      seeds: Number of seeds: 0, 1, and so on. If they are trained one after another, a
+        finished run can be continued with more seeds.
+      together: Train all seeds at once in one program, instead of one after another.
+        Default on accelerators, but not on CPU.
+      loop: Take all steps between two updates of the masks in one compiled loop,
+        instead of one by one. Default on accelerators, but not on CPU.
+      dtype: Dtype of the computation. Parameters, momentum and statistics are float32.
         float32 convolutions run in TF32 on recent NVIDIA GPUs unless
         JAX_DEFAULT_MATMUL_PRECISION=float32 is set.
-      train_images: Train on so many images only.
-      test_images: Test on so many images only.
-      data_dir: Where the data set is, or will be. By default where
-        tensorflow-datasets keeps them; glyphs are kept in runs/data. Fashion-MNIST is
-        also read from a folder with its four IDX files, compressed or not, by default
-        from /usr/share/datasets/fashion-mnist, where Debian's package
+      train_images: Train on this many images only.
+      test_images: Test on this many images only.
+      data_dir: Folder of the data set, or where to prepare it. The default is that of
+        tensorflow-datasets; glyphs are kept in runs/data. Fashion-MNIST is also read
+        from a folder with its four IDX files, compressed or not, by default
+        /usr/share/datasets/fashion-mnist, where Debian's package
         dataset-fashion-mnist installs them.
-      evaluate_every: Epochs from one evaluation to the next.
-      save_every: Epochs from one checkpoint to the next.
+      evaluate_every: Epochs between evaluations.
+      save_every: Epochs between checkpoints.
       output: Folder of the run. By default runs/cifar/<recipe>, followed by -<dataset>,
-        -<sparsity> and -<epochs> where they are given, the last also by --multiplier.
+        -<sparsity> and -<epochs> if these are passed, the last also for --multiplier.
       overwrite: Replace a run with another configuration in that folder.
     """
 
@@ -137,14 +137,14 @@ class Config:
         if self.recipe not in RECIPES:
             nearest = difflib.get_close_matches(self.recipe, RECIPES, len(RECIPES), 0.0)
             raise ValueError(
-                f"recipe {self.recipe!r} is none of {', '.join(nearest)} (the nearest "
-                "first)"
+                f"recipe {self.recipe!r} is not one of {', '.join(nearest)} (closest "
+                "match first)"
             )
         _ = self.chosen  # raises
 
     @property
     def chosen(self) -> Recipe:
-        """The recipe, with what the other options change in it."""
+        """Return the recipe, with its fields overridden by the options."""
         changes = {name: getattr(self, name) for name in FIELDS}
         changes = {name: x for name, x in changes.items() if x is not None}
         recipe = dataclasses.replace(RECIPES[self.recipe], **changes)
@@ -152,12 +152,12 @@ class Config:
 
     @property
     def at_once(self) -> int:
-        """How many seeds are trained in one program."""
+        """Return how many seeds are trained in one program."""
         return self.seeds if self.together else 1
 
     @property
     def folder(self) -> Path:
-        """Where the run is written to."""
+        """Return the folder of the run."""
         has_length = self.epochs is not None or self.multiplier != 1.0
         epochs = self.chosen.epochs if has_length else None
         return self.output or default_output(
@@ -165,9 +165,9 @@ class Config:
         )
 
     def record(self) -> dict[str, Any]:
-        """What decides the results, for ``config.json``.
+        """Return everything that decides the results, for ``config.json``.
 
-        Seeds that are trained one after another do not depend on how many there are.
+        Seeds that are trained one after another do not depend on their number.
         """
         recipe = dataclasses.asdict(self.chosen)
         names = ("dtype", "train_images", "test_images", "evaluate_every")
@@ -178,7 +178,7 @@ class Config:
             **recipe,
             "decay_at": list(recipe["decay_at"]),
             **chosen,
-            # In words that name the option to go on with, where a folder is refused.
+            # Names the option to pass, for the error if a folder is refused.
             "trained": (
                 f"{self.seeds} seeds together (--together)"
                 if self.at_once > 1

@@ -1,8 +1,8 @@
 """CIFAR, Fashion-MNIST and glyphs: all images of a data set, as bytes in memory.
 
-CIFAR and Fashion-MNIST are read by ``tfds.data_source`` from ArrayRecord files, and
-prepared as such if need be, both without TensorFlow. Fashion-MNIST is also read from
-the files that it is published as, wherever they are.
+CIFAR and Fashion-MNIST are read by ``tfds.data_source`` from ArrayRecord files, which
+are prepared if needed, both without TensorFlow. Fashion-MNIST can also be read from its
+published IDX files.
 """
 
 import logging
@@ -20,7 +20,7 @@ from examples.common import fashion_mnist, glyphs, idx
 GLYPH_SIZES = {"glyphs": 32, "glyphs16": 16}
 FASHION_MNIST = "fashion_mnist"
 DATASETS = ("cifar10", "cifar100", FASHION_MNIST, *GLYPH_SIZES)
-# To train and to test with, of all the others.
+# Training and test images of all other data sets.
 IMAGES = (50_000, 10_000)
 IMAGES_OF_FASHION_MNIST = (fashion_mnist.TRAIN_IMAGES, fashion_mnist.TEST_IMAGES)
 GLYPHS_FOLDER = Path("runs/data")
@@ -30,18 +30,19 @@ SYNTHETIC = (
 )
 MISSING = """\
 {dataset} cannot be read from {folder} ({why}).
-It is missing there, was downloaded or prepared in part only, or is damaged. Either
-  - give --data-dir a folder that has it, or can be downloaded to: {download},
-    prepared as ArrayRecord files without TensorFlow (delete {folder}/{dataset} first,
-    if it is there); or{files}
-  - train on images that are computed, and need no download: --dataset glyphs"""
+It is missing, only partly downloaded or prepared, or damaged. Either
+  - pass --data-dir with a folder that has it or that it can be downloaded to:
+    {download},
+    prepared as ArrayRecord files without TensorFlow (first delete {folder}/{dataset}
+    if it exists); or{files}
+  - train on computed images, which need no download: --dataset glyphs"""
 _CIFAR = "about 170 MB from\n    https://www.cs.toronto.edu/~kriz/cifar.html"
 _ZALANDO = "about 30 MB from\n    https://github.com/zalandoresearch/fashion-mnist"
 DOWNLOADS = {"cifar10": _CIFAR, "cifar100": _CIFAR, FASHION_MNIST: _ZALANDO}
 IDX_FILES = f"""
-  - give --data-dir a folder with its four IDX files, train-images-idx3-ubyte.gz and so
-    on; Debian's package dataset-fashion-mnist installs them in
-    {fashion_mnist.SYSTEM_FOLDER}, where they are found without it; or"""
+  - pass --data-dir with a folder that has its four IDX files,
+    train-images-idx3-ubyte.gz and so on; Debian's package dataset-fashion-mnist
+    installs them in {fashion_mnist.SYSTEM_FOLDER}, the default; or"""
 
 
 class Dataset(NamedTuple):
@@ -53,7 +54,7 @@ class Dataset(NamedTuple):
       train_labels: int32 (n,).
       test_images: uint8 (m, size, size, colours).
       test_labels: int32 (m,).
-      classes: how many the labels tell apart.
+      classes: number of classes.
     """
 
     name: str
@@ -65,26 +66,26 @@ class Dataset(NamedTuple):
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether its images are computed."""
+        """Tell whether its images are computed."""
         return self.name in GLYPH_SIZES
 
     @property
     def flips(self) -> bool:
-        """Whether a mirrored image is one that could be in the test split.
+        """Tell whether a mirrored image could be in the test split.
 
-        No glyph is the mirror image of another, so that classes would not be mixed up,
-        but then mirrored ones are patterns that no test image shows.
+        Mirroring glyphs would not confuse classes, since no glyph is the mirror image
+        of another, but no test image shows a mirrored pattern.
         """
         return not self.is_synthetic
 
     @property
     def margin(self) -> int:
-        """Pixels around an image that is cropped at random: 4 for a size of 32."""
+        """Return the padding for random crops: 4 pixels for a size of 32."""
         return self.train_images.shape[1] // 8
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each colour of the training images, in float32."""
-        # Sums of integers: exact, so that it does not matter in which order.
+        """Return mean and standard deviation of each colour of the training images."""
+        # Sums of integers are exact, so their order does not matter.
         colours = self.train_images.shape[-1]
         total, squares = np.zeros(colours, np.int64), np.zeros(colours, np.int64)
         for images in np.array_split(
@@ -106,21 +107,21 @@ def load(
     train: int | None = None,
     test: int | None = None,
 ) -> Dataset:
-    """A data set, downloaded or computed if it is not there yet.
+    """Load a data set, and download or compute it if necessary.
 
     Args:
       name: one of ``DATASETS``.
-      folder: where it is, or will be; None for what tensorflow-datasets chooses, for
-        ``GLYPHS_FOLDER``, and for Fashion-MNIST's files where Debian installs them.
-      train: take so many training images only, the first.
-      test: take so many test images only, the first.
+      folder: where it is, or will be; None for the default of tensorflow-datasets,
+        ``GLYPHS_FOLDER``, or the place where Debian installs Fashion-MNIST's files.
+      train: take only the first ``train`` training images.
+      test: take only the first ``test`` test images.
 
     Returns:
       The data set.
 
     Raises:
-      ValueError: if it is not there and cannot be had, with what to do; if there are
-        fewer images than are to be taken.
+      ValueError: if it cannot be loaded, with the remedy; if ``train`` or ``test``
+        exceeds the number of images.
     """
     counts = []
     sizes = IMAGES_OF_FASHION_MNIST if name == FASHION_MNIST else IMAGES
@@ -150,7 +151,7 @@ def load(
 
 
 def missing(name: str, folder: Path | None, why: str) -> str:
-    """What is told of a data set that is not there: why, and what to do."""
+    """Return the message about a missing data set: the cause, and the remedy."""
     return MISSING.format(
         dataset=name,
         folder=folder or "~/tensorflow_datasets",
@@ -161,24 +162,24 @@ def missing(name: str, folder: Path | None, why: str) -> str:
 
 
 def _read_prepared(name: str, folder: Path | None) -> tuple[list[Any], int]:
-    """Images and labels of both splits, and the number of classes."""
-    # Takes seconds to import, when mistakes in the options have long been reported.
+    """Return images and labels of both splits, and the number of classes."""
+    # Imported late: it takes seconds, and mistakes in the options are reported first.
     import tensorflow_datasets as tfds
 
     advice = logging.getLogger("absl")
     advice.addFilter(_no_advice)
     try:
         builder: Any = tfds.builder(name, data_dir=folder, file_format="array_record")
-        # Its own reads the files that it downloads by TensorFlow.
+        # The builder's method reads the downloaded files with TensorFlow.
         read = _idx_examples if name == FASHION_MNIST else _cifar_examples
         builder._generate_examples = types.MethodType(read, builder)
         builder._split_generators = types.MethodType(_split_generators, builder)
         builder.download_and_prepare()
         sources = builder.as_data_source(split=["train", "test"])
         splits = [_arrays(source) for source in sources]
-    # What failed downloads, broken archives and damaged files raise is of no one kind.
+    # Failed downloads, broken archives and damaged files raise unrelated exceptions.
     except Exception as error:
-        print()  # behind a line that tfds has begun
+        print()  # ends the line that tfds has started
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -190,7 +191,7 @@ def _read_prepared(name: str, folder: Path | None) -> tuple[list[Any], int]:
 
 
 def _split_generators(builder: Any, manager: Any) -> Any:
-    """The builder's own, but that no download is tried for minutes to no purpose."""
+    """Check quickly that the download works, then call the builder's own method."""
     if builder.name == FASHION_MNIST:
         url = urllib.parse.urljoin(builder.URL, "train-images-idx3-ubyte.gz")
     else:
@@ -205,9 +206,9 @@ def _split_generators(builder: Any, manager: Any) -> Any:
 def _cifar_examples(
     builder: Any, prefix: str, paths: Iterable[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What is in the binary files of the archive, as the features of the data set.
+    """Yield the contents of the archive's binary files as features of the data set.
 
-    Each image has a byte for each of its labels, then 1,024 of each colour.
+    An image is stored as one byte for each label, then 1,024 bytes of each colour.
     """
     names = builder._cifar_info.label_keys
     number = 0
@@ -224,7 +225,7 @@ def _cifar_examples(
 def _idx_examples(
     builder: Any, num_examples: int, data_path: str, label_path: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What is in a pair of IDX files, as the features of the data set."""
+    """Yield the contents of a pair of IDX files as features of the data set."""
     del builder, num_examples
     images, labels = (idx.read(Path(path)) for path in (data_path, label_path))
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -232,14 +233,14 @@ def _idx_examples(
 
 
 def _picture(image: np.ndarray) -> Any:
-    # Preparing alone needs it, as what tensorflow-datasets encodes without TensorFlow.
+    # Only preparing needs it: tensorflow-datasets uses it to encode without TensorFlow.
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(image))
 
 
 def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    # One by one, as a list of numbers is answered wrongly by mocked data.
+    # One by one, because mocked data answers a list of indices wrongly.
     examples = (source[index] for index in range(len(source)))
     pairs = [(example["image"], example["label"]) for example in examples]
     images, labels = zip(*pairs, strict=True)
@@ -247,5 +248,5 @@ def _arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    """Keeps off the screen that there is another decoder."""
+    """Filter out the advice to install another decoder."""
     return "OpenCV is not installed" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Seeds that are trained at once: their steps, and what is told and kept of them."""
+"""Seeds that are trained together: their steps, logs and checkpoints."""
 
 import contextlib
 import signal
@@ -19,30 +19,30 @@ from examples.common.run_folder import finished_runs
 
 
 class Group:
-    """Seeds that are trained at once, and what is told and kept of them.
+    """Train several seeds at once, with their logs and checkpoints.
 
     Attributes:
-      step: how many steps they have taken.
+      step: number of steps taken.
     """
 
     def __init__(
         self, trainer: Trainer, config: Config, record: Any, seeds: Sequence[int]
     ):
-        """Takes what they are trained by.
+        """Open the logs of the seeds.
 
         Args:
-          trainer: what is trained, and how.
-          config: what was asked for.
-          record: what decides the results, as ``config.json`` has it.
+          trainer: the compiled training.
+          config: the options.
+          record: everything that decides the results, as in ``config.json``.
           seeds: the seeds.
 
         Raises:
-          ValueError: if a folder of theirs holds another run.
+          ValueError: if the folder of a seed holds another run.
         """
         self.trainer, self.config, self.record = trainer, config, record
         self.seeds = tuple(seeds)
         self.step = 0
-        # Where along the first axis of all arrays the seeds are that have not ended.
+        # Indices of unfinished seeds along the first axis of all arrays.
         self._going = list(range(len(self.seeds)))
         self._logs = [
             Log(seed_folder(config.folder, seed), {**record, "seed": seed})
@@ -52,27 +52,28 @@ class Group:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Tell whether all seeds have finished."""
         return all(self._has_ended(seed) for seed in self.seeds)
 
     @property
     def name(self) -> str:
-        """What it is called on the screen and on disk."""
+        """Return the group's name on the screen and on disk."""
         first, last = self.seeds[0], self.seeds[-1]
         return f"seed_{first}" if first == last else f"seeds_{first}_to_{last}"
 
     def go(self, bar: progress.Progress, task: progress.TaskID, stop: Any) -> None:
-        """Trains to the end, or until SIGTERM.
+        """Train to the end, or until SIGTERM.
 
         Args:
-          bar: where it shows how far it is.
-          task: the task to advance there.
-          stop: tells of SIGTERM.
+          bar: the progress bar.
+          task: the task to advance in it.
+          stop: tells whether SIGTERM has arrived.
 
         Raises:
-          SystemExit: after SIGTERM; if there are checkpoints that do not fit.
+          SystemExit: after SIGTERM; if there are checkpoints that do not match.
         """
-        # Takes seconds to import, when mistakes in the options have been reported.
+        # Imported late: it takes seconds, and mistakes in the options are reported
+        # first.
         from sparseopt_jax.checkpoint import Checkpoints
 
         trainer = self.trainer
@@ -102,7 +103,7 @@ class Group:
             bar.update(task, advance=trainer.total - self.step)
 
     def _begin(self, checkpoints: Any, bar: progress.Progress) -> Run:
-        """What to go on from: the last checkpoint, or new weights."""
+        """Return the last checkpoint, or new weights."""
         run = self.trainer.start(self.seeds)
         try:
             restored = checkpoints.restore(run)
@@ -113,12 +114,12 @@ class Group:
         run, data = restored
         if data["config"] != self.record:
             raise SystemExit(
-                f"error: {self.config.folder / 'checkpoints' / self.name} is of a run "
-                "with another configuration; delete it, or give another --output"
+                f"error: {self.config.folder / 'checkpoints' / self.name} belongs to a "
+                "run with another configuration; delete it, or pass another --output"
             )
         self.step = data["step"]
         bar.console.print(
-            f"{self.name}: going on from step {self.step:,} of {self.trainer.total:,}."
+            f"{self.name}: resuming from step {self.step:,} of {self.trainer.total:,}."
         )
         return run
 
@@ -131,7 +132,7 @@ class Group:
         *,
         leaving: bool,
     ) -> None:
-        """What is due after some steps: logs, evaluations, checkpoints."""
+        """Write logs, evaluations and checkpoints that are due."""
         epoch, place = divmod(self.step, self.trainer.per_epoch)
         last = self.step == self.trainer.total
         if place == 0 or last:
@@ -150,23 +151,23 @@ class Group:
             checkpoints.save(self.step, run, data=data)
         if leaving and not last:
             bar.console.print(
-                f"Asked to stop: saved step {self.step:,} of {self.name}. The same "
-                "command goes on from there."
+                f"Received SIGTERM: saved step {self.step:,} of {self.name}. Run the "
+                "same command again to resume."
             )
             raise SystemExit(128 + signal.SIGTERM)
 
     def _has_ended(self, seed: int) -> bool:
-        """Whether the log says so."""
+        """Tell whether the log records the seed's end."""
         return bool(finished_runs(seed_folder(self.config.folder, seed)))
 
     def _end(self, row: int, *, diverged: bool) -> None:
-        """Says in the log of a seed that nothing is left to do for it."""
+        """Record in a seed's log that it has finished."""
         numbers = {"diverged": diverged, "ms_per_step": self._ms_per_step()}
         self._logs[row].write("run", self.step, numbers)
         self._going.remove(row)
 
     def _end_diverged(self, losses: np.ndarray, bar: progress.Progress) -> None:
-        """Ends the seeds whose loss is no longer finite; the others go on."""
+        """End the seeds whose loss is non-finite; the others continue."""
         for row in tuple(self._going):
             if not np.isfinite(losses[row]):
                 self._end(row, diverged=True)
@@ -176,7 +177,7 @@ class Group:
                 )
 
     def _tell_training(self, run: Run) -> np.ndarray:
-        """Logs the epoch so far; returns the loss of each seed."""
+        """Log the epoch so far; return the loss of each seed."""
         trainer, step = self.trainer, self.step
         steps = (step - 1) % trainer.per_epoch + 1
         sums = jax.device_get(run.sums)
@@ -193,7 +194,7 @@ class Group:
         return losses
 
     def _tell_evaluation(self, run: Run) -> np.ndarray:
-        """Evaluates, and logs it; returns the loss of each seed."""
+        """Evaluate and log the result; return the loss of each seed."""
         numbers = self.trainer.evaluate(run.state)
         sparse = self.trainer.sparsity(run.state)
         for row in self._going:
@@ -205,12 +206,12 @@ class Group:
         return numbers["loss"]
 
     def _ms_per_step(self) -> float | None:
-        """The median: of all seeds of the group together, compiling left out."""
+        """Return the median for all seeds of the group together, without compiling."""
         return 1e3 * float(np.median(self._seconds)) if self._seconds else None
 
 
 def seed_folder(output: Path, seed: int) -> Path:
-    """Where the log of a seed is."""
+    """Return the folder of a seed's log."""
     return output / f"seed_{seed}"
 
 

@@ -1,18 +1,17 @@
-"""How the papers train on CIFAR: what to do, as frozen configurations.
+"""The papers' ways to train on CIFAR, as frozen configurations.
 
-Behind each choice stands where it is from:
-
+A comment after each choice gives its source:
   [SO]    Adnan et al., SparseOpt, 2026 (arXiv 2605.27541)
-  [lab]   code of earlier runs of its authors with this network and data set
+  [lab]   code of its authors' earlier runs with this network and data set
   [RigL]  Evci et al., Rigging the lottery, 2020 (arXiv 1911.11134)
   [code]  the code published with RigL
   [HAM]   Jacobs et al., HAM, 2026 (arXiv 2506.02630)
   [ours]  in none of them
 
-Accuracies in comments are the papers' own, in percent. For all of them alike, and
+Accuracies in comments are the papers' own, in percent. The same for all recipes, and
 [ours]: pixels are standardised by the training images' mean and deviation (RigL's code:
-each image by its own), kernels start as Kaiming's normal ([lab]; RigL's do not say),
-and the images left over in an epoch are left out.
+each image by its own), kernels are initialised from Kaiming's normal ([lab]; RigL's
+paper does not say), and images that do not fill a batch are left out of an epoch.
 """
 
 import collections
@@ -41,36 +40,37 @@ class Recipe:
     """One way to train; the defaults are those of the runs with ResNet-20.
 
     Attributes:
-      dataset: what to train on.
-      network: what to train.
+      dataset: data set to train on.
+      network: network to train.
       width: channels of the first stage.
       blocks: residual blocks in each of the three stages.
-      dropout: share of the activations dropped in training; wrn22_2 only.
-      method: how the network is sparse, if it is.
-      correction: what scales gradients per neuron: nothing, SparseOpt's factors, or the
+      dropout: fraction of the activations dropped in training; wrn22_2 only.
+      method: sparse training method, or dense.
+      correction: per-neuron scaling of the gradient: none, SparseOpt's factors, or the
         variances that Batch Normalization measures.
       ham: whether a multiplicative step follows each step.
       sparsity: fraction of zeros over all kernels.
-      distribution: how the active weights are shared between layers.
+      distribution: how the active weights are distributed over the layers.
       epochs: passes over the training images.
       batch_size: images per step.
-      learning_rate: the peak, whatever the batch size.
+      learning_rate: peak learning rate; it is not scaled with the batch size.
       warmup_epochs: epochs of linear warm-up from 0.
-      decay_at: where the learning rate is divided by 5, as shares of the training,
-        all behind the warm-up; if empty, it follows a cosine instead.
-      final_learning_rate: where the cosine ends.
-      momentum: of SGD.
-      nesterov: whether the momentum is Nesterov's.
+      decay_at: fractions of the training at which the learning rate is divided by 5,
+        all after the warm-up; if empty, it follows a cosine instead.
+      final_learning_rate: last value of the cosine.
+      momentum: momentum of SGD.
+      nesterov: whether to use Nesterov momentum.
       weight_decay: coefficient of the L2 term, on kernels only.
-      padding: what stands around an image before it is cropped.
-      every: steps between changes of the topology.
-      drop_fraction: share of the active weights replaced at first; it follows a cosine.
-      stop: share of the training after which the topology stays.
+      padding: padding of an image before it is cropped.
+      every: steps between updates of the masks.
+      drop_fraction: fraction of the active weights replaced at the first update; it
+        follows a cosine.
+      stop: fraction of the training after which the masks are frozen.
     """
 
     dataset: DatasetName = "cifar100"  # [SO]
     network: Network = "resnet20"  # [SO]
-    width: int = 16  # [SO], where it is called 1
+    width: int = 16  # [SO], which calls it 1
     blocks: int = 3
     dropout: float = 0.0
     method: Method = "rigl"
@@ -116,23 +116,25 @@ class Recipe:
             )
         if not 0.0 < self.stop <= 1.0:
             raise ValueError(
-                f"stop must be in (0, 1], got {self.stop}; for a topology that never "
-                "changes give --method static"
+                f"stop must be in (0, 1], got {self.stop}; pass --method static for a "
+                "topology that never changes"
             )
         if not all(0.0 < share < 1.0 for share in self.decay_at):
-            raise ValueError(f"decay_at must be shares in (0, 1), got {self.decay_at}")
+            raise ValueError(
+                f"decay_at must be fractions in (0, 1), got {self.decay_at}"
+            )
         warmup = self.warmup_epochs / self.epochs
         if not all(share > warmup for share in self.decay_at):
             raise ValueError(
-                f"decay_at must be behind the warm-up, which lasts for {warmup:.3g} of "
-                f"the training, got {self.decay_at}"
+                f"decay_at must be after the warm-up, which takes {warmup:.3g} of the "
+                f"training, got {self.decay_at}"
             )
         if self.dropout and self.network == "resnet20":
-            raise ValueError(f"resnet20 has no dropout, got {self.dropout}")
+            raise ValueError(f"dropout must be 0 for resnet20, got {self.dropout}")
         if self.correction != "none" and self.method == "dense":
             raise ValueError(
-                f"a correction is for a sparse network, got {self.correction} and "
-                "method dense"
+                f"correction must be none for method dense, got {self.correction}; a "
+                "correction needs a sparse network"
             )
 
 
@@ -143,7 +145,7 @@ _WRN = Recipe(
     width=32,  # [RigL]
     dropout=0.3,  # [code]
     sparsity=0.8,
-    distribution="uniform",  # [RigL], but where it says ERK
+    distribution="uniform",  # [RigL], except where it says ERK
     epochs=250.0,  # [code]: 97,656 steps
     warmup_epochs=0.0,  # [code]
     decay_at=(30_000 / 97_656, 60_000 / 97_656, 90_000 / 97_656),  # [code]
@@ -181,13 +183,13 @@ RECIPES = {
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up, then divisions by 5 or a cosine."""
+    """Return a linear warm-up followed by divisions by 5 or a cosine."""
     total = total_steps(recipe, steps_per_epoch)
     warmup = warmup_steps(recipe, steps_per_epoch)
     peak = recipe.learning_rate
     if recipe.decay_at:
         steps = (max(1, round(share * total) - warmup) for share in recipe.decay_at)
-        # In the shortest runs several fall on one step.
+        # In the shortest runs several of them fall on one step.
         times = collections.Counter(steps)
         after = optax.piecewise_constant_schedule(
             peak, {step: 0.2**count for step, count in times.items()}
@@ -200,7 +202,7 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
 
 
 def make_topology(recipe: Recipe, steps_per_epoch: int) -> so.Topology | None:
-    """Which weights are active, and when that changes; None for a dense network."""
+    """Return the topology; None for a dense network."""
     if recipe.method == "dense":
         return None
     if recipe.method == "static":
@@ -222,13 +224,13 @@ def make_optimizer(
     *,
     key: jax.typing.ArrayLike,
 ) -> optax.GradientTransformation:
-    """SGD, sparse unless the recipe is dense, its masks changed from the host.
+    """Return SGD, sparse unless the recipe is dense, with masks updated by the host.
 
     Args:
       recipe: the recipe.
       steps_per_epoch: steps in an epoch.
-      correction: what scales the gradient per neuron.
-      key: of the topology.
+      correction: per-neuron scaling of the gradient.
+      key: key of the topology.
 
     Returns:
       The optimizer.
@@ -240,7 +242,7 @@ def make_optimizer(
     )
     if recipe.ham:
         inner = so.ham(inner, schedule, alpha=HAM_ALPHA, beta=HAM_BETA)
-    # In front of the decay: it is the gradient that Batch Normalization has amplified.
+    # Before weight decay: it is the gradient that Batch Normalization amplifies.
     inner = optax.chain(correction, inner)
     topology = make_topology(recipe, steps_per_epoch)
     if topology is None:

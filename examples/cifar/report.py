@@ -1,4 +1,4 @@
-"""What a run on CIFAR ended with, and a picture of how it got there."""
+"""The results of a run on CIFAR, and a figure of its curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def curves(logs: Sequence[Rows], event: str, name: str) -> dict[str, list[Any]]:
-    """A number at each of its rows in the logs of all seeds.
+    """Collect one number from the logs of all seeds.
 
     Args:
-      logs: the rows of each seed, of the same epochs; of fewer, if it has diverged.
-      event: the kind of rows.
-      name: of the number.
+      logs: the rows of each seed at the same epochs; fewer if it has diverged.
+      event: the kind of row.
+      name: the name of the number.
 
     Returns:
       ``"epoch"`` and, for each seed, ``"values"``; null in the log is None.
@@ -33,13 +33,13 @@ def curves(logs: Sequence[Rows], event: str, name: str) -> dict[str, list[Any]]:
 
 
 def summarize(logs: Sequence[Rows]) -> dict[str, Any]:
-    """Numbers of all seeds at the end, their mean and deviation, and the curves.
+    """Return final numbers of all seeds, their mean and deviation, and the curves.
 
     Args:
       logs: the rows of each seed.
 
     Returns:
-      An entry as ``results.json`` holds it. Seeds that have diverged end with None, and
+      An entry as ``results.json`` holds it. Seeds that have diverged end with None and
       are left out of means, deviations and times.
     """
     ends = [next(row for row in rows if row["event"] == "run") for rows in logs]
@@ -77,7 +77,7 @@ def summarize(logs: Sequence[Rows]) -> dict[str, Any]:
 
 
 def told(results: Mapping[str, Any]) -> str:
-    """The accuracy in words, of at least one seed that has not diverged."""
+    """State the accuracy in words; at least one seed must not have diverged."""
     mean, sd = results["test_accuracy_mean"], results["test_accuracy_sd"]
     diverged = results["diverged"]
     seeds = len(results["test_accuracy"]) - len(diverged)
@@ -91,12 +91,12 @@ def told(results: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], title: str, path: Path) -> None:
-    """The curves, means over seeds with their standard deviations.
+    """Draw the curves: means over seeds with their standard deviations.
 
     Args:
-      results: as ``summarize`` gives them, of at least one seed that has not diverged;
-        those that have are left out.
-      title: what stands above them.
+      results: from ``summarize``, with at least one seed that has not diverged; seeds
+        that have diverged are left out.
+      title: the title of the figure.
       path: a PNG file to write.
     """
     lines = {
@@ -136,10 +136,10 @@ def _draw(axes: Axes, line: Mapping[str, Any], color: str, label: str) -> None:
 
 
 def _others(values: Sequence[Any], diverged: Sequence[int]) -> list[Any]:
-    """Of one value per seed, those of the seeds that have not diverged."""
+    """Filter one value per seed: drop those of seeds that have diverged."""
     return [value for seed, value in enumerate(values) if seed not in diverged]
 
 
 def _numbers(values: Any) -> np.ndarray:
-    """None, as the log has what is no finite number, becomes NaN."""
+    """Return an array; None, which the log has for non-finite numbers, becomes NaN."""
     return np.array(values, dtype=float)

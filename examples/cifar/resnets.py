@@ -1,7 +1,6 @@
 """Residual networks for small images: ResNet-20 and WRN-22-2, in Flax linen.
 
-Parameters and running statistics are float32 whatever is computed in, and so are the
-logits.
+Parameters, running statistics and logits are float32 in any computation dtype.
 """
 
 import functools
@@ -18,20 +17,19 @@ STAGES = 3
 
 
 class ResNet(nn.Module):
-    """The ResNet of He et al. for CIFAR; three blocks a stage make it ResNet-20.
+    """The ResNet of He et al. for CIFAR; three blocks per stage make it ResNet-20.
 
-    Every convolution is followed by Batch Normalization with nothing in between, which
-    is what SparseOpt's theory asks for; so are the convolutions of the shortcuts, where
-    the first network of this kind had none. The head is not.
+    Batch Normalization follows every convolution directly, as SparseOpt's theory
+    requires; this includes the convolutions of the shortcuts, which the original
+    network does not have. It does not follow the head.
 
     Attributes:
-      width: channels of the stem and of the first stage; each stage doubles them.
+      width: channels of the stem and of the first stage; each further stage doubles
+        them.
       blocks: residual blocks in each of the three stages.
       classes: number of classes.
-      dtype: type that everything up to the head is computed in.
-      dropout: has to be 0; ``WideResNet`` has one.
-
-    References:
+      dtype: dtype of the computation up to the head.
+      dropout: must be 0; ``WideResNet`` has dropout.
       He et al., Deep residual learning, 2015 (arXiv 1512.03385), section 4.2.
     """
 
@@ -43,7 +41,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Logits (n, classes), float32, of images (n, height, width, channels)."""
+        """Return float32 logits (n, classes) of images (n, height, width, channels)."""
         layers = functools.partial(conv_and_norm, self.dtype, fan="fan_in")
         conv, norm = layers(train=train)
         x = conv(self.width, (3, 3), name="stem")(images)
@@ -56,14 +54,14 @@ class ResNet(nn.Module):
 class WideBlock(nn.Module):
     """BN - relu - conv - BN - relu - dropout - conv, added to the shortcut.
 
-    Where the number of channels changes, the shortcut is a convolution of what the
-    first relu gives, without a normalisation.
+    If the number of channels changes, the shortcut is a convolution of the first relu's
+    output, without a normalisation.
 
     Attributes:
-      features: channels of the output.
-      stride: of the first convolution, and of the shortcut.
-      dtype: type that everything is computed in.
-      dropout: share of the activations that is dropped in training.
+      features: output channels.
+      stride: stride of the first convolution and of the shortcut.
+      dtype: dtype of the computation.
+      dropout: fraction of the activations dropped in training.
     """
 
     features: int
@@ -88,15 +86,15 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """A wide, pre-activation residual network as RigL's authors trained it.
 
-    The normalisation stands before each convolution, so what follows the second one of
-    a block is a sum: ``sparseopt_jax.infer_norm_links`` leaves it undecided.
+    Each convolution comes after its normalisation, so the second one of a block is
+    followed by a sum: ``sparseopt_jax.infer_norm_links`` leaves it undecided.
 
     Attributes:
-      width: channels of the first stage; each stage doubles them. The stem has 16;
-        a width of 32, twice that, is what WRN-22-2 is named after.
+      width: channels of the first stage; each further stage doubles them. The stem has
+        16; WRN-22-2 is named after a width of 32, twice the stem's.
       blocks: residual blocks in each of the three stages; 3 make a depth of 22.
       classes: number of classes.
-      dtype: type that everything up to the head is computed in.
+      dtype: dtype of the computation up to the head.
       dropout: as in ``WideBlock``.
 
     References:
@@ -112,7 +110,7 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Logits (n, classes), float32, of images (n, height, width, channels)."""
+        """Return float32 logits (n, classes) of images (n, height, width, channels)."""
         conv, norm = conv_and_norm(self.dtype, train, "fan_in")
         x = conv(16, (3, 3), name="stem")(images)
         block = functools.partial(WideBlock, dtype=self.dtype, dropout=self.dropout)
@@ -126,9 +124,7 @@ NETWORKS = {"resnet20": ResNet, "wrn22_2": WideResNet}
 def _stages(
     make: Callable[..., nn.Module], width: int, blocks: int, x: jax.Array, train: bool
 ) -> jax.Array:
-    """Three stages of blocks; each but the first halves the image, and has twice the
-    channels.
-    """
+    """Apply three stages; the latter two halve the image and double the channels."""
     for stage in range(STAGES):
         for block in range(blocks):
             x = make(

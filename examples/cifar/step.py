@@ -1,4 +1,4 @@
-"""What is computed for one seed: its first state, a step, a batch of the evaluation."""
+"""The computations for one seed: its first state, a step, a batch of the evaluation."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ EVALUATED_AT_ONCE = 500
 
 
 class Split(NamedTuple):
-    """Images and labels on the device, as many of one as of the other.
+    """Images and their labels, on the device.
 
     Attributes:
       images: uint8 (n, size, size, 3).
@@ -29,7 +29,7 @@ class Split(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What is summed up over images or steps.
+    """Sums over images or steps.
 
     Attributes:
       loss: float32 (seeds,).
@@ -41,11 +41,11 @@ class Sums(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A training in progress, all of it that a checkpoint keeps.
+    """A training in progress, with everything that a checkpoint keeps.
 
     Attributes:
       state: weights, statistics and the optimizer's state of all seeds.
-      sums: over the steps of the epoch so far.
+      sums: sums over the steps of the epoch so far.
     """
 
     state: so.linen.TrainState
@@ -56,22 +56,22 @@ class Program:
     """Pure functions of arrays, to be compiled for one seed or for several.
 
     Attributes:
-      recipe: how it is trained.
+      recipe: the recipe.
       per_epoch: steps in an epoch.
       topology: None for a dense network.
       model: the network.
-      shapes: of its variables.
-      correction: what scales gradients per neuron.
-      tx: the optimizer. All seeds share it, or each would compile anew: the masks and
-        the key that a seed decides are data, in the optimizer's state.
+      shapes: shapes of its variables.
+      correction: per-neuron scaling of the gradient.
+      tx: the optimizer. All seeds share it, or each would compile again: the seed's
+        masks and key are data in the optimizer's state.
     """
 
     def __init__(self, config: Config, dataset: Dataset, per_epoch: int):
-        """Prepares it; nothing is computed yet.
+        """Build the network and the optimizer; compute nothing yet.
 
         Args:
-          config: what was asked for.
-          dataset: what to train on.
+          config: the options.
+          dataset: the data set to train on.
           per_epoch: steps in an epoch.
 
         Raises:
@@ -95,7 +95,7 @@ class Program:
         self.tx = self._make_optimizer(key)
 
     def begin(self, key: jax.Array) -> so.linen.TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         params_key, topology_key = jax.random.split(key)
         variables = self._variables(params_key)
         state = so.linen.TrainState.create(
@@ -109,17 +109,17 @@ class Program:
     def step(
         self, run: Run, key: jax.Array, order: jax.Array, train: Split, *, change: bool
     ) -> Run:
-        """One step.
+        """Take one step.
 
         Args:
-          run: before it.
-          key: of the augmentation in all steps.
-          order: of the images in this epoch, int32 (images,).
+          run: the run before the step.
+          key: key of the augmentation, the same for all steps.
+          order: order of the images in this epoch, int32 (images,).
           train: the images.
-          change: whether the topology changes.
+          change: whether to update the masks.
 
         Returns:
-          The run after it.
+          The run after the step.
         """
         state = run.state
         images, labels, dropout_key = self.batch(key, order, train, state.step)
@@ -138,7 +138,7 @@ class Program:
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (batch_stats, accuracy)), grads = gradient(state.params)
         replaces = change and self.topology and self.topology.replaces_step
-        if change and replaces:  # RigL: the step that follows moves no weight
+        if change and replaces:  # RigL: the step that follows does not change weights
             state = self._changed(state, grads)
         state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
         if change and not replaces:  # SET
@@ -148,7 +148,7 @@ class Program:
     def batch(
         self, key: jax.Array, order: jax.Array, train: Split, step: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What a step sees: images, labels, and the key of its dropout."""
+        """Return the images, labels and dropout key of a step."""
         size = self.recipe.batch_size
         first = step % self.per_epoch * size
         rows = jax.lax.dynamic_slice(order, [first], [size])
@@ -165,7 +165,7 @@ class Program:
     def count(
         self, sums: Sums, state: so.linen.TrainState, place_and_test: tuple[Any, Split]
     ) -> Sums:
-        """Adds what a batch of test images gives; the last may be a part of one."""
+        """Add a batch of test images to the sums; the last batch may be incomplete."""
         first, test = place_and_test
         images = len(test.labels)
         rows = first + jnp.arange(min(EVALUATED_AT_ONCE, images))
@@ -183,7 +183,7 @@ class Program:
         )
 
     def normalized(self, images: jax.Array) -> jax.Array:
-        """Bytes as numbers of mean 0 and deviation 1, in the type of the network."""
+        """Standardise bytes to mean 0 and deviation 1, in the network's dtype."""
         return ((images - self._mean) / self._deviation).astype(self.model.dtype)
 
     def _changed(self, state: so.linen.TrainState, grads: Any) -> so.linen.TrainState:

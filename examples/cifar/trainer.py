@@ -1,8 +1,8 @@
 """A network, its optimizer and its data on one device, compiled for several seeds.
 
-All arrays of a state have the seeds as their first axis, also where there is one only.
-What a step sees is decided by the seed and the number of the step, so that a training
-that was stopped goes on as if it had not been.
+All arrays of a state have the seeds as their first axis, even for a single seed. The
+seed and the number of the step decide what a step sees, so an interrupted training
+resumes bit for bit.
 """
 
 import functools
@@ -22,29 +22,29 @@ from examples.cifar.step import EVALUATED_AT_ONCE, Program, Run, Split, Sums
 
 
 class Trainer:
-    """What is trained, and how, compiled once for all groups of as many seeds.
+    """The training, compiled once for all groups with the same number of seeds.
 
     Attributes:
-      recipe: how.
-      images: how many there are to train with.
-      per_epoch: steps in an epoch; images left over are left out of it.
+      recipe: the recipe.
+      images: number of training images.
+      per_epoch: steps in an epoch; images that do not fill a batch are left out.
       total: steps in the run.
-      program: what is computed for each seed.
+      program: the computations for each seed.
       topology: None for a dense network.
-      changes: the steps that change it.
-      plan: what is sparse; None for a dense network.
+      changes: the steps that update the masks.
+      plan: the plan of the sparse layers; None for a dense network.
       weights: number of parameters.
       schedule: the learning rate of each step.
     """
 
     def __init__(self, config: Config, dataset: Dataset, *, together: int, loop: bool):
-        """Prepares a run; nothing is computed yet.
+        """Prepare a run; compute nothing yet.
 
         Args:
-          config: what was asked for.
-          dataset: what to train on.
-          together: how many seeds are trained at once.
-          loop: whether steps are taken in a compiled loop.
+          config: the options.
+          dataset: the data set to train on.
+          together: number of seeds trained at once.
+          loop: whether steps run in a compiled loop.
 
         Raises:
           ValueError: if the images or the sparsity do not fit.
@@ -78,7 +78,7 @@ class Trainer:
             of_all(functools.partial(program.step, change=True)), donate_argnums=0
         )
         # The number of steps is an argument, which `scan` would not allow: one program
-        # runs from any step to any other, whatever lies between two changes.
+        # runs from any step to any other, whatever the interval between two updates.
         self._many = jax.jit(
             lambda run, keys, orders, train, count: jax.lax.fori_loop(
                 0, count, lambda _, run: step(run, keys, orders, train), run
@@ -99,16 +99,16 @@ class Trainer:
         self._create = jax.jit(program.begin)
 
     def start(self, seeds: Sequence[int]) -> Run:
-        """The states before the first step, weights and masks drawn from the seeds.
+        """Return the states before the first step, drawn from the seeds.
 
-        One seed after another by the same program, whichever are trained together: they
-        begin with the same weights, to the last bit.
+        The same program draws one seed after another, so a seed starts with the same
+        weights, bit for bit, whichever seeds are trained together.
         """
-        # The default kind of key compiles for half a minute on CPU.
+        # The default kind of key takes half a minute to compile on CPU.
         states = [self._create(jax.random.key(seed, impl="rbg")) for seed in seeds]
         if self.topology:
-            # What grows is drawn from it under vmap, where the other kind draws
-            # otherwise than without.
+            # Growth draws from it under vmap, where the other kind draws different
+            # numbers than without vmap.
             states = [
                 state.replace(opt_state=state.opt_state._replace(key=_keys(seed)[0]))
                 for state, seed in zip(states, seeds, strict=True)
@@ -117,15 +117,15 @@ class Trainer:
         return Run(stacked, _zeros(len(seeds)))
 
     def advance(self, run: Run, seeds: Sequence[int], step: int) -> tuple[Run, int]:
-        """Some steps on: at most to the end of the epoch.
+        """Take several steps, at most to the end of the epoch.
 
         Args:
-          run: after ``step`` steps; it is used up.
-          seeds: whose run it is.
-          step: how many steps it has taken.
+          run: the run after ``step`` steps; it is donated.
+          seeds: its seeds.
+          step: the number of steps taken.
 
         Returns:
-          The run, and how many steps it has taken now.
+          The run, and its new number of steps.
         """
         epoch, place = divmod(step, self.per_epoch)
         if place == 0:
@@ -143,7 +143,7 @@ class Trainer:
         return jax.block_until_ready(run), until
 
     def evaluate(self, state: so.linen.TrainState) -> dict[str, np.ndarray]:
-        """Loss and accuracy over all test images, for each seed: (seeds,)."""
+        """Return loss and accuracy over all test images, for each seed: (seeds,)."""
         images = len(self.test.labels)
         sums = _zeros(self._together)
         firsts = np.arange(0, images, EVALUATED_AT_ONCE, dtype=np.int32)
@@ -155,11 +155,11 @@ class Trainer:
         return {name: x / images for name, x in jax.device_get(sums)._asdict().items()}
 
     def sparsity(self, state: so.linen.TrainState) -> dict[str, np.ndarray]:
-        """What has become of the masks, as ``so.metrics`` has it, for each seed."""
+        """Return ``so.metrics`` of each seed."""
         return jax.device_get(self._sparsity(state, ())) if self.topology else {}
 
     def draw(self, seeds: tuple[int, ...], epoch: int) -> tuple[jax.Array, jax.Array]:
-        """What decides an epoch, for each seed.
+        """Draw the random numbers of an epoch, for each seed.
 
         Args:
           seeds: the seeds.
@@ -181,9 +181,9 @@ class Trainer:
 
 
 def _over_seeds(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """A function over the first axis of all its arguments but the last.
+    """Map a function over the first axis of all its arguments but the last.
 
-    A single seed goes without ``vmap``, which turns convolutions into grouped ones.
+    A single seed runs without ``vmap``, which makes convolutions grouped.
     """
 
     def mapped(*arguments):
@@ -206,6 +206,6 @@ def _zeros(seeds: int) -> Sums:
 
 
 def _keys(seed: int) -> jax.Array:
-    """The keys of what a seed's topology grows, and of its augmentation."""
-    # Of the kind that draws the same under vmap, and on every backend.
+    """Return the keys of a seed's topology and of its augmentation."""
+    # A kind of key that draws the same under vmap and on every backend.
     return jax.random.split(jax.random.key(seed, impl="threefry2x32"))

@@ -1,1 +1,1 @@
-"""What several examples share."""
+"""Code shared by several examples."""

@@ -1,4 +1,4 @@
-"""Random crops and flips of small images, on the device, inside the compiled step."""
+"""Random crops and flips of small images, on device, inside the compiled step."""
 
 from typing import Literal
 
@@ -11,16 +11,16 @@ Padding = Literal["zeros", "mirror"]
 def augmented(
     key: jax.Array, images: jax.Array, *, margin: int, padding: Padding, flip: bool
 ) -> jax.Array:
-    """A random crop of every image with a margin around it, mirrored at random.
+    """Pad, randomly crop and randomly mirror each image.
 
-    Decided by the key alone, so that a step that is taken again sees the same.
+    The key alone decides the result, so a step that is repeated sees the same images.
 
     Args:
       key: typed PRNG key.
       images: uint8 (n, size, size, channels).
-      margin: pixels that are put around an image before it is cropped.
-      padding: what is put there.
-      flip: whether half of the images are mirrored.
+      margin: pixels of padding on each side before cropping.
+      padding: how the padding is filled.
+      flip: whether to mirror half of the images.
 
     Returns:
       uint8 (n, size, size, channels).
@@ -36,15 +36,15 @@ def augmented(
 def cropped(
     images: jax.Array, corners: jax.Array, *, margin: int, padding: Padding
 ) -> jax.Array:
-    """A part, as large as the image, of every image with a margin around it.
+    """Pad each image and crop it to its original size at a given corner.
 
     Args:
       images: (n, size, size, channels).
-      corners: int (n, 2), row and column where the part begins, from 0 to twice the
-        margin; at the margin itself it is the image.
-      margin: pixels around an image.
-      padding: ``"zeros"``, or ``"mirror"`` for the image reflected at its edge, which
-        is repeated.
+      corners: int (n, 2), row and column at which the crop starts, from 0 to twice
+        ``margin``; ``(margin, margin)`` returns the image unchanged.
+      margin: pixels of padding on each side.
+      padding: ``"zeros"``, or ``"mirror"`` for the image reflected at its edge,
+        including the edge pixels.
 
     Returns:
       (n, size, size, channels).
@@ -63,7 +63,7 @@ def cropped(
 
 
 def mirrored(images: jax.Array, which: jax.Array) -> jax.Array:
-    """Some of the images with left and right exchanged.
+    """Mirror the selected images horizontally.
 
     Args:
       images: (n, size, size, channels).

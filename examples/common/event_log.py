@@ -1,4 +1,4 @@
-"""What a run tells of itself: rows of JSON, and event files for TensorBoard."""
+"""The log of a training run: rows of JSON, and event files for TensorBoard."""
 
 import json
 import shutil
@@ -12,20 +12,20 @@ from examples.common.run_folder import RunFolder, read_log
 
 
 class Log:
-    """The log of one run; only the first process of a run has one.
+    """Log one run; only the first process of a run has a log.
 
-    ``log.jsonl`` has a row for each event, the folder ``events`` the same numbers for
-    TensorBoard.
+    ``log.jsonl`` has a row for each event; the folder ``events`` holds the same numbers
+    for TensorBoard.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], overwrite: bool = False):
-        """Opens the folder of a run, and makes it if it is not there.
+        """Open the folder of a run, and create it if it does not exist.
 
         Args:
           path: the folder.
-          config: what decides the results of the run.
-          overwrite: whether to remove a run with another configuration. The same run,
-            stopped and started again, is never removed.
+          config: everything that decides the results of the run.
+          overwrite: whether to replace a run with another configuration. A stopped run
+            that is started again is never removed.
 
         Raises:
           ValueError: if the folder holds a run with another configuration.
@@ -50,16 +50,16 @@ class Log:
             self._writer.close()
 
     def begin(self, step: int) -> None:
-        """Forgets what a run that was stopped has told of later steps.
+        """Drop what an interrupted run has logged about later steps.
 
         Args:
-          step: the step that training goes on from.
+          step: the step from which training resumes.
         """
         rows = [row for row in read_log(self._folder.path) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self._folder.write_text("log.jsonl", text)
-        # TensorBoard hides what was told of that step and later ones: at step 0 too, as
-        # a run may have been killed before its first checkpoint.
+        # purge_step hides this event and later ones in TensorBoard. Step 0 needs it
+        # too: a run may have been killed before its first checkpoint.
         self._writer = SummaryWriter(
             str(self._folder.path / "events"), purge_step=step + 1
         )
@@ -71,13 +71,13 @@ class Log:
         numbers: Mapping[str, Any],
         details: Mapping[str, float] | None = None,
     ) -> None:
-        """Adds a row.
+        """Append a row.
 
         Args:
-          event: what kind of row.
-          step: steps of the optimizer so far.
-          numbers: by their names.
-          details: numbers for TensorBoard alone.
+          event: the kind of row.
+          step: optimizer steps so far.
+          numbers: values by name.
+          details: values that only TensorBoard receives.
         """
         self._folder.append({"event": event, "step": step, **numbers})
         if self._writer is None:

@@ -1,7 +1,7 @@
-"""Fashion-MNIST from the four IDX files that it is published as.
+"""Fashion-MNIST, read from the four published IDX files.
 
-Photographs of clothes, 28 by 28 pixels of grey, ten classes: 60,000 to train with and
-10,000 to test with.
+Photographs of clothes, 28 by 28 grey pixels, ten classes: 60,000 training images and
+10,000 test images.
 
 References:
   Xiao et al., Fashion-MNIST, 2017 (arXiv 1708.07747).
@@ -16,7 +16,7 @@ from examples.common import idx
 
 CLASSES = 10
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
-# Where Debian's package dataset-fashion-mnist has them.
+# Where Debian's package dataset-fashion-mnist installs them.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FILES = {
     "train_images": "train-images-idx3-ubyte",
@@ -27,7 +27,7 @@ FILES = {
 
 
 class Images(NamedTuple):
-    """Both splits.
+    """The training and the test split.
 
     Attributes:
       train_images: uint8 (n, size, size, 1).
@@ -43,26 +43,26 @@ class Images(NamedTuple):
 
 
 def find(folder: Path | None = None) -> Path | None:
-    """The folder that has the files, or some of them.
+    """Return the folder that has the files, or some of them.
 
     Args:
-      folder: where to look; None for ``SYSTEM_FOLDER``.
+      folder: where to look; None means ``SYSTEM_FOLDER``.
 
     Returns:
-      The folder, or None if none of them is there.
+      The folder, or None if it has none of the files.
     """
     folder = folder or SYSTEM_FOLDER
     return folder if any(_file(folder, name) for name in FILES.values()) else None
 
 
 def load(folder: Path) -> Images:
-    """Reads the files, compressed (``.gz``) or not.
+    """Read the files, gzipped (``.gz``) or not.
 
     Args:
-      folder: where they are.
+      folder: the folder that has the files.
 
     Returns:
-      Both splits.
+      The training and the test split.
 
     Raises:
       ValueError: if a file is missing or damaged, or images and labels do not match.
@@ -72,8 +72,8 @@ def load(folder: Path) -> Images:
         path = _file(folder, name)
         if path is None:
             raise ValueError(
-                f"{folder} has neither {name} nor {name}.gz, one of the four files "
-                "that Fashion-MNIST consists of"
+                f"{folder} has neither {name} nor {name}.gz, one of Fashion-MNIST's "
+                "four files"
             )
         arrays[split] = idx.read(path)
     for split in ("train", "test"):
@@ -81,8 +81,8 @@ def load(folder: Path) -> Images:
         alike = images.ndim == 3 and labels.shape == images.shape[:1]
         if not (alike and len(labels) and labels.max() < CLASSES):
             raise ValueError(
-                f"the {split} split in {folder} is not Fashion-MNIST's: images of "
-                f"shape {images.shape}, labels of shape {labels.shape}"
+                f"the {split} split in {folder} is not Fashion-MNIST's: images have "
+                f"shape {images.shape}, labels have shape {labels.shape}"
             )
         arrays[f"{split}_images"] = images[..., None].astype(np.uint8)
         arrays[f"{split}_labels"] = labels.astype(np.int32)

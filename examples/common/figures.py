@@ -1,4 +1,4 @@
-"""What pictures of comparisons have in common."""
+"""Helpers shared by figures that compare methods."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.figure import FigureBase
 def grouped(
     runs: Sequence[Mapping[str, Any]], key: str
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """The runs by what they have under a key, in the order of the first of each."""
+    """Group the runs by the value of a key, in order of first appearance."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         groups.setdefault(run[key], []).append(run)
@@ -18,19 +18,19 @@ def grouped(
 
 
 def without_frame(axes: Axes) -> None:
-    """Leaves the lines to the left and below, and makes the title small."""
+    """Keep only the left and the bottom line of the frame, and make the title small."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.title.set_fontsize(11)
 
 
 def legend_above(figure: FigureBase, axes: Axes, *, title: str, columns: int) -> None:
-    """Names the lines of some axes above a picture, under its title.
+    """Add a legend above a figure, under its title, for the lines of some axes.
 
     Args:
-      figure: the picture, or a part of it.
-      axes: whose lines they are.
-      title: what stands above them.
-      columns: how many names stand side by side.
+      figure: the figure, or a part of it.
+      axes: the axes that hold the lines.
+      title: the title above the legend.
+      columns: number of legend entries side by side.
     """
     legend = figure.legend(
         *axes.get_legend_handles_labels(),

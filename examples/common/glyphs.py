@@ -1,16 +1,16 @@
 """Glyphs: small coloured images of 100 classes that need no download.
 
-SYNTHETIC: every pixel is computed. What is measured on them says how methods compare
-here, and nothing about photographs; they are no substitute for CIFAR-100, whose sizes,
-classes and numbers of images they have.
+SYNTHETIC: every pixel is computed. Measurements on them show how methods compare here
+and say nothing about photographs; they do not replace CIFAR-100, whose sizes, classes
+and numbers of images they share.
 
-A class is a pattern of a few random waves, smooth and without end. An image shows a
-part of it, under a rotation, a scale, a shift and a gain for each colour, more or less
-faint behind noise, all drawn for that image. Most of the head-room is in how faint:
-from images that any network tells to such that none can, so that a better one gets
-further down the scale, whatever its size. What is drawn is decided by the seed, the
-split and the number of the image alone: fewer images are the first of the same, other
-sizes show the same. ``DIFFICULTY`` is the one place that says how hard they are.
+A class is a pattern of a few random waves, smooth and unbounded. An image shows a part
+of it under a random rotation, scale, shift and gain per colour, more or less faint
+under noise. Most of the difficulty is in how faint it is: from images that any network
+classifies to images that none can, so that a better network of any size gets further
+down the scale. The seed, the split and the index of an image alone decide what is
+drawn: a smaller split is a prefix of a larger one, and other sizes show the same
+images. ``DIFFICULTY`` alone sets how hard they are.
 """
 
 import contextlib
@@ -31,30 +31,30 @@ import numpy as np
 CLASSES = 100
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 CHUNK = 1_000
-# At this size a pixel has the noise that DIFFICULTY says.
+# The size at which a pixel has the noise given by DIFFICULTY.
 FULL_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
-    """How the images of a class differ, and how alike the classes are.
+    """How much images of a class vary, and how similar the classes are.
 
     Attributes:
-      waves: how many waves a class has of its own, and how many of its family.
-      slowest: waves of a pattern have at least so many periods across an image that is
-        neither scaled up nor down.
-      fastest: and at most so many.
-      families: groups of classes with waves in common.
-      kinship: share of a pattern's variance that all of its family have.
-      rotation: largest angle, to either side, in radians.
+      waves: number of waves of each class, and of each family.
+      slowest: fewest periods of a wave across an image that is neither scaled up nor
+        down.
+      fastest: most periods of a wave across such an image.
+      families: number of groups of classes that share waves.
+      kinship: fraction of a pattern's variance that its whole family shares.
+      rotation: largest angle in either direction, in radians.
       scale: the pattern is drawn smaller or larger by up to this factor.
       shift: largest shift along each axis, as a fraction of the image.
       gain: the contrast of each colour is divided or multiplied by up to this factor.
-      noise: standard deviation of the noise of each pixel, in units of that of the
-        clearest pattern. A smaller image has less, as the mean of several pixels would.
-      faintest: the pattern is weaker than the clearest by up to this factor; all ratios
-        are as frequent on a logarithmic scale.
-      contrast: standard deviation of pattern and noise together, in units of a byte.
+      noise: standard deviation of the noise of each pixel, relative to that of the
+        clearest pattern. A smaller image has less noise, like a mean over pixels.
+      faintest: the pattern is weaker than the clearest by up to this factor; ratios are
+        uniform on a logarithmic scale.
+      contrast: standard deviation of pattern and noise together, in grey levels.
     """
 
     waves: int = 6
@@ -72,18 +72,18 @@ class Difficulty:
 
 
 # Chosen so that a dense ResNet-20 of width 16, trained on 32x32 for a hundred epochs,
-# should end between 65 and 80 %. That itself has not been measured. Measured were: the
-# same network and recipe in PyTorch, after 6 of 16 epochs, at a learning rate of still
-# 0.09, 41 %; and on 16x16 with 50,000 images a bound, by matching with all patterns
-# under each image's own movement and gains, of 95 % (all of the clearer half, 76 % of
-# the faintest eighth), and a dense ResNet-20 of width 8 after three epochs, 20 % (37 %
-# of the clearest eighth, 4 % of the faintest). With ``kinship=0.5, rotation=0.5,
-# faintest=1`` the same network had 99.6 % after four.
+# should end between 65 and 80 %; this has not been measured. Measured: the same network
+# and recipe in PyTorch reached 41 % after 6 of 16 epochs, at a learning rate of still
+# 0.09. On 16x16 with 50,000 images, matching against all patterns under each image's
+# true transformation and gains gives a bound of 95 % (100 % of the clearer half, 76 %
+# of the faintest eighth), and a dense ResNet-20 of width 8 reached 20 % after three
+# epochs (37 % of the clearest eighth, 4 % of the faintest). With ``kinship=0.5,
+# rotation=0.5, faintest=1`` the same network reached 99.6 % after four.
 DIFFICULTY = Difficulty()
 
 
 class Images(NamedTuple):
-    """Both splits.
+    """The training and the test split.
 
     Attributes:
       train_images: uint8 (n, size, size, 3).
@@ -99,7 +99,7 @@ class Images(NamedTuple):
 
 
 class Patterns(NamedTuple):
-    """The waves of all classes, or of one.
+    """The waves of all classes, or of one class.
 
     Attributes:
       waves: float32 (classes, waves, 2), periods across an image along each axis.
@@ -121,21 +121,21 @@ def load(
     test: int = TEST_IMAGES,
     difficulty: Difficulty = DIFFICULTY,
 ) -> Images:
-    """The images, made once and kept in a file.
+    """Load the images from their file, which is created if it does not exist.
 
-    The file is written aside and moved into place. One that is damaged, or that was
-    made with another difficulty, is made anew.
+    The file is written under a temporary name and then renamed. A file that is damaged
+    or was made with another difficulty is replaced.
 
     Args:
       folder: where the file is, or will be.
-      seed: decides everything.
+      seed: decides all random draws.
       size: height and width.
-      train: how many images there are to train with.
-      test: how many there are to test with.
-      difficulty: how hard they are to tell apart.
+      train: number of training images.
+      test: number of test images.
+      difficulty: how hard the classes are to tell apart.
 
     Returns:
-      Both splits.
+      The training and the test split.
     """
     path = folder / f"glyphs_{size}_seed_{seed}_{train}_{test}.npz"
     told = json.dumps(dataclasses.asdict(difficulty))
@@ -146,7 +146,7 @@ def load(
             *draw(seed, "test", test, size, difficulty),
         )
         folder.mkdir(parents=True, exist_ok=True)
-        # A name of its own: several processes may be making the same.
+        # With the process id: several processes may be writing the same file.
         aside = folder / f".{path.name}.{os.getpid()}"
         with aside.open("wb") as file:
             np.savez(file, difficulty=np.array(told), **images._asdict())
@@ -157,19 +157,19 @@ def load(
 def draw(
     seed: int, split: str, count: int, size: int, difficulty: Difficulty = DIFFICULTY
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a split; classes take turns, so that each has as many.
+    """Draw the images of a split; classes alternate, so that all have equally many.
 
     Args:
-      seed: decides everything.
+      seed: decides all random draws.
       split: ``"train"`` or ``"test"``.
-      count: how many.
+      count: number of images.
       size: height and width.
-      difficulty: how hard they are to tell apart.
+      difficulty: how hard the classes are to tell apart.
 
     Returns:
       uint8 (count, size, size, 3) and the labels, int32 (count,).
     """
-    # Of this kind on every backend, whatever kind is the default.
+    # A fixed implementation, so that all backends and configurations draw the same.
     key = jax.random.key(seed, impl="threefry2x32")
     patterns = make_patterns(jax.random.fold_in(key, 0), difficulty)
     split_key = jax.random.fold_in(key, {"train": 1, "test": 2}[split])
@@ -185,7 +185,7 @@ def draw(
 
 @functools.partial(jax.jit, static_argnames="difficulty")
 def make_patterns(key: jax.Array, difficulty: Difficulty) -> Patterns:
-    """The patterns of all classes: a family's waves, and then each class's own."""
+    """Draw the patterns of all classes: the waves of the family, then of the class."""
     family_key, own_key = jax.random.split(key)
     families = _draw_waves(family_key, difficulty.families, difficulty)
     family = jnp.arange(CLASSES) % difficulty.families
@@ -205,7 +205,7 @@ def _draw_waves(key: jax.Array, count: int, difficulty: Difficulty) -> Patterns:
         keys[1], shape, minval=difficulty.slowest, maxval=difficulty.fastest
     )
     colours = jax.random.normal(keys[3], (*shape, 3))
-    # A wave of amplitude a has a variance of a^2 / 2.
+    # A wave of amplitude a has variance a^2 / 2.
     power = jnp.sum(colours**2, axis=(1, 2), keepdims=True) / 6
     return Patterns(
         waves=speed[..., None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1),
@@ -223,7 +223,7 @@ def _chunk(
     count: int,
     difficulty: Difficulty,
 ) -> jax.Array:
-    """The images from number ``first`` on: uint8 (count, size, size, 3)."""
+    """Draw ``count`` images from index ``first``: uint8 (count, size, size, 3)."""
 
     def image(number):
         pattern = jax.tree.map(lambda x: x[number % CLASSES], patterns)
@@ -237,7 +237,7 @@ def _image(
     key: jax.Array, pattern: Patterns, size: int, difficulty: Difficulty
 ) -> jax.Array:
     place_key, noise_key = jax.random.split(key)
-    # In one piece: each draw more takes a second to compile on CPU.
+    # One draw for all: each further draw takes a second to compile on CPU.
     drawn = jax.random.uniform(place_key, (8,), minval=-1.0)
     angle = difficulty.rotation * drawn[0]
     scale = difficulty.scale ** drawn[1]
@@ -263,9 +263,9 @@ def _image(
 def _read(
     path: Path, difficulty: str, counts: tuple[int, int], size: int
 ) -> Images | None:
-    """What a file holds; None if it is not there, or holds something else."""
+    """Read a file; return None if it is missing or holds something else."""
     damages = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
-    # Opened here: what finds no archive in it leaves a file open that it has opened.
+    # Opened here, because np.load leaves a file open in which it finds no archive.
     with (
         contextlib.suppress(*damages),
         path.open("rb") as opened,

@@ -1,4 +1,4 @@
-"""Reads IDX, the format of MNIST's files and of those that took its place."""
+"""Read IDX, the file format of MNIST and of its successors."""
 
 import gzip
 import math
@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-# The third byte of a file says what its numbers are; they stand highest byte first.
+# The third byte of a file gives the type of its numbers, which are big-endian.
 TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read(path: Path) -> np.ndarray:
-    """Reads a file, compressed by gzip or not.
+    """Read a file, gzipped or not.
 
     Args:
-      path: the file; how it begins says whether it is compressed.
+      path: the file; its first bytes tell whether it is compressed.
 
     Returns:
-      Its array, in the machine's byte order.
+      Its array, in native byte order.
 
     Raises:
-      ValueError: if it is no IDX file, or longer or shorter than it says.
+      ValueError: if it is not an IDX file, or its size does not match its header.
       OSError: if it cannot be opened.
     """
     content = path.read_bytes()
@@ -34,7 +34,7 @@ def read(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not an IDX file: it begins with {content[:4]!r}")
     start = 4 + 4 * axes
     if len(content) < start:
-        raise ValueError(f"{path} is cut short: its head has {axes} axes")
+        raise ValueError(f"{path} is cut short: its header has {axes} axes")
     shape = np.frombuffer(content[4:start], ">u4").tolist()
     dtype = np.dtype(TYPES[kind])
     size = start + dtype.itemsize * math.prod(shape)

@@ -1,4 +1,4 @@
-"""What residual networks are made of, in Flax linen."""
+"""Building blocks of residual networks in Flax linen."""
 
 import functools
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import jax
 
 
 def conv_and_norm(dtype: Any, train: bool, fan: Literal["fan_in", "fan_out"]):
-    """The convolution and the normalisation that all of a network is made of.
+    """Return the convolution and the normalisation that a network is built from.
 
-    Parameters and running statistics are float32 whatever is computed in.
+    Parameters and running statistics are float32 in any computation dtype.
 
     Args:
-      dtype: type that everything is computed in.
+      dtype: dtype of the computation.
       train: whether batches are normalised by their own statistics.
-      fan: what Kaiming's initial variance is divided by, ``"fan_in"`` or ``"fan_out"``;
-        the he_normal of Flax cuts the tails off.
+      fan: the divisor of Kaiming's initial variance, ``"fan_in"`` or ``"fan_out"``; the
+        normal distribution is not truncated, unlike in Flax's ``he_normal``.
 
     Returns:
       Constructors of both.
@@ -42,9 +42,9 @@ class Block(nn.Module):
     """conv - BN - relu - conv - BN, added to the shortcut, then relu.
 
     Attributes:
-      features: channels of the output.
-      stride: of the first convolution, and of the shortcut.
-      layers: makes constructors of the convolution and of the normalisation.
+      features: output channels.
+      stride: stride of the first convolution and of the shortcut.
+      layers: returns constructors of the convolution and of the normalisation.
     """
 
     features: int

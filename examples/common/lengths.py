@@ -1,4 +1,4 @@
-"""How long recipes train, and how their learning rates begin."""
+"""Lengths and warm-ups of recipes."""
 
 import dataclasses
 from typing import Any, TypeVar
@@ -9,14 +9,14 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Any)
 
 
 def stretched(recipe: AnyRecipe, multiplier: float) -> AnyRecipe:
-    """A recipe of so many times its epochs and epochs of warm-up.
+    """Multiply the epochs and the warm-up epochs of a recipe.
 
     Args:
       recipe: a dataclass with ``epochs`` and ``warmup_epochs``.
       multiplier: 5 is RigL's 5x.
 
     Returns:
-      The recipe; what else is counted in epochs stays.
+      The recipe; everything else that is counted in epochs is unchanged.
 
     Raises:
       ValueError: if the multiplier is not above 0.
@@ -31,12 +31,12 @@ def stretched(recipe: AnyRecipe, multiplier: float) -> AnyRecipe:
 
 
 def total_steps(recipe: Any, steps_per_epoch: int) -> int:
-    """Steps of the optimizer in the whole training, at least 1."""
+    """Return the number of optimizer steps in the whole training, at least 1."""
     return max(1, round(recipe.epochs * steps_per_epoch))
 
 
 def warmup_steps(recipe: Any, steps_per_epoch: int) -> int:
-    """Steps of the warm-up, fewer than there are in all."""
+    """Return the number of warm-up steps, fewer than the total."""
     steps = round(recipe.warmup_epochs * steps_per_epoch)
     return min(steps, total_steps(recipe, steps_per_epoch) - 1)
 
@@ -44,7 +44,7 @@ def warmup_steps(recipe: Any, steps_per_epoch: int) -> int:
 def warmed_up(
     after: optax.Schedule, start: float, peak: float, steps: int
 ) -> optax.Schedule:
-    """A schedule behind a linear rise of so many steps to its peak."""
+    """Put a linear rise to the peak, over ``steps`` steps, before a schedule."""
     if steps == 0:
         return after
     rise = optax.linear_schedule(start, peak, steps)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False
 ) -> str:
-    """A table with a head; numbers stand to the right, below all heads but the first.
+    """Return a table with a head; ``numbers`` right-aligns all columns but the first.
 
     >>> print(table(("a", "b"), [("1", "2")]), end="")
     | a | b |

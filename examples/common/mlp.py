@@ -7,15 +7,15 @@ import jax
 
 
 class MLP(nn.Module):
-    """Hidden layers with Batch Normalization, and a head.
+    """Hidden layers with Batch Normalization, and a linear head.
 
     Attributes:
-      layers: how many are hidden.
-      width: of each hidden layer.
+      layers: number of hidden layers.
+      width: width of each hidden layer.
       classes: number of classes.
-      momentum: of the running statistics; None leaves normalisations out.
-      dtype: type that everything is computed in; parameters are float32. None for that
-        of parameters and images.
+      momentum: momentum of the running statistics; None omits Batch Normalization.
+      dtype: dtype of the computation, with float32 parameters; None takes the dtype of
+        the parameters and images.
     """
 
     layers: int
@@ -26,7 +26,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Logits (n, classes) of images (n, height, width, channels)."""
+        """Return logits (n, classes) of images (n, height, width, channels)."""
         x = images.reshape(len(images), -1)
         init = nn.initializers.he_normal()
         plain = self.momentum is None

@@ -1,11 +1,11 @@
-"""How far a program is, on its console."""
+"""A progress bar on the console."""
 
 from rich import progress
 from rich.console import Console
 
 
 def progress_bar(console: Console) -> progress.Progress:
-    """Live: what is done, how much of all, time gone and time to go."""
+    """Return a live bar that shows the fraction done, time elapsed and time left."""
     return progress.Progress(
         progress.TextColumn("{task.description:32}"),
         progress.BarColumn(bar_width=None),

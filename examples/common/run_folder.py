@@ -1,8 +1,8 @@
-"""The folder that a comparison writes to: its configuration, its log, its results.
+"""The folder of a comparison: its configuration, its log and its results.
 
-Whatever moment a run is stopped at, the folder stays readable: the log grows by whole
-lines and forgets one that was cut short, and every other file is written aside and
-moved into place.
+The folder stays readable if a run is stopped at any moment: the log grows by whole
+lines and ignores a truncated one, and every other file is written under a temporary
+name and then renamed.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ FILES = ("log.jsonl", "config.json", "results.json", "results.md", "figure.png")
 
 
 class RunFolder:
-    """One comparison on disk.
+    """The folder of one comparison.
 
     Attributes:
       path: the folder.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], overwrite: bool = False):
-        """Opens the folder for a configuration, and makes it if it is not there.
+        """Open the folder for a configuration, and create it if it does not exist.
 
         Args:
           path: the folder.
-          config: what a comparison in this folder is made with, as JSON holds it.
-          overwrite: whether to remove another comparison that is there.
+          config: the configuration of the comparison, as JSON holds it.
+          overwrite: whether to replace a comparison with another configuration.
 
         Raises:
           ValueError: if ``path`` is a file, or holds a comparison with another
@@ -44,7 +44,7 @@ class RunFolder:
         self.write_json("config.json", config)
 
     def forget_unfinished(self) -> None:
-        """Takes out of the log what unfinished runs have left: they start anew."""
+        """Remove the rows of unfinished runs from the log: these runs start over."""
         done = {run_id(row) for row in finished_runs(self.path)}
         kept = [
             row
@@ -54,23 +54,23 @@ class RunFolder:
         self.write_text("log.jsonl", "".join(map(_line, kept)))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row to the log, on disk when this returns."""
+        """Append a row to the log; it is on disk when this returns."""
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(_line(row))
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file into the folder."""
+        """Write a JSON file into the folder."""
         text = json.dumps(_finite(content), indent=2) + "\n"
         self.write_text(name, text)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a text file into the folder."""
+        """Write a text file into the folder."""
         with self.writing(name) as path:
             path.write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A path to write to, which becomes the file ``name`` once it is whole."""
+        """Yield a path to write to; it becomes ``name`` once complete."""
         aside = self.path / f".{name}"
         yield aside
         os.replace(aside, self.path / name)
@@ -79,36 +79,36 @@ class RunFolder:
 def check_folder(
     path: Path, config: Mapping[str, Any], parts: Sequence[str] = ()
 ) -> None:
-    """Makes sure that a folder is free for a configuration; nothing is written.
+    """Check that a folder is free for a configuration; write nothing.
 
     Args:
-      path: the folder, which need not be there.
-      config: what a comparison in this folder is made with, as JSON holds it.
-      parts: what a comparison has in it besides ``FILES``.
+      path: the folder, which need not exist.
+      config: the configuration of the comparison, as JSON holds it.
+      parts: files of a comparison besides ``FILES``.
 
     Raises:
       ValueError: if ``path`` is a file, or holds a comparison with another
         configuration.
     """
     if path.exists() and not path.is_dir():
-        raise ValueError(f"--output {path} is a file; name a folder")
+        raise ValueError(f"--output {path} is a file; pass a folder")
     if differences := _differences(path, config, (*FILES, *parts)):
         raise ValueError(
-            f"{path} holds another run: {'; '.join(differences)}. Give --overwrite to "
-            "replace it, another --output, or the options it was made with"
+            f"{path} holds another run: {'; '.join(differences)}. Pass --overwrite to "
+            "replace it, another --output, or the options of that run"
         )
 
 
 def default_output(program: str, recipe: str, *given: str | float | None) -> Path:
-    """The folder of a run that is given none: one for each recipe.
+    """Return the folder of a run without ``--output``: one for each recipe.
 
     Args:
-      program: what trains it.
-      recipe: its name.
-      *given: what else was chosen, to stand behind the name; None where it was not.
+      program: the program that trains.
+      recipe: the recipe's name.
+      *given: other options to append to the name; None for options not passed.
 
     Returns:
-      A path like ``runs/cifar/rigl_wrn22_2-0.95``.
+      A path such as ``runs/cifar/rigl_wrn22_2-0.95``.
     """
     chosen = (x for x in given if x is not None)
     parts = [x if isinstance(x, str) else f"{x:g}" for x in chosen]
@@ -116,34 +116,34 @@ def default_output(program: str, recipe: str, *given: str | float | None) -> Pat
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the log in a folder; none if there is no log."""
+    """Return the rows of a folder's log; no rows if there is no log."""
     log = folder / "log.jsonl"
     rows = []
     if log.exists():
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):  # a line cut short
+            with contextlib.suppress(ValueError):  # a truncated line
                 rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
 
 
 def finished_runs(folder: Path) -> list[dict[str, Any]]:
-    """The rows that end a run, in the order of the log."""
+    """Return the rows that end a run, in the order of the log."""
     return [row for row in read_log(folder) if row.get("event") == "run"]
 
 
 def run_id(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row of the log belongs to: a method, its correction and a seed."""
+    """Return the run that a row belongs to: its method, correction and seed."""
     return row.get("method"), row.get("correction"), row.get("seed")
 
 
 def _differences(
     path: Path, config: Mapping[str, Any], names: Sequence[str]
 ) -> list[str]:
-    """What the configuration in a folder has otherwise, in words."""
+    """Describe how the configuration in a folder differs."""
     stored = path / "config.json"
     if not stored.exists():
         return [
-            f"{name} is there, but no config.json"
+            f"{name} exists, but config.json does not"
             for name in names
             if (path / name).exists()
         ]
@@ -166,7 +166,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _finite(content: Any) -> Any:
-    """``content`` as JSON holds it; a number that is not finite becomes null."""
+    """Return ``content`` as JSON holds it; non-finite numbers become null."""
     if isinstance(content, Mapping):
         return {name: _finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

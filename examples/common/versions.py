@@ -1,4 +1,4 @@
-"""What a result depends on beside its configuration."""
+"""Versions and devices on which a result depends."""
 
 import platform
 
@@ -10,7 +10,7 @@ import sparseopt_jax as so
 
 
 def versions() -> dict[str, str]:
-    """The versions that numbers were made with, and on which kind of device."""
+    """Return the versions and the kind of device that produced the numbers."""
     modules = {"sparseopt_jax": so, "jax": jax, "optax": optax, "flax": flax}
     found = {
         **{name: module.__version__ for name, module in modules.items()},
@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
     }
-    # Without one, float32 is multiplied as TF32 on recent NVIDIA GPUs.
+    # Without a setting, recent NVIDIA GPUs multiply float32 as TF32.
     if precision := jax.config.jax_default_matmul_precision:  # pyright: ignore
         found["matmul_precision"] = precision
     return found

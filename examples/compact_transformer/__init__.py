@@ -1,1 +1,1 @@
-"""A language model of which the active blocks alone are kept."""
+"""A language model that stores only its active blocks."""

@@ -1,24 +1,24 @@
-"""Trains a language model dense, and by RigL with its active blocks alone.
+"""Train a language model dense, and with RigL on active blocks only.
 
     python -m examples.compact_transformer
     python -m examples.compact_transformer --methods dense unstructured blocks --seeds 5
 
-A small LLaMA learns the bytes of Python's standard library. Compared are
+A small LLaMA learns the bytes of Python's standard library. The methods are
 
 - ``dense``: AdamW, no masks;
-- ``blocks``: the same AdamW in ``so.sparsify`` with RigL, whole blocks of weights being
-  active or not. Parameters, gradients and moments are those of the active blocks alone,
+- ``blocks``: the same AdamW in ``so.sparsify`` with RigL, where whole blocks of weights
+  are active or inactive. Parameters, gradients and moments hold the active blocks only,
   and products skip the others;
 - ``unstructured``: RigL on single weights, in dense arrays with zeros. It saves no time
   and shows what blocks cost in accuracy.
 
 Initial weights, batches, learning rates and the number of steps are the same for all;
-no learning rate was tuned. All methods take their steps in turns, so that whatever else
-the machine does slows all of them alike.
+no learning rate was tuned. All methods take their steps in turn, so that any other load
+on the machine slows all of them alike.
 
 The folder ``--output`` receives ``figure.png``, ``results.md`` and ``results.json``,
-``config.json`` and ``log.jsonl``. A comparison that was stopped resumes with the next
-seed when it is started again.
+``config.json`` and ``log.jsonl``. The same command resumes an interrupted comparison
+with its next seed.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ HELD_OUT_BATCHES = 16
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The program; ``args`` are those of the command line, if not given."""
+    """Run the program with ``args``, or with the arguments of the command line."""
     config = tyro.cli(Config, prog="python -m examples.compact_transformer", args=args)
     console = Console()
     heads = max(1, config.width // 64)
@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     console.print(
-        f"{plan.parameters:,} parameters, {plan.size:,} of them in sparse kernels of "
+        f"{plan.parameters:,} parameters, {plan.size:,} of them in sparse kernels, of "
         f"which {plan.active:,} are active."
     )
     train_missing(config, folder, splits, (model, init), console)
@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def train_missing(
     config: Config, folder: RunFolder, splits: text.Splits, network: Any, console: Any
 ) -> None:
-    """Trains all methods with every seed that the log does not hold yet."""
+    """Train all methods with every seed that the log lacks."""
     model, init = network
     folder.forget_unfinished()
     finished = {run_id(row) for row in finished_runs(folder.path)}
@@ -107,8 +107,8 @@ def train_missing(
 def write(
     config: Config, folder: RunFolder, plan: Any, splits: text.Splits, console: Any
 ) -> None:
-    """Writes and prints the comparison."""
-    # Takes a second to import, and nothing before needs it.
+    """Write and print the comparison."""
+    # Imported late: it takes a second, and nothing before needs it.
     from examples.compact_transformer import report
 
     by_id = {run_id(row): row for row in finished_runs(folder.path)}

@@ -10,23 +10,24 @@ EVALUATIONS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a language model dense and sparse, with the active blocks alone.
+    """Train a language model dense, and sparse with active blocks only.
 
     Attributes:
-      methods: What to train: dense, unstructured, blocks.
-      topology: What moves the masks, rigl or set.
+      methods: Methods to train: dense, unstructured, blocks.
+      topology: Rule that updates the masks, rigl or set.
       sparsity: Fraction of zeros in every sparse kernel. Embedding, head and norms are
         dense.
-      block: Rows and columns of a block; it divides the width and the hidden features.
+      block: Rows and columns of a block; it must divide the width and the hidden
+        features.
       every: Steps between updates of the masks, which end after three quarters.
-      steps: Length of a training.
+      steps: Number of training steps.
       batch_size: Windows of text per step.
-      length: Bytes of a window.
+      length: Bytes per window.
       learning_rate: Peak of a linear warm-up and a cosine.
       width: Features of the residual stream.
-      hidden: Features within the feed-forward part.
+      hidden: Features of the feed-forward part.
       layers: Number of layers.
-      seeds: How many seeds.
+      seeds: Number of seeds.
       output: Folder for the results and the log.
       overwrite: Replace a comparison with another configuration in that folder.
     """
@@ -61,12 +62,12 @@ class Config:
             raise ValueError(f"methods must name at least one of {', '.join(METHODS)}")
 
     def record(self) -> dict[str, Any]:
-        """What decides the results, for ``config.json``."""
+        """Return everything that decides the results, for ``config.json``."""
         fields = dataclasses.asdict(self) | {"methods": list(self.methods)}
         outside = ("output", "overwrite")
         return {name: x for name, x in fields.items() if name not in outside}
 
     @property
     def evaluated(self) -> list[int]:
-        """The numbers of steps after which held-out text is looked at."""
+        """Return the numbers of steps after which the held-out loss is measured."""
         return [self.steps * (n + 1) // EVALUATIONS for n in range(EVALUATIONS)]

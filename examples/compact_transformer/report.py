@@ -1,4 +1,4 @@
-"""The comparison as tables and as a picture, made from the rows of finished runs."""
+"""The comparison as tables and as a figure, made from the rows of finished runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ LABELS = {
     "unstructured": "single weights, in dense arrays",
     "blocks": "active blocks only",
 }
-# Colours that the colour-blind can tell apart.
+# Safe for colour-blind readers.
 _COLORS = {"dense": "#000000", "unstructured": "#0072B2", "blocks": "#D55E00"}
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:
-    """One entry for each method, in the order of the rows."""
+    """Return one entry for each method, in the order of the rows."""
     return [_summarize(of_method) for of_method in grouped(runs, "method").values()]
 
 
@@ -43,7 +43,7 @@ def _summarize(runs: Runs) -> dict[str, Any]:
 
 
 def curves(results: Mapping[str, Any]) -> str:
-    """Held-out loss after every eighth of the steps, as a Markdown table."""
+    """Return held-out loss after every eighth of the steps, as a Markdown table."""
     entries = results["results"]
     head = ("bits per byte after step", *(f"{n:,}" for n in entries[0]["evaluated"]))
     lines = []
@@ -56,7 +56,7 @@ def curves(results: Mapping[str, Any]) -> str:
 
 
 def costs(results: Mapping[str, Any]) -> str:
-    """Time and bytes, as a Markdown table."""
+    """Return times and bytes, as a Markdown table."""
     head = ("", "a step", "dense / it", "a step with an update", "parameters", "state")
     by_method = {entry["method"]: entry for entry in results["results"]}
     lines = []
@@ -76,25 +76,25 @@ def costs(results: Mapping[str, Any]) -> str:
 
 
 def caption(results: Mapping[str, Any]) -> str:
-    """What the tables are about, in a sentence or two."""
+    """Describe the tables in a sentence or two."""
     config, seeds = results["config"], results["results"][0]["seeds"]
     method = {"rigl": "RigL", "set": "SET"}[config["topology"]]
     return (
         f"{method} at a sparsity of {config['sparsity']:g}, blocks of "
         f"{config['block']}: {results['active_weights']:,} of "
         f"{results['sparse_weights']:,} weights active; {results['parameters']:,} "
-        f"parameters, {seeds} {'seed' if seeds == 1 else 'seeds'}, medians of the "
-        "steps' times, all methods in turns."
+        f"parameters, {seeds} {'seed' if seeds == 1 else 'seeds'}, median step times, "
+        "all methods in turn."
     )
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Both tables for a page."""
+    """Return both tables for a page."""
     return f"{curves(results)}\n{costs(results)}\n{caption(results)}\n"
 
 
 def draw(runs: Runs, path: Path) -> None:
-    """The picture: held-out loss by steps and by time.
+    """Draw the figure: held-out loss by steps and by time.
 
     Args:
       runs: rows of finished runs.

@@ -1,4 +1,4 @@
-"""How one method is trained."""
+"""Training of one method."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from examples.language_model.net import LanguageModel
 
 
 def make_topology(config: Config, method: str) -> so.Topology:
-    """Which weights are active, and when that moves."""
+    """Return the topology of a method."""
     block = (config.block, config.block)
     return {"rigl": so.rigl, "set": so.set_}[config.topology](
         config.sparsity,
@@ -32,7 +32,7 @@ def make_topology(config: Config, method: str) -> so.Topology:
 def make_optimizer(
     config: Config, method: str, seed: int
 ) -> optax.GradientTransformation:
-    """AdamW, whose masks are moved by the host between steps."""
+    """Return AdamW, with masks that the host updates between steps."""
     peak, steps = config.learning_rate, config.steps
     adamw = optax.adamw(
         optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps, 0.1 * peak)
@@ -44,13 +44,13 @@ def make_optimizer(
 
 
 class Method:
-    """One method, compiled once for all seeds."""
+    """Train one method, compiled once for all seeds."""
 
     def __init__(self, config: Config, method: str, model: LanguageModel):
         self.config, self.name = config, method
         self.tx = make_optimizer(config, method, seed=0)
         self.topology = None if method == "dense" else make_topology(config, method)
-        # Products of compact kernels run by block; everything else runs as it is.
+        # Products of compact kernels run block by block; all other code is unchanged.
         self._apply = so.sparse_apply(model.apply)
         self.evaluate = jax.jit(self.loss)
         self._step = jax.jit(self._one_step, donate_argnums=(0, 1))
@@ -62,13 +62,13 @@ class Method:
         )
 
     def loss(self, params: Any, windows: jax.Array) -> jax.Array:
-        """Mean over all bytes but the first of each window, in nats."""
+        """Return the mean loss over all bytes but the first of each window, in nats."""
         logits = self._apply({"params": params}, windows[:, :-1])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
         return jnp.mean(losses)
 
     def start(self, params: Any, seed: int) -> None:
-        """Begins a training from first weights, and compiles its step.
+        """Start a training from initial weights.
 
         Args:
           params: the weights; they are copied.
@@ -91,10 +91,10 @@ class Method:
         return optax.apply_updates(params, updates), opt_state, loss
 
     def step(self, number: int, windows: np.ndarray) -> None:
-        """Takes a step, with an update of the masks where one is due."""
+        """Take a step, and update the masks if an update is due."""
         started = time.perf_counter()
         due = self.topology is not None and self.topology.due(number)
-        # RigL's updates take the place of a step; those of SET follow one.
+        # RigL's updates replace a step; SET's updates follow one.
         if due and self.config.topology == "rigl":
             self._move(windows)
         self.params, self.opt_state, loss = jax.block_until_ready(
@@ -112,12 +112,12 @@ class Method:
         )
 
     def look(self, batches: Sequence[np.ndarray]) -> None:
-        """Measures the loss of held-out text."""
+        """Measure the held-out loss."""
         losses = [self.evaluate(self.params, windows) for windows in batches]
         self.held_out.append(BITS * float(np.mean(jax.device_get(losses))))
 
     def row(self, seed: int) -> dict[str, Any]:
-        """The row of a finished run."""
+        """Return the row of a finished run."""
         # The first step compiles, and so does the first update of the masks.
         return {
             "event": "run",
@@ -133,7 +133,7 @@ class Method:
         }
 
     def _longest(self) -> float:
-        """Median seconds of steps with an update of the masks, 0 without one."""
+        """Return the median seconds of steps with an update of the masks, 0 if none."""
         topology, steps = self.topology, range(self.config.every + 1, self.config.steps)
         due = [n for n in steps if topology is not None and topology.due(n)]
         return np.median([self.seconds[n] for n in due]) if due else 0.0

@@ -1,25 +1,25 @@
-"""Trains a small ResNet on scanned digits, dense and sparse, and compares.
+"""Train a small ResNet on scanned digits, dense and sparse, and compare them.
 
     python -m examples.digits
     python -m examples.digits --methods rigl --correction batch_variance --seeds 3
 
-The methods are ``dense``; ``static``, a random topology that stays; ``set``, which
-drops small weights and grows random ones; ``rigl``, which grows where the gradient is
-largest. By default all four are trained, and RigL a second time with SparseOpt's
-correction.
+The methods are ``dense``; ``static``, a random topology that never changes; ``set``,
+which drops small weights and grows random ones; ``rigl``, which grows weights with
+large gradients. By default all four are trained, and RigL a second time with
+SparseOpt's correction.
 
-The same for all: the images and their split, the network, its initial weights and the
-order of the batches (both decided by the seed), optimizer, learning rate and schedule,
-weight decay, number of epochs. All sparse methods start from the same masks and keep as
-many weights in every layer; SET and RigL change them at the same steps, until 75 % of
-training. No setting was tuned for one of them.
+All methods share the images and their split, the network, its initial weights and the
+order of the batches (both decided by the seed), the optimizer, the learning rate and
+its schedule, the weight decay and the number of epochs. All sparse methods start from
+the same masks and keep the same number of weights in every layer; SET and RigL update
+them at the same steps, until 75 % of training. No setting was tuned for one method.
 
 The folder ``--output`` receives ``figure.png``, ``results.md`` and ``results.json``,
-``config.json`` and ``log.jsonl`` (a row for every epoch and every finished run). A
-comparison that was stopped goes on with the next run when it is started again.
+``config.json`` and ``log.jsonl`` (a row for every epoch and every finished run). The
+same command resumes an interrupted comparison with its next run.
 
-Sparsity is theoretical: zeros are simulated by masks on dense arrays, so that no method
-is faster than the dense one here.
+Sparsity is theoretical: zeros are simulated by masks on dense arrays, so no method is
+faster than the dense one here.
 """
 
 from collections.abc import Sequence
@@ -42,19 +42,19 @@ NOTE = (
 
 
 def compare(config: Config, folder: RunFolder, weights: int, console: Console) -> None:
-    """Trains what the log does not hold yet, then writes and prints the comparison."""
+    """Train the runs that the log lacks, then write and print the comparison."""
     train_missing(config, folder, console)
     by_id = {run_id(row): row for row in finished_runs(folder.path)}
     runs = [by_id[*arm, seed] for arm in config.arms for seed in range(config.seeds)]
 
-    # Takes a second to import, and nothing before needs it.
+    # Imported late: it takes a second, and nothing before needs it.
     from examples.digits import report as digits_report
 
     entries = digits_report.summarize(runs, weights)
     caption = (
         f"Accuracy after the last epoch on {TEST_IMAGES} test images, mean ± standard "
         f"deviation over {config.seeds} seeds; epochs to {digits_report.TARGET:.0%}: "
-        f"mean over the runs that got there, their number where not all did. {NOTE}"
+        f"mean over the runs that reached it, with their number if not all did. {NOTE}"
     )
     folder.write_json(
         "results.json", {"note": caption, "versions": versions(), "results": entries}
@@ -71,11 +71,11 @@ def compare(config: Config, folder: RunFolder, weights: int, console: Console) -
 
 
 def train_missing(config: Config, folder: RunFolder, console: Console) -> None:
-    """Trains every method with every seed of which the log holds no finished run."""
+    """Train every method and seed for which the log holds no finished run."""
     folder.forget_unfinished()
     finished = {run_id(row) for row in finished_runs(folder.path)}
-    # All methods with one seed before the next seed: the load of the machine, which
-    # changes in minutes, then falls on all their times alike.
+    # All methods of one seed before the next seed: the load of the machine, which
+    # varies within minutes, then affects all their times alike.
     missing = [
         (arm, seed)
         for seed in range(config.seeds)
@@ -84,11 +84,11 @@ def train_missing(config: Config, folder: RunFolder, console: Console) -> None:
     ]
     if finished:
         console.print(
-            f"{len(finished)} runs are finished already, {len(missing)} are to go."
+            f"{len(finished)} runs are already finished, {len(missing)} remain."
         )
     if not missing:
         return
-    # Takes seconds to import, when mistakes in the options have long been reported.
+    # Imported late: it takes seconds, and mistakes in the options are reported first.
     from examples.digits.dataset import load
 
     train, test = load(folder.path / "data")
@@ -111,13 +111,13 @@ def train_missing(config: Config, folder: RunFolder, console: Console) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The program; ``args`` are those of the command line, if not given."""
+    """Run the program with ``args``, or with the arguments of the command line."""
     config = tyro.cli(Config, prog="python -m examples.digits", args=args)
     console = Console()
     try:
         plan, folder = prepare(config)
         console.print(
-            f"{plan.size:,} weights, of which sparse methods have {plan.active:,} "
+            f"{plan.size:,} weights; sparse methods keep {plan.active:,} of them "
             f"active. {NOTE}"
         )
         compare(config, folder, plan.size, console)
@@ -126,14 +126,14 @@ def main(args: Sequence[str] | None = None) -> None:
         console.print(
             f"Stopped. {len(finished_runs(config.output))} of "
             f"{len(config.arms) * config.seeds} runs are finished and stay in "
-            f"{config.output / 'log.jsonl'}; start the same command again{again} to go "
-            "on."
+            f"{config.output / 'log.jsonl'}; run the same command again{again} to "
+            "resume."
         )
         raise SystemExit(130) from None
 
 
 def prepare(config: Config) -> tuple[Any, RunFolder]:
-    """What will be sparse, and the folder; a mistake ends the program here."""
+    """Return the plan and the folder; exit if the options are wrong."""
     try:
         topology = make_topology(config, "static")
         plan = so.plan(abstract_variables(config)["params"], topology)

@@ -1,4 +1,4 @@
-"""Draws the pictures of ``docs/concepts.md``, from what the package does.
+"""Draw the pictures of ``docs/concepts.md`` with the package itself.
 
 python -m examples.digits.concept_pictures --folder pictures
 """
@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 import sparseopt_jax as so
 from examples.digits.model import ResNet
 
-# Colours that the colour-blind can tell apart.
+# Safe for colour-blind readers.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.55"
 
 
 def neurons() -> Figure:
-    """A random mask, the fan-in of each neuron, and SparseOpt's factors."""
+    """Draw a random mask, the fan-in of each neuron, and SparseOpt's factors."""
     params = {"kernel": jnp.ones((24, 32))}
     tx = so.sparsify(so.scale_by_sparseopt(), so.static(0.8), key=2)
     opt_state = tx.init(params)
@@ -46,7 +46,7 @@ def neurons() -> Figure:
 
 
 def change() -> Figure:
-    """A mask at random, at a change, and at the end; half the inputs mean nothing."""
+    """Draw a mask before, at and after updates; half of the inputs are noise."""
     inputs, neurons, steps, every = 24, 32, 400, 20
     draw = np.random.default_rng(0)
     images = jnp.asarray(draw.standard_normal((512, inputs)), jnp.float32)
@@ -81,7 +81,7 @@ def change() -> Figure:
     figure = Figure((9.5, 3.2), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     shown = (masks[0], None), (masks[1], masks[0]), (masks[-1], None)
-    titles = "at random", "the first change", f"after {len(masks) - 1} changes"
+    titles = "at random", "the first update", f"after {len(masks) - 1} updates"
     for axes, (mask, before), title in zip(panels, shown, titles, strict=True):
         image = so.plot.masks(mask, "layers_0/kernel", before).axes[0].images[0]
         axes.imshow(
@@ -101,10 +101,10 @@ def change() -> Figure:
 
 
 def amplification() -> Figure:
-    """Gradients per weight by density of the neuron: with BN, without, corrected."""
+    """Draw gradients per weight over density: with BN, without, corrected."""
     batch, inputs, neurons, dense = 1024, 256, 144, 32
     draw = np.random.default_rng(0)
-    # The last ones are dense, to compare the others with.
+    # The last ones are dense, as the reference.
     fan_ins = np.round(np.geomspace(8, inputs, neurons - dense)).astype(int)
     fan_ins = np.append(fan_ins, np.full(dense, inputs))
     mask = np.zeros((inputs, neurons), bool)
@@ -144,7 +144,7 @@ def amplification() -> Figure:
         axes.loglog(density, per_weight(gradient), ".", color=color, label=label)
     axes.set(
         xlabel="density of the neuron (fan-in over inputs)",
-        ylabel="gradient per weight,\nover that of dense neurons",
+        ylabel="gradient per weight,\nrelative to dense neurons",
     )
     for axis, ticks in (
         (axes.xaxis, (0.03, 0.1, 0.3, 1)),
@@ -157,7 +157,7 @@ def amplification() -> Figure:
 
 
 def densities() -> Figure:
-    """The densities that three distributions give to the layers of a ResNet."""
+    """Draw the densities that three distributions give to the layers of a ResNet."""
     variables = ResNet(16).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
     figure = Figure((8.0, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -183,7 +183,7 @@ def densities() -> Figure:
             for leaf in leaves
         ]
         axes.set_xticks(range(len(leaves)), labels, fontsize=7)
-    axes.set(ylabel="density", title="a sparsity of 0.9, by three distributions")
+    axes.set(ylabel="density", title="a sparsity of 0.9 under three distributions")
     axes.legend(frameon=False, fontsize=8)
     return _plain(figure)
 
@@ -207,10 +207,10 @@ PICTURES = {
 
 
 def main(folder: Path = Path("docs/images")) -> None:
-    """Draws all of them.
+    """Draw all of them.
 
     Args:
-      folder: gets a file for each, ``concept_<name>.png``.
+      folder: receives one file for each, ``concept_<name>.png``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in PICTURES.items():

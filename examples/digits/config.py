@@ -1,4 +1,4 @@
-"""What the comparison on scanned digits can be told, and what it compares."""
+"""The options of the comparison on scanned digits, and the arms it compares."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ TRAIN_IMAGES, TEST_IMAGES = 1197, 600
 
 
 class Arm(NamedTuple):
-    """One of the things compared.
+    """One arm of the comparison.
 
     Attributes:
       method: a key of ``METHODS``.
@@ -30,26 +30,26 @@ class Arm(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Its name for people."""
+        """Return the arm's name in tables and figures."""
         parts = (METHODS[self.method], CORRECTIONS[self.correction])
         return " + ".join(filter(None, parts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a small ResNet on scanned digits, dense and sparse, and compares.
+    """Train a small ResNet on scanned digits, dense and sparse, and compare them.
 
     Attributes:
-      methods: What to train, in this order.
+      methods: Methods to train, in this order.
       correction: Train every sparse method a second time, with its gradient corrected
         per neuron by fan-in (SparseOpt) or by the variance that Batch Normalization
-        measures. auto does so for RigL alone, by fan-in.
+        measures. auto does so for RigL only, by fan-in.
       sparsity: Fraction of zeros over all kernels, in [0, 1).
-      distribution: How the active weights are shared between layers.
+      distribution: How the active weights are distributed over the layers.
       optimizer: The base optimizer of every method.
       learning_rate: Peak of the schedule, a linear warm-up and a cosine. By default 0.1
         for sgd and 0.01 for adamw.
-      seeds: How many seeds: 0, 1, and so on.
+      seeds: Number of seeds: 0, 1, and so on.
       epochs: Passes over the training images.
       batch_size: Images per step.
       width: Channels of the network's first layer.
@@ -96,19 +96,19 @@ class Config:
 
     @property
     def peak(self) -> float:
-        """The learning rate after warm-up."""
+        """Return the learning rate after warm-up."""
         if self.learning_rate is None:
             return PEAK_LEARNING_RATE[self.optimizer]
         return self.learning_rate
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training images."""
+        """Return the number of full batches in the training images."""
         return TRAIN_IMAGES // self.batch_size
 
     @property
     def arms(self) -> list[Arm]:
-        """What is compared, in order."""
+        """Return the arms of the comparison, in order."""
         arms = []
         for method in dict.fromkeys(self.methods):
             arms.append(Arm(method))
@@ -121,7 +121,7 @@ class Config:
         return arms
 
     def record(self) -> dict[str, Any]:
-        """What decides the results, for ``config.json``."""
+        """Return everything that decides the results, for ``config.json``."""
         fields = dataclasses.asdict(self)
         fields |= {"methods": list(self.methods), "learning_rate": self.peak}
         return {
@@ -134,4 +134,4 @@ class Config:
 def _check_choices(name: str, values: Sequence[str], known: Iterable[str]) -> None:
     for value in values:
         if value not in known:
-            raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")

@@ -1,7 +1,7 @@
 """Scanned handwritten digits as a small tensorflow-datasets builder.
 
-The 1,797 images come with scikit-learn, so nothing is downloaded, and they are stored
-as ArrayRecord files, which ``tfds.data_source`` reads without TensorFlow.
+The 1,797 images come with scikit-learn, so nothing is downloaded. They are stored as
+ArrayRecord files, which ``tfds.data_source`` reads without TensorFlow.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class ScannedDigits(tfds.core.GeneratorBasedBuilder):
 
 
 class Split(NamedTuple):
-    """Images and labels, as many of one as of the other.
+    """Images and their labels.
 
     Attributes:
       images: float32 (n, 8, 8, 1).
@@ -71,7 +71,7 @@ class Split(NamedTuple):
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places of the training and the test images, each digit shared alike."""
+    """Return the indices of the training and the test images, stratified by digit."""
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=0
     )
@@ -79,7 +79,7 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load(data_dir: Path) -> tuple[Split, Split]:
-    """The training and the test split, standardised by the training pixels.
+    """Return the training and the test split, standardised by the training pixels.
 
     Args:
       data_dir: where the prepared files are, or will be.
@@ -103,10 +103,10 @@ def load(data_dir: Path) -> tuple[Split, Split]:
 
 
 def prepare(data_dir: Path) -> None:
-    """Writes the files, unless they are there and whole.
+    """Write the files, unless they exist and are complete.
 
-    They are written aside and moved into place at the end, so that a run killed on the
-    way leaves nothing that looks finished.
+    They are written under a temporary name and renamed at the end, so that a killed run
+    leaves nothing that looks finished.
     """
     builder = ScannedDigits(data_dir=data_dir, file_format="array_record")
     whole = bool(builder.info.splits) and all(
@@ -121,7 +121,7 @@ def prepare(data_dir: Path) -> None:
         else mode.REUSE_CACHE_IF_EXISTS
     )
     tfds.disable_progress_bar()
-    # It tells of a download that does not take place.
+    # It announces a download that does not take place.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_config=config)
 
@@ -136,7 +136,7 @@ def _read(source: Sequence[dict[str, Any]]) -> Split:
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keeps off the screen that another decoder is faster, on images of 64 pixels."""
+    """Silence the advice to use a faster decoder; these images have 64 pixels."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

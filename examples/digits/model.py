@@ -11,13 +11,14 @@ from examples.common.layers import Block
 
 
 class ResNet(nn.Module):
-    """Stem, residual blocks that each halve the image, mean over what is left, head.
+    """Stem, residual blocks that each halve the image, global mean, head.
 
-    Every convolution is followed by Batch Normalization with nothing in between, which
-    is what SparseOpt's theory asks for. The head is not.
+    Batch Normalization follows every convolution directly, as SparseOpt's theory
+    requires. It does not follow the head.
 
     Attributes:
-      width: channels of the stem and of the first block; each block doubles them.
+      width: channels of the stem and of the first block; each further block doubles
+        them.
       strides: one per block.
       classes: number of classes.
     """
@@ -28,7 +29,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Logits (n, classes) of images (n, height, width, channels)."""
+        """Return logits (n, classes) of images (n, height, width, channels)."""
         conv, norm = _layers(train)
         x = conv(self.width, (3, 3), name="stem")(images)
         x = nn.relu(norm(name="norm_stem")(x))
@@ -40,10 +41,10 @@ class ResNet(nn.Module):
 
 
 def _layers(train: bool):
-    """The convolution and the normalisation that all of the network is made of."""
+    """Return the convolution and the normalisation that the network is built from."""
     conv = functools.partial(
         nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal()
     )
-    # A short memory: these runs have hundreds of steps, not hundred thousands.
+    # A short memory: these runs have hundreds of steps, not hundreds of thousands.
     norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
     return conv, norm

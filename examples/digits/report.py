@@ -1,7 +1,7 @@
-"""The comparison as a table and as a picture, both made from the rows of finished runs.
+"""The comparison as a table and as a figure, both made from the rows of finished runs.
 
-A row is what ``log.jsonl`` holds for a run; rows with the same label differ in nothing
-but the seed.
+A row is the entry of a run in ``log.jsonl``; rows with the same label differ only in
+the seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,7 @@ HEAD = (
 
 Runs = Sequence[Mapping[str, Any]]
 
-# Colours that the colour-blind can tell apart, the stronger one where the gradient is
-# corrected.
+# Safe for colour-blind readers; the stronger colour marks a corrected gradient.
 _COLORS = {
     ("dense", False): "#000000",
     ("static", False): "#999999",
@@ -43,7 +42,7 @@ _COLORS = {
 
 
 def summarize(runs: Runs, weights: int) -> list[dict[str, Any]]:
-    """One entry for each method.
+    """Return one entry for each method.
 
     Args:
       runs: rows of finished runs.
@@ -56,7 +55,7 @@ def summarize(runs: Runs, weights: int) -> list[dict[str, Any]]:
 
 
 def cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """An entry as the text of a table's row, under ``HEAD``."""
+    """Return an entry as the cells of a table row, under ``HEAD``."""
     accuracy, sd = entry["test_accuracy_mean"], entry["test_accuracy_sd"]
     runs, reached = len(entry["test_accuracy"]), entry["reached_target"]
     to_target = "-" if not reached else f"{entry['epochs_to_target']:.1f}"
@@ -73,7 +72,7 @@ def cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rich_table(entries: Sequence[Mapping[str, Any]], caption: str) -> Table:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     table = Table(caption=caption, caption_justify="left")
     for index, name in enumerate(HEAD):
         in_two_lines = name.replace(" ", "\n", 1)
@@ -84,16 +83,16 @@ def rich_table(entries: Sequence[Mapping[str, Any]], caption: str) -> Table:
 
 
 def markdown(entries: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """The table for a page."""
+    """Return the table in Markdown."""
     return f"{table(HEAD, map(cells, entries), numbers=True)}\n{caption}\n"
 
 
 def draw(runs: Runs, title: str, path: Path) -> None:
-    """The picture: curves above, what has become of the masks below.
+    """Draw the figure: curves above, the final masks below.
 
     Args:
       runs: rows of finished runs.
-      title: what stands above it.
+      title: the title of the figure.
       path: a PNG file to write.
     """
     by_label = grouped(runs, "label")
@@ -116,7 +115,7 @@ def draw(runs: Runs, title: str, path: Path) -> None:
         np.isfinite(_curves(runs_of, "test_loss")).any()
         for runs_of in by_label.values()
     ):
-        loss.set_yscale("log")  # of numbers only: a comparison may diverge altogether
+        loss.set_yscale("log")  # finite numbers only: a whole comparison may diverge
     if sparse:
         if corrected:
             density, factor, fan_in = below[0].subplots(1, 3)
@@ -134,7 +133,7 @@ def draw(runs: Runs, title: str, path: Path) -> None:
 def _summarize(runs: Runs, weights: int) -> dict[str, Any]:
     curves = _curves(runs, "test_accuracy")
     final = curves[:, -1]
-    # The first epoch at the target; argmax of none is 0.
+    # The first epoch at the target; argmax of all False is 0.
     reached = (curves >= TARGET).any(axis=1)
     epochs = (1 + (curves >= TARGET).argmax(axis=1))[reached]
     layers = runs[0]["layers"]
@@ -156,7 +155,7 @@ def _summarize(runs: Runs, weights: int) -> dict[str, Any]:
 
 
 def _curves(runs: Runs, name: str) -> np.ndarray:
-    """A curve for each run, (runs, epochs); null in the log is NaN."""
+    """Return a curve for each run, (runs, epochs); null in the log is NaN."""
     return np.array([run["curves"][name] for run in runs], dtype=float)
 
 
@@ -186,7 +185,7 @@ def _draw_curves(axes: Axes, by_label: Mapping[str, Runs], name: str) -> None:
 def _draw_accuracies(axes: Axes, by_label: Mapping[str, Runs]) -> None:
     _draw_curves(axes, by_label, "test_accuracy")
     means = [_curves(runs, "test_accuracy").mean(axis=0) for runs in by_label.values()]
-    # The first epochs would squeeze all that follows into a line.
+    # With the first epochs, all that follows would be squeezed into a line.
     bottom = min(mean[len(mean) // 3 :].min() for mean in means)
     axes.set(title="Test accuracy", xlabel="epoch", ylim=(bottom - 0.02, 1.0))
     axes.axhline(TARGET, color="black", linewidth=0.8, linestyle=":")
@@ -195,7 +194,7 @@ def _draw_accuracies(axes: Axes, by_label: Mapping[str, Runs]) -> None:
 
 
 def _layers(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The layers from the image to the logits; the log has them by name."""
+    """Return the layers from the image to the logits; the log sorts them by name."""
     order = {"stem": 0, "head": 2}
     return sorted(
         run["layers"], key=lambda layer: order.get(layer["path"].split("/")[0], 1)
@@ -203,13 +202,13 @@ def _layers(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _layer_axis(axes: Axes, layers: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Gives each layer its height, the first at the top."""
+    """Assign each layer its height, the first at the top."""
     axes.set_ylim(len(layers) - 0.4, -0.6)
     return np.arange(len(layers))
 
 
 def _draw_densities(axes: Axes, runs: Runs) -> None:
-    """Every sparse method keeps as many weights in every layer: one stands for all."""
+    """Draw one method's densities, which are the same for all sparse methods."""
     layers = _layers(runs[0])
     heights = _layer_axis(axes, layers)
     names = [layer["path"].removesuffix("/kernel") for layer in layers]
@@ -251,12 +250,14 @@ def _draw_factors(axes: Axes, by_label: Mapping[str, Runs]) -> None:
         title="Correction factors of its neurons",
         xlabel="factor (range, quartiles, median)",
     )
-    axes.tick_params(axis="y", left=False, labelleft=False)  # as to the left of it
+    axes.tick_params(
+        axis="y", left=False, labelleft=False
+    )  # as in the panel to the left
     axes.grid(axis="x", alpha=0.25)
 
 
 def _draw_fan_ins(axes: Axes, by_label: Mapping[str, Runs]) -> None:
-    """Relative to the layer's mean, so that all layers can be counted together."""
+    """Draw fan-ins relative to the layer's mean, so that layers can be pooled."""
     relative = {
         label: np.concatenate(
             [

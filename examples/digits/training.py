@@ -1,4 +1,4 @@
-"""How the ResNet is trained on scanned digits: its optimizer, its steps, one arm."""
+"""Training of the ResNet on scanned digits: its optimizer, its steps, one arm."""
 
 import collections
 import functools
@@ -24,12 +24,12 @@ IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-    """Linear warm-up over a tenth of the steps, then a cosine to nearly nothing."""
+    """Return a linear warm-up over a tenth of the steps, then a cosine to almost 0."""
     return warmed_up_cosine(config.peak, config.epochs * config.steps_per_epoch)
 
 
 def warmed_up_cosine(peak: float, steps: int) -> optax.Schedule:
-    """``learning_rate`` of a peak and a number of steps."""
+    """Return ``learning_rate`` for a peak and a number of steps."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=peak,
@@ -40,12 +40,12 @@ def warmed_up_cosine(peak: float, steps: int) -> optax.Schedule:
 
 
 def make_topology(config: Config, method: str) -> Rewiring:
-    """Which weights a sparse method has active."""
+    """Return the topology of a sparse method."""
     if method == "static":
         return so.static(config.sparsity, distribution=config.distribution)
     stop = max(1, 3 * config.epochs * config.steps_per_epoch // 4)
-    # In the first step of an epoch, long before it is evaluated; also in between, if
-    # that makes fewer than 20 changes.
+    # Update in the first step of an epoch, long before the evaluation, and also within
+    # an epoch if that makes fewer than 20 updates.
     changes_per_epoch = math.ceil(20 * config.steps_per_epoch / stop)
     return {"set": so.set_, "rigl": so.rigl}[method](
         config.sparsity,
@@ -57,14 +57,14 @@ def make_topology(config: Config, method: str) -> Rewiring:
 
 
 def abstract_variables(config: Config) -> Any:
-    """Shapes and types of the network's variables; nothing is computed."""
+    """Return shapes and dtypes of the network's variables; compute nothing."""
     return jax.eval_shape(
         functools.partial(init, ResNet(config.width)), jax.random.key(0)
     )
 
 
 def make_correction(config: Config, correction: str) -> Correction:
-    """What scales the gradient per neuron."""
+    """Return the transformation that scales the gradient per neuron."""
     if correction == "fan_in":
         return so.scale_by_sparseopt()
     if correction == "batch_variance":
@@ -81,13 +81,13 @@ def make_optimizer(
     correction: Correction,
     key: jax.typing.ArrayLike,
 ) -> optax.GradientTransformation:
-    """The optimizer of one arm: for SparseOpt what ``so.sparse_sgd`` puts together."""
+    """Return the optimizer of one arm; SparseOpt's equals ``so.sparse_sgd``."""
     schedule = learning_rate(config)
     decay = optax.add_decayed_weights(WEIGHT_DECAY[config.optimizer], mask=is_kernel)
     if config.optimizer == "sgd":
         inner = optax.chain(correction, decay, optax.sgd(schedule, momentum=0.9))
     else:
-        # In front of Adam the correction would be divided out again.
+        # Before Adam, its normalisation would cancel the correction.
         inner = optax.chain(
             optax.scale_by_adam(),
             correction,
@@ -102,7 +102,7 @@ def make_optimizer(
 def train_step(
     state: so.linen.TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[so.linen.TrainState, jax.Array]:
-    """One step on one batch; returns the next state and the loss."""
+    """Take one step on one batch; return the next state and the loss."""
 
     def loss_fn(params):
         logits, variables = state.apply_fn(
@@ -120,7 +120,7 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames="model")
 def init(model: nn.Module, key: jax.Array) -> Any:
-    """The network's variables."""
+    """Return the network's variables."""
     return model.init(key, jnp.zeros(IMAGE.shape, IMAGE.dtype), train=False)
 
 
@@ -128,21 +128,21 @@ def init(model: nn.Module, key: jax.Array) -> Any:
 def evaluate(
     model: nn.Module, variables: Any, images: Any, labels: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Accuracy and loss."""
+    """Return accuracy and loss."""
     logits: Any = model.apply(variables, images, train=False)
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
     return accuracy, cross_entropy(logits, labels)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over the images."""
+    """Return the mean cross-entropy over the images."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 def start(
     model: nn.Module, make: Callable[[jax.Array], Any], seed: int
 ) -> so.linen.TrainState:
-    """The state before the first step, weights and masks drawn from the seed.
+    """Return the state before the first step, drawn from the seed.
 
     Args:
       model: the network.
@@ -152,7 +152,7 @@ def start(
     Returns:
       The state.
     """
-    # The default kind of key compiles for seconds for each network on CPU.
+    # The default kind of key takes seconds to compile for each network on CPU.
     params_key, key = jax.random.split(jax.random.key(seed, impl="rbg"))
     variables = {"batch_stats": {}, **init(model, params_key)}
     return so.linen.TrainState.create(apply_fn=model.apply, tx=make(key), **variables)
@@ -161,13 +161,13 @@ def start(
 def batches(
     train: Any, epochs: int, draw: np.random.Generator, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The full batches of some epochs, each in a random order of its own.
+    """Yield the full batches of some epochs, each epoch in a new random order.
 
     Args:
       train: images and labels.
-      epochs: how many.
-      draw: decides the orders.
-      size: images in a batch.
+      epochs: number of epochs.
+      draw: the random generator of the orders.
+      size: images per batch.
 
     Yields:
       Images and labels of a batch.
@@ -180,7 +180,7 @@ def batches(
 
 
 class Trainer:
-    """One arm, compiled once for all its seeds."""
+    """Train one arm, compiled once for all its seeds."""
 
     def __init__(self, config: Config, arm: Arm, train: Any, test: Any):
         self.config, self.arm, self.train, self.test = config, arm, train, test
@@ -192,7 +192,7 @@ class Trainer:
         self.step = step.lower(self._start(0), *batch).compile()
 
     def run(self, seed: int) -> Iterator[dict[str, Any]]:
-        """Trains with one seed; yields a row for each epoch and one for the run."""
+        """Train with one seed; yield a row for each epoch and one for the run."""
         identity = {**self.arm._asdict(), "label": self.arm.label, "seed": seed}
         state = self._start(seed)
         order = np.random.default_rng(seed)
@@ -224,27 +224,27 @@ class Trainer:
         }
 
     def _start(self, seed: int) -> so.linen.TrainState:
-        """The state before the first step, weights and masks drawn from the seed."""
+        """Return the state before the first step, drawn from the seed."""
         make = functools.partial(
             make_optimizer, self.config, self.arm.method, self.correction
         )
-        # All seeds share one optimizer, or each would compile anew: the masks and the
-        # key that a seed decides are data, in the optimizer's state.
+        # All seeds share one optimizer, or each would compile again: the seed's masks
+        # and key are data in the optimizer's state.
         return start(self.model, make, seed).replace(tx=self.tx)
 
     def _batches(
         self, order: np.random.Generator
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The full batches of one epoch, in random order."""
+        """Yield the full batches of one epoch, in random order."""
         return batches(self.train, 1, order, self.config.batch_size)
 
     def _sparsity(self, state: so.linen.TrainState) -> dict[str, Any]:
-        """What has become of the masks at the end of a run."""
+        """Describe the masks at the end of a run."""
         if self.arm.method == "dense":
             return {"explored": 1.0, "layers": []}
         numbers = jax.jit(so.metrics)(state.params, state.opt_state)
         masks = so.get_masks(state.opt_state)
-        # What the correction makes of ones is its factors.
+        # The correction maps a gradient of ones to its factors.
         factors, _ = self.correction.update(
             jax.tree.map(jnp.ones_like, state.params),
             self.correction.init(state.params),
@@ -272,10 +272,10 @@ class Trainer:
 
 
 def per_neuron(kernel: Any) -> np.ndarray:
-    """A kernel as (inputs, neurons), on the host."""
+    """Return a kernel as (inputs, neurons), on the host."""
     return np.asarray(kernel).reshape(-1, kernel.shape[-1])
 
 
 def is_kernel(params: Any) -> Any:
-    """What weight decay is for: a tree of bools like the parameters."""
+    """Return a tree of bools: the leaves that weight decay applies to."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

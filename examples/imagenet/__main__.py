@@ -1,21 +1,21 @@
-"""Trains a ResNet-50 on ImageNet, dense or sparse, on one device or a whole pod.
+"""Train a ResNet-50 on ImageNet, dense or sparse, on one device or a whole pod.
 
     python -m examples.imagenet --recipe rigl_erk --data-dir ~/data
     python -m examples.imagenet --recipe sparseopt_90 --sparsity 0.95 --mesh fsdp=2
     srun python -m examples.imagenet --distributed --output /shared/run
 
-A recipe says how the network is trained and why so: ``imagenet_recipes.py`` has them,
-with their sources. The other options change a recipe, or say where and how it runs.
-Started again with the same options, a run goes on where its last checkpoint was taken,
-which may be on other devices; SIGTERM makes it take one and leave.
+A recipe says how the network is trained, and why: ``recipes.py`` lists them with their
+sources. The other options override a recipe, or say where and how it runs. Started
+again with the same options, an interrupted run resumes from its last checkpoint, even
+on other devices. SIGTERM makes it save a checkpoint and exit.
 
 The folder ``--output`` receives ``config.json``, ``log.jsonl``, ``events`` for
 TensorBoard, ``checkpoints``, and from every process ``fingerprints.<process>.jsonl``.
 
-Several processes must see the same folder. How to start them: ``docs/scaling.md``.
+Several processes must share this folder. ``docs/scaling.md`` shows how to start them.
 
-Sparsity is theoretical: zeros are simulated by masks on dense arrays, so that no method
-is faster than the dense one here.
+Sparsity is theoretical: zeros are simulated by masks on dense arrays, so no method is
+faster than the dense one here.
 """
 
 import contextlib
@@ -43,19 +43,19 @@ from examples.imagenet.trainer import Trainer
 
 
 class Run:
-    """A run in progress: its steps, and what is told and kept of them.
+    """A run in progress: its steps, logs and checkpoints.
 
     Attributes:
-      step: steps of the optimizer so far.
+      step: optimizer steps so far.
     """
 
     def __init__(self, trainer: Trainer, sources: Sequence[Any], log: Log | None):
-        """Takes what a run consists of.
+        """Take the parts of a run.
 
         Args:
-          trainer: what is trained, and how.
-          sources: the images to train with, and those to evaluate with.
-          log: where it is told; None in all processes but the first.
+          trainer: the compiled training.
+          sources: the training images and the evaluation images.
+          log: the log; None in all processes but the first.
         """
         self.trainer, self.config, self.log = trainer, trainer.config, log
         self.images, self.validation = sources
@@ -65,16 +65,17 @@ class Run:
         self._timed_from = (0.0, 0)
 
     def go(self, bar: progress.Progress) -> None:
-        """Trains to the end, or until SIGTERM.
+        """Train to the end, or until SIGTERM.
 
         Args:
-          bar: where it shows how far it is.
+          bar: the progress bar.
 
         Raises:
-          SystemExit: after SIGTERM; if the folder holds checkpoints that do not fit; if
-            the loss is no longer a number.
+          SystemExit: after SIGTERM; if the folder holds checkpoints that do not match;
+            if the loss becomes non-finite.
         """
-        # Takes seconds to import, when mistakes in the options have been reported.
+        # Imported late: it takes seconds, and mistakes in the options are reported
+        # first.
         from sparseopt_jax.checkpoint import Checkpoints, stop_on_sigterm
 
         trainer, config = self.trainer, self.config
@@ -105,20 +106,20 @@ class Run:
                     bar.update(task, description=self._tell_training())
                 bar.update(task, completed=self.step)
                 ends = self.step % (config.evaluate_every * trainer.per_epoch) == 0
-                # Whoever asks to stop does not wait for an evaluation.
+                # After SIGTERM there may be no time for an evaluation.
                 if last or (ends and not leaving):
                     bar.console.print(self._tell_evaluation(state))
                 if saves:
                     self._save(checkpoints, state)
                 if leaving:
                     bar.console.print(
-                        f"Asked to stop: saved step {self.step:,}. The same command "
-                        "goes on from there."
+                        f"Received SIGTERM: saved step {self.step:,}. Run the same "
+                        "command again to resume."
                     )
                     raise SystemExit(128 + signal.SIGTERM)
 
     def _begin(self, checkpoints: Any, bar: progress.Progress) -> so.linen.TrainState:
-        """The state to go on from: that of the last checkpoint, or a new one."""
+        """Return the state of the last checkpoint, or a new one."""
         state = self.trainer.init()
         try:
             restored = checkpoints.restore(state)
@@ -128,22 +129,22 @@ class Run:
             state, position = restored
             self.step = self.trainer.per_epoch * position["epoch"] + position["batch"]
             bar.console.print(
-                f"Going on from step {self.step:,} of {self.trainer.total:,}."
+                f"Resuming from step {self.step:,} of {self.trainer.total:,}."
             )
         return state
 
     def _keep_up(self) -> None:
-        """Waits for the device, or the host would queue steps, and batches, ahead.
+        """Wait for the device, or the host would queue steps and batches without limit.
 
-        On CPU the collective operations of several queued steps can wait for each
-        other's threads, so that none may be queued there.
+        On CPU, the collective operations of several queued steps can wait for each
+        other's threads, so no step may be queued there.
         """
         behind = 1 if jax.default_backend() == "cpu" else 3
         if len(self._metrics) >= behind:
             jax.block_until_ready(self._metrics[-behind])
 
     def _tell_training(self) -> str:
-        """Logs the steps since the last time, and says so in short."""
+        """Log the steps since the last call, and return a short summary."""
         trainer, step = self.trainer, self.step
         metrics = jax.device_get(self._metrics)
         means = {
@@ -152,8 +153,8 @@ class Run:
         self._metrics = []
         if not math.isfinite(means["loss"]):
             raise SystemExit(
-                f"error: the loss is {means['loss']} at step {step}; what was saved "
-                "before is kept. A lower --learning-rate may help"
+                f"error: the loss is {means['loss']} at step {step}; earlier "
+                "checkpoints are kept. Try a lower --learning-rate"
             )
         since, first = self._timed_from
         images = (step - first) * trainer.recipe.batch_size
@@ -169,7 +170,7 @@ class Run:
         return f"loss {means['loss']:.3f}, {numbers['images_per_second']:,.0f} images/s"
 
     def _tell_evaluation(self, state: so.linen.TrainState) -> str:
-        """Evaluates, logs it, and says so in short."""
+        """Evaluate, log the result, and return a short summary."""
         numbers = self.trainer.evaluate(state, self.validation)
         details = {}
         if self.trainer.topology:
@@ -187,7 +188,7 @@ class Run:
         )
 
     def _save(self, checkpoints: Any, state: so.linen.TrainState) -> None:
-        """Takes a checkpoint, after making sure that all processes hold the same."""
+        """Save a checkpoint, after checking that all processes hold the same values."""
         epoch, batch = divmod(self.step, self.trainer.per_epoch)
         prints = {"params": digest(state.params, self.trainer.mesh)}
         if self.trainer.topology:
@@ -199,14 +200,14 @@ class Run:
             if not same_everywhere(print_):
                 raise SystemExit(
                     f"error: at step {self.step} the processes hold different {what}; "
-                    f"{self.config.folder}/fingerprints.*.jsonl have since when"
+                    f"{self.config.folder}/fingerprints.*.jsonl show since when"
                 )
         checkpoints.save(self.step, state, data={"epoch": epoch, "batch": batch})
         self._timed_from = (time.perf_counter(), self.step)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The program; ``args`` are those of the command line, if not given."""
+    """Run the program with ``args``, or with the arguments of the command line."""
     config = tyro.cli(Config, prog="python -m examples.imagenet", args=args)
     config.group.start()
     console = Console(quiet=jax.process_index() > 0)
@@ -216,16 +217,16 @@ def main(args: Sequence[str] | None = None) -> None:
         with run.log or contextlib.nullcontext(), progress_bar(console) as bar:
             run.go(bar)
     except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on from the last checkpoint.")
+        console.print("Stopped. Run the same command again to resume.")
         raise SystemExit(130) from None
-    console.print(f"Finished. {config.folder / 'log.jsonl'} tells what came out.")
+    console.print(f"Finished. {config.folder / 'log.jsonl'} has the results.")
 
 
 def prepare(config: Config) -> Run:
-    """What there is to do, where it can be done.
+    """Open the data and prepare the run.
 
     Raises:
-      ValueError: for what cannot be.
+      ValueError: if the options, the data or the folder do not fit.
     """
     sources = [
         open_split(config.dataset, config.data_dir, split)
@@ -239,7 +240,7 @@ def prepare(config: Config) -> Run:
 
 
 def describe(trainer: Trainer) -> str:
-    """What is about to be trained, in words."""
+    """Describe in words what is about to be trained."""
     recipe, shape = trainer.recipe, trainer.mesh.shape
     lines = [
         f"{recipe.method}: {trainer.weights:,} parameters",

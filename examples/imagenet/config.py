@@ -1,4 +1,4 @@
-"""What a run on ImageNet can be told."""
+"""The options of a run on ImageNet."""
 
 import dataclasses
 from pathlib import Path
@@ -13,44 +13,44 @@ from examples.imagenet.recipes import RECIPES, Distribution, Method, Recipe, len
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a ResNet-50 on ImageNet, dense or sparse, on one device or a whole pod.
+    """Train a ResNet-50 on ImageNet, dense or sparse, on one device or a whole pod.
 
     Attributes:
       recipe: How to train. RigL's recipe (dense, rigl, rigl_erk) or SparseOpt's.
-      method: How the network is sparse, if not as in the recipe.
-      sparseopt: Whether to correct gradients per neuron, if not as in the recipe.
-      sparsity: Fraction of zeros over all kernels, if not as in the recipe.
-      distribution: How active weights are shared between layers, if not as in the
-        recipe.
-      batch_size: Images per step over all devices, if not as in the recipe. The
-        learning rate and the steps between changes of the topology follow.
-      learning_rate: Peak for a batch of 256, if not as in the recipe; it grows in
-        proportion to the batch.
-      every: Steps between changes of the topology, if not as in the recipe.
-      multiplier: Length of the training in those of the recipe; 5 is RigL's 5x.
-      accumulate: Batches that each step averages its gradients over, each of
+      method: Sparse training method, or dense. By default that of the recipe.
+      sparseopt: Whether to correct gradients per neuron. By default as in the recipe.
+      sparsity: Fraction of zeros over all kernels. By default that of the recipe.
+      distribution: How the active weights are distributed over the layers. By default
+        that of the recipe.
+      batch_size: Images per step over all devices. By default that of the recipe. The
+        learning rate and the steps between updates of the masks scale with it.
+      learning_rate: Peak for a batch of 256, scaled in proportion to the batch. By
+        default that of the recipe.
+      every: Steps between updates of the masks. By default that of the recipe.
+      multiplier: Multiple of the recipe's training length; 5 is RigL's 5x.
+      accumulate: Batches over which each step averages its gradients, each of
         batch_size / accumulate images.
-      seed: Decides weights, masks, order and augmentation.
+      seed: Seed of weights, masks, order and augmentation.
       dataset: Name in tensorflow-datasets.
-      data_dir: Where it is prepared.
-      image_size: Height and width that the network sees.
+      data_dir: Folder in which it is prepared.
+      image_size: Height and width of the network's input.
       resize: Length that the shorter side is scaled to in evaluation, before the
-        central square is cut out.
+        central crop.
       width: Channels of the first stage.
       stages: Blocks in each stage.
-      zero_init: Let every block start as its shortcut.
-      dtype: Type to compute in. Parameters, momentum and statistics are float32.
-      mesh: Devices that copy the parameters and devices that split them, such as
+      zero_init: Initialise every block as its shortcut.
+      dtype: Dtype of the computation. Parameters, momentum and statistics are float32.
+      mesh: Number of devices that copy the parameters and that split them, such as
         data=8,fsdp=1. By default all copy them.
       group: How the processes of this run find each other.
       workers: Threads per process that decode images.
       prefetch: Batches to decode ahead.
-      log_every: Steps from one row of the log to the next.
-      evaluate_every: Epochs from one evaluation to the next.
-      save_every: Steps from one checkpoint to the next.
+      log_every: Steps between rows of the log.
+      evaluate_every: Epochs between evaluations.
+      save_every: Steps between checkpoints.
       output: Folder of the run, the same for all processes. By default
-        runs/imagenet/<recipe>, followed by -<dataset>, -<sparsity> and -<epochs> where
-        they are other than the defaults.
+        runs/imagenet/<recipe>, followed by -<dataset>, -<sparsity> and -<epochs> if
+        they differ from the defaults.
       overwrite: Replace a run with another configuration in that folder.
     """
 
@@ -94,7 +94,7 @@ class Config:
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
         if not self.stages or min(self.stages) < 1:
-            raise ValueError(f"stages must be numbers of at least 1, got {self.stages}")
+            raise ValueError(f"stages must all be at least 1, got {self.stages}")
         if self.resize < self.image_size:
             raise ValueError(
                 f"resize must be at least image_size = {self.image_size}, got "
@@ -108,7 +108,7 @@ class Config:
 
     @property
     def chosen(self) -> Recipe:
-        """The recipe, with what the other options change in it."""
+        """Return the recipe, with its fields overridden by the options."""
         names = ("method", "sparseopt", "sparsity", "distribution", "batch_size")
         names += ("learning_rate", "every")
         changes = {name: getattr(self, name) for name in names}
@@ -118,12 +118,12 @@ class Config:
 
     @property
     def micro_batch(self) -> int:
-        """Images that the gradient is taken of at once, over all devices."""
+        """Return the number of images per gradient, over all devices."""
         return self.chosen.batch_size // self.accumulate
 
     @property
     def folder(self) -> Path:
-        """Where the run is written to: of the options alone, so the same for all."""
+        """Return the folder of the run; it depends only on options that all share."""
         dataset = self.dataset if self.dataset != Config.dataset else None
         epochs = self.chosen.epochs if self.multiplier != 1.0 else None
         return self.output or default_output(
@@ -131,7 +131,7 @@ class Config:
         )
 
     def record(self) -> dict[str, Any]:
-        """What decides the results, for ``config.json``."""
+        """Return everything that decides the results, for ``config.json``."""
         names = ("accumulate", "seed", "dataset", "image_size", "resize", "width")
         settings = {
             name: getattr(self, name) for name in (*names, "zero_init", "dtype")

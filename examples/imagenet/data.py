@@ -1,10 +1,10 @@
 """Images from tensorflow-datasets, read without TensorFlow, augmented by Pillow.
 
-Every batch is decided by the seed and its number alone: each epoch has its own order of
-the images, a batch is the next so many of it, and each image is augmented by numbers
-drawn from the seed, the epoch and its index. A process decodes only the rows of a batch
-that its own devices hold. So the batches are the same however many processes share
-them, and a training goes on with the very next batch by knowing its number.
+The seed and the number of a batch alone decide its contents: each epoch has its own
+order of the images, a batch is the next slice of it, and each image is augmented by
+numbers drawn from the seed, the epoch and its index. A process decodes only the rows of
+a batch that its own devices hold. So the batches are the same for any number of
+processes, and a training resumes with the right batch by its number.
 """
 
 import collections
@@ -23,7 +23,7 @@ from PIL import Image
 Example = tuple[np.ndarray, int]
 Box = tuple[float, float, float, float]
 
-# Of the pixels of ImageNet, in units of a byte.
+# Of ImageNet's pixels, in the range 0 to 255.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     Attributes:
       images: uint8 (rows, size, size, 3).
       labels: int32 (rows,).
-      weights: float32 (rows,), 0 where there was no image left, else 1.
+      weights: float32 (rows,), 0 for padding, else 1.
     """
 
     images: np.ndarray
@@ -58,9 +58,9 @@ class Reader(NamedTuple):
     """How batches are read.
 
     Attributes:
-      batch_size: images of a batch, over all processes.
-      rows: int array, which of them this process holds.
-      size: height and width of the images that the network sees.
+      batch_size: images per batch, over all processes.
+      rows: int array, the rows that this process holds.
+      size: height and width of the network's input.
       workers: threads that decode.
       prefetch: batches decoded ahead.
     """
@@ -73,20 +73,20 @@ class Reader(NamedTuple):
 
 
 def open_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Any]:
-    """The examples of a split, to be indexed one by one from any thread.
+    """Open a split; its examples can be indexed one by one from any thread.
 
     Args:
       dataset: its name in tensorflow-datasets.
-      data_dir: where it is prepared; None for the library's own choice.
+      data_dir: the folder in which it is prepared; None for the library's default.
       split: ``"train"`` or ``"validation"``.
 
     Returns:
       Dictionaries with a uint8 ``"image"`` and an integer ``"label"``.
 
     Raises:
-      ValueError: if it is not there as ArrayRecord files, with what to do.
+      ValueError: if it does not exist as ArrayRecord files, with the remedy.
     """
-    # Takes seconds to import, when mistakes in the options have long been reported.
+    # Imported late: it takes seconds, and mistakes in the options are reported first.
     import tensorflow_datasets as tfds
 
     logging.getLogger("absl").addFilter(_no_advice)
@@ -116,7 +116,7 @@ def open_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Any]:
 
 
 def class_count(source: Any) -> int:
-    """The number of classes of a split's labels."""
+    """Return the number of classes of a split."""
     return source.dataset_info.features["label"].num_classes
 
 
@@ -128,14 +128,14 @@ def training_batches(
     per_epoch: int,
     first: int = 0,
 ) -> Iterator[Batch]:
-    """Batches without end, in a new order every epoch.
+    """Yield batches forever, in a new order every epoch.
 
     Args:
       source: the examples.
       reader: how they are read.
       seed: decides order and augmentation.
-      per_epoch: batches in an epoch; what is left of its images is left out.
-      first: number of the batch to begin with, counted from the start of training.
+      per_epoch: batches in an epoch; images that do not fill a batch are left out.
+      first: number of the first batch to yield, counted from the start of training.
 
     Yields:
       Batch ``first``, ``first + 1``, and so on.
@@ -162,16 +162,16 @@ def training_batches(
 def evaluation_batches(
     source: Sequence[Any], reader: Reader, *, resize: int
 ) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with weights of 0.
+    """Yield every image once, in order; the last batch is padded with weights of 0.
 
     Args:
       source: the examples.
       reader: how they are read.
-      resize: length that the shorter side is scaled to, before the central square of
-        the reader's size is cut out.
+      resize: length that the shorter side is scaled to, before the central crop to the
+        reader's size.
 
     Yields:
-      As many batches in every process.
+      Equally many batches in every process.
     """
 
     def example(index: int) -> Example:
@@ -189,12 +189,12 @@ def evaluation_batches(
 
 
 def augmented(image: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """A random part of an image, resized, and flipped half of the times.
+    """Return a random crop of an image, resized, and flipped half of the time.
 
     Args:
       image: uint8 (height, width, 3).
       size: height and width of the result.
-      random: what decides.
+      random: the random generator.
 
     Returns:
       uint8 (size, size, 3).
@@ -204,16 +204,16 @@ def augmented(image: np.ndarray, size: int, random: np.random.Generator) -> np.n
 
 
 def random_box(height: int, width: int, random: np.random.Generator) -> Box:
-    """A part of 8 to 100 % of an image's area, with sides of 3:4 to 4:3.
+    """Draw a crop of 8 to 100 % of an image's area, with aspect ratio 3:4 to 4:3.
 
     Args:
-      height: of the image.
-      width: of the image.
-      random: what decides.
+      height: height of the image.
+      width: width of the image.
+      random: the random generator.
 
     Returns:
-      Left, upper, right, lower. After ten tries that do not fit into the image, the
-      largest part in its centre that has such sides.
+      Left, upper, right, lower. After ten draws that do not fit into the image, the
+      largest central crop with an allowed aspect ratio.
     """
     for _ in range(10):
         area = height * width * random.uniform(0.08, 1.0)
@@ -229,7 +229,7 @@ def random_box(height: int, width: int, random: np.random.Generator) -> Box:
 
 
 def central(image: np.ndarray, size: int, resize: int) -> np.ndarray:
-    """The central square of an image whose shorter side is scaled first.
+    """Return the central crop of an image after scaling its shorter side.
 
     Args:
       image: uint8 (height, width, 3).
@@ -258,7 +258,7 @@ def _read(source: Sequence[Any], index: int) -> Example:
 def _decoded(
     jobs: Iterable[Sequence[Callable[[], Example] | None]], reader: Reader
 ) -> Iterator[Batch]:
-    """Runs the jobs of each batch in threads, some batches ahead of what is asked."""
+    """Run the jobs of each batch in threads, a few batches ahead of the consumer."""
     blank = np.zeros([reader.size, reader.size, 3], np.uint8)
     pool = ThreadPoolExecutor(reader.workers, "decode")
 
@@ -278,10 +278,10 @@ def _decoded(
                 yield finished(ahead.popleft())
         while ahead:
             yield finished(ahead.popleft())
-    finally:  # at the end, and where whoever asks has had enough
+    finally:  # at the end, or when the consumer closes the generator
         pool.shutdown(cancel_futures=True)
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    """Keeps off the screen that there is another decoder."""
+    """Filter out the advice to install another decoder."""
     return "OpenCV is not installed" not in record.getMessage()

@@ -1,8 +1,8 @@
-"""Processes and the mesh of all their devices: where parameters and batches are.
+"""Processes, and the mesh of all their devices, over which arrays are placed.
 
-A mesh has two axes. Batches are split over both. Along ``data`` parameters are copied,
-along ``fsdp`` they are split: each of these devices holds a part of every kernel, and
-of its mask and its momentum.
+A mesh has two axes. Batches are split over both. Parameters are copied along ``data``
+and split along ``fsdp``: each device there holds a part of every kernel, and of its
+mask and momentum.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ class Processes:
 
     Attributes:
       distributed: Several processes make up this run. On a TPU pod, with Slurm, Open
-        MPI or Kubernetes they find each other; anywhere else give the next three.
+        MPI or Kubernetes they find each other; anywhere else pass the next three.
       coordinator: Address and port of process 0, as host:port.
-      processes: How many processes there are.
-      process: Which of them this is, from 0.
+      processes: Number of processes.
+      process: Index of this process, from 0.
     """
 
     distributed: bool = False
@@ -39,16 +39,16 @@ class Processes:
     process: int | None = None
 
     def check(self) -> None:
-        """Raises a ValueError if half of it is missing."""
+        """Raise a ValueError if only some of the three are set."""
         given = (self.coordinator, self.processes, self.process)
         if any(x is not None for x in given) and any(x is None for x in given):
             raise ValueError(
-                "coordinator, processes and process belong together, got "
+                "coordinator, processes and process must be passed together, got "
                 f"{self.coordinator}, {self.processes} and {self.process}"
             )
 
     def start(self) -> None:
-        """Connects this process to the others, before it uses any device."""
+        """Connect this process to the others, before it uses any device."""
         if self.distributed or self.coordinator is not None:
             jax.distributed.initialize(
                 coordinator_address=self.coordinator,
@@ -58,18 +58,18 @@ class Processes:
 
 
 def parse_mesh(text: str, devices: int) -> tuple[int, int]:
-    """The sizes of a mesh's axes.
+    """Parse the sizes of a mesh's axes.
 
     Args:
-      text: ``"data=8,fsdp=2"``, in any order. An axis left out has size 1, but for
-        ``data``, which takes what is left.
-      devices: how many there are.
+      text: ``"data=8,fsdp=2"``, in any order. A missing axis has size 1, except for
+        ``data``, which takes the remaining devices.
+      devices: number of devices.
 
     Returns:
       The sizes of ``data`` and of ``fsdp``; their product is ``devices``.
 
     Raises:
-      ValueError: if they cannot be.
+      ValueError: if the text is malformed or the product differs from ``devices``.
 
     Examples:
       >>> parse_mesh("fsdp=2", 8)
@@ -94,29 +94,29 @@ def parse_mesh(text: str, devices: int) -> tuple[int, int]:
 
 
 def make_mesh(text: str) -> Mesh:
-    """The mesh of all devices of all processes, as ``parse_mesh`` reads it."""
+    """Return the mesh of all devices of all processes, according to ``parse_mesh``."""
     sizes = parse_mesh(text, jax.device_count())
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same everywhere."""
+    """Return the sharding of arrays that every device holds in full."""
     return NamedSharding(mesh, P())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """Batches: a part of the rows on every device."""
+    """Return the sharding of batches: every device holds a part of the rows."""
     return NamedSharding(mesh, P(AXES))
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:
-    """Kernels split over ``fsdp`` along their largest axis that can be divided.
+    """Split kernels over ``fsdp`` along their largest divisible axis.
 
-    Biases and scales are copied: too small to be worth a message each.
+    Biases and scales are copied: they are too small to be worth a message each.
 
     Args:
       mesh: the mesh.
-      params: the parameters, or what stands for their shapes.
+      params: the parameters, or their shapes.
 
     Returns:
       A ``NamedSharding`` for each parameter.
@@ -134,17 +134,17 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
 
 
 def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """Which rows of a batch the devices of this process hold, in order.
+    """Return the rows of a batch that the devices of this process hold, in order.
 
     Args:
-      sharding: of the batch.
-      batch_size: its rows on all devices.
+      sharding: the sharding of the batch.
+      batch_size: number of rows on all devices.
 
     Returns:
-      Their numbers.
+      The row indices.
 
     Raises:
-      ValueError: if the devices cannot have equally many.
+      ValueError: if the rows cannot be split evenly over the devices.
     """
     devices = sharding.mesh.size
     if batch_size % devices:
@@ -158,22 +158,22 @@ def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def to_devices(rows: Any, sharding: NamedSharding) -> Any:
-    """Global arrays from the rows that each process holds."""
+    """Return global arrays made from the rows that each process holds."""
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, x), rows
     )
 
 
 def together(function: Callable[[], Any]) -> Any:
-    """Calls a function in every process, and ends all if one of them finds a mistake.
+    """Call a function in every process, and end all of them if it fails in one.
 
-    Otherwise the others would wait for it in vain.
+    Otherwise the others would wait for the failed process forever.
 
     Args:
-      function: what to call; a mistake is a ValueError or an OSError.
+      function: the function; it fails with a ValueError or an OSError.
 
     Returns:
-      What it returns in this process.
+      Its result in this process.
 
     Raises:
       SystemExit: in every process, if it fails in one.
@@ -187,21 +187,21 @@ def together(function: Callable[[], Any]) -> Any:
     if error:
         raise SystemExit(f"error: {error}")
     if failed.size:
-        raise SystemExit(f"error: process {failed[0]} found a mistake, and tells it")
+        raise SystemExit(f"error: process {failed[0]} failed; see its error message")
     return result
 
 
 def same_everywhere(print_: str) -> bool:
-    """Whether all processes have the same fingerprint."""
+    """Tell whether all processes have the same fingerprint."""
     prints = _gathered(np.frombuffer(bytes.fromhex(print_), np.uint8))
     return bool(np.all(prints == prints[0]))
 
 
 def digest(tree: Any, mesh: Mesh) -> str:
-    """A fingerprint of all numbers in a tree, as this process sees them.
+    """Return a fingerprint of all numbers in a tree, as this process sees them.
 
-    Where processes have copies of the same numbers, every process takes its own, so
-    that copies that have drifted apart differ in it.
+    If processes hold copies of the same numbers, each process uses its own copy, so the
+    fingerprints of copies that have drifted apart differ.
 
     Args:
       tree: global arrays.
@@ -217,7 +217,7 @@ def digest(tree: Any, mesh: Mesh) -> str:
 
 
 def size_of(tree: Any) -> int:
-    """How many numbers a tree holds."""
+    """Count the numbers in a tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
@@ -227,6 +227,6 @@ def _copied_everywhere(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def _gathered(local: np.ndarray) -> np.ndarray:
-    """One row of each process."""
+    """Return one row from each process."""
     rows = multihost_utils.process_allgather(local)
     return np.reshape(rows, [jax.process_count(), -1])

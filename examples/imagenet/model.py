@@ -15,10 +15,10 @@ class Bottleneck(nn.Module):
 
     Attributes:
       features: channels of the inner convolutions; the output has four times as many.
-      stride: of the 3x3 convolution, which makes it v1.5, and of the shortcut.
-      dtype: type that everything is computed in.
-      zero_init: whether the scale of the last normalisation starts at 0, so that the
-        block starts as its shortcut.
+      stride: stride of the 3x3 convolution, as in v1.5, and of the shortcut.
+      dtype: dtype of the computation.
+      zero_init: whether the scale of the last normalisation is initialised to 0, so
+        that the block starts as its shortcut.
     """
 
     features: int
@@ -44,17 +44,18 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of bottlenecks, mean over the image, head.
+    """Stem, stages of bottlenecks, global mean, head.
 
-    Every convolution is followed by Batch Normalization with nothing in between, which
-    is what SparseOpt's theory asks for. Parameters and running statistics are float32
-    whatever is computed in, and so are the logits.
+    Batch Normalization follows every convolution directly, as SparseOpt's theory
+    requires. Parameters, running statistics and logits are float32 in any computation
+    dtype.
 
     Attributes:
-      width: channels of the stem and of the first stage; each stage doubles them.
+      width: channels of the stem and of the first stage; each further stage doubles
+        them.
       stages: blocks in each stage; (3, 4, 6, 3) is ResNet-50.
       classes: number of classes.
-      dtype: type that everything up to the head is computed in.
+      dtype: dtype of the computation up to the head.
       zero_init: as in ``Bottleneck``.
     """
 
@@ -66,7 +67,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Logits (n, classes), float32, of images (n, height, width, channels)."""
+        """Return float32 logits (n, classes) of images (n, height, width, channels)."""
         conv, norm = conv_and_norm(self.dtype, train, "fan_out")
         x = conv(self.width, (7, 7), (2, 2), name="stem")(images)
         x = nn.relu(norm(name="norm_stem")(x))

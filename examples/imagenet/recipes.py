@@ -1,6 +1,6 @@
-"""How the papers train a ResNet-50 on ImageNet: what to do, as frozen configurations.
+"""The papers' ways to train a ResNet-50 on ImageNet, as frozen configurations.
 
-Behind each choice stands where it is from:
+A comment after each choice gives its source:
 
   [RigL]   Evci et al., Rigging the lottery, 2020 (arXiv 1911.11134)
   [code]   the code published with it
@@ -27,26 +27,26 @@ class Recipe:
     """One way to train; the defaults are what the recipes have in common.
 
     Attributes:
-      method: how the network is sparse, if it is.
+      method: sparse training method, or dense.
       sparseopt: whether gradients are corrected per neuron.
       sparsity: fraction of zeros.
-      distribution: how the active weights are shared between layers.
+      distribution: how the active weights are distributed over the layers.
       epochs: passes over the training images.
-      batch_size: images per step of the optimizer, over all devices.
-      learning_rate: the peak for a batch of 256; it grows in proportion to the batch.
+      batch_size: images per optimizer step, over all devices.
+      learning_rate: the peak for a batch of 256, scaled in proportion to the batch.
       warmup_epochs: epochs of linear warm-up.
       warmup_from: learning rate of the first step.
-      decay_epochs: where the learning rate is divided by 10; if empty, it follows a
-        cosine instead.
-      final_learning_rate: where the cosine ends.
-      momentum: of SGD.
-      nesterov: whether the momentum is Nesterov's.
+      decay_epochs: epochs at which the learning rate is divided by 10; if empty, it
+        follows a cosine instead.
+      final_learning_rate: last value of the cosine.
+      momentum: momentum of SGD.
+      nesterov: whether to use Nesterov momentum.
       weight_decay: coefficient of the L2 term, on kernels only.
-      label_smoothing: share of the target spread over all classes.
-      every: steps between changes of the topology; None for 100 at a batch of 4096, and
-        for as many images at any other.
-      drop_fraction: share of the active weights replaced at first.
-      stop: share of the training after which the topology stays.
+      label_smoothing: fraction of the target spread over all classes.
+      every: steps between updates of the masks; None for 100 at a batch of 4096, and
+        the same number of images at any other.
+      drop_fraction: fraction of the active weights replaced at the first update.
+      stop: fraction of the training after which the masks are frozen.
     """
 
     method: Method
@@ -77,11 +77,13 @@ class Recipe:
         if self.every is not None and self.every < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}")
         if self.sparseopt and self.method == "dense":
-            raise ValueError("sparseopt corrects a sparse network, got method dense")
+            raise ValueError(
+                "sparseopt must be False for method dense: it corrects a sparse network"
+            )
 
     @property
     def peak(self) -> float:
-        """The learning rate after warm-up."""
+        """Return the learning rate after warm-up."""
         return self.learning_rate * self.batch_size / 256
 
 
@@ -112,7 +114,7 @@ RECIPES = {
 
 
 def lengthened(recipe: Recipe, multiplier: float) -> Recipe:
-    """The recipe with its training stretched, but for ``every`` [RigL].
+    """Lengthen a recipe's training; ``every`` is unchanged [RigL].
 
     Args:
       recipe: the recipe.
@@ -131,7 +133,7 @@ def lengthened(recipe: Recipe, multiplier: float) -> Recipe:
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up, then divisions by 10 or a cosine."""
+    """Return a linear warm-up followed by divisions by 10 or a cosine."""
     total = total_steps(recipe, steps_per_epoch)
     warmup = warmup_steps(recipe, steps_per_epoch)
     if recipe.decay_epochs:
@@ -152,11 +154,11 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
 
 
 def make_topology(recipe: Recipe, steps_per_epoch: int) -> so.Topology:
-    """Which weights are active, and when that changes.
+    """Return the topology of a recipe.
 
     Args:
-      recipe: of a sparse method.
-      steps_per_epoch: steps of the optimizer in an epoch.
+      recipe: a recipe with a sparse method.
+      steps_per_epoch: optimizer steps in an epoch.
 
     Returns:
       The topology.
@@ -168,7 +170,7 @@ def make_topology(recipe: Recipe, steps_per_epoch: int) -> so.Topology:
     return {"set": so.set_, "rigl": so.rigl}[recipe.method](
         recipe.sparsity,
         every=every,
-        # Not at step 0: where blocks start as their shortcuts, their gradients are zero
+        # Not at step 0: the gradients of blocks that start as their shortcuts are zero
         # there, and RigL would grow by index.
         start=min(every, stop - 1),
         stop=stop,
@@ -181,14 +183,14 @@ def make_topology(recipe: Recipe, steps_per_epoch: int) -> so.Topology:
 def make_optimizer(
     recipe: Recipe, steps_per_epoch: int, *, seed: int, accumulate: int = 1
 ) -> optax.GradientTransformation:
-    """SGD, sparse unless the recipe is dense.
+    """Return SGD, sparse unless the recipe is dense.
 
     Args:
       recipe: the recipe.
-      steps_per_epoch: steps of the optimizer in an epoch.
-      seed: of the topology.
+      steps_per_epoch: optimizer steps in an epoch.
+      seed: seed of the topology.
       accumulate: micro-batches per step. Their gradients are averaged before the
-        optimizer, and with it the topology, sees them.
+        optimizer, and its topology, sees them.
 
     Returns:
       The optimizer; ``update`` is called for every micro-batch.
@@ -207,7 +209,7 @@ def make_optimizer(
     else:
         tx = so.sparsify(inner, make_topology(recipe, steps_per_epoch), key=seed)
     if accumulate > 1:
-        # Outermost: inside of sparsify every micro-batch would be a step of it.
+        # Outermost: inside sparsify, every micro-batch would count as a step.
         tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
     return tx
 

@@ -1,4 +1,4 @@
-"""A network, its optimizer and its data over a mesh, compiled."""
+"""The training over a mesh: a network, its optimizer and its data, compiled."""
 
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -31,22 +31,22 @@ from examples.imagenet.recipes import make_optimizer, make_topology, total_steps
 
 
 class Trainer:
-    """A run: the network, its optimizer, and where everything is.
+    """A run: the network, its optimizer, and the placement of all arrays.
 
     Attributes:
-      config: what was asked for.
-      mesh: of all devices.
-      per_epoch: steps of the optimizer in an epoch.
-      total: steps of the optimizer in the run.
+      config: the options.
+      mesh: the mesh of all devices.
+      per_epoch: optimizer steps in an epoch.
+      total: optimizer steps in the run.
     """
 
     def __init__(self, config: Config, images: int, classes: int):
-        """Prepares a run; nothing is computed yet.
+        """Prepare a run; compute nothing yet.
 
         Args:
-          config: what was asked for.
-          images: how many there are to train with.
-          classes: how many the labels tell apart.
+          config: the options.
+          images: number of training images.
+          classes: number of classes.
 
         Raises:
           ValueError: if the images, the devices or the sparsity do not fit.
@@ -96,11 +96,11 @@ class Trainer:
         self.sparsity = jax.jit(so.metrics, out_shardings=same)
 
     def init(self) -> so.linen.TrainState:
-        """The state before the first step, each part made where it belongs."""
+        """Return the state before the first step, each shard created on its device."""
         return jax.jit(self._create, out_shardings=self.shardings)()
 
     def batches(self, source: Sequence[Any], done: int) -> Generator[Batch, None, None]:
-        """The training batches after so many steps, as global arrays."""
+        """Yield the training batches after ``done`` steps, as global arrays."""
         parts = self.config.accumulate
         rows = training_batches(
             source,
@@ -114,7 +114,7 @@ class Trainer:
     def evaluate(
         self, state: so.linen.TrainState, source: Sequence[Any]
     ) -> dict[str, float]:
-        """Loss and accuracy over every image of a split."""
+        """Return loss and accuracy over every image of a split."""
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         sums: dict[str, float] = {}
         for rows in evaluation_batches(
@@ -130,7 +130,7 @@ class Trainer:
         }
 
     def _create(self) -> so.linen.TrainState:
-        # Of the seed, not of a key: what all processes begin with is in the program.
+        # The seed is a constant of the program, so all processes start from one key.
         key = jax.random.key(self.config.seed)
         size = self.config.image_size
         variables: Any = self.model.init(
@@ -171,7 +171,7 @@ class Trainer:
         }
 
     def _normalized(self, images: Any) -> jax.Array:
-        # On the device: a byte travels there where a float would take four.
+        # On the device, so that a byte is transferred and not a float of four.
         return ((images - MEAN) / DEVIATION).astype(self.model.dtype)
 
     def _reader(self) -> Reader:

@@ -1,31 +1,31 @@
-"""Trains a language model dense, sparse with plain Adam and sparse by SMET.
+"""Train a language model: dense, sparse with plain Adam, and sparse with SMET.
 
     python -m examples.language_model
     python -m examples.language_model --density 0.1 --block 16 --seeds 3
 
-A weight that a moving topology grows starts with empty moments. Adam's bias
-correction has long faded by then, so that its first steps are three and more times as
-large as the learning rate, and the loss jumps. SMET (arXiv 2606.00888) counts the steps
-of each weight by itself, warms up what was grown, scales the learning rate by the
-density, and keeps gradients and moments of active weights only. Compared are
+A weight that a moving topology grows starts with empty moments. Adam's bias correction
+has long faded by then, so the weight's first steps are at least three times the
+learning rate, and the loss jumps. SMET (arXiv 2606.00888) counts the steps of each
+weight separately, warms up grown weights, scales the learning rate by the density, and
+stores gradients and moments of active weights only. The methods are
 
 - ``dense``: Adam, no masks;
 - ``sparse_adam``: the same Adam within ``so.sparsify``, moments of every weight;
 - ``smet``: ``so.smet``.
 
-The same for all: the text, the network, its initial weights and the batches (both
-decided by the seed), the number of steps and the form of the learning rate's schedule.
-Both sparse methods start from the same masks, which change at the same steps by the
-same rule: the smallest weights are dropped, random ones are grown. The learning rates
-are the same too, once SMET has divided its own by the density; none was tuned.
-``language_model_jumps.py`` defines the loss jump.
+All methods share the text, the network, its initial weights and the batches (both
+decided by the seed), the number of steps and the shape of the learning rate's schedule.
+Both sparse methods start from the same masks, which are updated at the same steps by
+the same rule: the smallest weights are dropped, random ones are grown. The learning
+rates are the same too, once SMET has divided its own by the density; none was tuned.
+``jumps.py`` defines the loss jump.
 
 The folder ``--output`` receives ``figure.png``, ``results.md`` and ``results.json``,
-``config.json`` and ``log.jsonl`` (a row for every finished run, with its losses). A
-comparison that was stopped goes on with the next run when it is started again.
+``config.json`` and ``log.jsonl`` (a row for every finished run, with its losses). The
+same command resumes an interrupted comparison with its next run.
 
-Parameters stay dense arrays with zeros, so that no method's multiplications are faster
-than the dense one's here; what SMET saves is memory.
+Parameters stay dense arrays with zeros, so no method's multiplications are faster than
+the dense one's here; SMET saves memory.
 """
 
 import dataclasses
@@ -54,8 +54,9 @@ from examples.language_model.net import SIZES, LanguageModel
 from sparseopt_jax.topologies.rewiring import Rewiring
 
 METHODS = {"dense": "dense", "sparse_adam": "sparse Adam", "smet": "SMET"}
-# Those of the larger networks are what the authors' scripts train with, times the
-# density that SMET divides by; that of 350m is ours, and so is one for all methods.
+# For the larger networks, the values of the authors' scripts times the density that
+# SMET divides by. The value for 350m is ours, and so is using one value for all
+# methods.
 LEARNING_RATE = {"tiny": 4e-3, "130m": 1e-3, "350m": 7e-4, "1b": 5e-4}
 EVALUATIONS = 8
 VALIDATION_BATCHES = 32
@@ -63,25 +64,26 @@ VALIDATION_BATCHES = 32
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a language model dense, sparse with plain Adam and sparse by SMET.
+    """Train a language model: dense, sparse with plain Adam, and sparse with SMET.
 
     Attributes:
-      methods: What to train, in this order.
+      methods: Methods to train, in this order.
       density: Fraction of the weights that are active in every sparse kernel, in (0,
         1]. Embedding, head and norms are dense.
-      block: Weights that are switched together; it divides every sparse kernel.
-      every: Steps between changes of the masks.
-      steps: Length of a training.
+      block: Weights that are active or inactive together; it must divide every sparse
+        kernel.
+      every: Steps between updates of the masks.
+      steps: Number of training steps.
       batch_size: Windows of text per step.
-      length: Bytes of a window.
+      length: Bytes per window.
       learning_rate: Peak of the schedule for all methods, a linear warm-up and a
         cosine. By default that of the size.
       size: The network, one of tiny, 130m, 350m, 1b.
-      tied: Whether the head is the embedding.
-      dtype: In which the network is computed; parameters are float32.
+      tied: Whether the head shares the embedding's weights.
+      dtype: Dtype of the computation; parameters are float32.
       dataset: The text, Python's own standard library or the English C4.
-      data_dir: Where tensorflow-datasets has C4 prepared.
-      seeds: How many seeds.
+      data_dir: Folder in which tensorflow-datasets has prepared C4.
+      seeds: Number of seeds.
       first_seed: The first of them.
       output: Folder for the results and the log.
       overwrite: Replace a comparison with another configuration in that folder.
@@ -117,7 +119,7 @@ class Config:
         if not 0.0 < self.density <= 1.0:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
         least = {"seeds": 1, "first_seed": 0, "block": 1, "batch_size": 1, "length": 1}
-        # Ten steps before a change and ten after it are its own.
+        # Ten steps before an update and ten after it belong to no other update.
         least |= {"every": 2 * AROUND, "steps": self.every + AROUND + 1}
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -128,17 +130,17 @@ class Config:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 
     def peak(self, method: str) -> float:
-        """The learning rate after warm-up, as the method's optimizer is given it."""
+        """Return the learning rate after warm-up that a method's optimizer receives."""
         peak = self.learning_rate or LEARNING_RATE[self.size]
         return peak * self.density if method == "smet" else peak
 
     @property
     def all_seeds(self) -> range:
-        """The seeds, ascending."""
+        """Return the seeds, ascending."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def record(self) -> dict[str, Any]:
-        """What decides the results, for ``config.json``."""
+        """Return everything that decides the results, for ``config.json``."""
         fields = dataclasses.asdict(self)
         fields |= {
             "methods": list(self.methods),
@@ -152,14 +154,14 @@ class Config:
 
 
 def make_model(config: Config) -> LanguageModel:
-    """The network, for bytes."""
+    """Return the network, with bytes as tokens."""
     return LanguageModel(
         SIZES[config.size], text.VOCABULARY, config.tied, jnp.dtype(config.dtype)
     )
 
 
 def learning_rate(config: Config, method: str) -> optax.Schedule:
-    """Linear warm-up over 5 % of the steps, then a cosine to a tenth of the peak."""
+    """Return a linear warm-up over 5 % of the steps, then a cosine to a tenth."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.peak(method),
@@ -170,7 +172,7 @@ def learning_rate(config: Config, method: str) -> optax.Schedule:
 
 
 def make_topology(config: Config) -> Rewiring:
-    """Which weights the sparse methods have active: the same for both."""
+    """Return the topology, the same for both sparse methods."""
     sparsity = 1.0 - config.density
     return so.set_smet(
         sparsity,
@@ -184,19 +186,19 @@ def make_topology(config: Config) -> Rewiring:
 def make_optimizer(
     config: Config, method: str, key: jax.typing.ArrayLike
 ) -> optax.GradientTransformation:
-    """The optimizer of a method."""
+    """Return the optimizer of a method."""
     schedule = learning_rate(config, method)
     if method == "dense":
         return optax.adam(schedule)
     topology = make_topology(config)
     if method == "smet":
-        # As published, where both are 100, the warm-up lasts until the next change.
+        # As published, where both are 100: the warm-up lasts until the next update.
         return so.smet(schedule, topology, warmup_steps=config.every, key=key)
     return so.sparsify(optax.adam(schedule), topology, key=key)
 
 
 def changes(config: Config) -> list[int]:
-    """The steps whose changes of the masks are judged."""
+    """Return the steps whose updates of the masks are judged."""
     topology = make_topology(config)
     due = [step for step in range(config.steps) if topology.due(step)]
     return judged(due, config.steps)
@@ -204,12 +206,12 @@ def changes(config: Config) -> list[int]:
 
 @functools.partial(jax.jit, static_argnames="model")
 def init(model: LanguageModel, key: jax.Array) -> Any:
-    """The network's parameters."""
+    """Return the network's parameters."""
     return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
 
 
 def next_byte_loss(model: LanguageModel, params: Any, windows: jax.Array) -> jax.Array:
-    """Mean over all bytes but the first of each window, in nats.
+    """Return the mean loss over all bytes but the first of each window, in nats.
 
     Args:
       model: the network.
@@ -228,7 +230,7 @@ def next_byte_loss(model: LanguageModel, params: Any, windows: jax.Array) -> jax
 def train_step(
     model: LanguageModel, state: so.linen.TrainState, windows: jax.Array
 ) -> tuple[so.linen.TrainState, jax.Array]:
-    """One step on one batch; returns the next state and the loss."""
+    """Take one step on one batch; return the next state and the loss."""
     loss, grads = jax.value_and_grad(functools.partial(next_byte_loss, model))(
         state.params, windows
     )
@@ -236,9 +238,9 @@ def train_step(
 
 
 def without_change(state: so.linen.TrainState) -> so.linen.TrainState:
-    """A state in whose next step no mask changes, and which is the same otherwise.
+    """Return the state with the update of the masks in its next step suppressed.
 
-    The masks, and nothing else, are told that the step of the change is over.
+    Only the counter of the masks advances past that step; all else is unchanged.
     """
     opt_state: Any = state.opt_state
     opt_state = opt_state._replace(count=opt_state.count + 1)
@@ -249,7 +251,7 @@ evaluate = jax.jit(next_byte_loss, static_argnames="model")
 
 
 class Trainer:
-    """One method, compiled once for all its seeds."""
+    """Train one method, compiled once for all its seeds."""
 
     def __init__(self, config: Config, method: str, splits: text.Splits):
         self.config, self.method, self.splits = config, method, splits
@@ -264,7 +266,7 @@ class Trainer:
         )
 
     def run(self, seed: int, tell: Any = lambda: None) -> dict[str, Any]:
-        """Trains with one seed; returns the row of the run."""
+        """Train with one seed; return the row of the run."""
         state = self._start(seed)
         last = self.config.steps
         evaluated = {last * (n + 1) // EVALUATIONS for n in range(EVALUATIONS)}
@@ -304,8 +306,8 @@ class Trainer:
     def _twin(
         self, state: so.linen.TrainState, seed: int, change: int
     ) -> dict[str, list[float]]:
-        """The losses after a change, had it not taken place."""
-        # A copy, for the step overwrites what it is given.
+        """Return the losses after an update of the masks as if it had not happened."""
+        # A copy, because the step donates its input.
         twin = without_change(jax.tree.map(jnp.copy, state))
         twin, _ = self.step(twin, self._batch(seed, change))
         losses: dict[str, list[float]] = {"train": [], "probe": []}
@@ -316,16 +318,16 @@ class Trainer:
         return losses
 
     def _start(self, seed: int) -> so.linen.TrainState:
-        """The state before the first step, weights and masks drawn from the seed."""
-        # The default kind of key compiles for seconds for each network on CPU.
+        """Return the state before the first step, drawn from the seed."""
+        # The default kind of key takes seconds to compile for each network on CPU.
         params_key, topology_key = jax.random.split(jax.random.key(seed, impl="rbg"))
         state = so.linen.TrainState.create(
             apply_fn=self.model.apply,
             params=init(self.model, params_key),
             tx=make_optimizer(self.config, self.method, topology_key),
         )
-        # All seeds share one optimizer, or each would compile anew: the masks and the
-        # key that a seed decides are data, in the optimizer's state.
+        # All seeds share one optimizer, or each would compile again: the seed's masks
+        # and key are data in the optimizer's state.
         return state.replace(tx=self.tx)
 
     def _batch(self, seed: int, number: int) -> np.ndarray:
@@ -336,7 +338,7 @@ class Trainer:
         return text.batch(source, seed=seed, number=number, rows=rows, length=length)
 
     def _bits(self, params: Any, batches: Iterable[np.ndarray]) -> float:
-        """Bits per byte."""
+        """Return the mean loss in bits per byte."""
         losses = [evaluate(self.model, params, windows) for windows in batches]
         return text.BITS * float(np.mean(jax.device_get(losses)))
 
@@ -348,7 +350,7 @@ def compare(
     plan: Any,
     console: Console,
 ) -> None:
-    """Trains what the log does not hold yet, then writes and prints the comparison."""
+    """Train the runs that the log lacks, then write and print the comparison."""
     train_missing(config, folder, splits, console)
     by_id = {run_id(row): row for row in finished_runs(folder.path)}
     methods = list(dict.fromkeys(config.methods))
@@ -356,18 +358,18 @@ def compare(
         by_id[method, None, seed] for method in methods for seed in config.all_seeds
     ]
 
-    # Takes a second to import, and nothing before needs it.
+    # Imported late: it takes a second, and nothing before needs it.
     from examples.language_model import report
 
     entries = report.summarize(runs)
     caption = (
         "Bits per byte of held-out text after the last step, mean ± standard deviation "
         f"over seeds (here {config.seeds}); gap: the mean difference to dense with the "
-        f"same seed. Over {len(runs[0]['changes'])} changes of the masks, in "
-        "thousandths of a bit per byte: jump, the mean loss of the ten steps after a "
-        "change minus that of the ten before it (dense has no changes, but the same "
-        "steps); setback, the loss in the ten steps after a change minus what it is "
-        "without this change."
+        f"same seed. Over {len(runs[0]['changes'])} updates of the masks, in "
+        "thousandths of a bit per byte: jump, the mean loss of the ten steps after an "
+        "update minus that of the ten before it (dense has no updates, but the same "
+        "steps); setback, the loss in the ten steps after an update minus the loss "
+        "without this update."
     )
     folder.write_json(
         "results.json",
@@ -385,7 +387,7 @@ def compare(
     folder.write_text("results.md", report.markdown(entries, caption))
     title = (
         f"A language model of {plan.parameters:,} parameters, density "
-        f"{config.density:g}, a change every {config.every} steps"
+        f"{config.density:g}, an update of the masks every {config.every} steps"
     )
     with folder.writing("figure.png") as path:
         report.draw(runs, title, path)
@@ -399,11 +401,11 @@ def compare(
 def train_missing(
     config: Config, folder: RunFolder, splits: text.Splits, console: Console
 ) -> None:
-    """Trains every method with every seed of which the log holds no finished run."""
+    """Train every method and seed for which the log holds no finished run."""
     folder.forget_unfinished()
     finished = {run_id(row) for row in finished_runs(folder.path)}
-    # All methods with one seed before the next seed: the load of the machine, which
-    # changes in minutes, then falls on all their times alike.
+    # All methods of one seed before the next seed: the load of the machine, which
+    # varies within minutes, then affects all their times alike.
     missing = [
         (method, seed)
         for seed in config.all_seeds
@@ -412,7 +414,7 @@ def train_missing(
     ]
     if finished:
         console.print(
-            f"{len(finished)} runs are finished already, {len(missing)} are to go."
+            f"{len(finished)} runs are already finished, {len(missing)} remain."
         )
     if not missing:
         return
@@ -434,14 +436,14 @@ def train_missing(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The program; ``args`` are those of the command line, if not given."""
+    """Run the program with ``args``, or with the arguments of the command line."""
     config = tyro.cli(Config, prog="python -m examples.language_model", args=args)
     console = Console()
     try:
         plan, splits, folder = prepare(config)
         console.print(
             f"{plan.parameters:,} parameters, {plan.size:,} of them in kernels of "
-            f"which sparse methods have {plan.active:,} weights active."
+            f"which sparse methods keep {plan.active:,} weights active."
         )
         compare(config, folder, splits, plan, console)
     except KeyboardInterrupt:
@@ -449,14 +451,14 @@ def main(args: Sequence[str] | None = None) -> None:
         runs = len(dict.fromkeys(config.methods)) * config.seeds
         console.print(
             f"Stopped. {len(finished_runs(config.output))} of {runs} runs are finished "
-            f"and stay in {config.output / 'log.jsonl'}; start the same command "
-            f"again{again} to go on."
+            f"and stay in {config.output / 'log.jsonl'}; run the same command "
+            f"again{again} to resume."
         )
         raise SystemExit(130) from None
 
 
 def prepare(config: Config) -> tuple[Any, text.Splits, RunFolder]:
-    """What will be sparse, the text and the folder; a mistake ends the program here."""
+    """Return the plan, the text and the folder; exit if the options are wrong."""
     shapes = jax.eval_shape(
         functools.partial(init, make_model(config)), jax.random.key(0)
     )
@@ -474,7 +476,7 @@ def _check_choices(name: str, values: Sequence[str], known: Iterable[str]) -> No
     for value in values:
         if value not in known:
             nearest = difflib.get_close_matches(value, known, n=len(known), cutoff=0.0)
-            raise ValueError(f"{name}: {value!r} is none of {', '.join(nearest)}")
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(nearest)}")
 
 
 if __name__ == "__main__":

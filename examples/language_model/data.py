@@ -1,9 +1,9 @@
 """Text as bytes: the sources of Python's own standard library, or C4.
 
-Every batch is decided by the seed and its number alone, so that a training goes on with
-the very next batch by knowing its number, and all trainings with one seed see the same.
-A byte is a token: there is no tokenizer to train, and losses of different texts are all
-in bits per byte.
+The seed and the number of a batch alone decide its contents, so an interrupted training
+resumes with the right batch, and all trainings with one seed see the same batches. A
+byte is a token: there is no tokenizer to train, and losses on all texts are in bits per
+byte.
 """
 
 import hashlib
@@ -18,33 +18,33 @@ import numpy as np
 
 DATASETS = ("stdlib", "c4")
 VOCABULARY = 256
-# In a nat.
+# Bits in a nat.
 BITS = 1 / math.log(2)
 MOST_BYTES = 16_000_000
-# Stands between documents; neither sources nor web pages have it.
+# Separates documents; neither sources nor web pages contain it.
 END = b"\0"
 NOT_SOURCES = ("test", "tests", "idle_test", "site-packages", "dist-packages")
 
 MISSING = """\
 c4 is not in {data_dir} as ArrayRecord files ({why}).
-Either train on what every machine has, with --dataset stdlib, which needs nothing; or
-prepare C4 once, which takes a cluster or days:
-  - as https://www.tensorflow.org/datasets/catalog/c4 says, in an environment that has
+Either train on the text that every machine has, with --dataset stdlib; or prepare C4
+once, which takes a cluster or days:
+  - follow https://www.tensorflow.org/datasets/catalog/c4 in an environment that has
     TensorFlow and Apache Beam, which preparing needs and reading does not:
       tfds build c4/en --file_format=array_record --data_dir={data_dir}
   - start again with --data-dir {data_dir}"""
 
 
 class Source(Protocol):
-    """Text that windows are taken from."""
+    """A text from which windows are drawn."""
 
     def window(self, random: np.random.Generator, length: int) -> np.ndarray:
-        """A piece from a random place: uint8 (length,)."""
+        """Return bytes from a random position: uint8 (length,)."""
         ...
 
 
 class Text(NamedTuple):
-    """A text that is held in memory.
+    """A text in memory.
 
     Attributes:
       content: uint8 (bytes,).
@@ -53,13 +53,13 @@ class Text(NamedTuple):
     content: np.ndarray
 
     def window(self, random: np.random.Generator, length: int) -> np.ndarray:
-        """A piece from a random place: uint8 (length,)."""
+        """Return bytes from a random position: uint8 (length,)."""
         start = random.integers(len(self.content) - length, endpoint=True)
         return self.content[start : start + length]
 
 
 class Documents(NamedTuple):
-    """Documents that are read one by one, too many to be held in memory.
+    """Documents that are read one by one, because they do not fit into memory.
 
     Attributes:
       source: dictionaries with the bytes of a ``"text"``, to be indexed.
@@ -68,7 +68,7 @@ class Documents(NamedTuple):
     source: Sequence[Any]
 
     def window(self, random: np.random.Generator, length: int) -> np.ndarray:
-        """From a random place of a random document, and on into other random ones."""
+        """Return bytes from a random document on, filled up with other random ones."""
         found = self._document(random)
         found = found[random.integers(len(found)) :]
         while len(found) < length:
@@ -80,12 +80,12 @@ class Documents(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What is trained on, and what is not.
+    """Training and validation text.
 
     Attributes:
       train: text to train on.
       validation: text that shares no document with it.
-      name: which text it is, exactly: two with the same name are the same.
+      name: identifies the text exactly: equal names mean equal text.
     """
 
     train: Source
@@ -94,18 +94,18 @@ class Splits(NamedTuple):
 
 
 def load(dataset: str, data_dir: str | None = None, *, length: int) -> Splits:
-    """The text of a name.
+    """Load a text.
 
     Args:
       dataset: one of ``DATASETS``.
-      data_dir: where tensorflow-datasets has it prepared; None for its own choice.
-      length: bytes of the windows that will be asked for.
+      data_dir: the folder of tensorflow-datasets; None for the library's default.
+      length: bytes of the windows that will be drawn.
 
     Returns:
       Training and validation text.
 
     Raises:
-      ValueError: if it is not there, with what to do.
+      ValueError: if it cannot be found, with the remedy.
     """
     return c4(data_dir) if dataset == "c4" else standard_library(length=length)
 
@@ -113,14 +113,14 @@ def load(dataset: str, data_dir: str | None = None, *, length: int) -> Splits:
 def batch(
     source: Source, *, seed: int, number: int, rows: int, length: int
 ) -> np.ndarray:
-    """Windows from random places.
+    """Draw windows from random positions.
 
     Args:
-      source: where they are taken from.
-      seed: decides the places, together with
-      number: of the batch.
-      rows: how many windows.
-      length: bytes of each.
+      source: the text.
+      seed: decides the positions, together with ``number``.
+      number: number of the batch.
+      rows: number of windows.
+      length: bytes per window.
 
     Returns:
       int32 (rows, length).
@@ -133,26 +133,26 @@ def batch(
 def standard_library(
     folder: Path | None = None, *, length: int = 1, most: int = MOST_BYTES
 ) -> Splits:
-    """The sources of the standard library of the Python that runs this.
+    """Return the sources of the running Python's standard library.
 
-    All modules and packages, without tests and without what is installed beside them.
-    A file is validation text if the hash of what it holds says so, one in ten; equal
-    files count once. The text differs between versions of Python, and its name tells.
+    They are all modules and packages, without tests and without installed packages. The
+    hash of a file's contents assigns one file in ten to the validation text; equal
+    files count once. The text differs between versions of Python, and so does its name.
 
     Args:
-      folder: the library; None for that of this Python.
-      length: bytes of the windows that will be asked for.
-      most: bytes that both splits have at most.
+      folder: the library; None for that of the running Python.
+      length: bytes of the windows that will be drawn.
+      most: largest number of bytes in both splits together.
 
     Returns:
       Training and validation text.
 
     Raises:
-      ValueError: if either has no window.
+      ValueError: if either is shorter than a window.
     """
     folder = folder or Path(sysconfig.get_paths()["stdlib"])
     files = (path.read_bytes() + END for path in _sources(folder))
-    # In the order of the hashes, so that a cap does not cut the end of the alphabet.
+    # Sorted by hash, so that the cap does not cut off the end of the alphabet.
     by_hash = sorted(
         {hashlib.sha256(content).digest(): content for content in files}.items()
     )
@@ -172,25 +172,25 @@ def standard_library(
         if len(split.content) < length:
             raise ValueError(
                 f"the Python sources in {folder} have {len(split.content):,} bytes to "
-                f"{name}, fewer than a window of {length:,}: start with a Python that "
-                "has its library as files, or a smaller --length"
+                f"{name}, fewer than a window of {length:,}: use a Python that has its "
+                "library as files, or a smaller --length"
             )
     return Splits(*splits, name=f"stdlib {total.hexdigest()[:12]}")
 
 
 def c4(data_dir: str | None = None) -> Splits:
-    """The English C4 of tensorflow-datasets, read without TensorFlow.
+    """Open the English C4 of tensorflow-datasets, read without TensorFlow.
 
     Args:
-      data_dir: where it is prepared; None for the library's own choice.
+      data_dir: the folder in which it is prepared; None for the library's default.
 
     Returns:
       Training and validation text.
 
     Raises:
-      ValueError: if it is not there as ArrayRecord files, with what to do.
+      ValueError: if it does not exist as ArrayRecord files, with the remedy.
     """
-    # Takes seconds to import, when mistakes in the options have long been reported.
+    # Imported late: it takes seconds, and mistakes in the options are reported first.
     import tensorflow_datasets as tfds
 
     try:
@@ -215,7 +215,7 @@ def c4(data_dir: str | None = None) -> Splits:
 
 
 def _sources(folder: Path) -> Iterator[Path]:
-    """The modules in a folder, and those in its packages, in alphabetical order."""
+    """Yield the modules in a folder and in its packages, in alphabetical order."""
     for path in sorted(folder.iterdir()):
         if path.suffix == ".py" and path.is_file():
             yield path

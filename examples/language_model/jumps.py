@@ -1,23 +1,23 @@
-"""Loss jumps and setbacks: what a change of the topology does to a training.
+"""Loss jumps and setbacks: the cost of an update of the masks during training.
 
-The loss of a step is that of the weights that it starts from, and the masks change at
-its end. So the jump at step t is
+The loss of a step is measured at the weights that it starts from, and the masks are
+updated at its end. So the jump at step t is
 
     jump(t) = mean(loss[t + 1], ..., loss[t + 10]) - mean(loss[t - 9], ..., loss[t])
 
-and the loss jump of a run is the mean of jump(t) over those changes that have ten steps
-on either side. What is learned in ten steps is part of it, and so is the wandering of a
-training from step to step, both of which may be larger than what the change does.
+and the loss jump of a run is the mean of jump(t) over those updates that have ten steps
+on either side. It includes what is learned in ten steps and the noise from step to
+step, both of which may be larger than the effect of the update.
 
-So that is measured by itself as well. From the state before step t the training is
-continued a second time, on the same batches, but with the masks as they were. With the
-losses of this twin the setback is
+So this effect is also measured separately. From the state before step t, the training
+is continued a second time on the same batches, but without the update of the masks.
+With the losses of this twin the setback is
 
     setback(t) = mean(loss[t + 1] - twin[t + 1], ..., loss[t + 10] - twin[t + 10])
 
-Both are measured twice: on the training batches, and on one batch of held-out text that
-stays the same, the probe. Jumps on the training batches are little but the difference
-between batches.
+Both are measured twice: on the training batches, and on one fixed batch of held-out
+text, the probe. Jumps on the training batches are dominated by the differences between
+batches.
 """
 
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ AROUND = 10
 
 
 def judged(changes: Sequence[int], steps: int) -> list[int]:
-    """The changes that have ``AROUND`` steps on either side, in a run of ``steps``."""
+    """Return the updates with ``AROUND`` of the run's steps on either side."""
     return [t for t in changes if AROUND - 1 <= t < steps - AROUND]
 
 
 def jumps(losses: np.ndarray, changes: Sequence[int]) -> np.ndarray:
-    """The jump of each change.
+    """Return the jump of each update.
 
     Args:
       losses: (steps,), before each step.
-      changes: at the end of which steps.
+      changes: the steps at whose end the masks are updated.
 
     Returns:
       (changes,).
@@ -49,12 +49,14 @@ def jumps(losses: np.ndarray, changes: Sequence[int]) -> np.ndarray:
 def differences(
     losses: np.ndarray, changes: Sequence[int], twins: np.ndarray
 ) -> np.ndarray:
-    """What each step after a change has lost by it; the mean of a row is a setback.
+    """Return the loss that an update costs in each step after it.
+
+    The mean of a row is a setback.
 
     Args:
       losses: (steps,), before each step.
-      changes: at the end of which steps.
-      twins: (changes, AROUND), what the losses after each change would be without it.
+      changes: the steps at whose end the masks are updated.
+      twins: (changes, AROUND), the losses after each update if it had not happened.
 
     Returns:
       (changes, AROUND).
@@ -67,5 +69,5 @@ def _after(losses: np.ndarray, changes: Sequence[int]) -> np.ndarray:
 
 
 def _at(losses: np.ndarray, changes: Sequence[int], steps: range) -> np.ndarray:
-    """Losses at some steps from each change on: (changes, len(steps))."""
+    """Return losses at given offsets from each update: (changes, len(steps))."""
     return np.asarray(losses, float)[np.asarray(changes)[:, None] + np.array(steps)]

@@ -1,8 +1,8 @@
 """A LLaMA-style language model in Flax linen.
 
 A decoder of RMSNorm, rotary positions, causal attention and SwiGLU, without biases.
-Every kernel is that of a ``Dense``, (in, out), so that what a topology makes sparse by
-default is what multiplies activations; the embedding and the norms stay dense.
+Every kernel belongs to a ``Dense``, (in, out), so a topology makes exactly the kernels
+that multiply activations sparse by default; the embedding and the norms stay dense.
 """
 
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 
 class Size(NamedTuple):
-    """How large a network is.
+    """The size of a network.
 
     Attributes:
       width: features of the residual stream.
-      hidden: features within the feed-forward part.
-      heads: of the attention; they divide the width into even parts.
-      layers: number of them.
+      hidden: features of the feed-forward part.
+      heads: attention heads; the features per head must be even.
+      layers: number of layers.
     """
 
     width: int
@@ -28,8 +28,8 @@ class Size(NamedTuple):
     layers: int
 
 
-# Tiny trains in a minute on a CPU. The others are those of SMET (arXiv 2606.00888),
-# where the names count an embedding and a head for 32,000 tokens.
+# Tiny trains in a minute on a CPU. The others are SMET's (arXiv 2606.00888); their
+# names count an embedding and a head for 32,000 tokens.
 SIZES = {
     "tiny": Size(width=64, hidden=176, heads=2, layers=2),
     "130m": Size(width=768, hidden=2048, heads=12, layers=12),
@@ -37,15 +37,15 @@ SIZES = {
     "1b": Size(width=2048, hidden=5461, heads=32, layers=24),
 }
 
-# As Hugging Face's Llama has it for every matrix, whatever its fan-in.
+# As in Hugging Face's Llama, for every matrix whatever its fan-in.
 _INIT = nn.initializers.normal(0.02)
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root of the mean square over the features, times a scale.
+    """Divide by the root mean square over the features, and multiply by a scale.
 
     Attributes:
-      dtype: of the result; the mean is a float32 in any case.
+      dtype: dtype of the result; the mean is always computed in float32.
     """
 
     dtype: Any = jnp.float32
@@ -59,10 +59,10 @@ class RMSNorm(nn.Module):
 
 
 def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary positions: pairs of features turned by angles that grow with the position.
+    """Apply rotary positions: rotate pairs of features by the position's angles.
 
-    The product of a rotated query and a rotated key depends on how far apart they are,
-    not on where they stand.
+    The product of a rotated query and a rotated key depends on their distance, not on
+    their positions.
 
     Args:
       x: (..., length, heads, features), an even number of features; feature i is paired
@@ -70,6 +70,7 @@ def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
       positions: (length,).
 
     Returns:
+      Array like ``x``.
       Array like ``x``.
 
     References:
@@ -88,8 +89,8 @@ class Attention(nn.Module):
     """Causal self-attention.
 
     Attributes:
-      heads: number of them.
-      dtype: in which it is computed; the softmax is in float32 in any case.
+      heads: number of heads.
+      dtype: dtype of the computation; the softmax is always in float32.
     """
 
     heads: int
@@ -117,8 +118,8 @@ class SwiGLU(nn.Module):
     """The feed-forward part: down(silu(gate(x)) * up(x)).
 
     Attributes:
-      hidden: features between.
-      dtype: in which it is computed.
+      hidden: inner features.
+      dtype: dtype of the computation.
 
     References:
       Shazeer, GLU variants improve transformer, 2020 (arXiv 2002.05202).
@@ -138,10 +139,10 @@ class LanguageModel(nn.Module):
     """Embedding, layers of attention and SwiGLU with a norm before each, norm, head.
 
     Attributes:
-      size: how large it is.
+      size: the size of the network.
       vocabulary: number of tokens.
-      tied: whether the head is the embedding itself, instead of a kernel of its own.
-      dtype: in which it is computed; parameters and logits are float32.
+      tied: whether the head is the embedding itself, instead of a separate kernel.
+      dtype: dtype of the computation; parameters and logits are float32.
     """
 
     size: Size
@@ -151,7 +152,7 @@ class LanguageModel(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits (batch, length, vocabulary) of what follows tokens (batch, length)."""
+        """Return next-token logits (batch, length, vocabulary) of (batch, length)."""
         embed = nn.Embed(
             self.vocabulary,
             self.size.width,

@@ -1,7 +1,7 @@
-"""The comparison as a table and as a picture, both made from the rows of finished runs.
+"""The comparison as a table and as a figure, both made from the rows of finished runs.
 
-A row is what ``log.jsonl`` holds for a run; rows of the same method differ in nothing
-but the seed. Losses are in bits per byte.
+A row is the entry of a run in ``log.jsonl``; rows of the same method differ only in the
+seed. Losses are in bits per byte.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ HEAD = (
     "optimizer",
     "ms per step",
 )
-# What a terminal of 80 columns has no room for.
+# Columns for which a terminal of 80 characters has no room.
 NOT_IN_TERMINAL = ("learning rate", "jump, training", "setback, training")
 SMOOTHED = 20  # steps
 MEASURES = ("jump", "setback")
@@ -37,21 +37,21 @@ WHERE = ("probe", "train")
 
 Runs = Sequence[Mapping[str, Any]]
 
-# Colours that the colour-blind can tell apart.
+# Safe for colour-blind readers.
 _COLORS = {"dense": "#000000", "sparse_adam": "#0072B2", "smet": "#D55E00"}
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:
-    """One entry for each method, as ``results.json`` holds it, in the order of rows."""
+    """Return an entry for each method, as in ``results.json``, in the order of rows."""
     by_method = grouped(runs, "method")
     dense = by_method.get("dense")
     return [_summarize(same_method, dense) for same_method in by_method.values()]
 
 
 def ratios(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """SMET's jump and setback as a fraction of sparse Adam's, on probe and training.
+    """Return SMET's jump and setback relative to sparse Adam's, on probe and training.
 
-    Nothing where sparse Adam's is not above 0.
+    Entries are left out where sparse Adam's is not above 0.
     """
     by_method = {entry["method"]: entry for entry in entries}
     if not {"smet", "sparse_adam"} <= by_method.keys():
@@ -68,7 +68,7 @@ def ratios(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """An entry as the text of a table's row, under ``HEAD``."""
+    """Return an entry as the cells of a table row, under ``HEAD``."""
     gap = entry["gap_to_dense"]
     return (
         entry["label"],
@@ -88,7 +88,7 @@ def cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rich_table(entries: Sequence[Mapping[str, Any]], caption: str) -> Table:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     table = Table(caption=caption, caption_justify="left")
     shown = [index for index, name in enumerate(HEAD) if name not in NOT_IN_TERMINAL]
     for index in shown:
@@ -101,16 +101,16 @@ def rich_table(entries: Sequence[Mapping[str, Any]], caption: str) -> Table:
 
 
 def markdown(entries: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """The table for a page."""
+    """Return the table in Markdown."""
     return f"{table(HEAD, map(cells, entries), numbers=True)}\n{caption}\n"
 
 
 def draw(runs: Runs, title: str, path: Path) -> None:
-    """The picture: the training above, the changes of the masks below.
+    """Draw the figure: the training above, the updates of the masks below.
 
     Args:
       runs: rows of finished runs.
-      title: what stands above it.
+      title: the title of the figure.
       path: a PNG file to write.
     """
     figure = Figure(figsize=(11, 8), dpi=160, layout="constrained")
@@ -126,10 +126,10 @@ def draw(runs: Runs, title: str, path: Path) -> None:
     _cut_start(train)
     validation.set(title="Held-out loss", xlabel="step")
     after.set(
-        title="Loss of the probe with a change minus without it, mean over changes",
-        xlabel="steps after the change",
+        title="Loss of the probe with an update minus without it, mean over updates",
+        xlabel="steps after the update",
     )
-    setbacks.set(title="Setback of each change, probe", xlabel="step")
+    setbacks.set(title="Setback of each update, probe", xlabel="step")
     for axes in (after, setbacks):
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
     for axes in figure.axes:
@@ -163,18 +163,18 @@ def _final(runs: Runs) -> np.ndarray:
 
 
 def _losses(runs: Runs, where: str) -> np.ndarray:
-    """(runs, steps); null is NaN."""
+    """Return losses, (runs, steps); null is NaN."""
     return np.array([run[where] for run in runs], dtype=float)
 
 
 def _jumps(runs: Runs, where: str) -> np.ndarray:
-    """The jumps, (runs, changes)."""
+    """Return the jumps, (runs, changes)."""
     changes = runs[0]["changes"]
     return np.stack([jumps(losses, changes) for losses in _losses(runs, where)])
 
 
 def _differences(runs: Runs, where: str) -> np.ndarray:
-    """The loss after each change minus that without it, (runs, changes, AROUND)."""
+    """Return losses after each update minus without it, (runs, changes, AROUND)."""
     changes = runs[0]["changes"]
     twins = np.array([run["twins"][where] for run in runs], dtype=float)
     return np.stack(
@@ -186,17 +186,17 @@ def _differences(runs: Runs, where: str) -> np.ndarray:
 
 
 def _setbacks(runs: Runs, where: str) -> np.ndarray:
-    """The setbacks, (runs, changes)."""
+    """Return the setbacks, (runs, changes)."""
     return _differences(runs, where).mean(axis=-1)
 
 
 def _on_both(function: Any, runs: Runs) -> dict[str, Any]:
-    """Statistics of what a function gives on the probe and on the training batches."""
+    """Return statistics of a function on the probe and on the training batches."""
     return {where: _statistics(function(runs, where).mean(axis=1)) for where in WHERE}
 
 
 def _statistics(values: np.ndarray) -> dict[str, Any]:
-    """Mean and standard deviation over seeds, and the values themselves."""
+    """Return mean and standard deviation over seeds, and the values themselves."""
     return {
         "mean": float(values.mean()),
         "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -214,7 +214,7 @@ def _spread(statistics: Mapping[str, Any], form: str, scale: float = 1.0) -> str
 def _draw_band(
     axes: Axes, steps: Any, curves: np.ndarray, style: Mapping[str, Any], **line: Any
 ) -> None:
-    """The mean of curves (runs, points), and their standard deviation around it."""
+    """Draw the mean of curves (runs, points), with a band of standard deviation."""
     mean, sd = curves.mean(axis=0), curves.std(axis=0, ddof=min(1, len(curves) - 1))
     axes.plot(steps, mean, linewidth=1.6, **style, **line)
     if len(curves) > 1:
@@ -233,7 +233,7 @@ def _draw_train(axes: Axes, runs: Runs, style: Mapping[str, Any]) -> None:
 
 
 def _cut_start(axes: Axes) -> None:
-    """Leaves out of sight the first steps, beside which all others look alike."""
+    """Cut off the first steps, beside which all others look alike."""
     curves = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     top = max(curve[len(curve) // 10] for curve in curves)
     if np.isfinite(top):

@@ -1,4 +1,4 @@
-"""Executes the notebooks, and stores them with what they print and draw.
+"""Execute the notebooks, and store them with their printed output and figures.
 
 python -m examples.notebooks
 python -m examples.notebooks digits
@@ -11,10 +11,10 @@ from examples.notebooks import pairs
 
 
 def main(names: tyro.conf.Positional[tuple[str, ...]] = pairs.NAMES) -> None:
-    """Executes notebooks.
+    """Execute notebooks.
 
     Args:
-      names: which; all by default.
+      names: names of the notebooks; all by default.
     """
     mpl.use("agg")
     for name in names:

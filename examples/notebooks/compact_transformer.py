@@ -1,16 +1,16 @@
 # %% [markdown]
-# # A transformer that keeps its active blocks alone
+# # A transformer that stores only its active blocks
 #
 # **With a quarter of the blocks, parameters shrink from 6.9 to 2.2 MB and the
-# optimizer's state from 13.8 to 4.4 MB.** In as many steps the training loss falls to
-# 3.05 bits per byte, that of the dense transformer to 3.21.
+# optimizer's state from 13.8 to 4.4 MB.** In the same number of steps the training loss
+# falls to 3.05 bits per byte, the dense transformer's to 3.21.
 #
 # ![Loss and bytes of both](images/compact_transformer.png)
 #
 # Zeros in dense arrays save nothing. Here whole blocks of 64 x 64 weights are active or
-# not, `so.compact_params` keeps the active ones alone, and `so.sparse_apply` runs the
-# model, which knows nothing of it, by block. Times depend on the machine: [real
-# gains](../../docs/real_gains.md) has them, measured with nothing else running.
+# inactive, `so.compact_params` stores only the active ones, and `so.sparse_apply` runs
+# the unchanged model block by block. Times depend on the machine: [real
+# gains](../../docs/real_gains.md) has measurements on an otherwise idle machine.
 
 # %%
 import argparse
@@ -101,8 +101,8 @@ for number in range(STEPS):
     curves["dense"].append(float(value))
 
 # %% [markdown]
-# The same with RigL on blocks. What differs are the lines around the loop, and the
-# update of the masks, which needs the dense gradient and is left to the host.
+# The same with RigL on blocks. The lines around the loop differ, and so does the update
+# of the masks, which needs the dense gradient and runs from the host.
 
 # %%
 topology = so.rigl(
@@ -154,8 +154,8 @@ for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# `so.dense_params` returns the plain arrays whenever they are wanted: exact zeros
-# outside of the active blocks, and the same outputs.
+# `so.dense_params` returns plain arrays at any time: exact zeros outside the active
+# blocks, and the same outputs.
 
 # %%
 tokens = windows(0)[:, :-1]

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # Handwritten digits, up to 98 % zeros
 #
-# **With 2 % of the weights, RigL classifies 88.0 % of 600 test images**, fixed random
-# masks 22.3 %, the dense network 97.7 %. At 10 % of the weights RigL has 96.8 %.
+# **With 2 % of the weights, RigL classifies 88.0 % of 600 test images** correctly,
+# fixed random masks 22.3 %, the dense network 97.7 %. At 10 % of the weights RigL
+# reaches 96.8 %.
 #
 # ![Test accuracy against the fraction of zeros](images/digits.png)
 #
-# A small network on the scanned digits of scikit-learn: dense, with random masks that
-# stay as they are, and with RigL, which moves them. One seed; the
+# A small network on the scanned digits of scikit-learn: dense, with fixed random masks,
+# and with RigL, which updates its masks. One seed; the
 # [documentation](../../docs/methods.md#measured) compares all methods over several.
 
 # %%
@@ -26,7 +27,8 @@ EPOCHS, BATCH = 30, 64
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 
 # %% [markdown]
-# The data, and a network of two hidden layers. Nothing about it is sparse.
+# The data, and a network with two hidden layers. It contains nothing specific to
+# sparsity.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -48,7 +50,7 @@ def loss_fn(params, batch):
 
 
 # %% [markdown]
-# The masks are the optimizer's: `so.linen.TrainState` starts sparse, and every step
+# The masks belong to the optimizer: `so.linen.TrainState` starts sparse, and every step
 # keeps inactive weights at exactly zero.
 
 
@@ -71,7 +73,7 @@ print(f"dense: {dense:.1%} of {len(test_x)} test images")
 
 # %% [markdown]
 # The same training with masks. RigL updates them every 10 steps in the first three
-# quarters; before anything is trained, `so.plan` says what becomes of each layer.
+# quarters; before any training, `so.plan` shows the density of each layer.
 
 # %%
 steps = EPOCHS * (len(train_x) // BATCH)
@@ -103,7 +105,7 @@ axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
 # The last network, layer by layer. Zeros are simulated on dense arrays here: see [real
-# gains](../../docs/real_gains.md) for what saves time and memory.
+# gains](../../docs/real_gains.md) for ways to save time and memory.
 
 # %%
 print(so.summary(state.params, state.opt_state))

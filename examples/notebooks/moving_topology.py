@@ -7,9 +7,8 @@
 #
 # ![Connections from each pixel](images/moving_topology.png)
 #
-# RigL drops the smallest weights and grows where the gradient is large. On scanned
-# digits one can see where that leads: pixels that are the same in all images have no
-# gradient.
+# RigL drops the smallest weights and grows where the gradient is large. Scanned digits
+# show where that leads: pixels that are the same in all images have no gradient.
 
 # %%
 import flax.linen as nn
@@ -38,8 +37,8 @@ def loss_fn(params, batch):
 
 
 # %% [markdown]
-# `min_fan_in=2` keeps every neuron alive. Masks are part of the optimizer's state, and
-# `so.get_masks` takes them out.
+# `min_fan_in=2` keeps every neuron alive. Masks are part of the optimizer's state;
+# `so.get_masks` returns them.
 
 # %%
 topology = so.rigl(
@@ -60,7 +59,7 @@ for number in range(STEPS):
 print(f"loss {np.mean(losses[-20:]):.3f}; {len(frames) - 1} updates of the masks")
 
 # %% [markdown]
-# How many connections lead away from each pixel? Every update keeps their number.
+# How many connections leave each pixel? Every update keeps their total number.
 
 # %%
 layer, path = "layers_0", "layers_0/kernel"
@@ -91,8 +90,8 @@ for place, (title, values) in zip(axes, shown.items(), strict=True):
     place.set(title=title, xticks=[], yticks=[])
 
 # %% [markdown]
-# The mask itself, inputs by neurons: what has been grown since the first one, and what
-# was dropped. `so.plot.animate_masks(frames, path, "moving.gif")` makes a film of it.
+# The mask itself, inputs by neurons, with the weights grown and dropped since the first
+# one. `so.plot.animate_masks(frames, path, "moving.gif")` animates it.
 
 # %%
 so.plot.masks(frames[-1], path, frames[0])

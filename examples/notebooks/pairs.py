@@ -1,9 +1,9 @@
-"""Notebooks as pairs: a script in percent format, and what Jupyter and GitHub show.
+"""Notebooks as pairs: a script in percent format, and a notebook made from it.
 
-The script is what is written, reviewed and linted: `# %%` begins a cell of code,
-`# %% [markdown]` one of text, as VS Code, PyCharm and Jupytext read them. The notebook
-is made from it: the same cells with what they print and draw. Cells are run by `exec`,
-so that neither Jupyter nor its kernels are needed.
+The script is written, reviewed and linted: `# %%` begins a code cell, `# %% [markdown]`
+a text cell, as VS Code, PyCharm and Jupytext read them. The notebook, for Jupyter and
+GitHub, has the same cells with their printed output and figures. Cells are run by
+`exec`, so neither Jupyter nor its kernels are needed.
 """
 
 import ast
@@ -39,7 +39,7 @@ class Cell:
       source: its code, or its Markdown.
       is_text: whether it is Markdown.
       tag: `"parameters"` for the constants that a shorter run replaces, `"result"` for
-        the picture that the notebook opens with; else empty.
+        the figure that the notebook opens with; else empty.
     """
 
     source: str
@@ -48,22 +48,22 @@ class Cell:
 
 
 def script(name: str) -> Path:
-    """The script of a notebook."""
+    """Return the path of a notebook's script."""
     return FOLDER / f"{name}.py"
 
 
 def notebook(name: str) -> Path:
-    """The notebook itself, with its outputs."""
+    """Return the path of the notebook itself, with its outputs."""
     return FOLDER / f"{name}.ipynb"
 
 
 def picture(name: str) -> Path:
-    """The picture that the notebook opens with."""
+    """Return the path of the figure that the notebook opens with."""
     return FOLDER / "images" / f"{name}.png"
 
 
 def parse(text: str) -> list[Cell]:
-    """The cells of a script in percent format.
+    """Return the cells of a script in percent format.
 
     Raises:
       ValueError: if the script does not begin with a cell.
@@ -95,14 +95,14 @@ def _source(lines: Sequence[str], *, is_text: bool) -> str:
 def execute(
     cells: Sequence[Cell], replaced: Mapping[str, Any]
 ) -> list[list[dict[str, Any]]]:
-    """Runs the code of all cells, and returns the outputs of each.
+    """Run the code of all cells, and return the outputs of each.
 
     Args:
-      cells: as `parse` gives them.
-      replaced: constants of the cell `"parameters"` by name, and what they are instead.
+      cells: cells from `parse`.
+      replaced: new values of constants in the cell `"parameters"`, by name.
 
     Raises:
-      ValueError: if a constant to be replaced is not set there.
+      ValueError: if that cell does not set a constant to be replaced.
     """
     space: dict[str, Any] = {"__name__": "__main__"}
     outputs: list[list[dict[str, Any]]] = []
@@ -110,13 +110,13 @@ def execute(
         outputs.append([] if cell.is_text else _run(cell.source, space))
         if cell.tag == "parameters":
             if unknown := replaced.keys() - space.keys():
-                raise ValueError(f"no parameters of the notebook: {sorted(unknown)}")
+                raise ValueError(f"not parameters of the notebook: {sorted(unknown)}")
             space.update(replaced)
     return outputs
 
 
 def _run(source: str, space: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs a cell, and returns what it prints, what it ends with and what it draws."""
+    """Run a cell, and return its printed output, its last value and its figures."""
     tree = ast.parse(source)
     last = tree.body[-1] if tree.body else None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -146,12 +146,12 @@ def _drawn(figure: Figure) -> dict[str, Any]:
 
 
 def lines(text: str) -> list[str]:
-    """A text as notebooks store it, line by line."""
+    """Split a text into lines, as notebooks store it."""
     return text.splitlines(keepends=True)
 
 
 def as_json(cells: Sequence[Cell], outputs: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """A notebook of nbformat 4.5."""
+    """Return a notebook of nbformat 4.5."""
     count, listed = 0, []
     for number, (cell, shown) in enumerate(zip(cells, outputs, strict=True)):
         entry: dict[str, Any] = {
@@ -174,7 +174,7 @@ def as_json(cells: Sequence[Cell], outputs: Sequence[Sequence[Any]]) -> dict[str
 
 
 def store(name: str) -> None:
-    """Executes a script in full and writes its notebook and its picture."""
+    """Execute a script in full and write its notebook and its figure."""
     cells = parse(script(name).read_text(encoding="utf-8"))
     outputs = execute(cells, {})
     (result,) = (

@@ -8,9 +8,9 @@
 #
 # ![Accuracy against zeros](images/prune_trained.png)
 #
-# A dense network is trained once. Then weights are removed by magnitude, and with the
-# help of some unlabelled inputs by Wanda and SparseGPT; at last the magnitude-pruned
-# networks are trained a little more, with their masks fixed. One seed.
+# A dense network is trained once. Its weights are then pruned by magnitude, and with
+# some unlabelled inputs by Wanda and SparseGPT. Finally the magnitude-pruned networks
+# are fine-tuned with their masks fixed. One seed.
 
 # %%
 import flax.linen as nn
@@ -73,8 +73,8 @@ dense = accuracy(params)
 print(f"dense: {dense:.1%} of {len(test_x)} test images")
 
 # %% [markdown]
-# What Wanda and SparseGPT know of the data is how large the inputs of every kernel are:
-# `so.calibrate` runs the model on a few batches, without labels.
+# Wanda and SparseGPT need the size of the inputs of every kernel: `so.calibrate` runs
+# the model on a few batches, without labels.
 
 # %%
 batches = np.split(train_x[:512], 8)
@@ -86,8 +86,8 @@ for sparsity in SPARSITIES:
         curves[method].append(accuracy(pruned.params))
 
 # %% [markdown]
-# Fine-tuning with `so.static(masks=...)`: the masks stay, and zeros are exactly zero
-# after every step.
+# Fine-tuning with `so.static(masks=...)`: the masks stay fixed, and inactive weights
+# are exactly zero after every step.
 
 # %%
 for sparsity in SPARSITIES:
@@ -113,5 +113,5 @@ axes.legend(frameon=False)
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# Wanda and SparseGPT were made for language models, which are too large to be trained
-# again. `structure=so.NM(2, 4)` makes any of these prune two weights in four.
+# Wanda and SparseGPT were made for language models, which are too large to retrain.
+# `structure=so.NM(2, 4)` makes any of these methods prune two weights in four.

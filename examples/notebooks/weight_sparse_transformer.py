@@ -2,16 +2,16 @@
 # # A transformer sparse enough to read
 #
 # **A transformer with 258 of its 8,576 weights closes 100.0 % of 2,000 new texts
-# correctly.** Its embedding has 10 weights left, 7 of them for the two quotes, which
-# differ in sign; the letters are all but invisible.
+# correctly.** Its embedding has 10 weights left, 7 of them for the two quotes, with
+# opposite signs; the letters are almost invisible.
 #
 # ![The weights that are left](images/weight_sparse_transformer.png)
 #
 # Gao et al. (2025, [arXiv 2511.13653](https://arxiv.org/abs/2511.13653)) train
-# transformers almost all of whose weights are zero, and read the circuits that are
-# left. This is a toy of the kind: a text has an opening quote, `'` or `"`, somewhere
-# among random letters, and the model has to close it with the same one. They choose the
-# largest weights after every step, zeros taking part again; here gradual magnitude
+# transformers in which almost all weights are zero, and read the circuits that are
+# left. This is a toy version: a text has an opening quote, `'` or `"`, somewhere among
+# random letters, and the model has to close it with the same one. The paper selects the
+# largest weights after every step and lets zeros compete again; here gradual magnitude
 # pruning goes from dense to sparse instead.
 
 # %%
@@ -58,8 +58,8 @@ params = init(jax.random.key(0), texts(0)[0])["params"]
 
 # %% [markdown]
 # Embeddings stay dense by default; `include` makes this one sparse as well, so that the
-# circuit can be read from the tokens to the answer. `min_fan_in` stays 0: neurons that
-# are not needed may die.
+# circuit can be read from the tokens to the answer. `min_fan_in` stays 0: unneeded
+# neurons may die.
 
 # %%
 topology = so.gradual_magnitude(
@@ -107,8 +107,8 @@ for place, (name, kernel) in zip(axes.flat, kernels.items(), strict=True):
     place.set(title=f"{name}: {int((kernel != 0).sum())}", xticks=[], yticks=[])
 
 # %% [markdown]
-# Which tokens does the model look at? A row of the embedding that is zero throughout
-# cannot be told from any other such row.
+# Which tokens does the model look at? It cannot tell apart tokens whose rows of the
+# embedding are zero throughout.
 
 # %%
 table = np.asarray(state.params["embed"]["embedding"])

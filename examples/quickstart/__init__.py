@@ -1,1 +1,1 @@
-"""Programs of a page each."""
+"""Programs of one page each."""

@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 @jax.jit
 def train_step(state, images, labels):
-    """One step; what differs from a dense step is on the optimizer's side."""
+    """Take one step; sparsity is handled entirely by the optimizer."""
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -41,7 +41,7 @@ def train_step(state, images, labels):
 
 
 def main():
-    """Trains with 90 % of the weights at zero and prints what came of it."""
+    """Train with 90 % of the weights at zero and print the result."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.float32) / 16
     train_x, test_x, train_y, test_y = train_test_split(

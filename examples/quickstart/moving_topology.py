@@ -1,4 +1,4 @@
-"""Makes the moving picture of the README: a mask that RigL changes while it trains.
+"""Make the animation in the README: a mask that RigL updates during training.
 
 python -m examples.quickstart.moving_topology --file moving.gif --sparsity 0.8
 """
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 @jax.jit
 def train_step(state, images, labels):
-    """One step; the running statistics are of no use here."""
+    """Take one step; the running statistics are not needed here."""
 
     def loss_fn(params):
         logits, _ = state.apply_fn({"params": params}, images, mutable=["batch_stats"])
@@ -46,13 +46,13 @@ def main(
     steps: int = 900,
     every: int = 20,
 ) -> None:
-    """Trains on scanned digits and writes the masks of the first layer.
+    """Train on scanned digits and write the masks of the first layer.
 
     Args:
       file: the GIF to write.
       sparsity: fraction of zeros.
-      steps: how long to train; the masks change in the first three quarters.
-      every: steps between changes, and between pictures.
+      steps: number of steps; masks are updated in the first three quarters.
+      every: steps between updates, and between frames.
     """
     images, labels = load_digits(return_X_y=True)
     images = images.astype(np.float32) / 16
@@ -71,7 +71,7 @@ def main(
             titles.append(f"step {step}, loss {loss:.2f}")
     file.parent.mkdir(parents=True, exist_ok=True)
     so.plot.animate_masks(frames, LAYER, file, titles=titles)
-    print(f"{file}: {len(frames)} pictures, {file.stat().st_size:,} bytes")
+    print(f"{file}: {len(frames)} frames, {file.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

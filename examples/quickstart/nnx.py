@@ -31,7 +31,7 @@ class Net(nnx.Module):
 
 @nnx.jit
 def train_step(model, optimizer, images, labels):
-    """One step, the same as for a dense network."""
+    """Take one step, the same as for a dense network."""
 
     def loss_fn(model):
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
@@ -42,7 +42,7 @@ def train_step(model, optimizer, images, labels):
 
 
 def main():
-    """Trains with 90 % of the weights at zero and prints what came of it."""
+    """Train with 90 % of the weights at zero and print the result."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.float32) / 16
     train_x, test_x, train_y, test_y = train_test_split(

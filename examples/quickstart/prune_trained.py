@@ -1,4 +1,4 @@
-"""Pruning a network that is trained already, and training on what is left of it."""
+"""Prune a trained network, and fine-tune the remaining weights."""
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 
 def train(model, params, tx, data, epochs):
-    """Plain training, the same with and without masks."""
+    """Train with a plain loop, the same with and without masks."""
     opt_state = tx.init(params)
 
     @jax.jit
@@ -50,7 +50,7 @@ def train(model, params, tx, data, epochs):
 
 
 def main():
-    """Prunes in four ways, refines one, trains on, and prints what came of it."""
+    """Prune by four criteria, refine and fine-tune one result, and print accuracies."""
     images, labels = load_digits(return_X_y=True)
     images = images.astype(np.float32) / 16
     train_x, test_x, train_y, test_y = train_test_split(
@@ -65,7 +65,7 @@ def main():
         return f"{jnp.mean(logits.argmax(-1) == test_y):.1%}"
 
     print(f"dense: {accuracy(params)}")
-    # What Wanda and SparseGPT know of the data: some batches of it, without labels.
+    # What Wanda and SparseGPT know of the data: a few batches, without labels.
     batches = np.split(train_x[:512], 8)
     calibration = so.calibrate(model.apply, {"params": params}, batches)
 
@@ -86,12 +86,12 @@ def main():
         pruned = so.prune(params, "wanda", sparsity=sparsity, calibration=calibration)
         better = so.dsnot(*pruned, calibration, params)
         refined.append(accuracy(better.params))
-        # The masks stay as they are, and zeros are zero after every step.
+        # The masks stay fixed, and inactive weights are exactly zero after every step.
         tx = so.sparsify(optax.adam(1e-3), so.static(masks=better.masks))
         data = train_x, train_y
         tuned.append(accuracy(train(model, better.params, tx, data, FINE_TUNING)))
     table.add_row("wanda, then DSnoT", *refined)
-    table.add_row(f"and {FINE_TUNING} epochs more", *tuned)
+    table.add_row(f"and {FINE_TUNING} more epochs", *tuned)
     Console(width=80).print(table)
 
 

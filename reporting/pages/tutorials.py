@@ -46,5 +46,5 @@ def shown(name: str) -> str:
 
 PAGE = {
     name: functools.partial(shown, name)
-    for name in ("linen", "stop_and_go_on", "prune_trained")
+    for name in ("linen", "resume", "prune_trained")
 }

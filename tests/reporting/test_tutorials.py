@@ -27,9 +27,9 @@ def test_is_a_page(name):
     assert len(tutorials.script(name).read_text(encoding="utf-8").splitlines()) < 110
 
 
-def test_goes_on_to_the_last_bit():
-    stored = (tutorials.OUTPUTS / "stop_and_go_on.txt").read_text(encoding="utf-8")
-    assert "every array is the same to the last bit: True" in stored
+def test_resumes_bit_for_bit():
+    stored = (tutorials.OUTPUTS / "resume.txt").read_text(encoding="utf-8")
+    assert "all arrays are equal bit for bit: True" in stored
 
 
 def test_what_the_page_says_of_pruning_is_in_its_output():

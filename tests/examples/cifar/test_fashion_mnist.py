@@ -65,7 +65,7 @@ class TestIdx:
             (lambda content: content[:2] + b"\7" + content[3:], "is not an IDX file"),
             (lambda content: content[:2], "is not an IDX file"),
             (lambda content: b"", "is not an IDX file"),
-            (lambda content: content[:9], "is cut short: its head has 2 axes"),
+            (lambda content: content[:9], "is cut short: its header has 2 axes"),
             (
                 lambda content: content[:-1],
                 "has 19 bytes, but an array of shape (2, 4) takes 20",
@@ -112,7 +112,9 @@ class TestFiles:
 
     def test_labels_of_other_images_are_refused(self, folder):
         (folder / "t10k-labels-idx1-ubyte").write_bytes(encoded(np.zeros(21)))
-        with pytest.raises(ValueError, match=r"test split in .* labels of shape \(21,"):
+        with pytest.raises(
+            ValueError, match=r"test split in .* labels have shape \(21,"
+        ):
             cifar.load("fashion_mnist", folder)
 
     @pytest.mark.parametrize("count", [0, 60_001])

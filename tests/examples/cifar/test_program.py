@@ -391,7 +391,7 @@ class TestProgram:
         with pytest.raises(
             SystemExit,
             match=r"was seed by seed \(--no-together\), is 2 seeds together "
-            r"\(--together\)\. .* or the options it was made with",
+            r"\(--together\)\. .* or the options of that run",
         ):
             start(output, "--together")
 
@@ -419,7 +419,7 @@ class TestProgram:
 
     def test_another_configuration_is_refused(self, output, start):
         before = (output / "config.json").read_text()
-        with pytest.raises(SystemExit, match=r"every was 3, is 2\. Give --overwrite"):
+        with pytest.raises(SystemExit, match=r"every was 3, is 2\. Pass --overwrite"):
             start(output, "--every", "2")
         assert (output / "config.json").read_text() == before
         assert (output / "checkpoints").exists()
@@ -430,7 +430,7 @@ class TestProgram:
         record = json.loads((output / "config.json").read_text())
         record["evaluate_every"] = 2
         (tmp_path / "config.json").write_text(json.dumps(record))
-        with pytest.raises(SystemExit, match="seed_0 is of a run with another conf"):
+        with pytest.raises(SystemExit, match="seed_0 belongs to a run with another"):
             start(tmp_path, "--evaluate-every", "2")
 
     @pytest.mark.parametrize("part", ["seed_1", "checkpoints"])
@@ -443,7 +443,8 @@ class TestProgram:
         before = contents(run)
         for _ in range(2):
             with pytest.raises(
-                SystemExit, match=f"{part} is there, but no config.json. Give --overw"
+                SystemExit,
+                match=f"{part} exists, but config.json does not. Pass --overw",
             ):
                 start(run, "--evaluate-every", "2")
             assert contents(run) == before
@@ -459,7 +460,7 @@ class TestProgram:
             json.dumps({**json.loads(config_file.read_text()), "every": 2})
         )
         before = contents(run)
-        with pytest.raises(SystemExit, match=r"seed_1 holds .*: every was 2, is 3\. G"):
+        with pytest.raises(SystemExit, match=r"seed_1 holds .*: every was 2, is 3\. P"):
             start(run)
         assert contents(run) == before
         start(run, "--overwrite")
@@ -580,7 +581,7 @@ class TestDiverged:
     def test_where_all_have_the_program_ends(
         self, start, make_trainer, tmp_path, args, mode
     ):
-        told = "of seed 0 not since step 4; .*results.json has .* lower --learning-r"
+        told = r"\(seed 0 has diverged by step 4\); .*results.json has .* lower --lear"
         trainer = make_trainer(SET, **mode)
         diverging = self.diverging(trainer, {0: 1, 1: 6})
         with diverging, pytest.raises(SystemExit, match=told):
@@ -602,7 +603,7 @@ class TestDiverged:
             "loss": np.array([np.inf]),
         }
         try:
-            with pytest.raises(SystemExit, match="of seed 0 not since step 4"):
+            with pytest.raises(SystemExit, match="seed 0 has diverged by step 4"):
                 start(tmp_path, "--seeds", "1")
         finally:
             del trainer.evaluate

@@ -123,7 +123,7 @@ class TestComparison:
         monkeypatch.setattr(digits, "Trainer", None)
         before = (output / "log.jsonl").read_text()
         start(digits, output, "--seeds", "1", "--sparsity", "0.8")
-        assert "5 runs are finished already, 0 are to go" in capsys.readouterr().out
+        assert "5 runs are already finished, 0 remain" in capsys.readouterr().out
         assert (output / "log.jsonl").read_text() == before
 
     def test_another_configuration_is_refused(self, output, digits):
@@ -162,7 +162,7 @@ class TestInterruption:
         assert stopped.value.code == 130
         said = " ".join(capsys.readouterr().out.split())
         assert "Stopped. 1 of 3 runs are finished" in said
-        assert "start the same command again to go on" in said
+        assert "run the same command again to resume" in said
         first = log(tmp_path)
         assert runs_in(tmp_path) == [("dense", 0)]
         assert not (tmp_path / "figure.png").exists()
@@ -171,7 +171,7 @@ class TestInterruption:
         with (tmp_path / "log.jsonl").open("a") as file:
             file.write('{"event": "run", "method": "dense", "correction": "none", "se')
         start(digits, tmp_path, *args)
-        assert "1 runs are finished already, 2 are to go" in capsys.readouterr().out
+        assert "1 runs are already finished, 2 remain" in capsys.readouterr().out
         assert runs_in(tmp_path) == [("dense", seed) for seed in range(3)]
         assert log(tmp_path)[: len(first) - 1] == first[:-1]
         epochs = [row["seed"] for row in log(tmp_path) if row["event"] == "epoch"]
@@ -186,7 +186,7 @@ class TestInterruption:
         with pytest.raises(SystemExit):
             start(digits, tmp_path, "--overwrite")
         said = " ".join(capsys.readouterr().out.split())
-        assert "same command again, without --overwrite, to go on" in said
+        assert "same command again, without --overwrite, to resume" in said
 
 
 @pytest.mark.slow
@@ -232,11 +232,11 @@ class TestMistakes:
     def test_output_is_a_file(self, digits, tmp_path):
         path = tmp_path / "file"
         path.touch()
-        with pytest.raises(SystemExit, match=r"is a file; name a folder"):
+        with pytest.raises(SystemExit, match=r"is a file; pass a folder"):
             digits.main(["--output", str(path)])
 
     def test_methods_in_code(self, digits):
-        with pytest.raises(ValueError, match="'lottery' is none of dense, static"):
+        with pytest.raises(ValueError, match="'lottery' is not one of dense, static"):
             Config(methods=("lottery",))
 
 
@@ -343,7 +343,7 @@ class TestRunFolder:
     def test_files_without_configuration(self, tmp_path, name):
         (tmp_path / name).touch()
         with pytest.raises(
-            ValueError, match=rf"{name} is there, but no config\.json\. Give --over"
+            ValueError, match=rf"{name} exists, but config\.json does not\. Pass --over"
         ):
             self.folder(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [name]

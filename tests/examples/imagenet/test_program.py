@@ -122,7 +122,7 @@ class TestTwoProcesses:
         (step,) = {row["step"] for row in self.fingerprints(folder, 0)} - {STEPS}
         assert 3 <= step < STEPS
         assert f"saved step {step}" in stopped
-        assert f"Going on from step {step} of {STEPS}" in finished
+        assert f"Resuming from step {step} of {STEPS}" in finished
         assert "Finished" in finished
 
     def test_hold_the_same(self, pod):
@@ -199,7 +199,7 @@ class TestOneProcess:
         folder, _ = pod
         before = rows_of(folder / "log.jsonl")
         said = run_in(folder.parent, 1, *POD, "--mesh", "data=4")
-        assert f"Going on from step {STEPS} of {STEPS}" in said
+        assert f"Resuming from step {STEPS} of {STEPS}" in said
         assert rows_of(folder / "log.jsonl") == before
 
     def test_another_configuration_is_refused(self, pod):
@@ -245,7 +245,7 @@ def test_a_mistake_in_one_process_ends_all(monkeypatch):
     assert mesh_of.together(lambda: 7) == 7
     failed = np.array([[False], [True]])
     monkeypatch.setattr(mesh_of, "_gathered", lambda local: failed)
-    with pytest.raises(SystemExit, match="process 1 found a mistake"):
+    with pytest.raises(SystemExit, match="process 1 failed"):
         mesh_of.together(lambda: 7)
 
 
@@ -271,12 +271,12 @@ class TestMistakes:
             (["--multiplier", "0"], ["multiplier must be above 0, got 0.0"]),
             (["--accumulate", "3"], ["multiple of accumulate = 3, got 4096"]),
             (["--width", "0"], ["width must be at least 1, got 0"]),
-            (["--stages"], ["stages must be numbers of at least 1"]),
+            (["--stages"], ["stages must all be at least 1"]),
             (["--resize", "200"], ["at least image_size = 224, got 200"]),
-            (["--process", "1"], ["belong together", "None, None and 1"]),
+            (["--process", "1"], ["must be passed together", "None, None and 1"]),
             (
                 ["--recipe", "sparseopt_90", "--method", "dense"],
-                ["sparseopt corrects a sparse network"],
+                ["sparseopt must be False for method dense"],
             ),
         ],
     )

@@ -212,7 +212,9 @@ class TestStandardLibrary:
 
     def test_too_short_a_text_is_an_error(self, tmp_path):
         (tmp_path / "a.py").write_text("x = 1\n")
-        with pytest.raises(ValueError, match="fewer than a window of 100: start with"):
+        with pytest.raises(
+            ValueError, match="fewer than a window of 100: use a Python"
+        ):
             text.standard_library(tmp_path, length=100)
 
     def test_this_python_has_one(self):
@@ -452,7 +454,7 @@ class TestComparison:
         monkeypatch.setattr(program, "Trainer", None)
         before = (output / "log.jsonl").read_text()
         start(output, "--seeds", "2")
-        assert "6 runs are finished already, 0 are to go" in capsys.readouterr().out
+        assert "6 runs are already finished, 0 remain" in capsys.readouterr().out
         assert (output / "log.jsonl").read_text() == before
 
     def test_another_configuration_is_refused(self, output):
@@ -526,8 +528,8 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("args", "told"),
         [
-            (["--size", "130M"], "size: '130M' is none of 130m, "),
-            (["--size", "2b"], r"size: '2b' is none of 1b, .*tiny"),
+            (["--size", "130M"], "size: '130M' is not one of 130m, "),
+            (["--size", "2b"], r"size: '2b' is not one of 1b, .*tiny"),
             (["--methods"], "at least one of dense, sparse_adam, smet"),
             (["--density", "0"], r"density must be in \(0, 1\], got 0.0"),
             (["--every", "19"], "every must be at least 20, got 19"),
@@ -548,7 +550,7 @@ class TestMistakes:
             start(tmp_path / "none", "--dataset", "c4", "--data-dir", str(tmp_path))
         message = str(error.value)
         assert f"c4 is not in {tmp_path} as ArrayRecord files" in message
-        assert "--dataset stdlib, which needs nothing" in message
+        assert "--dataset stdlib" in message
         assert f"--data_dir={tmp_path}" in message
         assert not (tmp_path / "none").exists()
 

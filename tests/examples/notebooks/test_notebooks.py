@@ -100,5 +100,5 @@ def test_a_cell_shows_what_it_prints_ends_with_and_draws():
     assert nothing == plain == []
     assert drawn[0] == {"output_type": "stream", "name": "stdout", "text": ["7\n"]}
     assert "image/png" in drawn[1]["data"] and "image/png" in ended[0]["data"]
-    with pytest.raises(ValueError, match=r"no parameters .*\['z'\]"):
+    with pytest.raises(ValueError, match=r"not parameters .*\['z'\]"):
         pairs.execute(made, {"z": 5})

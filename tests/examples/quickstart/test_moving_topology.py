@@ -17,7 +17,7 @@ def test_writes_a_picture_for_every_change(tmp_path, capsys):
     # At random, and after the changes at 0, 3, 6, 9.
     with Image.open(file) as image:
         assert image.n_frames == 5
-    assert f"{file}: 5 pictures" in capsys.readouterr().out
+    assert f"{file}: 5 frames" in capsys.readouterr().out
 
 
 def test_is_short_and_so_is_what_it_has_written():

@@ -1,4 +1,4 @@
-"""A sparse run that is watched, stopped in the middle, and goes on to the last bit."""
+"""Train a sparse network with metrics, interrupt it, and resume it bit for bit."""
 
 import tempfile
 
@@ -16,7 +16,7 @@ TOPOLOGY = so.rigl(0.9, every=40, stop=200, min_fan_in=2, track_explored=True)
 
 
 class Net(nn.Module):
-    """A hidden layer behind Batch Normalization."""
+    """A hidden layer with Batch Normalization."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 
 def new_state():
-    """The state before the first step; a stopped run is restored into such a one."""
+    """Return the state before the first step, also a template to restore into."""
     model = Net()
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64)), train=False)
     tx = so.sparse_sgd(0.1, TOPOLOGY, momentum=0.9, key=1)
@@ -35,7 +35,7 @@ def new_state():
 
 @jax.jit
 def train_step(state, images, labels):
-    """One step, with what so.metrics counts of it."""
+    """Take one step and return its loss and the counts of so.metrics."""
 
     def loss_fn(params):
         logits, new = state.apply_fn(
@@ -53,23 +53,23 @@ def train_step(state, images, labels):
 
 
 def run(state, data, first, last):
-    """Steps of a run; which images a step sees depends on its number alone."""
+    """Run steps ``first`` to ``last``; a step's images depend on its number alone."""
     for step in range(first, last):
         chosen = np.random.default_rng(step).choice(len(data[0]), BATCH)
         state, numbers = train_step(state, *(x[chosen] for x in data))
         if step % 40 == 39:
-            told = ("loss", "density", "inactive_nonzero", "explored")
-            shown = ", ".join(f"{name} {float(numbers[name]):.3g}" for name in told)
+            names = ("loss", "density", "inactive_nonzero", "explored")
+            shown = ", ".join(f"{name} {float(numbers[name]):.3g}" for name in names)
             print(f"  step {step + 1}: {shown}")
     return state
 
 
 def main():
-    """Trains in one go, then with a stop, and compares every bit."""
+    """Train without and with an interruption, and compare every bit."""
     images, labels = load_digits(return_X_y=True)
     data = images.astype(np.float32) / 16, labels
 
-    print("in one go")
+    print("uninterrupted")
     whole = run(new_state(), data, 0, STEPS)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -79,14 +79,14 @@ def main():
         # From here on it could be another process, on other devices.
         with so.checkpoint.Checkpoints(folder, topology=TOPOLOGY) as checkpoints:
             found = checkpoints.restore(new_state())
-        assert found is not None  # it is where nothing has been saved
+        assert found is not None  # None if nothing has been saved
         restored, _ = found
         print(f"restored at step {int(restored.step)}")
         halves = run(restored, data, int(restored.step), STEPS)
 
     pairs = zip(*map(jax.tree.leaves, (whole, halves)), strict=True)
     same = all(bool(jnp.all(a == b)) for a, b in pairs)
-    print(f"every array is the same to the last bit: {same}")
+    print(f"all arrays are equal bit for bit: {same}")
     print(so.summary(whole.params, whole.opt_state))
 
 
