@@ -160,23 +160,23 @@ def train_missing(options: Options, conditions: Sequence[Condition]) -> Runs:
     """
     _open(options)
     end = None if options.minutes is None else time.time() + 60 * options.minutes
-    for tuned in (True, False):  # longer runs take the rates of the short ones
-        jobs = [
-            (options, condition, arm, end)
-            for condition in conditions
-            if (condition.like is None) == tuned
-            for arm in condition.arms
-        ]
-        if options.processes == 1:
-            for job in jobs:
-                _train(*job)
-            continue
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
-        with concurrent.futures.ProcessPoolExecutor(
-            options.processes, multiprocessing.get_context("spawn")
-        ) as pool:
-            for future in [pool.submit(_train, *job) for job in jobs]:
-                future.result()
+    jobs = [(condition, arm) for condition in conditions for arm in condition.arms]
+    if options.processes == 1:
+        for condition, arm in jobs:
+            _train(options, condition, arm, end)
+        return Runs(options.folder, options.quick)
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
+    begun: dict[tuple[str, str], concurrent.futures.Future[None]] = {}
+    with concurrent.futures.ProcessPoolExecutor(
+        options.processes, multiprocessing.get_context("spawn")
+    ) as pool:
+        for condition, arm in jobs:
+            if condition.like is not None:
+                begun[condition.like, arm].result()  # it chooses the learning rate
+            job = pool.submit(_train, options, condition, arm, end)
+            begun[condition.name, arm] = job
+        for future in begun.values():
+            future.result()
     return Runs(options.folder, options.quick)
 
 
