@@ -1,4 +1,4 @@
-"""AC/DC: dense and sparse phases in turn."""
+"""AC/DC: alternating dense and sparse phases."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -31,38 +31,40 @@ def ac_dc(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """AC/DC: dense and sparse phases in turn.
+    """Alternate dense and sparse phases (AC/DC).
 
-    After each step of ``compress`` the largest weights of every layer stay; after each
-    step of ``decompress`` all are active, those that come back with a value of zero
-    and a fresh optimizer state; with ``masks``, those that they leave out as well.
+    After each step of ``compress``, only the largest weights of every layer stay
+    active. After each step of ``decompress`` all are active; those that come back start
+    at zero with a fresh optimizer state.
 
     Args:
       sparsity: fraction of zeros in the sparse phases, as in ``static``.
       compress: steps after which the network is sparse, ascending.
-      decompress: steps after which it is dense again, one between each two of
-        ``compress``, so that it is sparse in the end.
-      distribution: as in ``gradual_magnitude``.
-      first: as in ``gradual_magnitude``.
-      structure: as in ``gradual_magnitude``.
-      where: as in ``gradual_magnitude``.
-      include: as in ``gradual_magnitude``.
-      masks: as in ``gradual_magnitude``.
-      dims: as in ``gradual_magnitude``.
-      min_fan_in: as in ``gradual_magnitude``.
-      track_explored: as in ``gradual_magnitude``.
+      decompress: steps after which it is dense again, one between every two of
+        ``compress``, so that the network is sparse in the end.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      structure: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      masks: the weights to start from, ``so.masks_of(params)`` for those of a sparse
+        checkpoint; ``sparsity`` must still be given. Decompression also activates the
+        weights that they exclude.
+      dims: as in ``static``.
+      min_fan_in: as in ``static``.
+      track_explored: as in ``set_``.
 
     Returns:
       The topology.
 
     Raises:
       ValueError: as ``static``, and for steps that do not alternate.
-      TypeError: as ``static``.
+      TypeError: for an argument of the wrong type.
 
     Note:
-      The authors compare the weights of all layers together; here each layer keeps what
-      its distribution gives it. ImageNet at 90 %, in epochs: compress at 10, 20, ...,
-      70, 85; decompress at 15, 25, ..., 65, 75.
+      The authors compare the weights of all layers; here each layer keeps the number
+      that its distribution assigns. Their schedule for ImageNet at 90 %, in epochs:
+      compress at 10, 20, ..., 70, 85; decompress at 15, 25, ..., 65, 75.
 
     References:
       Peste et al., AC/DC: alternating compressed/decompressed training of deep neural

@@ -41,49 +41,52 @@ def gradual_magnitude(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """Gradual magnitude pruning: fewer weights at each update, the largest ones.
+    """Prune the smallest weights step by step (gradual magnitude pruning, GMP).
 
-    The masks are updated every ``every`` steps from ``start`` on, before ``stop``. The
-    sparsity goes from ``initial_sparsity`` at ``start`` to ``sparsity`` at the last
-    update T, by default along the published cubic
-    s_f + (s_i - s_f) (1 - (t - start) / (T - start))^3. What is pruned is not grown
-    again unless the sparsity falls by its schedule: masks that are sparser already, as
-    ``masks`` or a phase before gives them, wait for it.
+    The masks are updated every ``every`` steps, from ``start`` until before ``stop``.
+    The sparsity moves from ``initial_sparsity`` at ``start`` to ``sparsity`` at the
+    last update T, by default along the published cubic
+    s_f + (s_i - s_f) (1 - (t - start) / (T - start))^3. Pruned weights are grown again
+    only if the scheduled sparsity falls. Masks from ``masks`` or a previous phase that
+    are sparser than scheduled stay as they are until the schedule reaches them.
 
     Args:
-      sparsity: fraction of zeros in the end, as in ``static``; left out where a
-        schedule or a structure gives it.
+      sparsity: final fraction of zeros, as in ``static``; leave it out if ``schedule``
+        or a structure specifies it.
       every: steps between updates, at least 1.
-      stop: first step without an update. The one before it reaches ``sparsity``.
+      stop: first step without an update. The last update before it reaches
+        ``sparsity``.
       start: step of the first update.
-      initial_sparsity: fraction of zeros until ``start``. The largest weights of those
-        that ``init`` is given are kept; random ones where it is given shapes alone.
-      schedule: the sparsity as a function of the step, any schedule of optax; it may
-        rise and fall. What it gives at ``start`` and ``stop`` takes the place of
+      initial_sparsity: fraction of zeros until ``start``. The largest of the weights
+        passed to ``init`` are kept; random ones if it is given only shapes.
+      schedule: the sparsity as a function of the step, such as any Optax schedule; it
+        may rise and fall. Its values at ``start`` and ``stop`` replace
         ``initial_sparsity`` and ``sparsity``.
-      scope: ``"layer"`` prunes each layer by itself to the distribution's numbers,
+      scope: ``"layer"`` prunes each layer separately to the distribution's numbers,
         ``"global"`` all weights of the network by one threshold.
       distribution: as in ``static``.
       first: as in ``static``.
       structure: as in ``static``.
       where: as in ``static``.
       include: as in ``static``.
-      masks: which weights there are to begin with, ``so.masks_of(params)`` for those of
-        a sparse checkpoint; ``sparsity`` is given with them.
+      masks: the weights to start from, ``so.masks_of(params)`` for those of a sparse
+        checkpoint; ``sparsity`` must still be given.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
-      track_explored: as in ``static``.
+      track_explored: as in ``set_``.
 
     Returns:
-      The topology. An update follows the gradient step.
+      The topology. Updates follow the gradient step.
 
     Raises:
-      ValueError: as ``static``, and for steps as ``set_`` has them.
-      TypeError: as ``static``.
+      ValueError: as ``static``; for ``every < 1``, ``start < 0``, ``stop <= start`` or
+        an unknown ``scope``; for both ``sparsity`` and ``schedule``, or a ``schedule``
+        that has the same value at ``start`` and ``stop``.
+      TypeError: for an argument of the wrong type.
 
     Note:
       The published formula ends at an update, t_0 + n delta t: here the last one before
-      ``stop``. With a ``schedule`` that one takes the value at ``stop``.
+      ``stop``. With a ``schedule``, this update reaches the value at ``stop``.
 
     References:
       Zhu and Gupta, To prune, or not to prune, 2017 (arXiv 1710.01878).
@@ -104,7 +107,7 @@ def gradual_magnitude(
         progress = Cubic(start, last)
     else:
         if sparsity is not None:
-            raise ValueError("give sparsity or schedule, not both")
+            raise ValueError("pass sparsity or schedule, not both")
         initial_sparsity, sparsity = _ends(schedule, start, times.stop)
         progress = Followed(schedule, initial_sparsity, sparsity, start, last)
     return Rewiring(
@@ -127,14 +130,15 @@ def gradual_magnitude(
 
 
 def _ends(schedule: Schedule, start: int, stop: int) -> tuple[float, float]:
-    """First and last sparsity of a schedule."""
+    """Return the first and the last sparsity of a schedule."""
     first, last = (
-        # What float32 makes of 0.9 is meant to be 0.9.
+        # Rounded, because a schedule computes 0.9 in float32.
         round(check_sparsity(schedule(step), f"schedule({step})"), 6)
         for step in (start, stop)
     )
     if first == last:
         raise ValueError(
-            f"schedule must have other values at start and stop, got {first} at both"
+            "schedule must have different values at start and stop, got "
+            f"{first} at both"
         )
     return first, last

@@ -1,4 +1,4 @@
-"""GraNet: gradual pruning, and RigL besides."""
+"""GraNet: gradual pruning combined with RigL."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,48 +38,47 @@ def granet(
     corrected_growth: bool = False,
     track_explored: bool = False,
 ) -> Rewiring:
-    """GraNet: gradual pruning, and at each update RigL besides.
+    """Prune gradually, and at each update also rewire like RigL (GraNet).
 
-    The network is pruned to a sparsity that follows the cubic, by one threshold on the
-    magnitude of all weights; then every layer drops a fraction of its smallest weights
-    and grows as many where the gradient is largest.
+    An update prunes the network to a sparsity that follows a cubic, by one threshold on
+    the magnitude of all weights. Then every layer drops a fraction of its smallest
+    weights and grows as many where the gradient is largest.
 
     Args:
-      sparsity: fraction of zeros in the end, as in ``static``.
-      every: steps between updates.
-      stop: first step without an update. The one before it reaches ``sparsity``.
+      sparsity: final fraction of zeros, as in ``static``.
+      every: steps between updates, at least 1.
+      stop: first step without an update. The last update before it reaches
+        ``sparsity``.
       start: step of the first update.
       initial_sparsity: fraction of zeros at first, in random masks; 0 starts dense.
-        To begin with given weights instead, pass ``masks``, say
-        ``so.masks_of(params)``.
-      drop_fraction: fraction of the active weights replaced at first, cosine until
-        ``stop``.
-      decay: as in ``rigl``, in place of the cosine.
+      drop_fraction: as in ``rigl``; the default is the authors'.
+      decay: as in ``rigl``.
       distribution: as in ``static``.
       first: as in ``static``.
       structure: as in ``static``.
       where: as in ``static``.
       include: as in ``static``.
-      masks: as in ``static``.
+      masks: the weights to start from, instead of random ones, such as
+        ``so.masks_of(params)``; ``sparsity`` must still be given.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
       averaged_steps: as in ``rigl``.
       corrected_growth: as in ``rigl``.
-      track_explored: as in ``static``.
+      track_explored: as in ``rigl``.
 
     Returns:
-      The topology. An update replaces the gradient step, as in RigL.
+      The topology. Updates replace the gradient step, as in RigL.
 
     Raises:
-      ValueError: as ``rigl``.
-      TypeError: as ``rigl``.
+      ValueError: as ``rigl``, and for an ``initial_sparsity`` outside [0, 1).
+      TypeError: for an argument of the wrong type.
 
     Note:
-      The defaults of the initial sparsity and of the fraction are the authors', and so
-      are random first masks: above 0 their run is sparse from scratch. The cubic ends
-      at the last update before ``stop``, as in ``gradual_magnitude``. The
-      budget over all layers is the distribution's total; its share between layers is
-      what the threshold makes of it.
+      The default ``initial_sparsity`` and ``drop_fraction`` are the authors', and so
+      are random first masks: with an initial sparsity above 0, they train sparse from
+      scratch. The cubic ends at the last update before ``stop``, as in
+      ``gradual_magnitude``. The distribution only decides the total number of active
+      weights; the threshold decides how layers share it.
 
     References:
       Liu et al., Sparse training via boosting pruning plasticity with

@@ -1,4 +1,4 @@
-"""MEST: what is small and does not move is dropped."""
+"""MEST: weights with a small magnitude and a small gradient are dropped."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -36,7 +36,9 @@ def mest(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """MEST: drops the least |w| + weight |gradient|, grows random weights.
+    """Drop weights of small magnitude and gradient, grow random ones (MEST).
+
+    The drop score is |w| + ``gradient_weight`` |gradient|.
 
     Args:
       sparsity: as in ``static``.
@@ -45,8 +47,8 @@ def mest(
       start: as in ``set_``.
       drop_fraction: as in ``set_``.
       decay: as in ``set_``.
-      gradient_weight: weight of the gradient in the drop score (lambda). The default is
-        ours.
+      gradient_weight: weight of the gradient in the drop score, at least 0 (lambda).
+        The default is ours.
       distribution: as in ``static``.
       first: as in ``static``.
       structure: as in ``static``.
@@ -55,18 +57,18 @@ def mest(
       masks: as in ``static``.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
-      track_explored: as in ``static``.
+      track_explored: as in ``set_``.
 
     Returns:
       The topology.
 
     Raises:
-      ValueError: as ``set_``, and for a weight below 0.
-      TypeError: as ``set_``.
+      ValueError: as ``set_``, and for a negative ``gradient_weight``.
+      TypeError: for an argument of the wrong type.
 
     Note:
-      The paper's soft memory bound, under which more weights than the budget are active
-      between a growth and the drop after it, is left out.
+      The paper's soft memory bound is not implemented. It lets more weights than the
+      budget be active between growing and the next drop.
 
     References:
       Yuan et al., MEST: accurate and fast memory-economic sparse training framework on

@@ -1,4 +1,4 @@
-"""One-shot pruning: a network is pruned once, while it trains."""
+"""One-shot pruning: the network is pruned once, during training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,30 +39,34 @@ def one_shot(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """Prune a network once, at one step, and keeps it so.
+    """Prune the network once, at one step, and keep the masks from then on.
 
     Args:
-      sparsity: as in ``static``.
+      sparsity: fraction of zeros after pruning, as in ``static``.
       at: the step after which the network is sparse.
-      score: what is kept: ``"magnitude"``, ``"random"``, ``"saliency"`` (weight times
-        gradient), or a function of (key, param, grad).
-      scope: as in ``gradual_magnitude``.
-      distribution: as in ``gradual_magnitude``.
-      first: as in ``gradual_magnitude``.
-      structure: as in ``gradual_magnitude``.
-      where: as in ``gradual_magnitude``.
-      include: as in ``gradual_magnitude``.
-      masks: as in ``gradual_magnitude``.
-      dims: as in ``gradual_magnitude``.
-      min_fan_in: as in ``gradual_magnitude``.
-      track_explored: as in ``gradual_magnitude``.
+      score: the score of weights, of which the highest are kept: ``"magnitude"``,
+        ``"random"``, ``"saliency"`` (weight times gradient), or a function of (key,
+        param, grad).
+      scope: ``"layer"`` prunes each layer separately to the distribution's numbers,
+        ``"global"`` all weights of the network by one threshold.
+      distribution: as in ``static``.
+      first: as in ``static``.
+      structure: as in ``static``.
+      where: as in ``static``.
+      include: as in ``static``.
+      masks: the weights to start from, ``so.masks_of(params)`` for those of a sparse
+        checkpoint; ``sparsity`` must still be given.
+      dims: as in ``static``.
+      min_fan_in: as in ``static``.
+      track_explored: as in ``set_``.
 
     Returns:
       The topology.
 
     Raises:
-      ValueError: as ``static``, and for an unknown score.
-      TypeError: as ``static``.
+      ValueError: as ``static``, and for an unknown ``score`` or ``scope`` or a negative
+        ``at``.
+      TypeError: for an argument of the wrong type.
 
     Examples:
       >>> import sparseopt_jax as so

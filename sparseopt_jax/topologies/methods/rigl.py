@@ -36,21 +36,23 @@ def rigl(
     corrected_growth: bool = False,
     track_explored: bool = False,
 ) -> Rewiring:
-    """RigL: drops the smallest weights, grows where the dense gradient is largest.
+    """Drop the smallest weights, grow where the dense gradient is largest (RigL).
 
-    At every step t with start <= t < stop and (t - start) divisible by ``every`` the
-    masks change instead of the weights: the optimizer's counters and schedules go on,
-    its moments and the surviving weights stay. The paper has every = 100 at batch
-    4096, drop_fraction = 0.3 and stop at 75 % of training.
+    At every step t with start <= t < stop and t - start divisible by ``every``, the
+    masks are updated instead of the weights: the optimizer's counters and schedules
+    advance, its moments and the surviving weights stay the same. The paper uses
+    ``every=100`` at batch size 4096, ``drop_fraction=0.3``, and ``stop`` at 75 % of
+    training.
 
     Args:
       sparsity: as in ``static``.
-      every: steps between changes, at least 1 (delta T).
-      stop: first step without changes (T_end).
-      start: first step with a change.
-      drop_fraction: fraction of the active weights replaced at first (alpha).
-      decay: how it falls until ``stop``: ``"cosine"``, ``"linear"``,
-        ``"inverse_power"``, ``"constant"``; or any schedule of optax, which then gives
+      every: steps between updates, at least 1 (delta T).
+      stop: first step without an update (T_end).
+      start: step of the first update.
+      drop_fraction: fraction of the active weights replaced at first, in [0, 1]
+        (alpha).
+      decay: how this fraction falls until ``stop``: ``"cosine"``, ``"linear"``,
+        ``"inverse_power"`` or ``"constant"``; or any Optax schedule, which then returns
         the fraction itself.
       distribution: as in ``static``.
       first: as in ``static``.
@@ -60,19 +62,22 @@ def rigl(
       masks: as in ``static``.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
-      averaged_steps: steps whose gradients are averaged for growth, that of the change
-        being the last; more than one keeps a float32 array of the kernel's size.
-      corrected_growth: grow by the gradient times SparseOpt's factors instead of the
-        gradient itself. The authors of SparseOpt advise against it: it explores less
-        (arXiv 2605.27541, figures 5 and 10).
+      averaged_steps: number of steps whose gradients are averaged for growth, the last
+        being that of the update; more than 1 stores a float32 for each weight of every
+        sparse kernel, active or not.
+      corrected_growth: grow by the gradient times SparseOpt's factors. The authors of
+        SparseOpt advise against it, because it explores less (arXiv 2605.27541, figures
+        5 and 10).
       track_explored: record which weights have ever been active, for ``metrics``.
 
     Returns:
       The topology.
 
     Raises:
-      ValueError: as ``set_``.
-      TypeError: as ``static``.
+      ValueError: as ``static``; for ``every < 1``, ``start < 0``, ``stop <= start``, a
+        ``drop_fraction`` outside [0, 1], an unknown ``decay``, or ``averaged_steps``
+        outside [1, every].
+      TypeError: for an argument of the wrong type.
 
     References:
       Evci et al., Rigging the lottery: making all tickets winners, 2020

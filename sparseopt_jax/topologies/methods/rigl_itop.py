@@ -1,4 +1,4 @@
-"""RigL with the settings of ITOP, with which it explores more."""
+"""RigL with the settings of ITOP, which explore more weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,14 +35,14 @@ def rigl_itop(
     corrected_growth: bool = False,
     track_explored: bool = True,
 ) -> Rewiring:
-    """RigL with the settings of ITOP: as ``set_itop``, for CIFAR and ImageNet.
+    """Run RigL with ITOP's settings: rarer, larger updates, and exploration tracked.
 
     Args:
       sparsity: as in ``static``.
       stop: as in ``rigl``.
-      every: steps between changes; the authors'.
+      every: steps between updates; the default is the authors', for CIFAR and ImageNet.
       start: as in ``rigl``.
-      drop_fraction: as in ``rigl``; the authors'.
+      drop_fraction: as in ``rigl``; the default is the authors'.
       decay: as in ``rigl``.
       distribution: as in ``static``.
       first: as in ``static``.
@@ -54,17 +54,19 @@ def rigl_itop(
       min_fan_in: as in ``static``.
       averaged_steps: as in ``rigl``.
       corrected_growth: as in ``rigl``.
-      track_explored: as in ``rigl``, but True.
+      track_explored: record which weights have ever been active, by default.
 
     Returns:
       The topology.
 
     Raises:
       ValueError: as ``rigl``.
-      TypeError: as ``rigl``.
+      TypeError: for an argument of the wrong type.
 
     References:
-      As ``set_itop``.
+      Liu et al., Do we actually need dense over-parameterization? In-time
+      over-parameterization in sparse training, 2021 (arXiv 2102.02887), and its
+      published code.
 
     Examples:
       >>> import sparseopt_jax as so

@@ -32,19 +32,19 @@ def set_(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """SET: drops the smallest weights, grows random ones, after a gradient step.
+    """Drop the smallest weights and grow random ones, after a gradient step (SET).
 
-    At every step t with start <= t < stop and (t - start) divisible by ``every`` the
-    optimizer takes its step, and then the masks change.
+    At every step t with start <= t < stop and t - start divisible by ``every``, the
+    optimizer takes its step, and then the masks are updated.
 
     Args:
       sparsity: as in ``static``.
-      every: steps between changes, at least 1.
-      stop: first step without changes.
-      start: first step with a change.
+      every: steps between updates, at least 1.
+      stop: first step without an update.
+      start: step of the first update.
       drop_fraction: fraction of the active weights replaced at first, in [0, 1].
-      decay: how it falls until ``stop``: ``"cosine"``, ``"linear"``,
-        ``"inverse_power"``, ``"constant"``; or any schedule of optax, which then gives
+      decay: how this fraction falls until ``stop``: ``"cosine"``, ``"linear"``,
+        ``"inverse_power"`` or ``"constant"``; or any Optax schedule, which then returns
         the fraction itself.
       distribution: as in ``static``.
       first: as in ``static``.
@@ -60,13 +60,13 @@ def set_(
       The topology.
 
     Raises:
-      ValueError: as ``static``, and for ``every < 1``, ``stop <= start``, a fraction
-        outside [0, 1] or an unknown decay.
+      ValueError: as ``static``; for ``every < 1``, ``start < 0``, ``stop <= start``, a
+        ``drop_fraction`` outside [0, 1] or an unknown ``decay``.
       TypeError: as ``static``.
 
     Note:
-      The published method removes a constant fraction once per epoch; the cosine is
-      RigL's, and the default here so that both share one schedule.
+      The published method replaces a constant fraction once per epoch. The cosine is
+      RigL's; it is the default here so that both methods share a schedule.
 
     References:
       Mocanu et al., Scalable training of artificial neural networks with adaptive

@@ -1,4 +1,4 @@
-"""SET with the settings of ITOP, with which it explores more."""
+"""SET with the settings of ITOP, which explore more weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,14 +33,15 @@ def set_itop(
     min_fan_in: int = 0,
     track_explored: bool = True,
 ) -> Rewiring:
-    """SET with the settings of ITOP: rarer and larger changes, exploration tracked.
+    """Run SET with ITOP's settings: rarer, larger updates, and exploration tracked.
 
     Args:
       sparsity: as in ``static``.
       stop: as in ``set_``.
-      every: steps between changes; the authors' for CIFAR at batch 128.
+      every: steps between updates; the default is the authors' for CIFAR at batch size
+        128.
       start: as in ``set_``.
-      drop_fraction: as in ``set_``; the authors'.
+      drop_fraction: as in ``set_``; the default is the authors'.
       decay: as in ``set_``.
       distribution: as in ``static``.
       first: as in ``static``.
@@ -50,14 +51,14 @@ def set_itop(
       masks: as in ``static``.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
-      track_explored: as in ``set_``, but True.
+      track_explored: record which weights have ever been active, by default.
 
     Returns:
       The topology.
 
     Raises:
       ValueError: as ``set_``.
-      TypeError: as ``set_``.
+      TypeError: for an argument of the wrong type.
 
     References:
       Liu et al., Do we actually need dense over-parameterization? In-time

@@ -1,4 +1,4 @@
-"""SET as SMET has it: blocks, and nothing grown that was just dropped."""
+"""SET as in SMET: in blocks, and growing nothing that was just dropped."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -41,25 +41,26 @@ def set_smet(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """SET as SMET has it: blocks dropped by magnitude, others grown at random.
+    """Run SET as in SMET: drop blocks by magnitude, grow others at random.
 
-    The fraction falls along a cosine and stays above zero to the end; what an update
-    drops it does not grow again.
+    The fraction falls along a cosine and stays above zero to the end. An update does
+    not grow the blocks that it drops.
 
     Args:
       sparsity: as in ``static``.
-      stop: the run's number of steps: the first step without an update.
+      stop: first step without an update; in SMET the number of steps of the run.
       block: neighbours along the last axis that are switched as one.
       every: steps between updates.
-      start: first step with an update; None for ``every``, when there is something to
-        drop by.
+      start: step of the first update; None for ``every``, so that weights are trained
+        before any are dropped.
       drop_fraction: fraction of the active blocks replaced at first.
-      last_fraction: fraction replaced at ``stop``; None for 0.005.
-      decay: as in ``set_``, in place of the cosine that ends at ``last_fraction``.
+      last_fraction: fraction replaced at ``stop``; None for 0.005, or for
+        ``drop_fraction`` if this is smaller.
+      decay: as in ``set_``, instead of the cosine that ends at ``last_fraction``.
       distribution: as in ``static``; None gives all layers the same sparsity.
       first: as in ``static``.
-      structure: as in ``static``, in place of ``block``.
-      where: as in ``static``; it should leave out the head, which stays dense in SMET.
+      structure: as in ``static``, instead of ``block``.
+      where: as in ``static``; it should exclude the head, which stays dense in SMET.
       include: as in ``static``.
       masks: as in ``static``.
       dims: as in ``static``.
@@ -71,11 +72,12 @@ def set_smet(
 
     Raises:
       ValueError: as ``set_``; if the first update would not be before ``stop``; if both
-        ``block`` and ``structure`` are given, or both ``decay`` and ``last_fraction``.
-      TypeError: as ``set_``.
+        ``block`` and ``structure`` are given, or both ``decay`` and ``last_fraction``;
+        if ``last_fraction`` exceeds ``drop_fraction``.
+      TypeError: for an argument of the wrong type.
 
     Note:
-      The defaults are those of the official code, a block of 1 included.
+      The defaults, including a block of 1, are those of the official code.
 
     References:
       Xiao et al., SMET, 2026 (arXiv 2606.00888).
@@ -89,12 +91,12 @@ def set_smet(
     stop, every = integer("stop", stop), integer("every", every)
     if start is None and every >= 1 and stop <= every:
         raise ValueError(
-            f"set_smet would never update its masks: its first update is at every = "
-            f"{every}, and stop = {stop} is the first step without one; give a smaller "
-            "every, or start"
+            f"set_smet would never update its masks: its first update would be at "
+            f"step every = {every}, but stop = {stop} is the first step without one; "
+            "pass a smaller every, or start"
         )
     if distribution is None:
-        # Where masks or a structure give the numbers, nothing has to be shared out.
+        # If masks or a structure fix the numbers, there is nothing to distribute.
         distribution = {} if sparsity is None else {"*": sparsity}
     topology = set_(
         sparsity,
@@ -118,11 +120,11 @@ def set_smet(
 
 
 def _structure(block: int, structure: Structures | None) -> Structures:
-    """Return what is switched as one: the one of both that is given."""
+    """Return the structure, from whichever of the two arguments is given."""
     block = integer("block", block, 1)
     if structure is not None and block != 1:
         raise ValueError(
-            f"give block or structure, not both, got {block} and {structure}"
+            f"pass block or structure, not both, got {block} and {structure}"
         )
     if structure is None:
         return Block(block) if block != 1 else Unstructured()
@@ -139,7 +141,7 @@ def _decay(
     number("drop_fraction", drop_fraction, 0, 1)
     if decay is not None and last_fraction is not None:
         raise ValueError(
-            "give decay or last_fraction, which ends the cosine, not both, got "
+            "pass decay or last_fraction, where the cosine ends, not both, got "
             f"{decay!r} and {last_fraction}"
         )
     if decay is not None:
@@ -171,5 +173,5 @@ class _CosineTo:
 
     @property
     def record(self) -> str:
-        """What stands for it in a checkpoint's record."""
+        """The value that represents it in a checkpoint's record."""
         return "cosine_to"

@@ -24,7 +24,7 @@ from sparseopt_jax.topologies.stages import Draft, Drop, Grow, NetworkStage, Pru
 
 @dataclasses.dataclass(frozen=True)
 class Redistribute(NetworkStage):
-    """Share out what all layers have dropped, by the mean size of their momentum."""
+    """Redistribute what layers dropped, by the mean magnitude of their momentum."""
 
     keeps_counts: ClassVar[bool] = False
 
@@ -39,7 +39,7 @@ class Redistribute(NetworkStage):
     def measure(
         self, units: Units, active: jax.Array, memory: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """Measure the mean size of the momentum of a layer's active weights."""
+        """Measure the mean magnitude of the momentum of a layer's active weights."""
         assert memory is not None, "redistribution needs a memory"
         sizes = jnp.where(active, jnp.abs(memory), 0)
         total = jnp.sum(sizes, units.layer, keepdims=True)
@@ -47,7 +47,7 @@ class Redistribute(NetworkStage):
         return {"activity": total / jnp.maximum(present, 1)}
 
     def over(self, drafts: list[Draft]) -> list[Draft]:
-        """Return drafts with new numbers of weights for all layers."""
+        """Return drafts with a new number of active weights for every layer."""
         lost, room, activity, counts = [], [], [], []
         for draft in drafts:
             units = draft.units
@@ -87,11 +87,12 @@ def snfs(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """SNFS: sparse momentum, which grows by it and shares weights out between layers.
+    """Grow by momentum, and redistribute weights between layers (SNFS).
 
-    A mean of all gradients is kept for every weight. Layers drop their smallest
-    weights; what all have dropped is grown in layers in proportion to the mean size of
-    the momentum of their active weights, where that momentum is largest.
+    The method, sparse momentum, keeps an exponential moving average of the gradients of
+    every weight, active or not. Layers drop their smallest weights. Each layer then
+    grows a share of all dropped weights, in proportion to the mean magnitude of the
+    momentum of its active weights, where its momentum is largest.
 
     Args:
       sparsity: as in ``static``.
@@ -100,7 +101,7 @@ def snfs(
       start: as in ``set_``.
       drop_fraction: as in ``set_``.
       decay: as in ``set_``.
-      momentum: decay of the mean of gradients, in [0, 1).
+      momentum: decay of the moving average, in [0, 1).
       distribution: as in ``static``.
       first: as in ``static``.
       where: as in ``static``.
@@ -108,19 +109,19 @@ def snfs(
       masks: as in ``static``.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
-      track_explored: as in ``static``.
+      track_explored: as in ``set_``.
 
     Returns:
-      The topology. The number of active weights is kept over all layers together, not
-      in each.
+      The topology. The total number of active weights is constant, that of a layer is
+      not.
 
     Raises:
-      ValueError: as ``set_``, and for a momentum outside [0, 1).
-      TypeError: as ``set_``.
+      ValueError: as ``set_``, and for a ``momentum`` outside [0, 1).
+      TypeError: for an argument of the wrong type.
 
     Note:
-      The momentum is the topology's own, of dense gradients, and costs a float32 for
-      each weight, whatever the optimizer. The authors share that of SGD.
+      The topology keeps this momentum, of dense gradients, separately from any momentum
+      of the optimizer; it costs a float32 per weight. The authors use SGD's momentum.
 
     References:
       Dettmers and Zettlemoyer, Sparse networks from scratch, 2019 (arXiv 1907.04840).
@@ -156,18 +157,19 @@ def snfs(
 
 
 def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
-    """Divides ``total`` in proportion to weights, no part beyond its room.
+    """Divide ``total`` in proportion to weights, giving no part more than its room.
 
-    What a full part cannot take is divided among the others, in rounds; whole numbers
-    are reached by the largest remainders, ties by the lowest index.
+    What a full part cannot take is divided among the others, in rounds. Shares are
+    rounded by the largest remainders, ties by the lowest index.
 
     Args:
       total: int32 scalar; no more than the sum of ``room`` is divided.
-      weights: float32 vector, not negative; all zero, or NaN, counts as all alike.
+      weights: float32 vector, not negative; non-finite weights count as 0, and if all
+        are 0 the parts are equal.
       room: int32 vector.
 
     Returns:
-      int32 vector, whose sum is ``total``.
+      int32 vector that sums to ``total``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -184,16 +186,16 @@ def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
         left = total - jnp.sum(given)
         free = given < room
         claims = jnp.where(free, weights, 0.0)
-        # At most 1 each, so that the sum is finite.
+        # Scaled to at most 1, so that their sum is finite.
         claims = jnp.where(
             jnp.any(claims > 0), claims / jnp.max(claims), free.astype(jnp.float32)
         )
         ideal = left.astype(jnp.float32) * (claims / jnp.sum(claims))
         whole = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room - given)
-        # Beyond 2**24 a float32 is not exact, and all together may exceed what is left.
+        # float32 is not exact beyond 2**24, so the sum may exceed what is left.
         before = jnp.cumsum(whole) - whole
         whole = jnp.clip(left - before, 0, whole)
-        # Remainders decide who gets one more; nobody beyond the room or the total.
+        # Remainders decide which parts get one more, within their room and the total.
         rest = ideal - whole.astype(jnp.float32)
         rest = jnp.where(given + whole < room, rest, -1.0)
         order = jnp.argsort(-rest, stable=True)

@@ -1,4 +1,4 @@
-"""SR-STE: straight-through, with a decay of the weights that are pruned."""
+"""SR-STE: a straight-through estimator that decays pruned weights."""
 
 from collections.abc import Mapping
 
@@ -27,31 +27,32 @@ def sr_ste(
     include: Include | None = None,
     dims: Dims = None,
 ) -> ForwardMasks:
-    """SR-STE: straight-through with a decay of the weights that are pruned.
+    """Prune the forward pass, train all weights, decay pruned ones (SR-STE).
 
-    To the gradient of every inactive weight ``decay`` times the weight is added, so
-    that the choice settles. Made for N of M: without ``structure`` and ``sparsity`` it
-    is 2 of 4.
+    ``decay`` times the weight is added to the gradient of every inactive weight, so
+    that masks settle. The method was made for N of M: without ``structure`` and
+    ``sparsity``, masks are 2 of 4. Use it like ``ste``.
 
     Args:
-      sparsity: as in ``static``.
+      sparsity: fraction of zeros in the forward pass, as in ``static``.
       decay: strength of the decay (lambda), at least 0.
       every: as in ``ste``.
       start: as in ``ste``.
       stop: as in ``ste``.
       distribution: as in ``static``.
       first: as in ``static``.
-      structure: as in ``static``; None is 2 of 4 without ``sparsity``.
+      structure: as in ``static``; None is ``NM(2, 4)`` without ``sparsity``,
+        ``Unstructured()`` with it.
       where: as in ``static``.
       include: as in ``static``.
       dims: as in ``static``.
 
     Returns:
-      What ``sparsify`` takes as a topology; to be used as ``ste`` is.
+      A topology for ``sparsify``.
 
     Raises:
-      ValueError: as ``ste``, and for a decay below 0.
-      TypeError: as ``ste``.
+      ValueError: as ``ste``, and for a negative ``decay``.
+      TypeError: for an argument of the wrong type.
 
     References:
       Zhou et al., Learning N:M fine-grained structured sparse neural networks from

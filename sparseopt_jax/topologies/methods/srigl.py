@@ -1,4 +1,4 @@
-"""SRigL: a constant fan-in, and fewer neurons."""
+"""SRigL: RigL at a constant fan-in, with neurons that are ablated."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,25 +20,25 @@ from sparseopt_jax.topologies.stages import Draft, Drop, Grow, LayerStage, Prune
 
 @dataclasses.dataclass(frozen=True)
 class Ablate(LayerStage):
-    """Take all weights from neurons with few salient ones, and share out the budget.
+    """Ablate neurons with few salient weights, and divide the budget among the others.
 
-    A weight is salient if it is kept, or would be grown if the layer grew where its
-    scores are highest. The layer's budget is divided evenly between the neurons that
-    stay, rounded down.
+    A weight is salient if it is kept, or among those that the layer would grow by the
+    highest scores. The layer's budget is divided evenly among the neurons that stay,
+    rounded down.
 
     Attributes:
-      gamma: least fraction of salient weights that a neuron needs, of the layer's
-        usual fan-in.
+      gamma: number of salient weights that a neuron needs, as a fraction of the layer's
+        fan-in.
     """
 
     gamma: float
     keeps_counts: ClassVar[bool] = False
 
     def check(self, rewiring: Rewiring) -> None:
-        """Raise ValueError unless all neurons have fan-ins of their own."""
+        """Raise ValueError unless the structure fixes the fan-in of every neuron."""
         if rewiring.structure != ConstantFanIn():
             raise ValueError(
-                "neurons are ablated under ConstantFanIn() only, got structure "
+                "neurons can be ablated under ConstantFanIn() only, got structure "
                 f"{rewiring.structure}"
             )
 
@@ -47,15 +47,15 @@ class Ablate(LayerStage):
         units, kept = draft.units, draft.kept
         budget = units.total(draft.size)
         if draft.planned is not None:
-            # What rounding leaves out now may fit later.
+            # The weights that an earlier rounding left out may fit now.
             budget = jnp.full_like(budget, draft.planned)
         missing = jnp.maximum(budget - units.count(kept, "layer"), 0)
         fan_in = units.count(draft.active)
-        # Those ablated before cannot grow: their gradients would take from the others.
+        # Neurons ablated before cannot grow, so their gradients must not compete.
         candidates = ~kept & (fan_in > 0)
         grown = units.select(draft.grow, missing, where=candidates, within="layer")
         salient = units.count(kept | grown)
-        # Not what fan-ins are: a phase may begin with more of all.
+        # The new fan-in, not the current one: a phase may begin with larger fan-ins.
         needed = self.gamma * units.largest(draft.size).astype(jnp.float32)
         stays = salient.astype(jnp.float32) >= needed
         stays |= units.count(draft.held) > 0
@@ -89,12 +89,12 @@ def srigl(
     corrected_growth: bool = False,
     track_explored: bool = False,
 ) -> Rewiring:
-    """SRigL: RigL with a constant fan-in, that removes neurons of little use.
+    """Rewire like RigL at a constant fan-in, and ablate weak neurons (SRigL).
 
-    A layer drops its smallest weights; neurons with fewer than ``gamma_sal`` times
-    their fan-in of salient weights (kept, or among those with the largest gradients)
-    are ablated for good; the layer's budget is divided evenly between the others, which
-    grow their largest gradients.
+    A layer drops its smallest weights. A neuron is ablated for good if its salient
+    weights (those kept, or among the largest gradients) number fewer than ``gamma_sal``
+    times the fan-in. The layer's budget is divided evenly among the other neurons,
+    which grow where their gradients are largest.
 
     Args:
       sparsity: as in ``static``.
@@ -103,7 +103,7 @@ def srigl(
       start: as in ``rigl``.
       drop_fraction: as in ``rigl``.
       decay: as in ``rigl``.
-      gamma_sal: least fraction of salient weights, in [0, 1]; 0 ablates nobody.
+      gamma_sal: least fraction of salient weights, in [0, 1]; 0 ablates no neuron.
       distribution: as in ``static``.
       first: as in ``static``.
       where: as in ``static``.
@@ -113,18 +113,19 @@ def srigl(
       min_fan_in: as in ``static``.
       averaged_steps: as in ``rigl``.
       corrected_growth: as in ``rigl``.
-      track_explored: as in ``static``.
+      track_explored: as in ``rigl``.
 
     Returns:
       The topology.
 
     Raises:
       ValueError: as ``rigl``, and for a ``gamma_sal`` outside [0, 1].
-      TypeError: as ``rigl``.
+      TypeError: for an argument of the wrong type.
 
     Note:
-      Where a budget is no multiple of the neurons that are left, the remainder is left
-      out, so that fan-ins stay equal. A neuron with an infinite or NaN weight stays.
+      If the budget is not a multiple of the number of remaining neurons, the remainder
+      is left unused, so that fan-ins stay equal. Neurons with non-finite weights are
+      never ablated.
 
     References:
       Lasby et al., Dynamic sparse training with structured sparsity, ICLR 2024

@@ -1,4 +1,4 @@
-"""A random topology that never changes."""
+"""Static: random masks that are never updated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,42 +25,46 @@ def static(
     min_fan_in: int = 0,
     track_explored: bool = False,
 ) -> Rewiring:
-    """Return a random topology that never changes.
+    """Return a topology of random masks that are never updated.
 
     Args:
-      sparsity: fraction of zeros over all sparse layers, in [0, 1). May be left out,
-        and is not used, if ``masks`` are given; left out where a structure fixes it.
+      sparsity: fraction of zeros over all sparse layers, in [0, 1). Optional and unused
+        if ``masks`` are given; leave it out if a structure fixes it.
       distribution: ``"uniform"`` (first layer dense), ``"erdos_renyi"``,
         ``"erdos_renyi_kernel"``, a mapping from globs over paths to sparsities (the
-        first match decides, ``sparsity`` holds for the rest), or a function of the
-        layers and the sparsity that returns active weights by path.
-      first: what ``"uniform"`` keeps dense: a glob over paths or several; None for no
-        layer at all. True is the network's first layer where numbers in the paths and
-        the widths of the layers tell it; where they do not, that is an error.
-      structure: what may be active within a layer: ``Unstructured()``, ``NM(2, 4)``,
-        ``Block((4, 4))``, ``Channel()``, ``ConstantFanIn()``, or a mapping from globs
-        over paths to them. Counts are rounded to what it can hold.
+        first match decides, the rest have ``sparsity``), or a function of the layers
+        and the sparsity that returns active weights by path.
+      first: what ``"uniform"`` keeps dense: a glob over paths, or several; None for no
+        layer. True finds the network's first layer by the numbers in paths and the
+        widths of layers, and raises if these are ambiguous.
+      structure: which weights of a layer may be active together: ``Unstructured()``,
+        ``NM(2, 4)``, ``Block((4, 4))``, ``Channel()``, ``ConstantFanIn()``, or a
+        mapping from globs over paths to them. Counts are rounded to fit it.
       where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
-      include: what is made sparse although it is no kernel by name and neighbours, say
-        an embedding that is the head as well: a glob over paths, a sequence of globs,
-        or a function of path and leaf. ``where`` still excludes.
+      include: leaves to make sparse that name and neighbours do not identify as
+        kernels, such as an embedding that is also the head: a glob over paths, a
+        sequence of globs, or a function of path and leaf. ``where`` can still exclude
+        them.
       masks: masks to start from, in the structure of the parameters: bool arrays,
-        ``optax.MaskedNode()`` or None at dense leaves, as ``so.masks_of(params)``
-        takes them from a sparse checkpoint; in a later one of ``phases``,
-        ``PREVIOUS_MASKS`` for those that are handed on.
-      dims: the axes of kernels that do not follow the Flax convention, above all
-        stacked ones: what ``infer_dims`` reads off the model, a ``NeuronDims``, a
-        mapping from globs over paths to them, or a function of path and leaf.
-      min_fan_in: active weights that every neuron keeps at least.
-      track_explored: as in ``set_``, for a phase before one that has it.
+        ``optax.MaskedNode()`` or None at dense leaves; ``so.masks_of(params)`` reads
+        them from a sparse checkpoint. In any but the first of ``phases``,
+        ``PREVIOUS_MASKS`` takes over those of the previous phase.
+      dims: the axes of kernels that do not follow the Flax convention, most of all
+        stacked ones: the result of ``infer_dims``, a ``NeuronDims``, a mapping from
+        globs over paths to them, or a function of path and leaf.
+      min_fan_in: least number of active weights per neuron, for structures of single
+        weights.
+      track_explored: record which weights have ever been active, for ``metrics``; here
+        it only serves phases, which must all have the same value.
 
     Returns:
       The topology.
 
     Raises:
       ValueError: for a sparsity outside [0, 1), an unknown distribution, masks that
-        are not bool or have no active weight in a leaf, a ``min_fan_in`` below 0.
-      TypeError: for an argument of another kind.
+        are not bool or leave a leaf without active weights, or a negative
+        ``min_fan_in``.
+      TypeError: for an argument of the wrong type.
 
     Examples:
       >>> import sparseopt_jax as so

@@ -1,4 +1,4 @@
-"""STE: gradients of masked weights go straight through to dense ones."""
+"""STE: gradients of masked weights are passed straight through to dense ones."""
 
 from collections.abc import Mapping
 
@@ -26,24 +26,24 @@ def ste(
     include: Include | None = None,
     dims: Dims = None,
 ) -> ForwardMasks:
-    """Straight-through estimator: prunes the forward pass, trains all weights.
+    """Prune the forward pass, train all weights (straight-through estimator, STE).
 
-    The largest weights are used; the gradient of the masked weights is applied to all
-    of the dense ones. In the training loop::
+    The forward pass uses the largest weights. The gradient of these masked weights is
+    applied to all dense weights. In the training loop::
 
         forward = so.apply_masks(params, opt_state)
         grads = jax.grad(loss)(forward, batch)
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
 
-    ``make_train_step`` does so by itself. To use the network after training, keep
+    ``make_train_step`` includes this. After training, keep the weights
     ``so.apply_masks(params, opt_state)``.
 
     Args:
-      sparsity: as in ``static``.
-      every: steps from one choice of masks to the next; 1 follows every step.
-      start: first step after which masks are chosen anew.
-      stop: first step after which they are not.
+      sparsity: fraction of zeros in the forward pass, as in ``static``.
+      every: steps between updates of the masks; 1 updates them after every step.
+      start: first step after which masks are updated.
+      stop: first step after which they are not; by default updates never end.
       distribution: as in ``static``.
       first: as in ``static``.
       structure: as in ``static``.
@@ -52,11 +52,12 @@ def ste(
       dims: as in ``static``.
 
     Returns:
-      What ``sparsify`` takes as a topology.
+      A topology for ``sparsify``.
 
     Raises:
-      ValueError: as ``static``.
-      TypeError: as ``static``.
+      ValueError: as ``static``, and for ``every < 1``, ``start < 0`` or
+        ``stop <= start``.
+      TypeError: for an argument of the wrong type.
 
     References:
       Bengio et al., Estimating or propagating gradients through stochastic neurons for

@@ -1,4 +1,4 @@
-"""STR: a threshold for every layer that is learned with the weights."""
+"""STR: a threshold per layer, learned together with the weights."""
 
 import dataclasses
 from typing import Any
@@ -25,15 +25,15 @@ from sparseopt_jax.trees import paths
 
 @dataclasses.dataclass(frozen=True)
 class SoftThreshold:
-    """Soft thresholds, one for each kernel. Build it with ``str_``.
+    """Soft thresholds, one per kernel; build it with ``str_``.
 
     Attributes:
-      initial: what every learned threshold begins with; the weights below its sigmoid
-        are zero.
-      where: ``where(path, leaf) -> bool``; False keeps a kernel as it is.
-      dims: the axes of kernels: each layer of a stack has a threshold of its own.
-      include: globs over paths, or a function of path and leaf: leaves that have a
-        threshold although they are no kernels.
+      initial: initial logit of every threshold; weights below its sigmoid are zero.
+      where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
+      dims: the axes of kernels, as in ``static``; each layer of a stack has its own
+        threshold.
+      include: leaves that get a threshold although they are not kernels: globs over
+        paths, or a function of path and leaf.
     """
 
     initial: float
@@ -42,13 +42,13 @@ class SoftThreshold:
     include: Include | None = None
 
     def init(self, params: Any) -> Any:
-        """Return the thresholds to be trained.
+        """Return the initial thresholds, which are trained with the weights.
 
         Args:
           params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
 
         Returns:
-          A tree like ``params``: float32 arrays with the axes of a layer of size 1;
+          A tree like ``params``: float32 logits, with the axes of a layer of size 1;
           ``optax.MaskedNode()`` at leaves without a threshold.
 
         Raises:
@@ -87,13 +87,13 @@ class SoftThreshold:
         return thresholds
 
     def __call__(self, params: Any, thresholds: Any) -> Any:
-        """The weights that the forward pass uses: sign(w) max(|w| - sigmoid(s), 0).
+        """Return the weights of the forward pass: sign(w) max(|w| - sigmoid(s), 0).
 
-        Call it inside of what is differentiated, so that both trees are trained.
+        Call it inside the differentiated function, so that both trees are trained.
 
         Args:
           params: the dense weights.
-          thresholds: from ``init``, trained.
+          thresholds: the logits s, from ``init``, trained.
 
         Returns:
           A tree like ``params``.
@@ -108,7 +108,7 @@ class SoftThreshold:
         return jax.tree.map(at_leaf, params, thresholds, is_leaf=paths.is_hole)
 
     def masks(self, params: Any, thresholds: Any) -> Any:
-        """Mask of the weights above their thresholds, for ``static(masks=...)``."""
+        """Return masks of the weights above thresholds, for ``static(masks=...)``."""
 
         def at_leaf(param, threshold):
             if paths.is_hole(threshold) or paths.is_hole(param):
@@ -126,24 +126,27 @@ def str_(
     include: Include | None = None,
     dims: Dims = None,
 ) -> SoftThreshold:
-    """STR: soft threshold reparameterisation, which learns how sparse each layer is.
+    """Learn how sparse each layer is (STR, soft threshold reparameterization).
 
-    It is no topology, but a function of weights and thresholds; any optimizer trains
-    both. Weight decay on the thresholds' logits, which pulls the thresholds up, decides
-    how sparse the network becomes.
+    The result is not a topology but a function of weights and thresholds; any optimizer
+    trains both. Weight decay on the logits of the thresholds, which raises the
+    thresholds, determines how sparse the network becomes.
 
     Args:
-      initial: logit that every threshold begins with, below 0: sigmoid(-5) is 0.0067.
-        The default is ours; the authors tune it with the weight decay.
-      where: ``where(path, leaf) -> bool``; False keeps a kernel as it is.
+      initial: initial logit of every threshold, usually below 0, so that weight decay
+        raises it; sigmoid(-5) is 0.0067. The default is ours; the authors tune it with
+        the weight decay.
+      where: ``where(path, leaf) -> bool``; False keeps a kernel dense.
       include: as in ``static``.
       dims: the axes of kernels, as in ``static``.
 
     Returns:
-      ``SoftThreshold``, with ``init``, ``masks`` and the call itself.
+      A ``SoftThreshold``: call it on weights and thresholds; ``init`` makes the
+      thresholds, ``masks`` the masks.
 
     Raises:
-      TypeError: if ``where`` is no function, or ``dims`` none of its forms.
+      TypeError: if ``where`` is not a function, or ``initial``, ``include`` or ``dims``
+        is of the wrong type.
 
     References:
       Kusupati et al., Soft threshold weight reparameterization for learnable sparsity,

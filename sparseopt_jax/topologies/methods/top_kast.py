@@ -1,4 +1,4 @@
-"""Top-KAST: the largest weights are used, some more are trained."""
+"""Top-KAST: the forward pass uses the largest weights, and some more are trained."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,19 +29,22 @@ def top_kast(
     include: Include | None = None,
     dims: Dims = None,
 ) -> ForwardMasks:
-    """Top-KAST: uses the largest weights, trains some more, refreshed now and then.
+    """Use the largest weights in the forward pass, and train some more (Top-KAST).
 
-    The forward pass uses the largest weights of each layer; the gradient goes to those
-    and to the next largest; the others stay as they are until they are among them.
+    The forward pass uses the largest weights of each layer. These and the next largest
+    receive gradients. The others stay unchanged until an update of the masks selects
+    them. Use it like ``ste``.
 
     Args:
-      sparsity: fraction of zeros in the forward pass, as in ``static``.
+      sparsity: fraction of zeros in the forward pass, as in ``static``; it must be
+        given.
       trained_sparsity: fraction of weights that are not trained, at most ``sparsity``.
-      every: steps from one choice of masks to the next.
+      every: steps between updates of the masks, at least 1. The default is ours.
       start: as in ``ste``.
       stop: as in ``ste``.
-      penalty: strength of the decay of trained weights, for those that the forward
-        pass does not use divided by the layer's density. The default is ours.
+      penalty: strength of the decay of trained weights, at least 0; divided by the
+        layer's density for those that the forward pass does not use. The default is
+        ours.
       distribution: as in ``static``.
       first: as in ``static``.
       structure: as in ``static``.
@@ -50,12 +53,12 @@ def top_kast(
       dims: as in ``static``.
 
     Returns:
-      What ``sparsify`` takes as a topology; to be used as ``ste`` is.
+      A topology for ``sparsify``.
 
     Raises:
-      ValueError: as ``ste``, and for a ``trained_sparsity`` above ``sparsity`` or a
-        penalty below 0.
-      TypeError: as ``ste``.
+      ValueError: as ``ste``, and for a missing ``sparsity``, a ``trained_sparsity``
+        outside [0, ``sparsity``], or a negative ``penalty``.
+      TypeError: for an argument of the wrong type.
 
     References:
       Jayakumar et al., Top-KAST: Top-K always sparse training, 2020
@@ -79,8 +82,8 @@ def top_kast(
     check_sparsity(trained_sparsity, "trained_sparsity")
     if sparsity is None:
         raise ValueError(
-            "top_kast needs sparsity, and a structure that does not fix it, so that "
-            "there is more to train than to use"
+            "top_kast needs sparsity, and a structure that does not fix it, so that it "
+            "can train more weights than the forward pass uses"
         )
     if trained_sparsity > sparsity:
         raise ValueError(

@@ -92,12 +92,12 @@ gradual = functools.partial(so.gradual_magnitude, every=1, stop=5)
         (
             lambda: gradual(0.5, schedule=optax.linear_schedule(0.0, 0.5, 5)),
             ValueError,
-            "give sparsity or schedule, not both",
+            "pass sparsity or schedule, not both",
         ),
         (
             lambda: gradual(schedule=optax.constant_schedule(0.5)),
             ValueError,
-            "other values at start and stop, got 0.5 at both",
+            "different values at start and stop, got 0.5 at both",
         ),
         (
             lambda: gradual(schedule=optax.linear_schedule(0.0, 1.0, 5)),

@@ -103,7 +103,9 @@ FROZEN = so.static(masks=so.PREVIOUS_MASKS)
     ],
 )
 def test_a_phase_that_cuts_off_the_last_update_is_refused(topology, last):
-    message = rf"phase 1 \({topology.name}\) .* update at step {last}, .* at {last}: "
+    message = (
+        rf"phase 1 \({topology.name}\) .* update at step {last}, .* at step {last}: "
+    )
     with pytest.raises(ValueError, match=message):
         so.phases((0, topology), (last, FROZEN))
     params = {"a": jax.random.normal(jax.random.key(0), (10, 20))}

@@ -26,8 +26,8 @@ def test_set_smet_takes_what_set_takes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stop": 100}, "first update is at every = 100, and stop = 100"),
-        ({"stop": 50}, "first update is at every = 100, and stop = 50"),
+        ({"stop": 100}, "first update would be at step every = 100, but stop = 100"),
+        ({"stop": 50}, "first update would be at step every = 100, but stop = 50"),
         ({"stop": 9, "start": 9}, "stop must be greater than start = 9.*every = 100"),
         ({"stop": 900, "block": 4, "structure": so.NM(1, 2)}, "block or structure"),
         (
