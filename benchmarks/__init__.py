@@ -1,1 +1,1 @@
-"""How fast the library is, and how much memory it takes."""
+"""Measurements of the library's speed and memory."""

@@ -1,10 +1,10 @@
-"""What devices send each other when a topology changes, and the memory it takes.
+"""Communication and memory of an update of the masks over several devices.
 
     python -m benchmarks.collectives
 
-The parameters of a small transformer, split over 1 to 8 devices along the outputs of
-every kernel. One change of the masks, by this package and by the same method with a
-sort of each array; the programs are compiled, and read, but not run.
+The parameters of a small transformer are split over 1 to 8 devices along the outputs of
+every kernel. One update of the masks, by this package and by the same method with a
+sort of each array, is compiled; the programs are read, but not run.
 """
 
 import functools
@@ -21,12 +21,12 @@ from reporting import harness, hlo
 
 SPARSITY = 0.9
 DEVICES = (1, 2, 4, 8)
-# A loop that settles two bits at a time of 32.
+# A loop that determines two of 32 bits at a time.
 PASSES = 16
 
 
 def transformer_shapes(layers: int, width: int) -> dict[str, Any]:
-    """Shapes of the kernels of a decoder with gated feed-forward layers."""
+    """Return shapes of the kernels of a decoder with gated feed-forward layers."""
     hidden = 8 * width // 3 // 64 * 64
     layer = {
         **{
@@ -40,7 +40,7 @@ def transformer_shapes(layers: int, width: int) -> dict[str, Any]:
 
 
 def make_mesh(devices: int) -> Mesh:
-    """The first devices, in a row; the compiler decides what is not said."""
+    """Return a mesh of the first devices; the compiler chooses all other shardings."""
     return jax.make_mesh(
         (devices,),
         ("model",),
@@ -50,7 +50,7 @@ def make_mesh(devices: int) -> Mesh:
 
 
 def change_by_argsort(params: Any, grads: Any, masks: Any) -> Any:
-    """RigL's change of the masks as it is usually written: two sorts for each array."""
+    """Update the masks as RigL is usually written: two sorts for each array."""
 
     def at_leaf(param, grad, mask):
         active = round((1 - SPARSITY) * param.size)
@@ -69,7 +69,7 @@ def change_by_argsort(params: Any, grads: Any, masks: Any) -> Any:
 
 
 def compile_change(method: str, shapes: Any, mesh: Mesh) -> jax.stages.Compiled:
-    """The program that changes the masks of sharded parameters."""
+    """Compile the program that updates the masks of sharded parameters."""
     sharding = NamedSharding(mesh, PartitionSpec(None, "model"))
     params = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),
@@ -106,10 +106,10 @@ def compile_change(method: str, shapes: Any, mesh: Mesh) -> jax.stages.Compiled:
 
 
 def describe(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes sent at most and temporary memory, on one device."""
+    """Return an upper bound of bytes sent, and temporary memory, on one device."""
     found = hlo.collectives(compiled.as_text() or "", PASSES)
     memory = compiled.memory_analysis()
-    assert memory is not None, "this backend does not say what memory it takes"
+    assert memory is not None, "this backend does not report memory"
     return {
         "summed_bytes": hlo.moved(found, hlo.SUMS),
         "moved_bytes": hlo.moved(found, hlo.MOVES),
@@ -118,7 +118,7 @@ def describe(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     report = harness.Report("benchmarks.collectives", options)
     shapes = transformer_shapes(1, 64) if options.quick else transformer_shapes(2, 512)

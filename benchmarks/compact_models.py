@@ -1,4 +1,4 @@
-"""The networks whose training steps are measured on compact parameters."""
+"""Networks whose training steps are measured on compact parameters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ NAMES = ("mlp", "llama", "vit")
 
 
 class VisionTransformer(nn.Module):
-    """An encoder of image patches, as ViT has it; kernels are those of ``Dense``."""
+    """An encoder of image patches like ViT; all kernels belong to ``Dense``."""
 
     width: int
     layers: int
@@ -25,7 +25,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
-        """Logits (n, 1000) of patches (n, patches, features)."""
+        """Return logits (n, 1000) of patches (n, patches, features)."""
         x = nn.Dense(self.width, name="embed")(patches)
         heads = (*x.shape[:2], self.heads, self.width // self.heads)
         for _ in range(self.layers):
@@ -43,12 +43,12 @@ class Network:
     """A network, and one batch for it.
 
     Attributes:
-      title: what tables call it.
-      model: in linen.
-      inputs: what it is given.
+      title: its name in tables.
+      model: a linen module.
+      inputs: one batch of inputs.
       labels: classes, one for each row of logits.
       dense: paths of kernels that stay dense.
-      arguments: keywords of its call.
+      arguments: keyword arguments of its call.
     """
 
     title: str
@@ -59,20 +59,20 @@ class Network:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def params(self) -> Any:
-        """Its first weights."""
+        """Return its initial weights."""
         key = jax.random.key(0, impl="rbg")
         init = jax.jit(lambda: self.model.init(key, self.inputs, **self.arguments))
         return init()["params"]
 
     def loss(self, apply: Callable[..., Any], params: Any) -> jax.Array:
-        """The mean cross entropy, the network being evaluated by ``apply``."""
+        """Return the mean cross-entropy, with ``apply`` evaluating the network."""
         logits = apply({"params": params}, self.inputs, **self.arguments)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, self.labels)
         return jnp.mean(losses)
 
 
 def network(name: str, quick: bool) -> Network:
-    """One of ``NAMES``; a tiny one, if quick."""
+    """Return one of ``NAMES``; a tiny one, if quick."""
     draw = np.random.default_rng(0)
     if name == "mlp":
         batch, image, width = (16, 16, 256) if quick else (128, 32, 2048)

@@ -4,12 +4,12 @@
 
 AdamW on an MLP, a LLaMA-shaped decoder and a ViT-like encoder whose kernels have active
 blocks of 32, 64 or 128 at sparsities of 0.8, 0.9 and 0.95. Every network is measured in
-a process of its own on one core or two, all candidates in the same rounds. What the
-budget has no time for is left out; the most telling comes first. Times are of the
-processor on one core and of the clock on two; ratios are those within a round.
+a separate process on one core or two, with all candidates in the same rounds. If the
+budget is too short, the least important arms are left out. Times are processor time on
+one core and wall time on two; ratios are taken within a round.
 
 Bytes are those of the parameters and of the optimizer's state. Temporaries and the peak
-are XLA's own account of the compiled step, in its usual order for CPU.
+are XLA's figures for the compiled step, in its usual order for CPU.
 """
 
 import concurrent.futures
@@ -28,8 +28,8 @@ from benchmarks import compact_models
 from reporting import harness
 
 BLOCKS, SPARSITIES = (64, 128, 32), (0.9, 0.8, 0.95)
-# Network, cores and seconds on a quiet machine, by worth: more where there is more
-# time, and none where less than half is left.
+# Network, cores and seconds on a quiet machine, most important first: scaled up if
+# there is more time, and left out if less than half of it remains.
 JOBS = (
     ("mlp", 1, 60.0),
     ("mlp", 2, 60.0),
@@ -38,15 +38,15 @@ JOBS = (
     ("llama", 1, 260.0),
     ("vit", 1, 180.0),
 )
-AIMS = {(64, 0.9): 2.0, (128, 0.9): 3.0}  # of the MLP
+AIMS = {(64, 0.9): 2.0, (128, 0.9): 3.0}  # for the MLP
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(harness.Options):
-    """What this benchmark can be told.
+    """The options of this benchmark.
 
     Attributes:
-      minutes: How long it may take.
+      minutes: Time budget in minutes.
       networks: Which of mlp, llama and vit.
     """
 
@@ -55,7 +55,7 @@ class Options(harness.Options):
 
 
 class Arm(NamedTuple):
-    """How the weights of sparse kernels are kept, and how many."""
+    """How the weights of sparse kernels are stored, and which are active."""
 
     kind: str
     block: int = 1
@@ -66,7 +66,7 @@ DENSE, MASKS, MOMENTS, COMPACT = "dense", "masks", "compact moments", "compact"
 
 
 def topology(network: compact_models.Network, arm: Arm) -> so.Topology:
-    """RigL on the arm's blocks, every sparse kernel at the same density."""
+    """Return RigL on the arm's blocks, every sparse kernel at the same density."""
     return so.rigl(
         arm.sparsity,
         every=100,
@@ -78,10 +78,10 @@ def topology(network: compact_models.Network, arm: Arm) -> so.Topology:
 
 
 class Step:
-    """A compiled training step, and what it works on."""
+    """A compiled training step with its inputs."""
 
     def __init__(self, network: compact_models.Network, arm: Arm):
-        """Compiles it."""
+        """Compile the step."""
         params, apply = network.params(), network.model.apply
         self.tx = optax.adamw(1e-3)
         self.arm, sparse, active = arm, 0, 0
@@ -101,7 +101,7 @@ class Step:
             apply = so.sparse_apply(apply, by="block")
         self.loss = functools.partial(network.loss, apply)
         self.kept = so.optimizer_bytes((params, state))
-        # Of sparse kernels, over parameters and both moments of the active weights.
+        # For sparse kernels, over parameters and both moments of the active weights.
         self.of_density = (self.kept - 12 * (weights - sparse)) / (12 * active or 1)
         step = jax.jit(self._step, donate_argnums=(0, 1))
         self.compiled = step.lower(params, state).compile()
@@ -112,14 +112,14 @@ class Step:
         return optax.apply_updates(params, updates), state
 
     def run(self) -> Any:
-        """Takes a step on what the one before has left."""
+        """Take a step from the result of the previous one."""
         params, state = self.carry
         self.carry = self.compiled(params, state)
         return self.carry
 
     @functools.cached_property
     def update(self) -> Any:
-        """An update of the masks by RigL, with its dense gradient; nothing is kept."""
+        """Update the masks by RigL, with its dense gradient; discard the result."""
         gradient = jax.jit(so.dense_gradient(self.loss))
         update = jax.jit(functools.partial(so.update_topology, self.tx))
 
@@ -130,7 +130,7 @@ class Step:
         return run
 
     def row(self, dense: "Step") -> dict[str, Any]:
-        """Its bytes, beside those of the dense step."""
+        """Return its bytes, and relative to the dense step."""
         memory: Any = self.compiled.memory_analysis()
         other: Any = dense.compiled.memory_analysis()
         return {
@@ -150,7 +150,7 @@ def _peak(memory: Any) -> int:
 
 
 def arms(name: str, quick: bool) -> list[Arm]:
-    """What is compared, the most telling first."""
+    """Return the arms, most important first."""
     pairs = [*itertools.product(BLOCKS, SPARSITIES)]
     found = [Arm(DENSE), *(Arm(COMPACT, *pair) for pair in pairs)]
     if name == "mlp":
@@ -159,16 +159,16 @@ def arms(name: str, quick: bool) -> list[Arm]:
 
 
 def measure(name: str, cores: int, seconds: float, quick: bool) -> list[dict[str, Any]]:
-    """Compares steps of one network, in a process that has done nothing yet.
+    """Compare steps of one network, in a fresh process.
 
     Args:
-      name: of the network.
-      cores: that the process is to have.
-      seconds: how long it may take.
-      quick: whether to see only that it runs.
+      name: name of the network.
+      cores: cores that the process may use.
+      seconds: time budget.
+      quick: whether to check only that it runs.
 
     Returns:
-      A row for each arm that there was time for.
+      A row for each arm that fitted into the budget.
     """
     begin = time.perf_counter()
     harness.use_cores(cores)
@@ -197,7 +197,7 @@ def measure(name: str, cores: int, seconds: float, quick: bool) -> list[dict[str
 
 
 def claim(report: harness.Report, name: str, cores: int, row: dict[str, Any]) -> None:
-    """Holds a row against the aims."""
+    """Compare a row with the aims."""
     pair = row["block"], row["sparsity"]
     key = {"network": name, "cores": cores, "block": pair[0], "sparsity": pair[1]}
     label = ", ".join(f"{what} {value}" for what, value in key.items())
@@ -214,7 +214,7 @@ def claim(report: harness.Report, name: str, cores: int, row: dict[str, Any]) ->
 
 
 def main(options: Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.compact_parameters", options)
     end = time.perf_counter() + 60 * options.minutes
     cores_here = report.record["machine"]["cores"]

@@ -1,11 +1,11 @@
-"""How long a program with masks takes to start: tracing and compiling it.
+"""Start-up time of a program with masks: tracing and compiling.
 
     python -m benchmarks.compile_time
 
-The optimizer's step inside ``sparsify`` against the bare one, from shapes alone, with
-updates of the masks within it or from the host. The bare step is compiled anew beside
-every other one. Seconds are those of all threads together, which other programs on the
-machine do not add to.
+The optimizer's step inside ``sparsify`` is compared with the bare one, from shapes
+alone, with updates of the masks in the step or from the host. The bare step is compiled
+again next to every other one. Times are processor seconds of all threads together,
+which other programs on the machine do not affect.
 """
 
 import statistics
@@ -32,7 +32,7 @@ TOPOLOGIES: dict[str, Callable[..., so.Topology]] = {
     "SRigL": so.srigl,
     "GraNet": so.granet,
 }
-# What the step with updates in it may take at most, times the bare one.
+# The most that the step with updates may take, relative to the bare one.
 LIMITS = {"SET": 3.0, "RigL": 3.0, "SRigL": 5.0, "GraNet": 5.0}
 BARE = optax.sgd(0.1, momentum=0.9)
 
@@ -42,7 +42,7 @@ Program = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def compiled(*programs: Program) -> dict[str, float]:
-    """Traces and compiles functions from shapes, as if for the first time."""
+    """Trace and compile functions from shapes, without any cache."""
     found = {"trace_s": 0.0, "total_s": 0.0, "temporary_MiB": 0.0}
     for function, args in programs:
         jax.clear_caches()
@@ -57,7 +57,7 @@ def compiled(*programs: Program) -> dict[str, float]:
 
 
 def transformer_shapes(layers: int = 24, width: int = 1024) -> dict[str, Any]:
-    """Shapes of a transformer's parameters in Flax's layout: by default 0.3 billion."""
+    """Return shapes of a transformer in Flax's layout: by default 0.3 billion."""
     heads = (width // 64, 64)
     norm = {"scale": (width,), "bias": (width,)}
     layer = {
@@ -72,7 +72,7 @@ def transformer_shapes(layers: int = 24, width: int = 1024) -> dict[str, Any]:
 
 
 def programs_of(tx: Any, shapes: Any, from_host: bool = False) -> list[Program]:
-    """The step for parameters of these shapes, and the update that the host makes."""
+    """Return the step for parameters of these shapes, and the update from the host."""
     params = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
         shapes,
@@ -86,7 +86,7 @@ def programs_of(tx: Any, shapes: Any, from_host: bool = False) -> list[Program]:
 
 
 def training_step(tx: optax.GradientTransformation, model: ResNet) -> list[Program]:
-    """The training step of the example on scanned digits."""
+    """Return the training step of the example on scanned digits."""
     images = jax.ShapeDtypeStruct((BATCH, *IMAGE.shape[1:]), IMAGE.dtype)
     labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
 
@@ -100,7 +100,7 @@ def training_step(tx: optax.GradientTransformation, model: ResNet) -> list[Progr
 def compare(
     report: harness.Report, network: str, programs: dict[str, list[Program]]
 ) -> None:
-    """Compiles programs, the first one beside each of the others."""
+    """Compile programs, the first one again next to each of the others."""
     (bare_name, bare), *others = programs.items()
     compiled(*bare)  # warms the compiler up
     rows = []
@@ -120,7 +120,7 @@ def compare(
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.compile_time", options)
     networks = {
         "ResNet-18": steps.resnet_shapes((2, 2, 2, 2), bottleneck=False),

@@ -3,8 +3,8 @@
     python -m benchmarks.devices
 
 Data parallel over CPU devices, which share the machine's cores: times grow with the
-devices, and only their ratio means anything. A block of a hundred steps has one change
-of the topology in it.
+number of devices, and only their ratio is meaningful. A block of a hundred steps
+contains one update of the masks.
 """
 
 import functools
@@ -33,7 +33,7 @@ LIMIT = 1.05
 def candidates(
     name: str, model: nn.Module, devices: int, every: int, train: Split
 ) -> list[harness.Candidate]:
-    """Blocks of dense and of sparse steps on so many devices."""
+    """Return blocks of dense and of sparse steps on a number of devices."""
     mesh = jax.make_mesh(
         (devices,),
         ("data",),
@@ -71,7 +71,7 @@ def candidates(
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     report = harness.Report("benchmarks.devices", options)
     models: dict[str, nn.Module] = {"MLP": MLP(2, 256, 10, momentum=None)}

@@ -1,8 +1,8 @@
-"""A change of the masks of ten million weights, by every method.
+"""An update of the masks of ten million weights, by every method.
 
     python -m benchmarks.mask_changes
 
-Against the same change made by sorting; both must give the same masks.
+It is compared with the same update by sorting; both must give the same masks.
 """
 
 import functools
@@ -22,7 +22,7 @@ SLOWER_BY_SORTING = 10.0
 
 
 def kernels(shape: tuple[int, int], parts: int, seed: int) -> dict[str, jax.Array]:
-    """Normal numbers as kernels (inputs, neurons) that have so many weights in all."""
+    """Draw normal numbers as kernels (inputs, neurons) with a given total size."""
     draw = np.random.default_rng(seed).standard_normal
     inputs, neurons = shape
     return {
@@ -34,9 +34,10 @@ def kernels(shape: tuple[int, int], parts: int, seed: int) -> dict[str, jax.Arra
 def time_change(
     report: harness.Report, arm: Arm, shape: tuple[int, int], rounds: int
 ) -> None:
-    """A change of large masks, by the library and by sorting.
+    """Time an update of large masks, by the library and by sorting.
 
-    Methods that compare layers with each other have the weights in two of them.
+    For methods that compare layers with each other, the weights are split in two
+    layers.
     """
     when = When(every=100, stop=1000)
     method: Any = arm.build(when, misfits=False)
@@ -47,7 +48,7 @@ def time_change(
     ours = jax.jit(functools.partial(change, method), donate_argnums=0)
     theirs = jax.jit(functools.partial(change_by_sorting, method, count))
     candidates = [
-        # A state of its own each time, as it is written over.
+        # A separate state each time, because it is donated.
         harness.Candidate(
             LIBRARY, lambda: ours(jax.tree.map(jnp.copy, state), params, grads)
         ),
@@ -69,10 +70,10 @@ def time_change(
 
 
 def check_same(arm: Arm, found: Any, expected: Any) -> None:
-    """Raises unless both ways have made the same masks.
+    """Raise unless both ways have made the same masks.
 
-    Sums may be rounded otherwise in another program: over blocks and channels, which
-    may exchange two of them, and over layers, which may exchange a few weights.
+    Another program may round sums differently: over blocks and channels, which may swap
+    two of them, and over layers, which may swap a few weights.
     """
     for own, other in zip(
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
@@ -89,7 +90,7 @@ def check_same(arm: Arm, found: Any, expected: Any) -> None:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.mask_changes", options)
     shape = (32, 16) if options.quick else KERNEL
     for label in QUICK if options.quick else ARMS:

@@ -1,12 +1,12 @@
-"""What an optimizer that keeps active weights alone takes, against dense Adam.
+"""Memory of optimizers that store active weights only, against dense Adam.
 
     python -m benchmarks.memory
 
-On the parameters of a LLaMA-style model of 130 million parameters, embeddings, head and
-normalisations dense: bytes of the optimizer's state, and the memory of the compiled
-step and of a change of the masks by the host, of which nothing is run. Steps take
-parameters, gradients and state, and give new parameters and state in their place;
-changes take parameters and state.
+On the parameters of a LLaMA-style model of 130 million parameters, with dense
+embeddings, head and normalisations: bytes of the optimizer's state, and the memory of
+the compiled step and of an update of the masks from the host, which are compiled but
+not run. Steps take parameters, gradients and state, and return new parameters and state
+in their place; updates take parameters and state.
 """
 
 import itertools
@@ -25,12 +25,11 @@ from reporting import harness
 DENSITIES = (0.5, 0.25, 0.1)
 BLOCKS = (1, 16, 128)
 WIDTH, HIDDEN, LAYERS, VOCABULARY = 768, 2048, 12, 32_000
-# The density at which the change of the masks is also compiled into the step.
+# The density at which the update of the masks is also compiled into the step.
 TOGETHER = 0.25
 
-# Compilers for accelerators order a program so that it takes little memory; that for
-# CPU orders it so that much can run at once, unless it is told not to. How fast the
-# code is does not matter here.
+# Compilers for accelerators order a program so that it takes little memory. The one for
+# CPU orders it for parallelism unless this option is set. Speed does not matter here.
 FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false "
     "--xla_backend_optimization_level=0"
@@ -38,7 +37,7 @@ FLAGS = (
 
 
 def shapes(quick: bool) -> dict[str, Any]:
-    """The parameters' shapes."""
+    """Return the parameters' shapes."""
     width, hidden, layers, vocabulary = (
         (128, 256, 1, 512) if quick else (WIDTH, HIDDEN, LAYERS, VOCABULARY)
     )
@@ -65,13 +64,13 @@ def shapes(quick: bool) -> dict[str, Any]:
 
 
 def is_inside(path: str, leaf: Any) -> bool:
-    """Whether a kernel is one of the layers', not the head's."""
+    """Tell whether a kernel belongs to a layer, not to the head."""
     del leaf
     return not path.startswith("head")
 
 
 def topology(density: float, block: int) -> so.Topology:
-    """SMET's, every sparse leaf at the same density."""
+    """Return SMET's topology, with every sparse leaf at the same density."""
     return so.set_smet(
         1 - density,
         block=block,
@@ -82,13 +81,14 @@ def topology(density: float, block: int) -> so.Topology:
 
 
 class Optimizer(NamedTuple):
-    """One of those compared.
+    """An optimizer to compare.
 
     Attributes:
-      name: what tables call it.
-      make: builds it from a topology and whether the host changes the masks.
-      limits: of its bytes for a sparse leaf over density times dense Adam's, by block.
-      changes: whether changes of the masks are compiled, which are alike for all.
+      name: its name in tables.
+      make: builds it from a topology and whether the host updates the masks.
+      limits: limits on its bytes for a sparse leaf, over density times dense Adam's, by
+        block.
+      changes: whether to compile updates of the masks, which are alike for all.
     """
 
     name: str
@@ -106,7 +106,7 @@ OPTIMIZERS = (
         {1: 1.6, 128: 1.05},
         True,
     ),
-    # Local steps come on top of what the limits are about.
+    # Local steps are not part of what the limits cover.
     Optimizer(
         "SMET",
         lambda topology, host_updates: so.smet(
@@ -119,7 +119,7 @@ OPTIMIZERS = (
 
 
 def of_leaf(state: Any, name: str) -> int:
-    """Bytes of all that a state keeps for the parameter at a path."""
+    """Count the bytes that a state holds for the parameter at a path."""
     found = jax.tree_util.tree_leaves_with_path(state)
     return sum(
         so.optimizer_bytes(leaf)
@@ -129,9 +129,9 @@ def of_leaf(state: Any, name: str) -> int:
 
 
 def peak(function: Callable[..., Any], *args: Any, given: tuple[int, ...]) -> int:
-    """Bytes that a compiled function takes at the most, its arguments included.
+    """Return the peak memory of a compiled function, including its arguments.
 
-    It may write over the arguments that are ``given`` to it.
+    The arguments in ``given`` are donated.
     """
     lowered = jax.jit(function, donate_argnums=given).lower(*args)
     analysis: Any = lowered.compile().memory_analysis()
@@ -140,7 +140,7 @@ def peak(function: Callable[..., Any], *args: Any, given: tuple[int, ...]) -> in
 
 
 def step_peak(tx: optax.GradientTransformation, params: Any) -> int:
-    """Bytes of a step."""
+    """Return the peak memory of a step."""
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -151,7 +151,7 @@ def step_peak(tx: optax.GradientTransformation, params: Any) -> int:
 
 
 def change_peak(tx: optax.GradientTransformation, params: Any) -> int:
-    """Bytes of a change of the masks by the host."""
+    """Return the peak memory of an update of the masks from the host."""
 
     def change(params, state, grads):
         return so.update_topology(tx, grads, state, params)
@@ -161,8 +161,8 @@ def change_peak(tx: optax.GradientTransformation, params: Any) -> int:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
-    # Read when JAX first asks for its devices; as a compiler's option it has no effect.
+    """Run the benchmark."""
+    # Read when JAX first asks for its devices; as a compiler option it has no effect.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
     report = harness.Report("benchmarks.memory", options)
     params = shapes(options.quick)

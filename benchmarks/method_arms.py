@@ -1,4 +1,4 @@
-"""The methods that are compared, each in the structures it is tried with."""
+"""The methods to compare, each with the structures it is tested with."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ from sparseopt_jax.topologies.methods.str_ import SoftThreshold
 
 Method = so.Topology | SoftThreshold | None
 
-# What may be active, and the sparsity that goes with it: what N of M fixes, and for
-# whole blocks and channels what such a small network can do without.
+# Structures with their sparsities: N of M fixes its own, and for whole blocks and
+# channels it is what such a small network can lose.
 STRUCTURES: dict[str, tuple[Structure, float]] = {
     "unstructured": (so.Unstructured(), 0.9),
     "2:4": (so.NM(2, 4), 0.5),
@@ -30,17 +30,17 @@ MISFITS = {
     "channels": "head/*",
 }
 
-# The first thresholds of STR, as logits: sigmoid(-2) is 0.12. What is learned from
-# there decides how sparse the network gets.
+# The initial thresholds of STR, as logits: sigmoid(-2) is 0.12. What it learns from
+# there decides how sparse the network becomes.
 FIRST_THRESHOLD = -2.0
 
 
 class When(NamedTuple):
-    """At which steps masks change.
+    """The steps at which masks are updated.
 
     Attributes:
-      every: steps from one change to the next.
-      stop: the step at which changes end; what gets sparser is sparse by then.
+      every: steps between updates.
+      stop: the step at which updates end, and increasing sparsities reach their target.
     """
 
     every: int
@@ -48,23 +48,23 @@ class When(NamedTuple):
 
     @classmethod
     def of(cls, steps: int) -> "When":
-        """About thirty changes in the first three quarters of so many steps."""
+        """Return about thirty updates in the first three quarters of the steps."""
         return cls(max(1, steps // 40), 3 * steps // 4)
 
     @property
     def quarter(self) -> int:
-        """A quarter of the way to ``stop``, where methods of several parts turn."""
+        """Return a quarter of ``stop``, where methods with phases switch."""
         return self.stop // 4
 
 
 class Arm(NamedTuple):
-    """One method in one structure.
+    """One method with one structure.
 
     Attributes:
       method: its name.
-      structure: a key of ``STRUCTURES``; empty where there is none.
+      structure: a key of ``STRUCTURES``; empty if there is none.
       make: builds it from a sparsity, a structure and ``When``.
-      quarters: where in training a change is timed, in quarters of the way to ``stop``.
+      quarters: when an update is timed, in quarters of ``stop``.
     """
 
     method: str
@@ -74,25 +74,25 @@ class Arm(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What tables call it."""
+        """Return its name in tables."""
         return ", ".join(filter(None, (self.method, self.structure)))
 
     @property
     def sparsity(self) -> float | None:
-        """The fraction of zeros asked for; None if nothing is asked for."""
+        """Return the requested fraction of zeros; None if there is none."""
         return STRUCTURES[self.structure][1] if self.structure else None
 
     @property
     def moves(self) -> bool:
-        """Whether its masks change."""
+        """Tell whether its masks are updated."""
         return self.method not in ("dense", "static", "STR")
 
     def build(self, when: When, misfits: bool) -> Method:
-        """The method itself.
+        """Build the method itself.
 
         Args:
-          when: at which steps it changes.
-          misfits: whether the parameters have layers that its structure leaves out.
+          when: the steps at which its masks are updated.
+          misfits: whether the parameters have layers that do not fit its structure.
 
         Returns:
           What ``sparsify`` takes, ``SoftThreshold``, or None for dense training.
@@ -106,12 +106,12 @@ class Arm(NamedTuple):
         return self.make(self.sparsity, structure, when)
 
     def change_at(self, when: When) -> int:
-        """The step whose change is timed."""
+        """Return the step whose update is timed."""
         return self.quarters * when.quarter
 
 
 def _changing(method: Callable[..., Method], **options: Any) -> Callable[..., Method]:
-    """A method that changes at an interval."""
+    """Return a factory of a method that updates its masks at an interval."""
 
     def make(sparsity, structure, when):
         return method(
@@ -122,12 +122,12 @@ def _changing(method: Callable[..., Method], **options: Any) -> Callable[..., Me
 
 
 def _srigl(sparsity, structure, when):
-    del structure  # it has its own
+    del structure  # it has a fixed structure
     return so.srigl(sparsity, every=when.every, stop=when.stop)
 
 
 def _snfs(sparsity, structure, when):
-    del structure  # it switches single weights
+    del structure  # it is unstructured
     return so.snfs(sparsity, every=when.every, stop=when.stop)
 
 
@@ -146,7 +146,7 @@ def _ac_dc(sparsity, structure, when):
 
 
 def _phases(sparsity, structure, when):
-    """Dense, pruned gradually, moved by RigL, frozen: a quarter of the time each."""
+    """Return dense, gradual pruning, RigL, frozen: a quarter of the time each."""
     every, stop, half = when.every, when.stop, 2 * when.quarter
     pruned = so.gradual_magnitude(
         sparsity, every=every, start=when.quarter, stop=half + 1, structure=structure
@@ -199,7 +199,7 @@ def _arms() -> list[Arm]:
         ("phases", unstructured, _phases),
     )
     return [
-        # AC/DC is dense again at the half.
+        # AC/DC is dense again at one half.
         Arm(method, structure, make, 1 if method == "AC/DC" else 2)
         for method, structures, make in rows
         for structure in structures
@@ -212,5 +212,5 @@ BASELINE = "dense"
 STE = (f"STE, {ANY}", f"STE, {TWO_OF_FOUR}")
 STATIC = (f"static, {ANY}", f"static, {TWO_OF_FOUR}")
 CHANGE = f"RigL, {ANY}"
-# One of each kind, to see that they run.
+# One method of each kind, to check that they run.
 QUICK = (BASELINE, *STATIC, CHANGE, *STE, "STR")

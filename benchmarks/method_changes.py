@@ -1,7 +1,7 @@
-"""One change of masks: the library's, and the same made by sorting.
+"""One update of masks: by the library, and by sorting.
 
-What sorts is written as such methods usually are: ``jnp.argsort`` of a whole kernel,
-whose k-th entry is the threshold, and ranks by two sorts within the groups of a
+The sorting code is written as such methods usually are: ``jnp.argsort`` of a whole
+kernel, whose k-th entry is the threshold, and ranks by two sorts within the groups of a
 structure.
 """
 
@@ -28,7 +28,7 @@ Arrays = dict[str, jax.Array]
 
 
 def begin(method: Method, params: Any, grads: Any, count: int) -> tuple[Any, Any]:
-    """The state and the weights that a change at a step starts from.
+    """Return the state and the weights before the update at a step.
 
     Methods with a memory have seen the gradient once.
     """
@@ -42,7 +42,7 @@ def begin(method: Method, params: Any, grads: Any, count: int) -> tuple[Any, Any
 
 
 def change(method: Method, state: Any, params: Any, grads: Any) -> Any:
-    """The state after a change of its masks, by the library."""
+    """Return the state after an update of its masks, by the library."""
     assert method is not None and not isinstance(method, SoftThreshold)
     masks, topology_state = method.update(
         *(_key(state), state.count, state.masks, state.topology_state, params, grads)
@@ -55,7 +55,7 @@ def _key(state: Any) -> jax.Array:
 
 
 def masks_of(state: Any) -> list[Arrays]:
-    """The masks of a state, and those of the trained weights where it has some."""
+    """Return the masks of a state, and the masks of trained weights if it has some."""
     trained = getattr(state.topology_state, "trained", ())
     return [state.masks, trained] if trained else [state.masks]
 
@@ -63,17 +63,17 @@ def masks_of(state: Any) -> list[Arrays]:
 def change_by_sorting(
     method: Method, count: int, state: Any, params: Arrays, grads: Arrays
 ) -> list[Arrays]:
-    """The masks after the same change, chosen by ``jnp.argsort``.
+    """Return the masks after the same update, chosen by ``jnp.argsort``.
 
     Args:
       method: as in ``change``, with the same structure for all kernels.
-      count: the step, that of the state.
-      state: as ``begin`` gives it.
+      count: the step of the state.
+      state: the state from ``begin``.
       params: kernels (inputs, neurons) by name.
       grads: their gradients.
 
     Returns:
-      As ``masks_of`` the state after ``change``.
+      The same as ``masks_of`` for the state after ``change``.
     """
     if isinstance(method, ForwardMasks):
         return _largest_by_sorting(method, params)
@@ -106,10 +106,10 @@ class Cut(NamedTuple):
     """How a structure cuts a kernel (inputs, neurons) into units.
 
     Attributes:
-      shape: of the kernel.
-      split: the same, with blocks or groups on an axis of their own.
+      shape: shape of the kernel.
+      split: the same, with a separate axis for blocks or groups.
       within: axis within a unit, or None if units are weights.
-      group: axis within a group that keeps its own number, or None for the kernel.
+      group: axis within a group that keeps its number of units, or None for the kernel.
     """
 
     shape: tuple[int, ...]
@@ -119,7 +119,7 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, structure: Any, shape: tuple[int, ...]) -> "Cut":
-        """The cut of a kernel of this shape."""
+        """Return the cut of a kernel of this shape."""
         inputs, neurons = shape
         match structure:
             case so.NM(_, m):
@@ -133,39 +133,39 @@ class Cut(NamedTuple):
         return cls(shape, shape)
 
     def sum(self, x: jax.Array) -> jax.Array:
-        """Sums over units."""
+        """Sum over units."""
         x = x.reshape(self.split)
         return x if self.within is None else jnp.sum(x, self.within, keepdims=True)
 
     def scores(
         self, score: Any, key: jax.Array, param: jax.Array, grad: jax.Array
     ) -> jax.Array:
-        """Sums over units; a random number is drawn for the unit itself."""
+        """Sum scores over units; a random score is drawn for the unit itself."""
         if scores.is_drawn(score):
             param = self.any(param != 0)
             return score(key, param, param)
         return self.sum(score(key, param, grad))
 
     def any(self, mask: jax.Array) -> jax.Array:
-        """Units that are active."""
+        """Return the units that are active."""
         mask = mask.reshape(self.split)
         return mask if self.within is None else mask.any(self.within, keepdims=True)
 
     def spread(self, units: jax.Array) -> jax.Array:
-        """From units to a mask of the kernel."""
+        """Expand units to a mask of the kernel."""
         return jnp.broadcast_to(units, self.split).reshape(self.shape)
 
     def count(self, units: jax.Array) -> jax.Array:
-        """Units that are True, in every group or in the kernel."""
+        """Count the units that are True, in every group or in the kernel."""
         return jnp.sum(units, self.group, keepdims=True)
 
 
 def largest(
     scores: jax.Array, k: Any, where: Any = True, axis: int | None = None
 ) -> jax.Array:
-    """Marks the k largest scores, by sorting; ties by the lowest index.
+    """Mark the k largest scores by sorting; ties by the lowest index.
 
-    With an axis k are marked in each group along it.
+    With an axis, mark k in each group along it.
     """
     scores = jnp.where(where, scores, -jnp.inf)
     if axis is not None:
@@ -189,14 +189,14 @@ class _Leaf(NamedTuple):
 
 
 def _largest_by_sorting(method: ForwardMasks, params: Arrays) -> list[Arrays]:
-    """The masks of the largest weights; one sort serves used and trained ones."""
+    """Return masks of the largest weights; one sort serves used and trained ones."""
     own = [method.topology, *([method.trained] if method.trained else [])]
     plans = [{plan.path: plan for plan in t.leaves(params)} for t in own]
     masks: list[Arrays] = [{} for _ in own]
     for path, param in params.items():
         cut = Cut.of(method.topology.structure, param.shape)
         for found, plan in zip(masks, plans, strict=True):
-            # The compiler finds that both sort the same.
+            # The compiler finds that both sort the same array.
             chosen = largest(
                 cut.sum(jnp.abs(param)), plan[path].per_cell, axis=cut.group
             )
@@ -207,7 +207,7 @@ def _largest_by_sorting(method: ForwardMasks, params: Arrays) -> list[Arrays]:
 def _pruned(
     method: Rewiring, count: jax.Array, leaves: dict[str, _Leaf], params: Arrays
 ) -> dict[str, _Leaf]:
-    """What is left at the number of weights that the density asks for."""
+    """Prune each kernel to the number of weights that its density requires."""
     assert method.density is not None
     progress = method.density.progress(count)
     targets = {}
@@ -237,7 +237,7 @@ def _pruned(
 def _replaced(
     method: Rewiring, fraction: jax.Array, leaves: dict[str, _Leaf]
 ) -> dict[str, _Leaf]:
-    """Drops a fraction of every kernel, and grows as many in every group."""
+    """Drop a fraction of every kernel, and grow as many in every group."""
     kept, sizes = {}, {}
     for path, leaf in leaves.items():
         total = jnp.sum(leaf.active)
@@ -269,7 +269,7 @@ def _replaced(
 
 
 def _ablated(leaf: _Leaf, kept: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
-    """What SRigL keeps, and every neuron's new fan-in."""
+    """Return what SRigL keeps, and every neuron's new fan-in."""
     units, grow = leaf.units, leaf.grow()
     budget = jnp.sum(leaf.active)
     salient = kept | largest(grow, budget - jnp.sum(kept), ~kept)

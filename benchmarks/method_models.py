@@ -1,4 +1,4 @@
-"""Two networks that learn scanned digits by all methods, and their training."""
+"""Two networks that learn scanned digits with all methods, and their training."""
 
 import functools
 import itertools
@@ -29,17 +29,17 @@ from sparseopt_jax.topologies.methods.str_ import SoftThreshold
 
 
 class EncoderBlock(nn.Module):
-    """Attention and a hidden layer, each behind a LayerNorm and added to its input.
+    """Attention and a hidden layer, each after a LayerNorm and added to its input.
 
     Attributes:
-      heads: of the attention.
+      heads: attention heads.
     """
 
     heads: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """From (images, tokens, width) to the same."""
+        """Map (images, tokens, width) to the same shape."""
         width = x.shape[-1]
         split = (*x.shape[:-1], self.heads, width // self.heads)
         y = nn.LayerNorm()(x)
@@ -57,9 +57,9 @@ class Transformer(nn.Module):
     """An encoder whose tokens are the rows of an image.
 
     Attributes:
-      width: numbers in a token.
-      blocks: how many.
-      heads: of each block's attention.
+      width: features of a token.
+      blocks: number of blocks.
+      heads: attention heads of each block.
       classes: number of classes.
     """
 
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (n, classes) of images (n, rows, columns, 1)."""
+        """Return logits (n, classes) of images (n, rows, columns, 1)."""
         del train
         x = nn.Dense(self.width, name="stem")(images[..., 0])
         position = self.param(
@@ -87,9 +87,9 @@ class Task(NamedTuple):
     """A network, and how it is trained.
 
     Attributes:
-      name: what tables call it.
+      name: its name in tables.
       model: called with images and ``train``.
-      optimizer: from the number of steps.
+      optimizer: builds it from the number of steps.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Task(NamedTuple):
 
 
 def tasks(quick: bool) -> list[Task]:
-    """Both networks; only a tiny ResNet, to see that it runs."""
+    """Return both networks; if quick, only a tiny ResNet."""
     if quick:
         return [Task("ResNet", ResNet(4, strides=()), _sgd)]
     return [
@@ -120,12 +120,12 @@ def _adamw(steps: int) -> optax.GradientTransformation:
 
 
 class Outcome(NamedTuple):
-    """What one run of training has come to.
+    """The outcome of one training run.
 
     Attributes:
-      accuracy: on the test images.
-      density: fraction of active weights over all kernels that are made sparse.
-      state_bytes: masks and all that the method keeps beside them.
+      accuracy: accuracy on the test images.
+      density: fraction of active weights over all sparse kernels.
+      state_bytes: bytes of the masks and of all other state that the method adds.
     """
 
     accuracy: float
@@ -137,12 +137,12 @@ class Trainer:
     """One method on one network, compiled once for all seeds.
 
     Attributes:
-      label: the method's.
-      last: the state that the last run has left; None before the first.
+      label: the method's label.
+      last: the final state of the last run; None before the first.
     """
 
     def __init__(self, task: Task, arm: Arm, epochs: int, data: tuple[Any, Any]):
-        """Builds the step; nothing is trained yet."""
+        """Build the step; train nothing yet."""
         self.task, self.arm, self.epochs = task, arm, epochs
         self.label = arm.label
         self.train, self.test = data
@@ -161,7 +161,7 @@ class Trainer:
         self.last: Any = None
 
     def run(self, seed: int) -> Outcome:
-        """Trains with one seed."""
+        """Train with one seed."""
         state = self._start(seed)
         draw = np.random.default_rng(seed)
         for batch in batches(self.train, self.epochs, draw, BATCH):
@@ -173,9 +173,9 @@ class Trainer:
         return Outcome(float(accuracy), density, _bytes(kept))
 
     def steps_from_last(self, name: str, count: int) -> harness.Candidate:
-        """Blocks of steps that go on from where the last run ended.
+        """Return blocks of steps that continue from the end of the last run.
 
-        Masks change no more by then, except for those that follow every step.
+        Masks are no longer updated by then, except those that follow every step.
         """
         state = jax.tree.map(jnp.copy, self.last)
         order = np.random.default_rng(0)
@@ -192,7 +192,7 @@ class Trainer:
         return harness.Candidate(name, block, count)
 
     def change_of_first(self) -> harness.Candidate:
-        """A change of the first masks, as one compiled program, into new arrays."""
+        """Return an update of the first masks as one compiled program, not in place."""
         params = self._start(0).params
         draw = np.random.default_rng(1).standard_normal
         grads = jax.tree.map(
@@ -208,8 +208,8 @@ class Trainer:
         return so.sparsify(self.inner, self.method, key=key)
 
     def _start(self, seed: int) -> so.linen.TrainState:
-        """The state before the first step, weights and masks drawn from the seed."""
-        # The default kind of key compiles for seconds for each network on CPU.
+        """Return the state before the first step, drawn from the seed."""
+        # The default kind of key takes seconds to compile for each network on CPU.
         params_key, key = jax.random.split(jax.random.key(seed, impl="rbg"))
         variables = {"batch_stats": {}, **init(self.task.model, params_key)}
         params = variables["params"]
@@ -222,11 +222,11 @@ class Trainer:
             tx=self._tx(key),
             batch_stats=variables["batch_stats"],
         )
-        # All seeds share one optimizer, or each would compile anew.
+        # All seeds share one optimizer, or each would compile again.
         return state.replace(tx=self.tx)
 
     def _forward(self, state: so.linen.TrainState) -> tuple[Any, float, Any]:
-        """The weights that the network uses, their density, and what that takes."""
+        """Return the weights that the network uses, their density, and their bytes."""
         if self.method is None:
             return state.params, 1.0, ()
         if isinstance(self.method, SoftThreshold):
@@ -241,7 +241,7 @@ class Trainer:
 
 
 def _thresholded(loss_fn: Callable[..., Any], soft: SoftThreshold) -> Callable:
-    """The loss of weights behind thresholds, both of them trained."""
+    """Return the loss of thresholded weights; weights and thresholds are trained."""
 
     def loss(both, *rest):
         return loss_fn(soft(both["weights"], both["thresholds"]), *rest)

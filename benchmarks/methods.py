@@ -1,16 +1,16 @@
-"""Every method in the structures it can have: what it learns, and what it costs.
+"""Every method with the structures it supports: accuracy and cost.
 
     python -m benchmarks.methods
 
-A small ResNet and a small transformer are trained on scanned digits by every method:
-test accuracy, density, and the times of a step and of a change of the masks. Then a
-training step by straight-through estimators, whose masks follow every step, against the
-dense one.
+Every method trains a small ResNet and a small transformer on scanned digits: test
+accuracy, density, and the times of a step and of an update of the masks. Then training
+steps with straight-through estimators, whose masks follow every step, are compared with
+the dense one.
 
-The sparsity is 0.9; N of M fixes its own, blocks have 0.8 and channels 0.5. Where a
-structure does not fit the first or the last layer, that is unstructured at the same
-sparsity. All methods share the optimizer, the learning rate and the steps at which
-masks change; no setting was tuned for one of them.
+The sparsity is 0.9; N of M fixes its own, blocks have 0.8 and channels 0.5. If a
+structure does not fit the first or the last layer, that layer is unstructured at the
+same sparsity. All methods share the optimizer, the learning rate and the steps at which
+masks are updated; no setting was tuned for one of them.
 """
 
 import statistics
@@ -29,7 +29,7 @@ STRAIGHT_THROUGH = 1.20
 def train(
     report: harness.Report, task: Task, data: Any, labels: Sequence[str]
 ) -> dict[str, Trainer]:
-    """Trains one network by all methods, and returns what trained it."""
+    """Train one network with all methods, and return the trainers."""
     seeds, epochs = (1, 2) if report.options.quick else (SEEDS, EPOCHS)
     trainers = {label: Trainer(task, ARMS[label], epochs, data) for label in labels}
     rows = []
@@ -57,7 +57,7 @@ def train(
 def time_steps(
     report: harness.Report, task: Task, trainers: dict[str, Trainer]
 ) -> None:
-    """Times the steps of all methods, and the changes of those whose masks move."""
+    """Time the steps of all methods, and the updates of those whose masks move."""
     steps = 2 if report.options.quick else STEPS
     timings = harness.measure(
         [own.steps_from_last(label, steps) for label, own in trainers.items()],
@@ -77,9 +77,9 @@ def time_steps(
 def time_straight_through(
     report: harness.Report, task: Task, trainers: dict[str, Trainer]
 ) -> None:
-    """Training steps whose masks are chosen anew each time, against the dense one."""
+    """Time training steps that choose new masks every time, against the dense one."""
     steps = 2 if report.options.quick else STEPS
-    again = f"{BASELINE} again"  # what it differs from 1 by, any other may, too
+    again = f"{BASELINE} again"  # its deviation from 1 is the noise of any ratio
     candidates = [
         trainers[label].steps_from_last(label, steps)
         for label in (BASELINE, *STATIC, *STE)
@@ -97,12 +97,12 @@ def time_straight_through(
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.methods", options)
     labels = QUICK if options.quick else tuple(ARMS)
     networks, data = tasks(options.quick), load_digits(options.quick)
     trained = [train(report, task, data, labels) for task in networks]
-    print("\nFrom here on times are taken.", flush=True)
+    print("\nTiming starts here.", flush=True)
     for task, trainers in zip(networks, trained, strict=True):
         time_steps(report, task, trainers)
         time_straight_through(report, task, trainers)

@@ -1,9 +1,9 @@
-"""Masks of one bit a weight: what a step costs, and what they take.
+"""Masks of one bit per weight: the cost of a step, and their memory.
 
     python -m benchmarks.packed_masks
 
-The optimizer's step on the parameters of ResNet-50, no change being due, with masks of
-one byte and of one bit a weight.
+The optimizer's step on the parameters of ResNet-50, without an update of the masks,
+with masks of one byte and of one bit per weight.
 """
 
 import functools
@@ -19,12 +19,12 @@ from reporting import harness
 
 
 def mask_bytes(opt_state: so.SparseState) -> int:
-    """Bytes of the masks, as the state keeps them."""
+    """Count the bytes of the masks as the state stores them."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(opt_state.masks))
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.packed_masks", options)
     shapes: Any = steps.TINY if options.quick else steps.resnet_shapes()
     params = steps.random_arrays(shapes, seed=0)

@@ -1,11 +1,11 @@
-"""Where SparseOpt's correction acts: before or after what each optimizer does.
+"""Placement of SparseOpt's correction: before or after each optimizer's own scaling.
 
     python -m benchmarks.placement
 
 A small network with Batch Normalization and masks of uneven fan-ins is trained for 50
-steps without the correction, with it in front of the optimizer, and with it behind.
-Reported is how far apart the ways end: |with - without| / |without - start|, over all
-sparse kernels. Nothing is timed, so it does not depend on the machine.
+steps without the correction, with it before the optimizer, and with it after. Reported
+is how far apart the trajectories end: |with - without| / |without - start|, over all
+sparse kernels. Nothing is timed, so the result does not depend on the machine.
 """
 
 import warnings
@@ -27,7 +27,7 @@ Part = optax.GradientTransformation
 
 
 def optimizers() -> dict[str, tuple[Callable[[Part], Part], Callable[[Part], Part]]]:
-    """For each optimizer what has the correction in front of it, and behind it."""
+    """Return, for each optimizer, chains with the correction before it and after it."""
 
     def around(make: Callable[[], Part]):
         return (
@@ -78,11 +78,11 @@ def optimizers() -> dict[str, tuple[Callable[[Part], Part], Callable[[Part], Par
 
 
 def start() -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
-    """Parameters, masks, inputs and labels."""
+    """Return parameters, masks, inputs and labels."""
     rng = np.random.default_rng(0)
 
     def kernel(inputs: int, neurons: int) -> tuple[jax.Array, jax.Array]:
-        # Fan-ins from 1 to all inputs, spread evenly by their logarithm.
+        # Fan-ins from 1 to all inputs, uniform on a logarithmic scale.
         fan_ins = np.geomspace(1, inputs, neurons).round().astype(int)
         mask = np.zeros((inputs, neurons), bool)
         for neuron, fan_in in enumerate(fan_ins):
@@ -108,7 +108,7 @@ def start() -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
 
 
 def loss(params: dict[str, Any], inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross entropy of a network with two normalised hidden layers."""
+    """Return the cross-entropy of a network with two normalised hidden layers."""
     x = inputs
     for number in (0, 1):
         x = x @ params[f"dense_{number}"]["kernel"]
@@ -120,7 +120,7 @@ def loss(params: dict[str, Any], inputs: jax.Array, labels: jax.Array) -> jax.Ar
 
 
 def train(inner: Part, steps: int = STEPS) -> tuple[Any, Any]:
-    """The sparse kernels at the start and at the end."""
+    """Return the sparse kernels at the start and at the end."""
     params, masks, inputs, labels = start()
     tx = so.sparsify(inner, so.static(masks=masks))
 
@@ -143,13 +143,13 @@ def train(inner: Part, steps: int = STEPS) -> tuple[Any, Any]:
 
 
 def changes(steps: int = STEPS) -> dict[str, dict[str, float]]:
-    """By optimizer: how much the correction changes the way in front and behind."""
+    """Return the effect of the correction on each trajectory, before and after."""
     found = {}
     for name, (before, after) in optimizers().items():
         first, without = train(before(optax.identity()), steps)
         way = float(jnp.linalg.norm(without - first))
         with warnings.catch_warnings():
-            # In front of Adam it does little: that is measured here.
+            # Before Adam it does little, which is measured here.
             warnings.filterwarnings("ignore", "scale_by_sparseopt before")
             ends = {
                 place: train(make(so.scale_by_sparseopt()), steps)[1]
@@ -163,7 +163,7 @@ def changes(steps: int = STEPS) -> dict[str, dict[str, float]]:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.placement", options)
     found = changes(2 if options.quick else STEPS)
     rows = [{"optimizer": name, **places} for name, places in found.items()]

@@ -1,11 +1,12 @@
-"""Dead neurons removed: parameters, FLOPs and time of inference, before and after.
+"""Removal of dead neurons: parameters, FLOPs and inference time, before and after.
 
     python -m benchmarks.removed_neurons
 
-Three networks with random weights, in whose hidden layers so many neurons have no
-incoming weights. Biases of dense layers are drawn at random, so that dead neurons of
-the transformer emit constants, which go into the next bias. Behind norms without an
-offset they emit 0, as channels have to before a convolution that pads with zeros.
+Three networks have random weights, and in their hidden layers a given fraction of
+neurons has no incoming weights. Biases of dense layers are drawn at random, so dead
+neurons of the transformer emit constants, which are folded into the next bias. After
+norms without an offset they emit 0, as channels must before a convolution that pads
+with zeros.
 """
 
 import functools
@@ -25,13 +26,13 @@ DEAD = (0.5, 0.71, 0.9)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a residual stream; ``width`` channels lie between."""
+    """Two convolutions beside a residual stream, with ``width`` channels in between."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Images of as many channels."""
+        """Map images to images with the same number of channels."""
         y = nn.Conv(self.width, (3, 3), use_bias=False, name="hidden_1")(x)
         y = nn.relu(nn.BatchNorm(not train)(y))
         y = nn.Conv(x.shape[-1], (3, 3), use_bias=False)(y)
@@ -39,20 +40,20 @@ class ResidualBlock(nn.Module):
 
 
 class TransformerMLP(nn.Module):
-    """The MLP of a transformer's block; ``width`` is that of its hidden layer."""
+    """The MLP of a transformer's block, with ``width`` hidden features."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Tokens of as many features."""
+        """Map tokens to tokens with the same number of features."""
         del train
         y = nn.gelu(nn.Dense(self.width, name="hidden_1")(nn.LayerNorm()(x)))
         return x + nn.Dense(x.shape[-1])(y)
 
 
 class Network(NamedTuple):
-    """A network of any width, and what it is given."""
+    """A network of any width, and its input."""
 
     build: Callable[[int], nn.Module]
     width: int
@@ -60,7 +61,7 @@ class Network(NamedTuple):
 
 
 def networks(quick: bool) -> dict[str, Network]:
-    """The networks by name."""
+    """Return the networks by name."""
     mlp = functools.partial(MLP, 2, classes=10)
     if quick:
         return {"MLP": Network(lambda width: mlp(width=width), 16, (2, 4, 4, 1))}
@@ -78,7 +79,7 @@ def networks(quick: bool) -> dict[str, Network]:
 
 
 def with_dead_neurons(variables: Any, dead: float) -> Any:
-    """Hidden layers with that fraction of dead neurons; biases of dense layers."""
+    """Kill a fraction of the hidden neurons; draw biases of dense layers."""
     draw = np.random.default_rng(0)
     params = dict(variables["params"])
     for name, layer in params.items():
@@ -94,13 +95,13 @@ def with_dead_neurons(variables: Any, dead: float) -> Any:
 
 
 def same_outputs(results: dict[str, Any]) -> None:
-    """Raises unless both models give the same, but for rounding."""
+    """Raise unless both models give the same outputs up to rounding."""
     before, after = map(np.asarray, results.values())
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3 * np.ptp(before))
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.removed_neurons", options)
     for name, (build, width, shape) in networks(options.quick).items():
         x = jax.random.normal(jax.random.key(0), shape)

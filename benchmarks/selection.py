@@ -1,10 +1,10 @@
-"""Exact top-k selection: ``top_k_mask`` against what sorts.
+"""Exact top-k selection: ``top_k_mask`` against implementations that sort.
 
     python -m benchmarks.selection
 
 A tenth of 1 and of 10 million float32 scores is selected, in one array and in 40. All
-ways must give the same mask before they are timed. One read of the scores, by a sum or
-a maximum, is timed beside them.
+implementations must give the same mask before they are timed. One read of the scores,
+by a sum or a maximum, is timed next to them.
 """
 
 import functools
@@ -26,23 +26,23 @@ Leaves = list[jax.Array]
 
 
 def by_argsort(scores: jax.Array, k: int) -> jax.Array:
-    """Ranks all scores, and scatters the first k."""
+    """Rank all scores, and scatter the first k."""
     order = jnp.argsort(scores, descending=True)
     return jnp.zeros(scores.shape, bool).at[order[:k]].set(True)
 
 
 def by_sort_threshold(scores: jax.Array, k: int) -> jax.Array:
-    """Sorts the values, and compares with the k-th: too many where it is tied."""
+    """Sort the values, and compare with the k-th: selects too many if it is tied."""
     return scores >= jnp.sort(scores)[-k]
 
 
 def by_lax_top_k(scores: jax.Array, k: int) -> jax.Array:
-    """Finds the places of the k largest, and scatters them."""
+    """Find the indices of the k largest, and scatter them."""
     _, places = jax.lax.top_k(scores, k)
     return jnp.zeros(scores.shape, bool).at[places].set(True)
 
 
-# How often each is timed: one round of so many.
+# Each is timed in one round of this many calls.
 SORTS: dict[str, tuple[Select, int]] = {
     "argsort": (by_argsort, 5),
     "sort, threshold": (by_sort_threshold, 2),
@@ -51,23 +51,23 @@ SORTS: dict[str, tuple[Select, int]] = {
 
 
 def kept(leaf: jax.Array) -> int:
-    """How many scores of a leaf are selected."""
+    """Count the selected scores of a leaf."""
     return math.ceil(DENSITY * leaf.size)
 
 
 def over_leaves(select: Select) -> Callable[[Leaves], Leaves]:
-    """One compiled program that selects in every leaf."""
+    """Return one compiled program that selects in every leaf."""
     return jax.jit(lambda leaves: [select(leaf, kept(leaf)) for leaf in leaves])
 
 
 def make_scores(size: int, leaves: int, *, rounded: bool = False) -> Leaves:
-    """Half-normal scores, split equally.
+    """Draw half-normal scores, split equally.
 
     Args:
-      size: how many in all.
-      leaves: how many arrays to split them into.
-      rounded: to two decimals, for a great many ties; otherwise each leaf's k-th
-        largest score is the only one of its value.
+      size: total number of scores.
+      leaves: number of arrays to split them into.
+      rounded: whether to round to two decimals, for a great many ties; otherwise each
+        leaf's k-th largest score is unique.
 
     Returns:
       float32 arrays.
@@ -81,7 +81,7 @@ def make_scores(size: int, leaves: int, *, rounded: bool = False) -> Leaves:
 
 
 def separate(scores: np.ndarray, k: int) -> None:
-    """Moves what is not selected off the k-th largest score, by one float, in place."""
+    """Move unselected scores off the k-th largest, by one float, in place."""
     order = np.argpartition(-scores, k - 1)
     threshold = scores[order[k - 1]]
     rest = order[k:]
@@ -90,7 +90,7 @@ def separate(scores: np.ndarray, k: int) -> None:
 
 
 def check_same(masks: dict[str, Leaves]) -> None:
-    """Raises unless all masks are those of the first, with k True in every leaf."""
+    """Raise unless all masks equal the first, with k True in every leaf."""
     (first, expected), *others = masks.items()
     for mask in expected:
         if int(mask.sum()) != kept(mask):
@@ -102,7 +102,7 @@ def check_same(masks: dict[str, Leaves]) -> None:
 
 
 def compare(report: harness.Report, size: int, leaves: int, rounds: int) -> None:
-    """Checks and times all ways on scores of one size."""
+    """Check and time all implementations on scores of one size."""
     scores = make_scores(size, leaves)
     tied = make_scores(size, leaves, rounded=True)
     ours = over_leaves(top_k_mask)
@@ -142,7 +142,7 @@ def report_claims(
     timings: dict[str, harness.Timing],
     reads: Sequence[str],
 ) -> None:
-    """How far ahead of the sorts, and how far from a single read."""
+    """Report ratios to the sorts and to a single read."""
     ours = timings["top_k_mask"]
     for name in SORTS:
         asked = 10.0 if name == "argsort" and size >= 10_000_000 else None
@@ -153,7 +153,7 @@ def report_claims(
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.selection", options)
     sizes = (4_000,) if options.quick else (1_000_000, 10_000_000)
     splits = (1, 4) if options.quick else (1, 40)

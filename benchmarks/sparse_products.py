@@ -3,8 +3,8 @@
     python -m benchmarks.sparse_products
 
 A layer of 1,024 inputs and neurons, for inference: a batch times the kernel, dense by
-XLA, in the formats of ``jax.experimental.sparse``, by SciPy on CPU, and by the active
-blocks alone. On one core, times of the processor.
+XLA, in the formats of ``jax.experimental.sparse``, by SciPy on CPU, and by active
+blocks only. On one core, in processor time.
 """
 
 import functools
@@ -26,7 +26,7 @@ DENSE = "dense, XLA"
 
 
 def products(sparsity: float, width: int, block: int) -> dict[str, Callable[..., Any]]:
-    """What multiplies a batch with a kernel of that sparsity, by name."""
+    """Return functions, by name, that multiply a batch with a kernel of a sparsity."""
     draw = np.random.default_rng(0)
     kernel = draw.standard_normal((width, width), np.float32)
     kernel[draw.random(kernel.shape) < sparsity] = 0.0
@@ -50,7 +50,7 @@ def products(sparsity: float, width: int, block: int) -> dict[str, Callable[...,
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     harness.use_cores(1)
     report = harness.Report("benchmarks.sparse_products", options)
     width, block = (64, 16) if options.quick else (WIDTH, BLOCK)

@@ -1,10 +1,10 @@
-"""What sparse training adds to a step, and what a change of the topology costs.
+"""Overhead of sparse training per step, and the cost of an update of the masks.
 
     python -m benchmarks.step_overhead
 
 First the optimizer alone, on the parameters of ResNet-50: its step inside ``sparsify``
-against the bare one, on steps without a change; then the changes themselves. Last a
-whole training step of the network for scanned digits, with a change every hundred
+against the bare one, without an update of the masks; then the updates themselves. Last
+a whole training step of the network for scanned digits, with an update every hundred
 steps.
 """
 
@@ -51,10 +51,10 @@ IN_GRAPH, FROM_HOST, IN_TRAINING = 1.15, 1.05, 1.05
 def time_steps(
     report: harness.Report, optimizer: Optimizer, shapes: Any, rounds: int
 ) -> dict[str, harness.Timing]:
-    """The optimizer's step bare and inside ``sparsify``, no change being due.
+    """Time the optimizer's step bare and inside ``sparsify``, without updates due.
 
     Returns:
-      The timings in place, by what was timed.
+      The timings in place, by name.
     """
     params, grads = random_arrays(shapes, seed=0), random_arrays(shapes, seed=1)
     name, bare = optimizer.name, optimizer.bare
@@ -69,7 +69,7 @@ def time_steps(
     topology = so.rigl(SPARSITY, **NEVER_DUE)
     inside["RigL + SparseOpt"] = so.sparsify(optimizer.corrected, topology)
 
-    # The same program twice: what its ratio differs from 1 by, any other may, too.
+    # The same program twice: its deviation from 1 is the noise of any ratio.
     transformations = {name: bare, **inside, **from_host, f"{name} again": bare}
     programs = {
         label: (optimizer_step, start, tx) for label, tx in transformations.items()
@@ -111,10 +111,10 @@ def time_changes(
     rounds: int,
     without: dict[str, harness.Timing],
 ) -> None:
-    """A change of the topology, within the step and from the host.
+    """Time an update of the masks, in the step and from the host.
 
-    Each is made anew from the same weights: made one after another they would find more
-    and more weights at zero, as no gradient step comes between.
+    Each starts from the same weights: in sequence they would find more and more weights
+    at zero, because no gradient step comes between.
     """
     params, grads = random_arrays(shapes, seed=0), random_arrays(shapes, seed=1)
     name, bare = optimizer.name, optimizer.bare
@@ -147,9 +147,9 @@ def time_changes(
 def time_training(
     report: harness.Report, model: ResNet, steps: int, rounds: int
 ) -> None:
-    """A whole training step of the example.
+    """Time a whole training step of the example.
 
-    A block has so many steps, one of which changes the masks.
+    A block has ``steps`` steps, one of which updates the masks.
     """
     train, _ = load_digits(report.options.quick)
     seen = jax.device_put([*batches(train, 1, np.random.default_rng(0), BATCH)])
@@ -199,7 +199,7 @@ def time_training(
 
 
 def main(options: harness.Options) -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     report = harness.Report("benchmarks.step_overhead", options)
     shapes = TINY if options.quick else resnet_shapes()
     for optimizer in OPTIMIZERS:

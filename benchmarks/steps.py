@@ -1,4 +1,4 @@
-"""Steps of an optimizer on the parameters of ResNet-50, and loops of steps."""
+"""Optimizer steps on the parameters of ResNet-50, and loops of steps."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ import sparseopt_jax as so
 
 SPARSITY = 0.9
 TINY = {"head": {"kernel": (16, 8), "bias": (8,)}}
-# The condition is in the program, and never holds.
+# The condition is part of the program, and is never true.
 NEVER_DUE: dict[str, Any] = {"every": 100, "start": 10**9, "stop": 2 * 10**9}
 MOVING = {"SET": so.set_, "RigL": so.rigl}
 BY_HAND = "masks by hand"
@@ -23,10 +23,10 @@ BY_HAND = "masks by hand"
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A base optimizer, bare and with SparseOpt where it takes effect.
+    """A base optimizer, bare and with SparseOpt placed where it takes effect.
 
     Attributes:
-      name: what tables call it.
+      name: its name in tables.
       bare: the optimizer.
       corrected: the same with ``scale_by_sparseopt``.
     """
@@ -61,10 +61,10 @@ def resnet_shapes(
     classes: int = 1000,
     bottleneck: bool = True,
 ) -> dict[str, Any]:
-    """Shapes of a ResNet's parameters: by default ResNet-50's, 25.6 million.
+    """Return shapes of a ResNet's parameters: by default ResNet-50's, 25.6 million.
 
     Args:
-      blocks: how many in each stage.
+      blocks: number of blocks in each stage.
       width: channels of the stem and of the first stage's 3x3 convolutions.
       classes: outputs of the head.
       bottleneck: whether blocks have three convolutions, as in ResNet-50, or two.
@@ -103,7 +103,7 @@ def resnet_shapes(
 
 
 def random_arrays(shapes: Any, seed: int) -> Any:
-    """Normal numbers of a hundredth, as float32 arrays of these shapes."""
+    """Draw normal numbers of scale 0.01 as float32 arrays of these shapes."""
     draw = np.random.default_rng(seed).standard_normal
     return jax.tree.map(
         lambda shape: jnp.asarray(0.01 * draw(shape, dtype=np.float32)),
@@ -113,20 +113,20 @@ def random_arrays(shapes: Any, seed: int) -> Any:
 
 
 def count(shapes: Any) -> int:
-    """The numbers in arrays of these shapes."""
+    """Count the numbers in arrays of these shapes."""
     leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
     return sum(map(math.prod, leaves))
 
 
 def optimizer_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
-    """Updates (state, params)."""
+    """Update (state, params)."""
     opt_state, params = carry
     updates, opt_state = tx.update(grads, opt_state, params)
     return opt_state, optax.apply_updates(params, updates)
 
 
 def start(tx: optax.GradientTransformation, params: Any) -> Any:
-    """A state and weights of its own, sparse if the state holds masks."""
+    """Return a new state and a copy of the weights, sparse if the state holds masks."""
     params = jax.tree.map(jnp.copy, params)
     opt_state = tx.init(params)
     if isinstance(opt_state, so.SparseState):
@@ -137,10 +137,10 @@ def start(tx: optax.GradientTransformation, params: Any) -> Any:
 def step_by_hand(
     tx: optax.GradientTransformation, carry: Any, grads: Any
 ) -> tuple[Any, Any]:
-    """Updates ((state, masks), params), as people write it who do without a library.
+    """Update ((state, masks), params) as one would without a library.
 
-    The least that keeps zeros exact. The optimizer's state is left as it comes, so that
-    a weight grown later would start with what its place has gathered.
+    The minimum that keeps zeros exact. The optimizer's state is not reset, so a weight
+    grown later would start with the state accumulated at its position.
     """
     (opt_state, masks), params = carry
     grads = so.apply_masks(grads, masks)
@@ -150,14 +150,14 @@ def step_by_hand(
 
 
 def start_by_hand(tx: optax.GradientTransformation, params: Any) -> Any:
-    """State, masks and weights for ``step_by_hand``."""
+    """Return state, masks and weights for ``step_by_hand``."""
     masks = so.static(SPARSITY).init(jax.random.key(0), params)[0]
     params = so.apply_masks(jax.tree.map(jnp.copy, params), masks)
     return (tx.init(params), masks), params
 
 
 def topology_step(tx: optax.GradientTransformation, carry: Any, grads: Any) -> Any:
-    """Changes the masks of (state, params)."""
+    """Update the masks of (state, params)."""
     return so.update_topology(tx, grads, *carry)
 
 
@@ -169,19 +169,19 @@ def looping(
     in_place: bool = True,
     wait: bool = False,
 ) -> Callable[[], Any]:
-    """Takes steps, each on what the one before has left.
+    """Return a function that takes steps, each from the result of the previous one.
 
     Args:
       step: ``step(carry, *given) -> carry``, to be compiled.
-      carry: what the first step is given; it must not be used afterwards.
-      inputs: what else the steps are given, without end.
-      steps: how many to take at each call.
-      in_place: whether a step donates what it is given, as training programs do, and
-        so writes over it.
-      wait: whether each step is waited for before the next is started.
+      carry: the carry of the first step; it must not be used afterwards.
+      inputs: further inputs of the steps, an infinite iterable.
+      steps: number of steps per call.
+      in_place: whether a step donates its inputs, as training programs do, so that they
+        are overwritten.
+      wait: whether to wait for each step before the next is started.
 
     Returns:
-      A function that takes them, and returns what they leave.
+      A function that takes the steps and returns the result.
     """
     compiled = jax.jit(step, donate_argnums=0 if in_place else ())
     remaining = iter(inputs)

@@ -1,1 +1,1 @@
-"""What an accelerator is asked for, in one call of a few minutes."""
+"""Measurements on an accelerator, in one call of a few minutes."""

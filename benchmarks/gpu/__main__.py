@@ -1,21 +1,21 @@
-"""Measures on an accelerator all that fits into a few minutes, the most telling first.
+"""Measure on an accelerator what fits into a few minutes, most important first.
 
     python -m benchmarks.gpu --minutes 9 --output DIR
 
-Needs jax, flax, optax, orbax, numpy, rich and scikit-learn, and no network. It is
-started from the checkout, without installing the package. Parts, in this order:
+Needs jax, flax, optax, orbax, numpy, rich and scikit-learn, and no network. It runs
+from the checkout, without installing the package. Parts, in this order:
 
   optimizers        selection, updates of the masks, the optimizer's step
   resnet50          a training step of ResNet-50, time and memory
-  seeds             ResNet-20 by RigL with and without corrections, five seeds at once
-  language_model    a training step of LLaMA-130M, Adam against SMET, time and memory
-  compact_kernels   training steps on active blocks alone
+  seeds             ResNet-20 with RigL, with and without corrections, five seeds at
+  once language_model    a training step of LLaMA-130M, Adam against SMET, time and
+  memory compact_kernels   training steps on active blocks only
 
-Each runs in a process of its own for its share of what time is left, and writes
-DIR/<part>.json anew with everything that it finds: one that fails or is stopped leaves
-what it had, and why it ended. Compiled programs are kept in DIR/cache, where a second
-call finds them; --cache names another folder. Copied to benchmarks/results/gpu, where
---output is by default, records are shown by docs/gpu.md: python -m reporting.
+Each part runs in a separate process for its share of the remaining time, and rewrites
+DIR/<part>.json with every result: a part that fails or is stopped leaves its results so
+far and the reason. Compiled programs are cached in DIR/cache for the next call; --cache
+names another folder. docs/gpu.md shows the records in benchmarks/results/gpu, the
+default of --output: python -m reporting.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from typing import Any
 
 from reporting import stored
 
-# By worth, and of the time that each and those after it have, its part.
+# Most important first; a part gets this fraction of the remaining time.
 SHARES = {
     "optimizers": 0.24,
     "resnet50": 0.36,
@@ -38,13 +38,13 @@ SHARES = {
     "language_model": 0.5,
     "compact_kernels": 1.0,
 }
-# Seconds for a part to start and to end in, and below which none is started.
+# Seconds to start and end a part, and the least for which a part is started.
 GRACE, LEAST = 20.0, 15.0
-NO_ACCELERATOR = 3  # what a part's process ends with where there is none
+NO_ACCELERATOR = 3  # exit code of a part's process without an accelerator
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The program; ``args`` are those of the command line, if not given."""
+    """Run the program with ``args``, or with the arguments of the command line."""
     begin = time.perf_counter()
     options = _parser().parse_args(args)
     if options.seconds is not None:
@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if options.output is None:
         if options.quick:
-            raise SystemExit("a quick run writes where --output says: name a folder")
+            raise SystemExit("error: a quick run needs --output, a folder to write to")
         options.output = stored.path_of("benchmarks.gpu.part").parent
         options.cache = options.cache or stored.ROOT / "runs" / "gpu"
     options.cache = options.cache or options.output / "cache"
@@ -72,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
         failed += [name] * bool(told)
         print(f"== {name}: {'; '.join(told) or 'done'}", flush=True)
     taken = time.perf_counter() - begin
-    print(f"{taken:.0f} s in all; records are in {options.output}")
+    print(f"{taken:.0f} s in total; records are in {options.output}")
     return 1 if failed else 0
 
 
@@ -83,12 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--minutes", type=float, default=9.0, help="how long it may take")
+    add("--minutes", type=float, default=9.0, help="time budget in minutes")
     add("--output", type=Path, help="folder of the records")
     add("--cache", type=Path, help="folder of compiled programs and computed images")
     add("--data-dir", type=Path, help="folder with the IDX files of Fashion-MNIST")
-    add("--parts", nargs="+", choices=SHARES, default=[*SHARES], help="which, in order")
-    add("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    add("--parts", nargs="+", choices=SHARES, default=[*SHARES], help="parts, in order")
+    add("--quick", action="store_true", help="tiny sizes, to check that it runs")
     add("--seconds", type=float, help=argparse.SUPPRESS)  # of one part, in its process
     return parser
 
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(
     options: argparse.Namespace, name: str, seconds: float, most: float
 ) -> str | None:
-    """Runs a part in a process of its own; returns why it did not end by itself."""
+    """Run a part in a separate process; return why it ended early, or None."""
     (options.output / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
     command = [sys.executable, "-m", "benchmarks.gpu", "--output", options.output]
     command += ["--seconds", f"{max(5.0, seconds):.0f}", "--parts", name]
@@ -114,18 +114,18 @@ def _run(
     except subprocess.TimeoutExpired:
         return "stopped: it took longer than it had"
     finally:
-        process.kill()  # also where this program is interrupted
+        process.kill()  # also if this program is interrupted
         process.wait()
     if code == NO_ACCELERATOR:
         raise SystemExit(
             "error: JAX finds no accelerator, and on CPU this takes hours. Install jax "
-            "for the device (pip install 'jax[cuda13]'), or try it out by --quick"
+            "for the device (pip install 'jax[cuda13]'), or test it with --quick"
         )
     return None if code == 0 else f"its process ended with {code}"
 
 
 def _finished(path: Path, name: str, why: str | None) -> dict[str, Any]:
-    """The record of a part, with why it ended early, if it did."""
+    """Return the record of a part, with the reason if it ended early."""
     record: dict[str, Any] = {"program": f"benchmarks.gpu.{name}", "errors": []}
     if path.exists():
         record = json.loads(path.read_text())
@@ -138,7 +138,7 @@ def _finished(path: Path, name: str, why: str | None) -> dict[str, Any]:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    """Measures one part, in the process that is its own."""
+    """Measure one part, inside its process."""
     import importlib
 
     import jax

@@ -1,10 +1,10 @@
-"""Steps that are compiled beside each other and timed in turns.
+"""Steps that are compiled together and timed in turn.
 
-Compiling takes most of the time that an accelerator is lent for. The first step is
-compiled alone, since it tries out which kernels are fast; the others, whose products
-are the same, find that out from it, and are compiled several at once. Steps write over
-what they are given, as in training. Several are started before the last is waited for,
-so that what Python takes to start one is hidden as far as it is in training.
+Compiling takes most of the available time on an accelerator. The first step is compiled
+alone, since it tries out which kernels are fast; the others have the same products,
+reuse its choice, and are compiled in parallel. Steps donate their inputs, as in
+training. Several are started before waiting for the last, so that Python's overhead per
+step is hidden as far as it is in training.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ from reporting import harness
 
 ROUNDS = 20
 BLOCK_SECONDS, MOST_STEPS = 0.1, 20
-# For which every table is measured at the least: compiling may have taken all the time.
+# Every table is measured at least this long: compiling may have taken all the time.
 LEAST_SECONDS = 3.0
 
 Reset = Callable[[Any], Any]
@@ -29,17 +29,17 @@ Reset = Callable[[Any], Any]
 
 @dataclasses.dataclass
 class Arm:
-    """A step, and what it works on.
+    """A step with its inputs.
 
     Attributes:
-      name: what tables call it.
+      name: its name in tables.
       step: ``step(carry, *inputs) -> carry``, to be compiled.
-      carry: what the first step is given; it is used up.
-      inputs: what every step is given besides.
-      donates: whether a step writes over the carry. If not, nothing is carried on.
-      about: what else its row in the table of bytes says.
+      carry: the carry of the first step; it is donated.
+      inputs: further inputs of every step.
+      donates: whether a step donates the carry. If not, nothing is carried over.
+      about: further entries of its row in the table of bytes.
       program: the step, once it is compiled.
-      compile_s: seconds that took.
+      compile_s: seconds of compilation.
     """
 
     name: str
@@ -52,18 +52,18 @@ class Arm:
     compile_s: float = 0.0
 
     def lower(self) -> Any:
-        """Traces it."""
+        """Trace the step."""
         step = jax.jit(self.step, donate_argnums=0 if self.donates else ())
         return step.lower(self.carry, *self.inputs)
 
     def block(
         self, steps: int, before: Reset = lambda carry: carry
     ) -> Callable[[], Any]:
-        """A function that takes steps, each on what the one before has left.
+        """Return a function that takes steps, each from the result of the previous one.
 
         Args:
-          steps: how many.
-          before: changes what the first of them is given.
+          steps: number of steps.
+          before: changes the carry of the first of them.
         """
 
         def run() -> Any:
@@ -77,7 +77,7 @@ class Arm:
         return run
 
     def row(self) -> dict[str, Any]:
-        """Bytes of its compiled program, by XLA's own account, and its compile time."""
+        """Return the compiled program's bytes, according to XLA, and compile time."""
         memory = self.program.memory_analysis()
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes
         given, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -94,19 +94,18 @@ class Arm:
 def build(
     report: Report, makers: Iterable[tuple[str, Callable[[], Arm]]], budget: Budget
 ) -> list[Arm]:
-    """Makes and compiles arms.
+    """Build and compile arms.
 
-    What fails is told and left out; what has not begun to compile when the time is up
-    is left out as well.
+    Arms that fail are reported and left out, and so are arms that have not started to
+    compile when the time is up.
 
     Args:
-      report: where failures are told.
-      makers: what makes each arm, by its name, the first being what others are compared
-        with.
-      budget: of making and compiling.
+      report: where failures are reported.
+      makers: functions that build each arm, with its name; the first is the baseline.
+      budget: time for building and compiling.
 
     Returns:
-      Those that are compiled, in their order.
+      The compiled arms, in order.
     """
     ready: list[Arm] = []
 
@@ -114,7 +113,7 @@ def build(
         try:
             arm = make()
             return arm, arm.lower()
-        except Exception as error:  # of whatever kind: the others are to go on
+        except Exception as error:  # of any kind: the other arms must still run
             report.error(name, error)
             return None
 
@@ -136,7 +135,7 @@ def build(
                 concurrent.futures.wait([waiting[0][1]])
     for name, future in waiting:
         concurrent.futures.wait([future], timeout=max(0.0, budget.left))
-        if future.cancel():  # it has not begun
+        if future.cancel():  # it has not started
             report.error(name, "there was no time to compile it")
             continue
         try:
@@ -148,7 +147,7 @@ def build(
 
 
 def steps_at_once(report: Report, arm: Arm, before: Reset = lambda carry: carry) -> int:
-    """How many steps to take before waiting, so that waiting does not count."""
+    """Return how many steps to take before waiting, so that waiting does not count."""
     if report.options.quick:
         return 1
     run = arm.block(1, before)
@@ -166,14 +165,15 @@ def compare(
     budget: Budget,
     **key: Any,
 ) -> dict[str, harness.Timing]:
-    """Times candidates in turns, and adds the table; the first is the baseline.
+    """Time candidates in turn, and add the table; the first is the baseline.
 
     Args:
-      report: where it goes.
-      title: of the table.
-      candidates: what to time. What fails in its first call is told and left out.
-      budget: of all calls.
-      **key: of the table.
+      report: the report.
+      title: title of the table.
+      candidates: what to time. Candidates that fail in their first call are reported
+        and left out.
+      budget: time for all calls.
+      **key: key of the table.
 
     Returns:
       The timings by name.

@@ -1,4 +1,4 @@
-"""Part e: training steps on the active blocks of kernels alone, against dense ones.
+"""Part e: training steps on active blocks only, against dense ones.
 
 Perceptrons of three square kernels in bfloat16, with AdamW's moments and parameters in
 float32, on 4,096 rows of random inputs; blocks of 64 and 128 at 80, 90 and 95 % zeros.
@@ -18,13 +18,13 @@ from examples.common.mlp import MLP
 from reporting import harness
 
 WIDTHS, ROWS = (4096, 2048), 4096
-# Block and sparsity, by worth.
+# Block and sparsity, most important first.
 BLOCKS = ((128, 0.9), (64, 0.9), (128, 0.8), (128, 0.95), (64, 0.8), (64, 0.95))
 DENSE = "dense"
 
 
 def measure(report: Report, budget: Budget) -> None:
-    """Measures the part."""
+    """Measure the part."""
     widths, rows, blocks = WIDTHS, ROWS, BLOCKS
     if report.options.quick:
         widths, rows, blocks = (256,), 8, BLOCKS[:1]

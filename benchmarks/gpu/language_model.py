@@ -1,8 +1,8 @@
-"""Part d: a training step of LLaMA-130M and the memory that it takes.
+"""Part d: a training step of LLaMA-130M, time and memory.
 
-Dense Adam against SMET, which keeps moments of active weights alone, in bfloat16 with
-parameters in float32, on 32 rows of 512 random tokens. The topology is that of
-``benchmarks.memory``; the host updates its masks.
+Dense Adam against SMET, which stores moments of active weights only, in bfloat16 with
+float32 parameters, on 32 rows of 512 random tokens. The topology is that of
+``benchmarks.memory``; masks are updated from the host.
 """
 
 import functools
@@ -20,13 +20,13 @@ from examples.language_model.net import SIZES, LanguageModel, Size
 from reporting import harness
 
 BLOCK = 16
-# Density and block, by worth.
+# Density and block, most important first.
 ARMS = ((0.25, BLOCK), (0.1, BLOCK), (0.5, BLOCK), (0.25, 1))
 DENSE = "Adam, dense"
 
 
 def measure(report: Report, budget: Budget) -> None:
-    """Measures the part."""
+    """Measure the part."""
     model = LanguageModel(SIZES["130m"], 32_000, dtype=jnp.bfloat16)
     rows, length, arms = 32, 512, ARMS
     if report.options.quick:
@@ -86,7 +86,7 @@ def _arm(
         return state, optax.apply_updates(params, updates)
 
     state = tx.init(params)
-    # Of its own: steps write over what they are given.
+    # A copy, because steps donate their inputs.
     own = jax.tree.map(jnp.copy, params)
     if isinstance(state, so.SparseState):
         own = so.apply_masks(own, state)
@@ -95,7 +95,7 @@ def _arm(
 
 
 def _update(name: str, tx: Any, params: Any) -> Arm:
-    """An update of the masks; it is made anew each time, from the same weights."""
+    """Return an update of the masks, which always starts from the same weights."""
 
     def update(carry, grads):
         return so.update_topology(tx, grads, *carry)

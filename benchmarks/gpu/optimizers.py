@@ -2,9 +2,9 @@
 
 On the parameters of ResNet-50, 25.6 million, and of LLaMA-130M, 134 million with its
 embedding and head. The step is AdamW's: bare, with masks by hand, and inside
-``sparsify``, its updates in the compiled step or from the host. Called one by one, a
-step of a millisecond waits for Python, which in training has the network's own time to
-start it in: so it is also timed twenty to a program.
+``sparsify`` with updates in the compiled step or from the host. One by one, steps of a
+millisecond wait for Python, which in training is hidden behind the network's
+computation; so they are also timed with twenty steps in one program.
 """
 
 import functools
@@ -34,7 +34,7 @@ Shapes = Any
 
 
 def measure(report: Report, budget: Budget) -> None:
-    """Measures the part."""
+    """Measure the part."""
     if report.options.quick:
         networks = {"tiny": _as_shapes(steps.TINY)}
     else:
@@ -42,7 +42,7 @@ def measure(report: Report, budget: Budget) -> None:
             "ResNet-50": _as_shapes(steps.resnet_shapes()),
             "LLaMA-130M": memory.shapes(quick=False),
         }
-    # The smaller network has what tells most; each stage takes a part of what is left.
+    # The smaller network is the most telling; each stage takes a part of the time left.
     for network, shapes in networks.items():
         share = 0.6 if network != [*networks][-1] else 1.0
         whole = Budget(share * budget.left)
@@ -54,7 +54,7 @@ def measure(report: Report, budget: Budget) -> None:
 
 
 def random_leaves(shapes: Shapes, seed: int) -> Any:
-    """Normal numbers of a hundredth in float32, drawn on the device as one array."""
+    """Draw normal numbers of scale 0.01 in float32, on the device as one array."""
     leaves, treedef = jax.tree.flatten(shapes)
     ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
 
@@ -70,7 +70,7 @@ def random_leaves(shapes: Shapes, seed: int) -> Any:
 
 
 def time_steps(report: Report, network: str, shapes: Shapes, budget: Budget) -> None:
-    """The step on which nothing is due, and the one that updates the masks."""
+    """Time steps without an update of the masks, and steps with one."""
     params, grads = random_leaves(shapes, 0), random_leaves(shapes, 1)
     compiling = Budget(0.7 * budget.left)
     own = build(report, _makers(params, grads).items(), compiling)
@@ -123,7 +123,7 @@ def time_steps(report: Report, network: str, shapes: Shapes, budget: Budget) -> 
 
 
 def _makers(params: Any, grads: Any) -> dict[str, Callable[[], Arm]]:
-    """What makes each step, by worth; those of one program and of many."""
+    """Return functions that build each step, most important first."""
     bare = ADAMW.bare
 
     def rigl(base: optax.GradientTransformation, **options: Any) -> Any:
@@ -162,7 +162,7 @@ def _makers(params: Any, grads: Any) -> dict[str, Callable[[], Arm]]:
         tx = inside[FROM_HOST]()
         update = functools.partial(steps.topology_step, tx)
         about = {"name": FROM_HOST}
-        # Each is made anew from the same weights, between which there is no step.
+        # Each starts from the same weights, because no step comes between them.
         carry = _at(EVERY)(steps.start(tx, params))
         return Arm(f"{FROM_HOST}, update", update, carry, (grads,), False, about)
 
@@ -183,7 +183,7 @@ def _repeated(step: Callable[..., Any], carry: Any, grads: Any) -> Any:
 
 
 def _at(count: int) -> Callable[[Any], Any]:
-    """Puts what holds masks at a step; what is due there is decided by that."""
+    """Return a function that sets a state's step, and so whether updates are due."""
 
     def reset(carry: Any) -> Any:
         state, params = carry
@@ -195,7 +195,7 @@ def _at(count: int) -> Callable[[Any], Any]:
 
 
 def select(report: Report, network: str, shapes: Shapes, budget: Budget) -> None:
-    """A tenth of as many scores, in one array, by the library and by what sorts."""
+    """Select a tenth of the scores in one array, by the library and by sorting."""
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     one = jax.ShapeDtypeStruct((size,), jnp.float32)
     scores = [jnp.abs(leaf) for leaf in jax.tree.leaves(random_leaves(one, 2))]
@@ -209,7 +209,7 @@ def select(report: Report, network: str, shapes: Shapes, budget: Budget) -> None
     ]
     title = f"{size:,} scores in one array"
     compare(report, title, candidates, budget, kind="selection", weights=size)
-    # That sorts by a threshold selects too many where scores are tied.
+    # The threshold from a sort selects too many where scores are tied.
     expected = ready["top_k_mask"](scores)[0]
     rows = [
         {"name": name, "differing": int(jnp.sum(ready[name](scores)[0] != expected))}
@@ -219,7 +219,7 @@ def select(report: Report, network: str, shapes: Shapes, budget: Budget) -> None
 
 
 def update(report: Report, network: str, shapes: Shapes, budget: Budget) -> None:
-    """An update of all kernels, by the library and by ``argsort``."""
+    """Time an update of all kernels, by the library and by ``argsort``."""
     kernels = {
         path.replace("/", "_"): jax.ShapeDtypeStruct(
             (math.prod(leaf.shape[:-1]), leaf.shape[-1]), jnp.float32

@@ -1,4 +1,4 @@
-"""What all parts have: their options, their time, and a record that is always whole."""
+"""Shared by all parts: options, time budget, and a record that is always complete."""
 
 import dataclasses
 import time
@@ -12,11 +12,11 @@ from reporting import harness, stored
 
 @dataclasses.dataclass(frozen=True)
 class Options(harness.Options):
-    """What a part is told.
+    """The options of a part.
 
     Attributes:
       data_dir: Folder with the IDX files of Fashion-MNIST.
-      cache: Folder of images that are computed; None for the usual one.
+      cache: Folder of computed images; None for the default.
     """
 
     data_dir: Path | None = None
@@ -24,50 +24,50 @@ class Options(harness.Options):
 
 
 class Budget:
-    """The time that is left."""
+    """The remaining time."""
 
     def __init__(self, seconds: float):
-        """Begins with so many seconds from now."""
+        """Start a budget of ``seconds`` from now."""
         self._end = time.perf_counter() + seconds
 
     @property
     def left(self) -> float:
-        """Seconds until the end; below 0 after it."""
+        """Return the seconds until the end; negative after it."""
         return self._end - time.perf_counter()
 
 
 class Report(harness.Report):
-    """A record that is written anew with everything that is added to it.
+    """A record that is rewritten with everything that is added to it.
 
-    So a part that is stopped, whenever that is, leaves what it had found.
+    So a part that is stopped at any time leaves its results so far.
     """
 
     def __init__(self, program: str, options: Options, root: Path = stored.ROOT):
-        """Opens the report as ``harness.Report`` does, and writes it."""
+        """Open the report as ``harness.Report`` does, and write it."""
         super().__init__(program, options, root)
         precision: Any = jax.config.jax_default_matmul_precision  # pyright: ignore
-        # Without one, float32 is multiplied as TF32 on recent NVIDIA GPUs.
+        # Without a setting, recent NVIDIA GPUs multiply float32 as TF32.
         self.record["matmul_precision"] = precision
         self.record["errors"] = []
         self.save()
 
     def table(self, *args: Any, **key: Any) -> None:
-        """As in ``harness.Report``, and written."""
+        """Add a table as in ``harness.Report``, and write."""
         super().table(*args, **key)
         self.save()
 
     def listing(self, *args: Any, **key: Any) -> None:
-        """As in ``harness.Report``, and written."""
+        """Add a listing as in ``harness.Report``, and write."""
         super().listing(*args, **key)
         self.save()
 
     def claim(self, *args: Any, **key: Any) -> None:
-        """As in ``harness.Report``, and written."""
+        """Add a claim as in ``harness.Report``, and write."""
         super().claim(*args, **key)
         self.save()
 
     def error(self, what: str, error: BaseException | str) -> None:
-        """Adds what could not be measured, and why not."""
+        """Add something that could not be measured, with the reason."""
         why = error
         if isinstance(error, BaseException):
             first, *_ = [*str(error).splitlines(), ""]
@@ -77,7 +77,7 @@ class Report(harness.Report):
         self.save()
 
     def save(self) -> None:
-        """Writes what there is, and how much memory has been taken at the most."""
+        """Write the record, with the peak memory so far."""
         statistics = jax.local_devices()[0].memory_stats() or {}
         names = ("peak_bytes_in_use", "bytes_limit")
         self.record["device_memory"] = {

@@ -1,7 +1,7 @@
 """Part b: a whole training step of ResNet-50, dense and sparse.
 
-Batches of 256 random images of 224 by 224 in bfloat16, on the device already; the
-optimizers are those of ``examples/imagenet`` at 90 % zeros, their updates of the masks
+Batches of 256 random images of 224 by 224 in bfloat16, already on the device; the
+optimizers are those of ``examples/imagenet`` at 90 % zeros, which update their masks
 every 100 steps in the compiled step.
 """
 
@@ -22,7 +22,7 @@ from reporting import harness
 EVERY = 100
 STEPS_PER_EPOCH = 5_000
 CLASSES = 1_000
-# By worth; the first is what the others are compared with.
+# Most important first; the first is the baseline.
 RECIPES = {
     "dense": Recipe("dense"),
     "RigL": Recipe("rigl", every=EVERY),
@@ -33,7 +33,7 @@ RECIPES = {
 
 
 def measure(report: Report, budget: Budget) -> None:
-    """Measures the part."""
+    """Measure the part."""
     recipes = [*RECIPES.items()]
     model, batch, size = ResNet(classes=CLASSES), 256, 224
     if report.options.quick:
@@ -97,7 +97,7 @@ def _arm(name: str, recipe: Recipe, model: ResNet, variables: Any, batch: tuple)
         return jnp.mean(losses), ({}, changed["batch_stats"])
 
     step = so.make_train_step(loss_fn, has_batch_stats=True)
-    # Of its own: steps write over what they are given.
+    # A copy, because steps donate their inputs.
     state = so.linen.TrainState.create(
         apply_fn=None,
         tx=make_optimizer(recipe, STEPS_PER_EPOCH, seed=0),
@@ -107,7 +107,7 @@ def _arm(name: str, recipe: Recipe, model: ResNet, variables: Any, batch: tuple)
 
 
 def _at(count: int) -> Any:
-    """Puts the masks at a step; what is due there is decided by that."""
+    """Return a function that sets the step of the masks, and so what is due."""
 
     def reset(state: so.linen.TrainState) -> so.linen.TrainState:
         opt_state: Any = state.opt_state

@@ -1,7 +1,7 @@
-"""One seed with one correction in training: pure functions, to be mapped over many.
+"""One run of a seed and a correction: pure functions, to be mapped over many runs.
 
-What they differ in are arguments, so that all of them are one program: the seed, the
-correction, and how many steps are taken in all.
+The runs differ only in arguments, so all of them share one program: the seed, the
+correction, and the total number of steps.
 """
 
 from typing import Any, NamedTuple
@@ -18,17 +18,17 @@ from examples.common.augment import augmented
 CORRECTIONS = ("none", "fan_in", "batch_variance")
 EVALUATED = 500
 RATE, MOMENTUM, DECAY, WARM_UP = 0.1, 0.9, 5e-4, 0.05
-UPDATED = 0.75  # share of the training after which masks stay
-STOP = 10_000  # in which the schedule of the topology counts, however long a run is
+UPDATED = 0.75  # fraction of the training after which the masks are frozen
+STOP = 10_000  # length of the topology's schedule, whatever the length of a run
 
 
 class Run(NamedTuple):
-    """One seed with one correction, in training.
+    """One run of a seed and a correction.
 
     Attributes:
       state: weights, statistics and the optimizer's state.
-      correction: int32, its place in ``CORRECTIONS``.
-      key: of its batches and their augmentation.
+      correction: int32, its index in ``CORRECTIONS``.
+      key: key of its batches and their augmentation.
     """
 
     state: so.linen.TrainState
@@ -39,7 +39,7 @@ class Run(NamedTuple):
 def choose(
     corrections: tuple[optax.GradientTransformationExtraArgs, ...],
 ) -> optax.GradientTransformationExtraArgs:
-    """One of several stateless transformations, by an argument of the update."""
+    """Choose one of several stateless transformations by an argument of the update."""
 
     def init_fn(params):
         del params
@@ -58,7 +58,7 @@ def choose(
 
 
 def scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
-    """Takes the learning rate as an argument: how long a run is, is not compiled."""
+    """Scale by a rate passed as argument, so that a run's length is not compiled in."""
 
     def init_fn(params):
         del params
@@ -77,13 +77,13 @@ class Program:
     """Pure functions of one run, to be mapped over all.
 
     Attributes:
-      sparsity: of all runs.
+      sparsity: sparsity of all runs.
     """
 
     def __init__(
         self, dataset: Dataset, sparsity: float, *, width: int, blocks: int, batch: int
     ):
-        """Prepares them; nothing is computed yet."""
+        """Prepare the functions; compute nothing yet."""
         self.sparsity, self._batch = sparsity, batch
         self._margin, self._flips = dataset.margin, dataset.flips
         self._moments = dataset.moments()
@@ -107,7 +107,7 @@ class Program:
         self._tx = self._optimizer(0)
 
     def begin(self, seed: jax.Array, correction: jax.Array) -> Run:
-        """A run of a seed before its first step."""
+        """Return a run before its first step."""
         keys = jax.random.split(jax.random.key(seed), 3)
         variables = self._variables(keys[0])
         state = so.linen.TrainState.create(
@@ -119,7 +119,7 @@ class Program:
         return Run(state.replace(tx=self._tx), correction, keys[2])
 
     def many(self, run: Run, train: Any, count: jax.Array, total: jax.Array) -> Run:
-        """The run after some more steps of all that it is to take."""
+        """Return the run after ``count`` more of its ``total`` steps."""
 
         def step(_, run: Run) -> Run:
             grads, batch_stats = self._gradient(run, train)
@@ -136,21 +136,21 @@ class Program:
         return jax.lax.fori_loop(0, count, step, run)
 
     def update(self, run: Run, train: Any, total: jax.Array) -> Run:
-        """The run after an update of its masks, which moves no weight."""
+        """Return the run after an update of its masks, which changes no weight."""
         grads, _ = self._gradient(run, train)
         state = run.state
         opt_state: Any = state.opt_state
-        # Where in the topology's own schedule the run is.
+        # The position of the run in the topology's schedule.
         place = jnp.int32(STOP * state.step / (UPDATED * total))
         there = opt_state._replace(count=jnp.minimum(place, STOP - 1))
         there, params = so.update_topology(self._tx, grads, there, state.params)
-        # The step that follows is to move weights: this one stood for RigL's own.
+        # The next step must change weights: this update replaced RigL's step.
         topology_state = there.topology_state._replace(updated_at=jnp.int32(-1))
         back = there._replace(count=opt_state.count, topology_state=topology_state)
         return run._replace(state=state.replace(opt_state=back, params=params))
 
     def right(self, run: Run, test: Any) -> jax.Array:
-        """How many test images a run tells right."""
+        """Count the test images that a run classifies correctly."""
         images, labels = test
         size = min(EVALUATED, len(labels))
 

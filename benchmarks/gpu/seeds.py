@@ -1,11 +1,11 @@
-"""Part c: ResNet-20 by RigL at 95 and 97 % zeros, all corrections, 5 seeds.
+"""Part c: ResNet-20 with RigL at 95 and 97 % zeros, all corrections, 5 seeds.
 
 Runs of the same sparsity are one program: each has the weights, masks and images of its
-seed, and corrects by fan-ins, by batch variances or not at all. Fashion-MNIST, where
-its files are, or else glyphs, which are synthetic. A few steps are timed first, and as
-many are then trained as there is time for; learning rate and share of replaced weights
-follow a cosine over all of them. Nothing is tuned. Batches are drawn with replacement,
-and epochs counted by their images.
+seed, and corrects by fan-ins, by batch variances or not at all. The data are
+Fashion-MNIST if its files exist, else glyphs, which are synthetic. A few steps are
+timed first, and the number of steps is chosen to fit the time; learning rate and drop
+fraction follow a cosine over all of them. Nothing is tuned. Batches are drawn with
+replacement, and epochs are counted by their images.
 """
 
 import functools
@@ -32,14 +32,14 @@ from examples.common import fashion_mnist
 from reporting.statistics import difference
 
 SPARSITIES, MOST_EPOCHS = (0.95, 0.97), 100
-SHARES = (1 / 9, 1 / 3, 2 / 3, 1.0)  # of the training, after which it is evaluated
+SHARES = (1 / 9, 1 / 3, 2 / 3, 1.0)  # fractions of the training, for evaluation
 
 
 class Compiled:
     """The programs of all runs of one sparsity."""
 
     def __init__(self, program: Program, dataset: Dataset, seeds: int):
-        """Maps them over the runs; nothing is compiled yet."""
+        """Map them over the runs; compile nothing yet."""
         count = len(CORRECTIONS)
         self.seeds = jnp.tile(jnp.arange(seeds), count)
         self.corrections = jnp.repeat(jnp.arange(count, dtype=jnp.int32), seeds)
@@ -49,7 +49,7 @@ class Compiled:
         self.arms: dict[str, Arm] = {}
 
     def makers(self) -> list[tuple[str, Any]]:
-        """What makes each of the programs, with what failures are told by."""
+        """Return functions that build each program, with names for error messages."""
         number = jax.ShapeDtypeStruct((), jnp.int32)
         program, train = self.program, self.train
         begin = jax.vmap(program.begin)
@@ -80,11 +80,11 @@ class Compiled:
         ]
 
     def begin(self) -> Run:
-        """All runs before their first step."""
+        """Return all runs before their first step."""
         return self.arms["begin"].program(self.seeds, self.corrections)
 
     def step_seconds(self, steps: int) -> float:
-        """How long a step of all runs takes, timed over so many."""
+        """Return the seconds of a step of all runs, timed over ``steps`` steps."""
         program, total = self.arms["many"].program, np.int32(10 * steps)
         runs = program(self.begin(), self.train, np.int32(steps), total)
         jax.block_until_ready(runs)
@@ -93,7 +93,7 @@ class Compiled:
         return (time.perf_counter() - begin) / steps
 
     def trained(self, total: int, every: int) -> tuple[Run, list[np.ndarray]]:
-        """The runs after all their steps, and their accuracies (runs,) on the way."""
+        """Return the runs after all their steps, and their accuracies on the way."""
         runs, step, accuracies = self.begin(), 0, []
         evaluated = [max(1, round(share * total)) for share in SHARES]
         updates = range(every, int(UPDATED * total), every)
@@ -113,7 +113,7 @@ class Compiled:
 
 
 def measure(report: Report, budget: Budget) -> None:
-    """Measures the part."""
+    """Measure the part."""
     quick = report.options.quick
     dataset = _dataset(report)
     shape = {"width": 4, "blocks": 1} if quick else {"width": 16, "blocks": 3}
@@ -163,12 +163,12 @@ def measure(report: Report, budget: Budget) -> None:
 def summarize(
     accuracies: Sequence[np.ndarray], dead: np.ndarray, seeds: int
 ) -> list[dict[str, Any]]:
-    """A row for each correction.
+    """Return a row for each correction.
 
     Args:
       accuracies: at each of ``SHARES``, (runs,), by correction and then by seed.
       dead: fraction of neurons without inputs, (runs,).
-      seeds: how many there are.
+      seeds: number of seeds.
     """
     by_arm = np.stack(accuracies).reshape(len(accuracies), len(CORRECTIONS), seeds)
     rows = []
@@ -187,7 +187,7 @@ def summarize(
 
 
 def _dataset(report: Report) -> Dataset:
-    """Fashion-MNIST where it is, else glyphs; a few images of noise, if quick."""
+    """Load Fashion-MNIST if it exists, else glyphs; if quick, a few images of noise."""
     options: Any = report.options
     files = fashion_mnist.find(options.data_dir)
     counts = {"train": 32, "test": 20} if options.quick else {}
