@@ -1,1 +1,1 @@
-"""What corrections and large batches do to trainings: experiments, not timings."""
+"""Experiments on corrections and large batches; benchmarks hold the timings."""

@@ -1,13 +1,13 @@
-"""What blocks cost in accuracy: RigL and SET on blocks against single weights.
+"""The accuracy cost of blocks: RigL and SET on blocks against single weights.
 
     python -m studies.block_accuracy
 
-A perceptron of two hidden layers of 1,024 neurons learns the synthetic glyphs of
-``studies.convergence`` in 500 steps. Both hidden kernels have the same sparsity, the
-classifier is dense. All arms have the same learning rate, which was not tuned, and the
-same seeds; masks of dense arrays, since compact parameters come to the same.
+A perceptron with two hidden layers of 1,024 neurons learns the synthetic glyphs of
+``studies.convergence`` in 500 steps. Both hidden kernels have the same sparsity; the
+classifier is dense. All arms share the learning rate, which was not tuned, and the
+seeds. They use masks on dense arrays, since compact parameters give the same results.
 
-Finished runs are kept in ``--folder``: a study that was stopped resumes with the next.
+Finished runs are kept in ``--folder``: an interrupted study resumes with the next run.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ SEEDS, RATE, BLOCK, WIDTH = 5, 0.2, 64, 1_024
 
 @dataclasses.dataclass(frozen=True)
 class Options(harness.Options):
-    """What this study can be told.
+    """The options of this study.
 
     Attributes:
-      folder: Where finished runs are kept.
-      seeds: How many seeds.
+      folder: Folder of finished runs.
+      seeds: Number of seeds.
     """
 
     folder: Path = Path("runs/block_accuracy")
@@ -41,13 +41,13 @@ class Options(harness.Options):
 
 
 class Weights(Condition):
-    """Single weights are active or not, as many in every hidden layer."""
+    """Single weights are active or inactive, equally many in every hidden layer."""
 
     __slots__ = ()
     structure: ClassVar[so.structures.Structure] = so.Unstructured()
 
     def topology(self, steps: int, params: Any, seed: int) -> so.Topology:
-        """Which weights are active, and when that changes."""
+        """Return the topology."""
         del params, seed
         moved = {"rigl": so.rigl, "set": so.set_}[self.method]
         return moved(
@@ -61,14 +61,14 @@ class Weights(Condition):
 
 
 class Blocks(Weights):
-    """Blocks are active or not, as many in every hidden layer."""
+    """Blocks are active or inactive, equally many in every hidden layer."""
 
     __slots__ = ()
     structure: ClassVar[so.structures.Structure] = so.Block((BLOCK, BLOCK))
 
 
 def arms() -> list[Condition]:
-    """What is compared, dense first."""
+    """Return the arms, dense first."""
     return [
         Condition("dense", method="static", sparsity=0.0),
         *(
@@ -81,7 +81,7 @@ def arms() -> list[Condition]:
 
 
 def network(quick: bool) -> Network:
-    """The perceptron and its images."""
+    """Return the perceptron and its images."""
     images = (64, 32, 32) if quick else (5_000, 2_000, 2_000)
     data: Data = draw_glyphs(*images)
     batch, epochs = (32, 2) if quick else (100, 10)
@@ -90,7 +90,7 @@ def network(quick: bool) -> Network:
 
 
 def train_missing(options: Options, folder: RunFolder) -> None:
-    """Trains every arm with every seed that the folder does not hold yet."""
+    """Train every arm with every seed that the folder lacks."""
     finished = {run_id(row) for row in finished_runs(folder.path)}
     glyphs = network(options.quick)
     for arm in arms():
@@ -106,7 +106,7 @@ def train_missing(options: Options, folder: RunFolder) -> None:
 
 
 def main(options: Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = harness.Report("studies.block_accuracy", options)
     settings = {"rate": RATE, "block": BLOCK, "width": WIDTH, "quick": options.quick}
     folder = RunFolder(options.folder, settings)

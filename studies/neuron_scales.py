@@ -1,26 +1,26 @@
-"""How a neuron's scale goes with its fan-in, in the course of a sparse run.
+"""How a neuron's scale depends on its fan-in during a sparse run.
 
     python -m studies.neuron_scales
 
 SparseOpt corrects gradients by the square root of the fan-in, because the standard
-deviation of what a neuron hands to its Batch Normalization goes with it, for weights
-that are independent of their number. Training need not leave it so. Measured are, at
-moments of a run, the exponents with which four numbers of a neuron go with its fan-in,
-by least squares on logarithms, layers apart:
+deviation of a neuron's pre-activations is proportional to it, for weights that do not
+depend on their number. Training need not preserve this. The study measures, at several
+moments of a run, the exponents with which four numbers of a neuron depend on its
+fan-in, by least squares on logarithms, within layers:
 
-- the deviation of its pre-activations: 1/2 by the theory;
+- the deviation of its pre-activations: 1/2 according to the theory;
 - the norm of its weights: 1/2;
 - the norm of its gradient: 0, which the correction turns into 1/2;
-- the gradient's norm over the weights': -1/2, which the correction turns into 0. What
-  comes out of a Batch Normalization does not depend on the size of the weights in front
-  of it, so that this is the pace at which a neuron learns.
+- the gradient's norm over the weights': -1/2, which the correction turns into 0. The
+  output of Batch Normalization does not depend on the size of the weights before it, so
+  this ratio is the pace at which a neuron learns.
 
-With weights that are drawn by the fan-in of their neuron the theory has 0, 0, 1/2, 1/2
-at the start.
+With weights drawn by the fan-in of their neuron, the theory predicts 0, 0, 1/2, 1/2 at
+the start.
 
-At each change of the masks it is also asked what the change does to the deviations of
-the neurons whose fan-in it changes. What is dropped is small and what is grown is zero,
-so that it can be less than the fan-in says.
+At each update of the masks, the study also measures its effect on the deviations of the
+neurons whose fan-in it changes. Dropped weights are small and grown weights are zero,
+so the effect can be smaller than the fan-in suggests.
 """
 
 import functools
@@ -39,8 +39,8 @@ from reporting.training import loss_of
 from studies.convergence.conditions import Condition
 from studies.convergence.runs import Trainer, networks
 
-# Learning rates that all of these train with; in ``studies.convergence`` tuning chose
-# them or, for most, twice as much.
+# Learning rates with which all of these train; the tuning of ``studies.convergence``
+# chose these or, for most, twice as much.
 RUNS = (
     (Condition("MLP, RigL, 95 %"), 0.4),
     (Condition("MLP, RigL, 95 %, no weight decay", weight_decay=0.0), 0.4),
@@ -50,9 +50,9 @@ RUNS = (
     (Condition("ResNet, RigL, 95 %", "digits"), 0.2),
 )
 SEEDS = 3
-MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the training
+MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # fractions of the training
 IMAGES = 1_000
-LEAST = 1e-9  # what is below is taken for 0
+LEAST = 1e-9  # smaller numbers count as 0
 NUMBERS = ("deviation", "weights", "gradient", "pace")
 
 
@@ -73,15 +73,16 @@ class Neurons(NamedTuple):
 
     @property
     def pace(self) -> np.ndarray:
-        """The gradient's norm over the weights'."""
+        """Return the gradient's norm over the weights'."""
         weights = np.maximum(self.weights, LEAST)
         return self.gradient / weights
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _measure(model: nn.Module, params: Any, batch_stats: Any, batch: Any) -> Any:
-    """The gradient, and the variances of this batch alone but for a factor."""
-    # A step of the running mean from nothing, which leaves the same share of them all.
+    """Return the gradient, and variances of this batch alone up to a common factor."""
+    # One update of running statistics from zero scales all variances by the same
+    # factor.
     nothing = jax.tree.map(jnp.zeros_like, batch_stats)
     grads, (_, stats) = jax.grad(loss_of(model), has_aux=True)(params, nothing, batch)
     return grads, stats
@@ -90,10 +91,10 @@ def _measure(model: nn.Module, params: Any, batch_stats: Any, batch: Any) -> Any
 def neurons_of(
     trainer: Trainer, params: Any, batch_stats: Any, masks: Any, batch: Any
 ) -> dict[str, Neurons]:
-    """What is measured, by path of each sparse kernel that a normalisation follows.
+    """Measure the neurons of each sparse kernel that a normalisation follows, by path.
 
-    Neurons with a single input are all 0, as are those without: their normalisation
-    leaves nothing to learn but a sign. ``batch_stats`` is anything in that form.
+    Neurons with one input or none are all 0: their normalisation leaves nothing to
+    learn but a sign. Of ``batch_stats`` only the structure matters.
     """
     grads, stats = _measure(trainer.model, params, batch_stats, batch)
     flat = functools.partial(traverse_util.flatten_dict, sep="/")
@@ -116,11 +117,11 @@ def neurons_of(
 
 
 def exponent(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """The slope of one logarithm on another, by least squares within each layer.
+    """Return the slope of one logarithm on another, by least squares within layers.
 
     Args:
-      pairs: for each layer what it is to go with, and what goes with it; where one of
-        both is 0 it is left out.
+      pairs: for each layer the independent and the dependent numbers; entries with a 0
+        in either are left out.
 
     Returns:
       The exponent; None if nothing differs within a layer.
@@ -141,12 +142,12 @@ def exponent(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
 
 
 class Course(NamedTuple):
-    """What one run has shown.
+    """The measurements of one run.
 
     Attributes:
       exponents: for each moment one for each of ``NUMBERS``.
-      jumps: for each change of the masks the logarithms, after over before, of the
-        square root of fan-in and of the deviation, of neurons whose fan-in it changed.
+      jumps: for each update of the masks, log ratios (after over before) of the square
+        root of fan-in and of the deviation, for neurons whose fan-in it changed.
     """
 
     exponents: list[dict[str, float | None]]
@@ -154,7 +155,7 @@ class Course(NamedTuple):
 
 
 def follow(trainer: Trainer, rate: float, seed: int) -> Course:
-    """Trains, and measures at the moments, and before and after each change."""
+    """Train, and measure at the moments, and before and after each update."""
     train = trainer.network.data.train
     batch = train.images[:IMAGES], train.labels[:IMAGES]
     moments = {round(share * trainer.steps) for share in MOMENTS}
@@ -179,7 +180,7 @@ def follow(trainer: Trainer, rate: float, seed: int) -> Course:
     masks = so.get_masks(opt_state)
     note(0, params, masks)
     for step, (now, seen) in enumerate(trainer.schedule(rate, seed), 1):
-        # The step takes its arguments' memory.
+        # The step donates its arguments.
         before = jax.tree.map(jnp.copy, (params, masks))
         params, batch_stats, opt_state, _ = trainer.step(
             params, batch_stats, opt_state, now, seen
@@ -195,9 +196,9 @@ def follow(trainer: Trainer, rate: float, seed: int) -> Course:
 def jump(
     before: Mapping[str, Neurons], after: Mapping[str, Neurons]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a change of the masks does to the neurons whose fan-in it changes.
+    """Measure an update's effect on the neurons whose fan-in it changes.
 
-    These are logarithms, after over before: of the square root of fan-in, and of the
+    Returns log ratios, after over before: of the square root of fan-in, and of the
     deviation.
     """
     said, measured = [], []
@@ -214,7 +215,7 @@ def jump(
 def table_of_exponents(
     courses: Mapping[str, Sequence[Course]],
 ) -> list[dict[str, Any]]:
-    """A row for each run and moment: means over the seeds."""
+    """Return a row for each run and moment: means over the seeds."""
     rows = []
     for name, runs in courses.items():
         for index, share in enumerate(MOMENTS):
@@ -230,11 +231,11 @@ def table_of_exponents(
 
 
 def table_of_jumps(courses: Mapping[str, Sequence[Course]]) -> list[dict[str, Any]]:
-    """A row for each run whose masks change: over all changes of all seeds.
+    """Return a row for each run whose masks change, over all updates of all seeds.
 
-    ``follows`` is by how much the logarithm of the deviation changes for each unit by
-    which that of the square root of fan-in does, least squares through 0. SET takes a
-    step of the optimizer along with the change, RigL does not.
+    ``follows`` is the slope of the deviation's log ratio on that of the square root of
+    fan-in, by least squares through 0. SET takes an optimizer step along with the
+    update, RigL does not.
     """
     rows = []
     for name, runs in courses.items():
@@ -255,7 +256,7 @@ def table_of_jumps(courses: Mapping[str, Sequence[Course]]) -> list[dict[str, An
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = harness.Report("studies.neuron_scales", options)
     available, courses = networks(options.quick), {}
     for condition, rate in RUNS[:1] if options.quick else RUNS:

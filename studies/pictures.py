@@ -1,8 +1,8 @@
-"""Draws the pictures of the stored records again, and measures nothing.
+"""Redraw the pictures of the stored records, without measuring anything.
 
     python -m studies.pictures
 
-Programs draw their pictures themselves; this is for a change of how they look.
+Programs draw their pictures themselves; use this after a change of the drawing code.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ PROGRAMS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
 
 
 def main() -> None:
-    """Writes the pictures beside the records."""
+    """Write the pictures next to the records."""
     for program, draw in PROGRAMS.items():
         path = stored.path_of(program).with_suffix(".png")
         stored.write_picture(draw(stored.load(program)), path)

@@ -1,1 +1,1 @@
-"""Does correcting gradients help, and when."""
+"""Whether, and when, correcting gradients helps."""

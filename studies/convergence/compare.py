@@ -1,4 +1,4 @@
-"""Compares the arms of conditions: tunes each, and trains all with the same seeds."""
+"""Compare the arms of conditions: tune each, and train all with the same seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ SEEDS, TUNING_SEEDS = 8, (1_000, 1_001)
 def tuned(
     run: Callable[[float, int], Outcome], rates: Sequence[float], seeds: Sequence[int]
 ) -> tuple[float, list[dict[str, Any]]]:
-    """The rate of the highest mean accuracy, the lower of equals, and all rows."""
+    """Return the rate of highest mean accuracy, the lower of equals, and all rows."""
     return best_rate(
         {rate: [run(rate, seed).accuracy for seed in seeds] for rate in rates}
     )
@@ -28,10 +28,10 @@ def best_rate(
     """Choose a learning rate.
 
     Args:
-      accuracies: of the runs with each rate.
+      accuracies: accuracies of the runs with each rate.
 
     Returns:
-      The rate of the highest mean accuracy, the lower of equals, and a row for each.
+      The rate with the highest mean accuracy, the lower of equals, and a row for each.
     """
     rows = [
         {"rate": rate, "accuracy": float(np.mean(found))}
@@ -47,17 +47,17 @@ def summary(
     others: Sequence[Outcome],
     target: float | None,
 ) -> dict[str, Any]:
-    """A row for one arm, compared with the uncorrected one.
+    """Return a row for one arm, compared with the uncorrected one.
 
     Args:
       rate: its learning rate.
       outcomes: its runs, by seed.
-      others: those of the uncorrected arm, by seed.
-      target: the accuracy whose epochs are counted.
+      others: the runs of the uncorrected arm, by seed.
+      target: the accuracy until which epochs are counted.
 
     Returns:
       Means, differences, and under ``epochs_ratio`` the geometric mean of the ratios of
-      epochs over the seeds with which both reach the target.
+      epochs over the seeds for which both reach the target.
     """
     accuracies = [outcome.accuracy for outcome in outcomes]
     pairs = []
@@ -103,10 +103,10 @@ def compare(
     rates: dict[str, dict[str, float]],
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Trains all arms of a condition; adds what was tried, returns a row for each arm.
+    """Train all arms of a condition, add all trials, and return a row for each arm.
 
-    ``rates`` has the learning rates that were chosen, by condition and arm, and gets
-    this condition's.
+    ``rates`` holds the chosen learning rates by condition and arm; this condition's are
+    added.
     """
     tuning_seeds = TUNING_SEEDS[:1] if report.options.quick else TUNING_SEEDS
     data, tried, rows = network.data, [], []
@@ -134,13 +134,13 @@ def compare(
         harness.show(f"{condition.name}: learning rates tried", tried)
     harness.show(f"{condition.name}: {len(seeds)} seeds", rows)
     record = {"condition": condition._asdict(), "tried": tried, "arms": rows}
-    # Comes last in the record: the curves of every seed.
+    # Last in the record: the curves of every seed.
     report.record.setdefault("conditions", []).append(record | {"accuracies": curves})
     return rows
 
 
 def judge(report: harness.Report, rows: Mapping[str, Sequence[Mapping[str, Any]]]):
-    """Adds what came out: a claim is met where the interval lies above 0."""
+    """Add the claims; each is met if its interval is above 0."""
     tests = [(name, row) for name, arm_rows in rows.items() for row in arm_rows[1:]]
     together = holm([row["p"] for _, row in tests])
     told = [
@@ -154,9 +154,9 @@ def judge(report: harness.Report, rows: Mapping[str, Sequence[Mapping[str, Any]]
 
 
 def run(report: harness.Report, conditions: Sequence[Condition]) -> None:
-    """Compares the arms of conditions, none of which is ``like`` a later one.
+    """Compare the arms of conditions; a condition's ``like`` must come before it.
 
-    A quick run has the first condition alone.
+    A quick run has only the first condition.
     """
     options = report.options
     available, rates, rows = networks(options.quick), {}, {}

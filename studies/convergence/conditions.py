@@ -7,8 +7,8 @@ import numpy as np
 import sparseopt_jax as so
 from studies.convergence.masks import log_normal, power_law, spread_masks
 
-# What the gradient is multiplied by in front of SGD: nothing, the paper's factors of
-# fan-in, those of the measured deviations (ours), and those of the weights' norms.
+# Factors of the gradient before SGD: none, the paper's by fan-in, by the measured
+# deviations (ours), and by the weights' norms (ours).
 ARMS = ("none", "fan_in", "batch_variance", "weight_norm")
 # Ours as well, tried where the first ones differ.
 MORE_ARMS = (*ARMS, "variance^1/4", "variance^1", "fan_in_then_variance")
@@ -19,26 +19,26 @@ class Condition(NamedTuple):
     """How a network is made sparse and trained.
 
     Attributes:
-      name: what tables call it.
-      network: what ``networks()`` of a study calls it.
+      name: its name in tables.
+      network: a key of a study's ``networks()``.
       method: "rigl", "set" or "static"; "spread" and "power_law" are static with
-        fan-ins that differ from neuron to neuron by a log-normal law or by a power law,
-        the gradient's skew at its largest.
+        fan-ins that differ between neurons by a log-normal law or a power law, which
+        maximises the gradient's skew.
       sparsity: fraction of zeros.
-      distribution: how active weights are shared between layers.
+      distribution: how the active weights are distributed over the layers.
       sparse_init: whether weights are drawn by the fan-in of their neuron.
-      length: how many times as long as is usual here it trains.
-      momentum: of the running statistics of Batch Normalization.
-      layers: hidden layers, where the network lets choose.
-      weight_decay: of the kernels.
+      length: length of the training, relative to the default.
+      momentum: momentum of the running statistics of Batch Normalization.
+      layers: number of hidden layers, if the network has that option.
+      weight_decay: weight decay of the kernels.
       ham: whether HAM's multiplicative step follows SGD's.
-      keep_norms: whether each layer's gradient stays as long as it was, so that only
-        its direction is corrected.
+      keep_norms: whether the correction preserves the norm of each layer's gradient and
+        only changes its direction.
       corrected_growth: whether RigL grows by the gradient times SparseOpt's factors.
       min_fan_in: active weights that every neuron keeps.
-      rates: learning rates that are tried, if not those of the network.
-      like: the condition whose learning rates are taken; None tunes them.
-      arms: the corrections that are compared, the first with all others.
+      rates: learning rates to try, if not those of the network.
+      like: the condition whose learning rates are used; None tunes them.
+      arms: the corrections to compare, the first with all others.
     """
 
     name: str
@@ -60,13 +60,14 @@ class Condition(NamedTuple):
     arms: tuple[str, ...] = ARMS
 
     def every(self, steps: int) -> int:
-        """Steps from one change of the masks to the next, as RigL: as many when it
-        trains for longer.
+        """Return the steps between updates of the masks, as in RigL.
+
+        It does not depend on the length of the training.
         """
         return max(1, 3 * steps // self.length // 80)
 
     def topology(self, steps: int, params: Any, seed: int) -> so.Topology:
-        """Which weights are active, and when that changes."""
+        """Return the topology."""
         shared: dict[str, Any] = {"distribution": self.distribution}
         shared["min_fan_in"] = self.min_fan_in
         if self.method == "static":
@@ -106,8 +107,9 @@ CONDITIONS = (
     Condition("digits, spread, 95 %", network="digits", method="spread"),
 )
 
-# What the first ones left open: learning rates beyond those that were tried, where the
-# best was the lowest of them; longer runs tuned by themselves; other masks and places.
+# Questions that the first ones left open: learning rates beyond those that were tried,
+# if the best was the lowest of them; longer runs tuned separately; other masks and
+# places.
 SHORTER_ARMS = ARMS[:3]
 _WIDER = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 FURTHER = (

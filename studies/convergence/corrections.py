@@ -1,15 +1,16 @@
-"""Corrections of gradients that were tried beside those of the library.
+"""Gradient corrections that were tried in addition to the library's.
 
-All are to stand inside ``sparsify``, in front of SGD, in networks whose kernels have
-their neurons along the last axis. Each gives the neurons of a sparse layer factors that
-are 1 in the mean, or nearly:
+All of them belong inside ``sparsify``, before SGD, in networks whose kernels have their
+neurons along the last axis. Each gives the neurons of a sparse layer factors with a
+mean of about 1:
 
-- by a power of the variance that Batch Normalization measured: 1/2 is
-  ``scale_by_batch_variance``, 1 takes the skew of step over weight away too;
-- by the norm of the neuron's weights, which is what the variance comes to where inputs
-  are independent and alike; it needs no statistics and does not lag;
-- by fan-in right after a change of the masks, and by the variance once that has had the
-  time to follow.
+- by a power of the variance that Batch Normalization measures: 1/2 is
+  ``scale_by_batch_variance``, 1 also removes the skew of the step relative to the
+  weight;
+- by the norm of the neuron's weights, which is proportional to the deviation if inputs
+  are independent and identically distributed; it needs no statistics and does not lag;
+- by fan-in right after an update of the masks, and by the variance once the running
+  variance has had time to follow.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,21 +26,21 @@ from sparseopt_jax.trees import paths
 
 EPS = 1e-5
 
-# From a kernel's path, its weights and the statistics to a number for each neuron.
+# Maps a kernel's path, its weights and the statistics to a number for each neuron.
 Factor = Callable[[str, jax.Array, Mapping[str, jax.Array]], jax.Array | None]
 
 
 def not_head(params: optax.Params) -> Any:
-    """A tree of bools: False in the classifier, which no normalisation follows."""
+    """Return a tree of bools: False in the classifier, which has no normalisation."""
     return paths.map_with_paths(lambda path, _: not path.startswith("head"), params)
 
 
 def variance_power(links: Mapping[str, str], power: float) -> Transformation:
-    """Factors (var_i / mean_j var_j) ** power, of layers that a normalisation follows.
+    """Scale by (var_i / mean_j var_j) ** power in layers that a normalisation follows.
 
     Args:
-      links: from kernels to normalisations, as ``so.infer_norm_links`` gives them.
-      power: 1/2 is the square root that ``so.scale_by_batch_variance`` takes.
+      links: from kernels to normalisations, from ``so.infer_norm_links``.
+      power: 1/2 is the square root used by ``so.scale_by_batch_variance``.
 
     Returns:
       A transformation that needs ``batch_stats=``.
@@ -56,7 +57,7 @@ def variance_power(links: Mapping[str, str], power: float) -> Transformation:
 
 
 def floored_fan_in(least: float) -> Transformation:
-    """SparseOpt's factors, none of them below a floor.
+    """Scale by SparseOpt's factors, none of them below a floor.
 
     Args:
       least: the floor.
@@ -76,7 +77,7 @@ def floored_fan_in(least: float) -> Transformation:
 
 
 def weight_norm() -> Transformation:
-    """Factors |w_i| / sqrt(mean_j |w_j|^2), of every sparse layer."""
+    """Scale by |w_i| / sqrt(mean_j |w_j|^2) in every sparse layer."""
 
     def factor(path, weights, variances):
         del path, variances
@@ -89,13 +90,13 @@ def weight_norm() -> Transformation:
 def fan_in_then_variance(
     links: Mapping[str, str], every: int, memory: float
 ) -> Transformation:
-    """Geometric mean of both factors, all of it fan-in's right after a change.
+    """Scale by a geometric mean of both factors; right after an update it is fan-in's.
 
     Args:
       links: from kernels to normalisations.
-      every: steps from one change of the masks to the next.
-      memory: steps in which the share of fan-in falls to 1/e; that of the running
-        variance is 1 / (1 - its momentum).
+      every: steps between updates of the masks.
+      memory: steps in which the weight of fan-in falls to 1/e; for the running variance
+        it is 1 / (1 - its momentum).
 
     Returns:
       A transformation that needs ``batch_stats=``.
@@ -114,7 +115,7 @@ def fan_in_then_variance(
         )
 
         def between(fan_in, variance):
-            # Both are the gradient times a factor of at least 0, so that signs agree.
+            # Both are the gradient times a factor of at least 0, so their signs agree.
             size = jnp.abs(fan_in) ** share * jnp.abs(variance) ** (1.0 - share)
             return jnp.sign(fan_in) * size
 
@@ -125,10 +126,10 @@ def fan_in_then_variance(
 
 
 def keeping_norms(correction: optax.GradientTransformation) -> Transformation:
-    """A correction that leaves each layer's gradient as long as it was.
+    """Rescale a correction so that it preserves the norm of each layer's gradient.
 
     Args:
-      correction: what is left of it is the direction.
+      correction: the correction, of which only the direction is used.
 
     Returns:
       A transformation that takes what the correction takes.

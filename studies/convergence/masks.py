@@ -1,4 +1,4 @@
-"""Masks whose neurons have very different numbers of inputs."""
+"""Masks whose neurons have very different fan-ins."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,35 +10,35 @@ import optax
 import sparseopt_jax as so
 from sparseopt_jax.trees import paths
 
-# Standard deviation of the logarithm of a fan-in.
+# Standard deviation of a fan-in's logarithm.
 SPREAD = 1.0
-# Exponent by which the number of neurons falls that have a fan-in or more.
+# Exponent of the survival function of the fan-ins.
 TAIL = 1.0
 
-# Draws the proportions of so many fan-ins.
+# Draws proportions of fan-ins, one for each neuron.
 Law = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def log_normal(draw: np.random.Generator, neurons: int) -> np.ndarray:
-    """Proportions whose logarithms are normal."""
+    """Draw proportions whose logarithms are normal."""
     return draw.lognormal(sigma=SPREAD, size=neurons)
 
 
 def power_law(draw: np.random.Generator, neurons: int) -> np.ndarray:
-    """Proportions by a Pareto law: few neurons have most of the inputs."""
+    """Draw proportions by a Pareto law: few neurons have most of the inputs."""
     return 1.0 + draw.pareto(TAIL, size=neurons)
 
 
 def spread_masks(
     topology: so.Topology, params: Any, draw: np.random.Generator, law: Law
 ) -> Any:
-    """Random masks with as many active weights in each layer as a topology gives it.
+    """Draw random masks with the same active weights per layer as a topology.
 
     Args:
-      topology: whose numbers of active weights are kept.
+      topology: the topology whose numbers of active weights are kept.
       params: arrays or shapes, kernels with their neurons along the last axis.
-      draw: random numbers.
-      law: of the fan-ins.
+      draw: the random generator.
+      law: the law of the fan-ins.
 
     Returns:
       Bool arrays at sparse leaves, ``optax.MaskedNode()`` elsewhere.
@@ -61,26 +61,26 @@ def spread_masks(
 
 
 def spread_fan_ins(total: int, most: int, shares: np.ndarray) -> np.ndarray:
-    """Fan-ins in given proportions, nearly, that add up to a total.
+    """Return fan-ins that add up to a total, approximately in given proportions.
 
     Args:
-      total: of all neurons, at least one for each.
-      most: a neuron's largest.
+      total: sum over all neurons, at least one for each.
+      most: largest fan-in of a neuron.
       shares: proportions, one for each neuron.
 
     Returns:
       Integers in [1, most].
 
     Raises:
-      ValueError: if the total leaves a neuron without, or is more than all can have.
+      ValueError: if the total leaves a neuron without inputs or exceeds the maximum.
     """
     neurons = len(shares)
     if not neurons <= total <= most * neurons:
         raise ValueError(
-            f"{neurons} neurons of at most {most} inputs cannot have {total} in all"
+            f"{neurons} neurons of at most {most} inputs cannot have {total} in total"
         )
     fan_ins = np.ones(neurons, int)
-    # One at a time to whoever is furthest below its share.
+    # Corrected one at a time, at the neuron furthest below its share.
     for _ in range(total - neurons):
         open_ = fan_ins < most
         fan_ins[np.argmax(np.where(open_, shares / fan_ins, -np.inf))] += 1

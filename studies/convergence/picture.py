@@ -1,4 +1,4 @@
-"""What corrections gain in each condition, and accuracy against epochs."""
+"""Figures of the gains under each condition, and of accuracy over epochs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ STYLE = {
 
 
 def draw_gains(record: Mapping[str, Any]) -> Figure:
-    """A panel for each correction, a row for each condition: gain and interval.
+    """Draw a panel for each correction and a row for each condition: gain and interval.
 
-    A full mark stands in the test of all gains together, by Holm's method.
+    A filled marker is significant among all tests of gains, by Holm's method.
     """
     (tests,) = select(record["tables"], kind="p_values")
     holm = {(row["condition"], row["arm"]): row["holm"] for row in tests["rows"]}
@@ -51,7 +51,7 @@ def draw_gains(record: Mapping[str, Any]) -> Figure:
 
 
 def draw(conditions: Sequence[Mapping[str, Any]], columns: int = 3) -> Figure:
-    """A panel for each condition, a line for each arm: mean and standard deviation."""
+    """Draw a panel for each condition, a line for each arm: mean and deviation."""
     columns = min(columns, len(conditions))
     rows = -(-len(conditions) // columns)
     figure, places = panels(rows, columns, (4.0 * columns, 2.6 * rows))

@@ -1,4 +1,4 @@
-"""What is trained: two small networks, by one arm of one condition."""
+"""Training runs: two small networks, one arm of one condition."""
 
 import dataclasses
 import functools
@@ -27,12 +27,12 @@ from reporting.training import load_digits, loss_of
 from studies.convergence import corrections as candidates
 from studies.convergence.conditions import Condition
 
-# Images that are left out of training, to choose learning rates by.
+# Training images that are held out for the choice of learning rates.
 VALIDATION = {"glyphs": 2_000, "digits": 200}
 
 
 class Data(NamedTuple):
-    """Images to train with, to tune by and to judge by."""
+    """Training images, validation images and test images."""
 
     train: Split
     validation: Split
@@ -41,15 +41,15 @@ class Data(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network and what it learns.
+    """A network and its data.
 
     Attributes:
-      build: the network, of a condition.
+      build: builds the network for a condition.
       data: the images.
-      batch: images in a step.
+      batch: images per step.
       epochs: passes over the training images, at a length of 1.
-      rates: learning rates that are tried, a factor of 2 apart.
-      targets: test accuracies to be reached, by sparsity.
+      rates: learning rates to try, a factor of 2 apart.
+      targets: test accuracies to reach, by sparsity.
     """
 
     build: Callable[[Condition], nn.Module]
@@ -61,7 +61,7 @@ class Network:
 
 
 def networks(quick: bool) -> dict[str, Network]:
-    """The networks by name; only a tiny one that learns noise, if quick."""
+    """Return the networks by name; if quick, only a tiny one that learns noise."""
     train, test = load_digits(quick)
     if quick:
         data = Data(*held_out(train, 32), test)
@@ -75,8 +75,8 @@ def networks(quick: bool) -> dict[str, Network]:
         rates=(0.05, 0.1, 0.2, 0.4, 0.8),
         targets={0.95: 0.95},
     )
-    # Uncorrected runs with the seeds that rates are chosen with ended at 0.64, 0.52 and
-    # 0.40; the targets lie where they were after two thirds of their epochs or before.
+    # Uncorrected runs with the tuning seeds ended at 0.64, 0.52 and 0.40; the targets
+    # are the accuracies that they had after two thirds of their epochs or earlier.
     perceptron = Network(
         build=lambda network: MLP(network.layers, 128, 100, network.momentum),
         data=draw_glyphs(5_000, VALIDATION["glyphs"], 2_000),
@@ -89,10 +89,10 @@ def networks(quick: bool) -> dict[str, Network]:
 
 
 def draw_glyphs(train: int, validation: int, test: int) -> Data:
-    """Synthetic images of 16x16 in 100 classes, easier than ``glyphs.DIFFICULTY``.
+    """Draw synthetic images of 16x16 in 100 classes, easier than ``glyphs.DIFFICULTY``.
 
-    They are as clear as each other, turned by half a radian at most, and their classes
-    less alike: a dense perceptron ends at 81 %.
+    They are equally clear, rotated by half a radian at most, and their classes are less
+    similar: a dense perceptron ends at 81 %.
     """
     easier = dataclasses.replace(
         glyphs.DIFFICULTY, kinship=0.5, rotation=0.5, faintest=1.0
@@ -112,7 +112,7 @@ def draw_glyphs(train: int, validation: int, test: int) -> Data:
 
 
 def held_out(train: Split, count: int) -> tuple[Split, Split]:
-    """The training images without some, and those."""
+    """Split the training images into those to keep and those to hold out."""
     order = np.random.default_rng(0).permutation(len(train.labels))
     left, taken = (
         Split(train.images[indices], train.labels[indices])
@@ -122,14 +122,15 @@ def held_out(train: Split, count: int) -> tuple[Split, Split]:
 
 
 class Outcome(NamedTuple):
-    """What one run has come to.
+    """The outcome of one run.
 
     Attributes:
-      accuracies: after each epoch.
+      accuracies: accuracy after each epoch.
       early_loss: mean training loss over the first fifth of the steps.
-      fan_in_spread: standard deviation over mean of the fan-ins at the end, mean over
+      fan_in_spread: standard deviation over mean of the final fan-ins, averaged over
         the layers.
-      dead: share of the neurons of sparse layers that have no active weight at the end.
+      dead: fraction of the neurons of sparse layers without an active weight at the
+        end.
     """
 
     accuracies: tuple[float, ...]
@@ -139,25 +140,25 @@ class Outcome(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """After the last epoch."""
+        """Return the accuracy after the last epoch."""
         return self.accuracies[-1]
 
     @property
     def early_accuracy(self) -> float:
-        """After a ninth of the epochs, the paper's 10 of 90."""
+        """Return the accuracy after a ninth of the epochs, the paper's 10 of 90."""
         return self.accuracies[epochs_at(1 / 9, len(self.accuracies)) - 1]
 
     def epochs_to(self, target: float) -> int | None:
-        """The first epoch after which an accuracy is reached, None if never."""
+        """Return the first epoch after which an accuracy is reached, None if never."""
         reached = (n for n, x in enumerate(self.accuracies, 1) if x >= target)
         return next(reached, None)
 
 
 class Trainer:
-    """One arm of one condition, compiled once for all rates and seeds."""
+    """Train one arm of one condition, compiled once for all rates and seeds."""
 
     def __init__(self, network: Network, condition: Condition, arm: str):
-        """Compiles nothing yet."""
+        """Prepare the arm; compile nothing yet."""
         self.network, self.condition, self.arm = network, condition, arm
         self.model = network.build(condition)
         self.epochs = network.epochs * condition.length
@@ -183,7 +184,7 @@ class Trainer:
         self.step = jax.jit(step, donate_argnums=(0, 1, 2))
 
     def run(self, peak: float, seed: int, judge: Split) -> Outcome:
-        """Trains with a peak of the learning rate and a seed, judged by some images."""
+        """Train with a peak learning rate and a seed, and evaluate on some images."""
         params, batch_stats, opt_state = self.start(peak, seed)
         losses, accuracies = [], []
         for step, (rate, batch) in enumerate(self.schedule(peak, seed), 1):
@@ -206,7 +207,7 @@ class Trainer:
         )
 
     def start(self, peak: float, seed: int) -> tuple[Any, Any, Any]:
-        """Parameters, batch statistics and optimizer state before the first step."""
+        """Return initial parameters, batch statistics and optimizer state."""
         key = jax.random.key(seed, impl="rbg")
         params_key, topology_key, init_key = jax.random.split(key, 3)
         variables = self.init(params_key, self._image)
@@ -218,7 +219,7 @@ class Trainer:
         return so.apply_masks(params, opt_state), batch_stats, opt_state
 
     def schedule(self, peak: float, seed: int) -> Iterator[tuple[Any, Any]]:
-        """The learning rate and the batch of every step."""
+        """Yield the learning rate and the batch of every step."""
         schedule = warmed_up_cosine(peak, self.steps)
         rates = np.asarray(jax.vmap(schedule)(jnp.arange(self.steps)))
         draw, train = np.random.default_rng(seed), self.network.data.train

@@ -1,1 +1,1 @@
-"""How far batches grow by the optimizers' own rules."""
+"""How far the batch can grow under each optimizer's scaling rule."""

@@ -2,40 +2,40 @@
 
     python -m studies.large_batch
 
-The question is the claim of LAMB's paper (You et al., 2020, arXiv 1904.00962): with the
-learning rate in proportion to the square root of the batch, and the warm-up's share of
-the training in proportion to the batch, nothing has to be tuned again when the batch
-grows, which does not hold for Adam. Here a small ResNet learns scanned digits, dense
-and with nine in ten weights left out and moved by RigL, and what is counted are the
-epochs and the steps until the loss has come down to a fixed one.
+The study tests the claim of LAMB's paper (You et al., 2020, arXiv 1904.00962): if the
+learning rate scales with the square root of the batch, and the warm-up's share of the
+training with the batch, nothing has to be retuned when the batch grows, which does not
+hold for Adam. Here a small ResNet learns scanned digits, dense and with 90 % zeros
+under RigL. Counted are the epochs and the steps until the loss reaches a fixed value.
 
-How it is made fair, and repeatable:
+What makes the comparison fair and repeatable:
 
-- Each optimizer's learning rate is tuned once, at the smallest batch, dense and sparse
-  apart, over five rates that are a factor of 2 from each other. The best is that which
-  takes the fewest steps. At every other batch the rule alone decides, for SGD and LARS
-  as for Adam and LAMB.
-- A run has 40 epochs, whatever the batch: warm-up, then linear decay to zero. It ends
-  when it has reached the loss. One that has not is reported as such, not left out.
+- Each optimizer's learning rate is tuned once, at the smallest batch, separately for
+  dense and sparse, over five rates that are a factor of 2 apart. The best takes the
+  fewest steps. At every other batch the rule alone decides, for SGD and LARS as for
+  Adam and LAMB.
+- A run has 40 epochs at every batch: warm-up, then linear decay to zero. It ends when
+it
+  reaches the loss. A run that does not is reported as such, not left out.
 - The warm-up takes 1/160 of the training at a batch of 32 and 1/5 at 1,024, the largest
-  share in the paper. In steps that is the same at every batch.
-- The loss is that of all training images at once, normalised by their own statistics,
-  so that it depends neither on the batch nor on how running statistics lag. It is
-  looked at after each epoch, and between two of them followed along a straight line of
-  its logarithm. The loss aimed at was fixed beforehand, for all.
-- RigL changes masks every four epochs, so as often at any batch. A change takes the
-  place of a step, of which large batches have few.
+  share in the paper. In steps this is the same at every batch.
+- The loss is taken over all training images at once, normalised by their own
+statistics,
+  so it depends neither on the batch nor on the lag of running statistics. It is
+  evaluated after each epoch and interpolated linearly in its logarithm in between. The
+  target was fixed beforehand, the same for all.
+- RigL updates the masks every four epochs, equally often at every batch. An update
+  replaces a step, and large batches have few steps.
 - Momentum and weight decay are those of the other benchmarks: 5e-4 in the gradient for
-  SGD and LARS, 1e-2 beside it for Adam and LAMB. SparseOpt's correction is off: dense
-  and sparse runs differ by the masks alone.
-- LARS's coefficient is 0.02 in place of the customary 0.001. Biases and normalisations,
-  which its ratio leaves alone, thus have the learning rates that SGD has.
-- At the largest batch all five rates are tried again, each scaled by the rule: what it
-  costs to follow the rule there can be told from what the batch itself costs.
+  SGD and LARS, decoupled 1e-2 for Adam and LAMB. SparseOpt's correction is off: dense
+  and sparse runs differ only by the masks.
+- LARS's coefficient is 0.02 instead of the usual 0.001. So biases and normalisations,
+  which its ratio does not scale, have the same learning rates as under SGD.
+- At the largest batch all five rates are tried again, each scaled by the rule: this
+  separates the cost of the rule from the cost of the batch itself.
 
-There are 1,197 training images, so that a batch of 1,024 is most of them, and 4,096
-would be every image more than three times over: the batches end about where the paper's
-begin.
+There are 1,197 training images, so a batch of 1,024 is most of them, and 4,096 would be
+more than three times the data set: these batches end about where the paper's begin.
 """
 
 import functools
@@ -58,14 +58,14 @@ TARGET = 0.01
 
 
 class Network:
-    """A model on its images: gradients and the loss, compiled once for each batch.
+    """A model on its images: gradients and the loss, compiled once for each batch size.
 
-    Batches are normalised by their own statistics throughout: running ones take no
-    part.
+    Batches are always normalised by their own statistics; running statistics are not
+    used.
     """
 
     def __init__(self, model: nn.Module, images: np.ndarray, labels: np.ndarray):
-        """Compiles no step yet."""
+        """Prepare the network; compile no step yet."""
         self.images, self.labels = images, labels
         self._all = jax.device_put((images, labels))
         self._init = jax.jit(functools.partial(model.init, train=False))
@@ -81,15 +81,15 @@ class Network:
         return self._init(jax.random.key(seed, impl="rbg"), IMAGE)
 
     def start(self, seed: int) -> Any:
-        """The weights before the first step."""
+        """Return the weights before the first step."""
         return self._variables(seed)["params"]
 
     def loss(self, params: Any) -> float:
-        """Of all images at once."""
+        """Return the loss over all images at once."""
         return float(self._loss(params, self._all))
 
     def batches(self, plan: Plan, seed: int) -> Iterator[tuple[Any, Any]]:
-        """As many as the plan has steps, from epochs in random order."""
+        """Yield one batch per step of the plan, from epochs in random order."""
         draw = np.random.default_rng(seed)
         order = [draw.permutation(plan.images) for _ in range(plan.epochs)]
         places = np.concatenate(order)[: plan.steps * plan.batch]
@@ -98,7 +98,7 @@ class Network:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = harness.Report("studies.large_batch", options)
     train, _ = load_digits(options.quick)
     model = ResNet(4, strides=()) if options.quick else ResNet(16)

@@ -13,22 +13,22 @@ import optax
 import sparseopt_jax as so
 from reporting import harness
 
-LARGEST_WARM_UP = 1 / 5  # of the training, at the largest batch
-SPARSITY, CHANGES = 0.9, 10  # in the whole training, of which the last quarter has none
-# The seed that learning rates are tuned with; no other run has it.
+LARGEST_WARM_UP = 1 / 5  # fraction of the training, at the largest batch
+SPARSITY, CHANGES = 0.9, 10  # updates in the whole training, none in its last quarter
+# The seed for tuning learning rates; no other run uses it.
 TUNING = 1_000
-# An optimizer reaches as far as the batches take at most so many times the epochs.
+# An optimizer reaches as far as the batches take at most this multiple of the epochs.
 HOLDS = 2.0
-# How much further LARS and LAMB have to reach, to say that their rule is the better.
+# How much further LARS and LAMB have to reach for their rule to count as better.
 FURTHER = 2.0
 
 
 class Optimizer(NamedTuple):
-    """One of the four.
+    """One of the four optimizers.
 
     Attributes:
-      make: from a learning rate, a topology and a key.
-      rates: learning rates that are tried with digits at the smallest batch, ascending.
+      make: builds it from a learning rate, a topology and a key.
+      rates: learning rates to try on digits at the smallest batch, ascending.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -59,18 +59,18 @@ OPTIMIZERS = {
         (0.00125, 0.0025, 0.005, 0.01, 0.02),
     ),
 }
-# Whose rule is to reach further than whose.
+# Pairs: the optimizer whose rule should reach further, and the other one.
 PAIRS = (("LARS", "SGD"), ("LAMB", "Adam"))
 
 
 class Plan(NamedTuple):
-    """How many steps a run with some batch has.
+    """The steps of a run at one batch size.
 
     Attributes:
-      images: to train on, or so many windows of a text, of which each is seen once.
-      batch: images in a step.
+      images: number of training images, or of windows of a text, each seen once.
+      batch: images per step.
       epochs: passes over the images.
-      warm_up_share: of the training, at this batch.
+      warm_up_share: fraction of the training, at this batch.
     """
 
     images: int
@@ -80,27 +80,27 @@ class Plan(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps in all: batches are cut from one epoch after another without a gap."""
+        """Count all steps: batches are cut from consecutive epochs without a gap."""
         return self.epochs * self.images // self.batch
 
     @property
     def warm_up(self) -> int:
-        """Steps of the warm-up."""
+        """Count the steps of the warm-up."""
         return max(1, round(self.warm_up_share * self.steps))
 
     def rates(self, peak: float) -> np.ndarray:
-        """The learning rate of each step."""
+        """Return the learning rate of each step."""
         step, warm_up = np.arange(self.steps), self.warm_up
         rising = (step + 1) / warm_up
         falling = (self.steps - step) / (self.steps - warm_up + 1)
         return np.float32(peak) * np.minimum(rising, falling).astype(np.float32)
 
     def epochs_of(self, steps: float) -> float:
-        """Passes over the images in so many steps."""
+        """Return the number of passes over the images in some steps."""
         return steps * self.batch / self.images
 
     def topology(self, density: str) -> so.Topology:
-        """RigL that changes as often at every batch, or nothing sparse at all."""
+        """Return RigL with equally many updates at every batch, or a dense topology."""
         if density == "dense":
             return so.static(0.0)
         every = max(2, self.steps // CHANGES)
@@ -109,34 +109,34 @@ class Plan(NamedTuple):
 
 
 class Trained(Protocol):
-    """What is trained: a network with what it learns."""
+    """A network with its data."""
 
     gradient: Callable[[Any, Any], Any]
 
     def start(self, seed: int) -> Any:
-        """The weights before the first step."""
+        """Return the weights before the first step."""
         ...
 
     def loss(self, params: Any) -> float:
-        """What is to come down."""
+        """Return the loss that has to reach the target."""
         ...
 
     def batches(self, plan: Plan, seed: int) -> Iterator[Any]:
-        """As many as the plan has steps."""
+        """Yield one batch per step of the plan."""
         ...
 
 
 class Task(NamedTuple):
-    """A network, and how long it is trained at which batches.
+    """A network, its batches, and the length of its training.
 
     Attributes:
-      network: what is trained.
-      images: how many make an epoch.
+      network: the network.
+      images: number of images in an epoch.
       epochs: passes over the images.
-      batches: images in a step, ascending.
-      target: the loss that is to be reached.
-      rates: of each optimizer, those that are tried at the smallest batch, ascending.
-      seeds: runs at each batch.
+      batches: batch sizes, ascending.
+      target: the loss to reach.
+      rates: learning rates of each optimizer to try at the smallest batch, ascending.
+      seeds: number of runs at each batch.
     """
 
     network: Trained
@@ -148,7 +148,7 @@ class Task(NamedTuple):
     seeds: int
 
     def plans(self) -> list[Plan]:
-        """The steps at each batch; the warm-up takes as many of them at any."""
+        """Return the plan of each batch; all have equally many warm-up steps."""
         largest = self.batches[-1]
         return [
             Plan(self.images, batch, self.epochs, LARGEST_WARM_UP * batch / largest)
@@ -157,25 +157,25 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one run has come to.
+    """The outcome of one run.
 
     Attributes:
-      steps: until the loss was reached, in parts of them; None if it never was.
-      loss: the last one seen.
+      steps: steps until the loss was reached, fractional; None if it was not.
+      loss: the last loss.
     """
 
     steps: float | None
     loss: float
 
     def order(self) -> tuple[float, float]:
-        """Less is better."""
+        """Return a sort key; less is better."""
         loss = self.loss if math.isfinite(self.loss) else math.inf
         return (math.inf if self.steps is None else self.steps, loss)
 
 
 @functools.cache
 def update_of(name: str, topology: so.Topology) -> Callable[..., Any]:
-    """A step of the optimizer, compiled once for all batches, rates and seeds."""
+    """Return the optimizer's step, compiled once for all batches, rates and seeds."""
 
     def update(grads, opt_state, params, rate):
         tx = OPTIMIZERS[name].make(rate, topology)
@@ -189,7 +189,7 @@ class Trainer:
     """An optimizer at one batch."""
 
     def __init__(self, task: Task, name: str, density: str, plan: Plan):
-        """Compiles nothing yet; a density is ``"dense"`` or ``"sparse"``."""
+        """Prepare; compile nothing yet. ``density`` is ``"dense"`` or ``"sparse"``."""
         self.network, self.target = task.network, task.target
         self.name, self.plan = name, plan
         self._topology = plan.topology(density)
@@ -197,7 +197,7 @@ class Trainer:
         self._update = update_of(name, self._topology)
 
     def run(self, peak: float, seed: int) -> Outcome:
-        """Trains until the loss is reached, or to the end."""
+        """Train until the loss is reached, or to the end."""
         params = self.network.start(seed)
         tx = self._make(peak, self._topology, key=seed)
         opt_state = tx.init(params)
@@ -224,7 +224,7 @@ class Trainer:
 def crossing(
     before: tuple[float, float], after: tuple[float, float], target: float
 ) -> float:
-    """Where the line between two losses crosses a third, in their logarithms.
+    """Interpolate linearly, in logarithms, where the loss crosses the target.
 
     >>> crossing((10, 1.0), (20, 0.01), 0.1)
     15.0
@@ -235,16 +235,16 @@ def crossing(
 
 
 def scaled(rate: float, batch: int, smallest: int) -> float:
-    """The square-root rule."""
+    """Scale a learning rate by the square-root rule."""
     return rate * math.sqrt(batch / smallest)
 
 
 def row_of(
     trainer: Trainer, rate: float, outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
-    """What runs at one learning rate have come to.
+    """Summarise the runs with one learning rate.
 
-    Epochs and steps are means, and None where one of the runs did not reach the loss.
+    Epochs and steps are means, and None if one of the runs did not reach the loss.
     """
     plan = trainer.plan
     steps = [outcome.steps for outcome in outcomes if outcome.steps is not None]
@@ -267,9 +267,9 @@ def row_of(
 def tune(
     trainer: Trainer, rates: Sequence[float]
 ) -> tuple[float, list[dict[str, Any]]]:
-    """The learning rate that takes the fewest steps, and a row for each.
+    """Return the learning rate that takes the fewest steps, and a row for each.
 
-    If none reaches the loss it is that which comes closest.
+    If none reaches the loss, return the rate that comes closest.
     """
     outcomes = {rate: trainer.run(rate, TUNING) for rate in rates}
     best = min(outcomes, key=lambda rate: outcomes[rate].order())
@@ -280,7 +280,7 @@ def tune(
 
 
 def compare(report: harness.Report, task: Task, density: str) -> None:
-    """Trains with all optimizers at all batches, and says how far each reaches."""
+    """Train with all optimizers at all batches, and report how far each reaches."""
     smallest, largest, seeds = task.batches[0], task.batches[-1], task.seeds
     tuning, rows, control, reach = [], [], [], {}
     for name, rates in task.rates.items():
@@ -318,13 +318,13 @@ def compare(report: harness.Report, task: Task, density: str) -> None:
 
 
 def reached(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The largest batch up to which the epochs stay below ``HOLDS`` times the first's.
+    """Return the largest batch whose epochs stay below ``HOLDS`` times the first's.
 
     Args:
-      rows: of one optimizer, the batches ascending.
+      rows: rows of one optimizer, the batches ascending.
 
     Returns:
-      The batch; 0 if not even the first reaches the loss.
+      The batch; 0 if even the first does not reach the loss.
     """
     largest, first = 0, rows[0]["epochs"]
     for row in rows:
@@ -335,7 +335,7 @@ def reached(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def quicker(task: Task) -> Task:
-    """The same task, to see that it runs: two batches, rates and epochs, one seed."""
+    """Shorten a task to check that it runs: two batches, rates and epochs, one seed."""
     rates = {name: tried[:2] for name, tried in task.rates.items()}
     batches = task.batches[:2]
     return task._replace(epochs=2, batches=batches, rates=rates, seeds=1)

@@ -1,4 +1,4 @@
-"""Epochs to the loss against the batch, an optimizer a line."""
+"""Epochs to the loss over the batch, one line for each optimizer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from reporting import stored
 from reporting.figures import COLORS, panels
 
-# Of each record, what was trained.
+# The network of each record.
 TRAINED = {
     "studies.large_batch": "Digits, a small ResNet",
     "studies.large_batch.text": "Text, a small decoder",
@@ -23,16 +23,16 @@ STYLES = {
     "LAMB": (COLORS[1], "D"),
 }
 EPOCHS = (1, 2, 5, 10, 20, 50, 100)
-# Open markers stand so many times above the last epoch, and beside each other by this
-# part of the axis.
+# Open markers are drawn at this multiple of the last epoch, side by side at this
+# fraction of the axis.
 ABOVE, BESIDE = 1.3, 0.03
 
 
 def draw(record: Mapping[str, Any]) -> Figure:
-    """A panel for dense networks and one for sparse ones, a line for each optimizer.
+    """Draw a panel for dense networks and one for sparse ones, a line per optimizer.
 
-    Where not all seeds reach the loss there is an open marker above the last epoch, and
-    a gap in the line.
+    If not all seeds reach the loss, there is an open marker above the last epoch and a
+    gap in the line.
     """
     tables = stored.select(record["tables"], kind="rule")
     rows = [row for table in tables for row in table["rows"]]

@@ -2,16 +2,16 @@
 
     python -m studies.large_batch.text
 
-What ``studies.large_batch`` asks of a ResNet, asked of a decoder that learns the bytes
-of Python's standard library, by the same rules: one tuning at the smallest batch, then
-the rule alone; a run sees 32,768 windows of 64 bytes, each once, whatever the batch;
-RigL changes masks ten times. The loss, in nats a byte, is that of held-out text, looked
-at after every 1,024 windows. At a batch of 2,048 a run has 16 steps, at 4,096 it would
-have eight: the batches end there.
+The same questions as ``studies.large_batch`` asks of a ResNet, for a decoder that
+learns the bytes of Python's standard library, and the same rules: one tuning at the
+smallest batch, then the rule alone. A run sees 32,768 windows of 64 bytes, each once,
+at every batch; RigL updates the masks ten times. The loss, in nats per byte, is taken
+on held-out text after every 1,024 windows. At a batch of 2,048 a run has 16 steps; at
+4,096 it would have eight, so the batches end there.
 
-Weight decay and momentum are those of the ResNet, and the learning rates that are tried
-lie where this network trains. The decoder is of half the width of the one that
-``examples/language_model`` calls tiny, so that two hundred runs fit into an hour.
+Weight decay and momentum are those of the ResNet, and the learning rates to try suit
+this network. The decoder has half the width of the one that ``examples/language_model``
+calls tiny, so that two hundred runs fit into an hour.
 """
 
 import math
@@ -32,7 +32,7 @@ BATCHES = (32, 128, 512, 2048)
 WINDOWS, EPOCHS, SEEDS = 1_024, 32, 2
 LENGTH, HELD_OUT = 64, 256
 SIZE = net.Size(width=32, hidden=96, heads=2, layers=2)
-TARGET = 3.0 * math.log(2)  # three bits a byte, fixed before anything was measured
+TARGET = 3.0 * math.log(2)  # three bits per byte, fixed before any measurement
 RATES = {
     "SGD": (0.05, 0.1, 0.2, 0.4, 0.8),
     "LARS": (0.05, 0.1, 0.2, 0.4, 0.8),
@@ -45,7 +45,7 @@ class Reader:
     """A decoder and the text that it learns."""
 
     def __init__(self, size: Any, splits: Any):
-        """Compiles no step yet."""
+        """Prepare the decoder; compile no step yet."""
         self._model = net.LanguageModel(size, data.VOCABULARY, tied=False)
         self._train = splits.train
         self._held_out = self._windows(splits.validation, 0, 0, HELD_OUT)
@@ -54,16 +54,16 @@ class Reader:
         self.gradient = jax.jit(jax.grad(self._loss_of))
 
     def start(self, seed: int) -> Any:
-        """The weights before the first step."""
+        """Return the weights before the first step."""
         key = jax.random.key(seed, impl="rbg")
         return self._init(key, jnp.zeros((1, 8), jnp.int32))["params"]
 
     def loss(self, params: Any) -> float:
-        """Of held-out text, in nats a byte."""
+        """Return the held-out loss in nats per byte."""
         return float(self._loss(params, self._held_out))
 
     def batches(self, plan: Plan, seed: int) -> Iterator[np.ndarray]:
-        """Windows from random places, others in every step: int32 (batch, length)."""
+        """Yield windows from new random positions each step: int32 (batch, length)."""
         for number in range(plan.steps):
             yield self._windows(self._train, seed, number, plan.batch)
 
@@ -77,7 +77,7 @@ class Reader:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = harness.Report("studies.large_batch.text", options)
     size, windows = SIZE, WINDOWS
     if options.quick:

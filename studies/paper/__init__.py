@@ -1,1 +1,1 @@
-"""The figures of the SparseOpt paper that take little computing."""
+"""The figures of the SparseOpt paper that need little computing."""

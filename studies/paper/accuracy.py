@@ -1,23 +1,23 @@
-"""Figures 3, 4, 11, 12 and 15 to 22: accuracy against epochs, corrected and not.
+"""Figures 3, 4, 11, 12 and 15 to 22: accuracy over epochs, corrected and not.
 
     python -m studies.paper.accuracy
 
 What the paper shows, for ResNet-50 on ImageNet and ResNet-20 on CIFAR-100: with
-SparseOpt RigL and SET get further in as many epochs, most so when the training is short
-and the sparsity high, and the difference shrinks the longer they train; HAM adds to it;
-and it is there, too, when the gradient is only turned and stays as long as it was.
+SparseOpt, RigL and SET reach a higher accuracy in the same number of epochs, most of
+all if the training is short and the sparsity high, and the difference shrinks in longer
+training; HAM adds to it; and it remains if the correction only changes the gradient's
+direction and preserves its norm.
 
 What is measured here: the perceptron of ``studies.convergence`` on synthetic images, at
-the paper's sparsities and at 1, 2, 3 and 5 times the usual length (20 epochs), without
-a correction, with the paper's and with that by the variances that Batch Normalization
-measures (ours). Seeds are none of those that ``studies.convergence`` has seen; learning
-rates are those that its tuning chose for each correction at the usual length. Where
-gradients keep their norms, steps are as long with a correction as without, and all take
-the rate without.
+the paper's sparsities and at 1, 2, 3 and 5 times the default length (20 epochs),
+without a correction, with the paper's, and with the one by the variances that Batch
+Normalization measures (ours). The seeds differ from those of ``studies.convergence``;
+learning rates are those that its tuning chose for each correction at the default
+length. If gradients keep their norms, steps have the same size with and without a
+correction, so all use the uncorrected arm's rate.
 
-Gains are differences by seed, averaged over the conditions that a claim is about before
-they are tested. A claim that something is gained is met where the interval of 95 % lies
-above 0.
+Gains are differences by seed, averaged over the conditions that a claim covers before
+they are tested. A claim of a gain is met if its 95 % interval is above 0.
 
 What the paper leaves open, and we chose: the Erdős-Rényi-kernel distribution, RigL's
 and SET's settings, the strength of HAM.
@@ -43,7 +43,7 @@ SEEDS = range(8, 13)
 
 
 def conditions(quick: bool = False) -> Iterator[Condition]:
-    """By length, by length with HAM, and with norms kept; a few of them if quick."""
+    """Yield conditions by length, by length with HAM, with norms kept; few if quick."""
     arms = ARMS[:2] if quick else ARMS
     bases = [
         Condition(
@@ -68,9 +68,9 @@ def conditions(quick: bool = False) -> Iterator[Condition]:
 
 
 def chosen_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Learning rates by condition and arm, as ``studies.convergence`` chose them.
+    """Return the learning rates of ``studies.convergence``, by condition and arm.
 
-    Under another name of each condition all arms have that of the uncorrected one.
+    Under a second name of each condition, all arms have the uncorrected one's rate.
     """
     rates: dict[str, dict[str, float]] = {
         entry["condition"]["name"]: {row["arm"]: row["rate"] for row in entry["arms"]}
@@ -90,7 +90,7 @@ def _uncorrected(name: str) -> str:
 def gains(
     records: Sequence[Mapping[str, Any]], arm: str, share: float = 1.0
 ) -> np.ndarray:
-    """Points gained over no correction, a number a seed: the mean over conditions."""
+    """Return points gained over no correction, by seed: the mean over conditions."""
     found = [
         accuracies(entry, arm, share) - accuracies(entry, "none", share)
         for entry in records
@@ -99,7 +99,7 @@ def gains(
 
 
 def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
-    """The claims; those about the paper's correction are the paper's."""
+    """Add the claims; those about the paper's correction are the paper's."""
 
     def of(**wanted: Any) -> list[Mapping[str, Any]]:
         wanted = {"ham": False, "keep_norms": False} | wanted
@@ -118,7 +118,7 @@ def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
             name = METHODS[method]
             short, long = (of(method=method, length=n) for n in (1, LENGTHS[-1]))
             add(f"{name}, points gained", arm, gains(short, arm))
-            # The paper gives this one for 97 %, after 10 of 90 epochs.
+            # The paper shows this one for 97 %, after 10 of 90 epochs.
             early = gains(of(method=method, length=1, sparsity=0.97), arm, 1 / 9)
             add(f"{name}, 97 %, points gained early", arm, early)
             more = gains(short, arm) - gains(long, arm)
@@ -129,7 +129,7 @@ def judge(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = Report("studies.paper.accuracy", options)
     network = networks(options.quick)["glyphs"]
     rates = chosen_rates(stored.load("studies.convergence")["conditions"])

@@ -1,7 +1,7 @@
 """RigL on the digits' ResNet as ``examples/digits`` trains it, for the figures.
 
-Optimizer, learning rate, weight decay, epochs and the steps at which masks change are
-those of the example; what a figure varies are the topology and the correction.
+Optimizer, learning rate, weight decay, epochs and the steps at which masks are updated
+are those of the example; figures vary the topology and the correction.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from sparseopt_jax.topologies import Rewiring
 
 
 def config(sparsity: float, quick: bool) -> Any:
-    """What decides a run; a few epochs only, if quick."""
+    """Return the configuration of a run; a few epochs only, if quick."""
     of = Config(sparsity=sparsity)
     return dataclasses.replace(of, epochs=4) if quick else of
 
 
 def topology(of: Any, *, corrected_growth: bool = False) -> Rewiring:
-    """The example's RigL, which counts what it explores."""
+    """Return the example's RigL, with explored weights tracked."""
     rigl = training.make_topology(of, "rigl")
     assert isinstance(rigl, Rewiring)
     seen = so.scores.corrected_gradient if corrected_growth else so.scores.gradient
@@ -33,7 +33,7 @@ def topology(of: Any, *, corrected_growth: bool = False) -> Rewiring:
 
 
 class Runs:
-    """One arm, compiled once for all its seeds.
+    """Train one arm, compiled once for all its seeds.
 
     Attributes:
       tx: the optimizer.
@@ -42,7 +42,7 @@ class Runs:
     def __init__(
         self, of: Any, rigl: so.Topology, *, sparseopt: bool, quick: bool
     ) -> None:
-        """Compiles nothing yet; quick networks have no blocks and learn noise."""
+        """Prepare the arm, compile nothing; if quick, use no blocks and learn noise."""
         self.config, self._topology, self._sparseopt = of, rigl, sparseopt
         self.model = ResNet(of.width, strides=()) if quick else ResNet(of.width)
         self.train, self.test = load_digits(quick)
@@ -59,17 +59,17 @@ class Runs:
         )
 
     def start(self, seed: int) -> so.linen.TrainState:
-        """The state before the first step, weights and masks drawn from the seed."""
-        # All seeds share one optimizer, or each would compile anew.
+        """Return the state before the first step, drawn from the seed."""
+        # All seeds share one optimizer, or each would compile again.
         return training.start(self.model, self._optimizer, seed).replace(tx=self.tx)
 
     def batches(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The full batches of all epochs, in an order that the seed decides."""
+        """Yield the full batches of all epochs, in an order that the seed decides."""
         draw = np.random.default_rng(seed)
         size = self.config.batch_size
         return training.batches(self.train, self.config.epochs, draw, size)
 
     def accuracy(self, state: so.linen.TrainState) -> float:
-        """On the test images."""
+        """Return the accuracy on the test images."""
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         return float(training.evaluate(self.model, variables, *self.test)[0])

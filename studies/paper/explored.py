@@ -1,18 +1,17 @@
-"""Figures 5 and 10: how much RigL explores, by the gradient that its growth sees.
+"""Figures 5 and 10: how much RigL explores, depending on the gradient for growth.
 
     python -m studies.paper.explored
 
 What the paper shows, for ResNet-50 on ImageNet over 270 epochs: RigL explores slightly
-more when SparseOpt corrects the gradient that moves the weights, and much less when the
-corrected gradient also decides what grows. Hence its advice to grow by the original
-one.
+more if SparseOpt corrects the gradient of the weights, and much less if the corrected
+gradient also decides what grows. Hence its advice to grow by the original gradient.
 
 What is measured here, on scanned digits with the ResNet of the examples: the fraction
 of the maskable weights that have ever been active at the end of training, for RigL
 alone, with the correction for the weights, and with the correction for both
 (``so.rigl(corrected_growth=True)``). Arms of one seed share weights, masks and batches.
-The claims are about directions, since sizes depend on the network and on how many
-changes there are: 30 here.
+The claims are about directions, since sizes depend on the network and on the number of
+updates: 30 here.
 
 What the paper leaves open, and we chose: the Erdős-Rényi-kernel distribution and RigL's
 settings, which are those of ``examples/digits``.
@@ -32,14 +31,14 @@ from studies.paper.digits_runs import Runs, config, topology
 from studies.paper.report import Report
 
 SPARSITIES, SEEDS = (0.90, 0.95, 0.97), 5
-# For each arm whether the correction is on, and whether growth sees it.
+# For each arm, whether the correction is on, and whether growth uses it.
 ARMS = {
     "RigL": (False, False),
     "corrected weights": (True, False),
     "corrected weights and growth": (True, True),
 }
 BASELINE, WEIGHTS, BOTH = ARMS
-# Percent of the maskable weights, read off the authors' figures.
+# Percent of the maskable weights, read from the authors' figures.
 FIGURE = {
     BASELINE: {0.90: 74.4, 0.95: 54.1, 0.97: 39.9},
     WEIGHTS: {0.90: 75.3, 0.95: 55.6, 0.97: 42.8},
@@ -48,7 +47,7 @@ FIGURE = {
 
 
 def explored(runs: Runs, step: Any, seed: int) -> tuple[float, float]:
-    """The explored fraction and the accuracy at the end of one run."""
+    """Return the explored fraction and the accuracy at the end of one run."""
     state = runs.start(seed)
     for batch in runs.batches(seed):
         state, _ = step(state, *batch)
@@ -59,7 +58,7 @@ def explored(runs: Runs, step: Any, seed: int) -> tuple[float, float]:
 def row_of(
     arm: str, sparsity: float, outcomes: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """What the runs of an arm have come to, in percent."""
+    """Summarise the runs of an arm, in percent."""
     fractions, accuracies = ([100 * x for x in each] for each in zip(*outcomes))  # noqa: B905
     return {
         "arm": arm,
@@ -78,7 +77,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def paired(ours: Sequence[float], other: Sequence[float]) -> float:
-    """The mean difference of runs that share their seeds.
+    """Return the mean difference of runs that share their seeds.
 
     >>> paired([3.0, 5.0], [2.0, 2.0])
     2.0
@@ -87,7 +86,7 @@ def paired(ours: Sequence[float], other: Sequence[float]) -> float:
 
 
 def judge(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The claims: directions, at each sparsity."""
+    """Add the claims: directions, at each sparsity."""
     by_arm = {(row["arm"], row["sparsity"]): row["explored"] for row in rows}
     for sparsity in dict.fromkeys(row["sparsity"] for row in rows):
         base = by_arm[BASELINE, sparsity]
@@ -100,7 +99,7 @@ def judge(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Bars of the arms at each sparsity, the paper's beside them."""
+    """Draw bars of the arms at each sparsity, next to the paper's."""
     figure, places = panels(1, 2, (9, 3.6))
     sparsities = list(dict.fromkeys(row["sparsity"] for row in rows))
     titles = ("here: ResNet, digits", "the paper: ResNet-50, ImageNet")
@@ -127,7 +126,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = Report("studies.paper.explored", options)
     seeds = 1 if options.quick else SEEDS
     rows = []

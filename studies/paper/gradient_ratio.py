@@ -3,28 +3,28 @@
     python -m studies.paper.gradient_ratio
 
 What the paper shows: with Batch Normalization the gradient norm per weight of a sparse
-layer is (1 - s)^(-1/2) times that of the dense one; without, the two are about the
-same. Its network is a two-layer MLP on MNIST, at sparsities from 0 to 0.9.
+layer is (1 - s)^(-1/2) times that of the dense layer; without, the two are about equal.
+Its network is a two-layer MLP on MNIST, at sparsities from 0 to 0.9.
 
-What is measured here: the root of the mean squared gradient over the active weights of
-a layer, divided by that of the same network with all of them, in one batch of 512,
-before any training. Dense initialisation draws all weights as if the layer were dense
-and leaves some out; ``so.sparse_init`` divides by each neuron's own fan-in instead.
-Active weights are drawn over the whole layer, so that fan-ins differ.
+What is measured here: the root mean square gradient over the active weights of a layer,
+relative to the same network with all weights active, in one batch of 512, before any
+training. Dense initialisation draws all weights as if the layer were dense and removes
+some; ``so.sparse_init`` divides by each neuron's own fan-in instead. Active weights are
+drawn over the whole layer, so fan-ins differ.
 
-MNIST is not at hand without a download. In its place stand inputs that are normal
-numbers, for which the theory's assumptions hold, and the scanned digits of
-scikit-learn, of which, as in MNIST, some pixels are always empty. The small ResNet of
-the examples is not in the paper's figure. There the first convolution, of nine inputs a
-neuron, and the head are dense, and a ratio is the mean over the sparse layers.
+MNIST would need a download. It is replaced by normal inputs, which satisfy the theory's
+assumptions, and by the scanned digits of scikit-learn, of which, as in MNIST, some
+pixels are always empty. The small ResNet of the examples is not in the paper's figure.
+Its first convolution, with nine inputs per neuron, and its head are dense, and its
+ratio is the mean over the sparse layers.
 
-The digits' pixels are on one scale and differ in how much they vary, against the
-theory's assumptions. After a first look at the results a fourth network was added, to
-see whether that explains them: the same MLP on the pixels that vary, each by itself
-brought to mean 0 and variance 1.
+The digits' pixels share one scale and differ in variance, against the theory's
+assumptions. After a first look at the results a fourth network was added to test this
+explanation: the same MLP on the pixels that vary, each standardised to mean 0 and
+variance 1.
 
 What the paper leaves open, and we chose: 128 hidden neurons, 512 images, He's
-initialisation, labels drawn at random for the normal inputs.
+initialisation, random labels for the normal inputs.
 """
 
 import functools
@@ -47,23 +47,23 @@ from studies.paper.ratio_networks import MLPS, Batch, Network, networks
 from studies.paper.report import Report
 
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-# Read off the authors' figure, for sparsities 0 to 0.9.
+# Read from the authors' figure, for sparsities 0 to 0.9.
 FIGURE = {
     True: (1.000, 1.058, 1.126, 1.231, 1.365, 1.537, 1.730, 1.991, 2.401, 3.549),
     False: (1.00, 1.03, 1.04, 1.05, 1.06, 1.00, 1.06, 1.08, 1.08, 1.05),
 }
 SEEDS = 8
-NEAR = 0.15  # how far from theory and figure still counts as the same
-DENSE = ("stem", "head")  # layers that stay so
+NEAR = 0.15  # relative distance from theory and figure that counts as the same
+DENSE = ("stem", "head")  # layers that stay dense
 
-# Whether the normalisations act, and whether weights are drawn by fan-in.
+# Whether normalisations are active, and whether weights are drawn by fan-in.
 ARMS = ((True, False), (False, False), (True, True), (False, True))
-# A network and one of these.
+# A network with one of these.
 Arm = tuple[str, bool, bool]
 
 
 def theory(sparsity: float) -> float:
-    """The paper's equation 11.
+    """Return the ratio of the paper's equation 11.
 
     >>> theory(0.75)
     2.0
@@ -72,13 +72,13 @@ def theory(sparsity: float) -> float:
 
 
 def per_weight(grad: jax.Array, mask: jax.Array) -> jax.Array:
-    """Root of the mean squared gradient over the active weights."""
+    """Return the root mean square gradient over the active weights."""
     squares = jnp.sum(jnp.where(mask, grad, 0) ** 2)
     return jnp.sqrt(squares / jnp.maximum(jnp.sum(mask), 1))
 
 
 def random_masks(key: jax.Array, params: Any, density: jax.Array) -> Any:
-    """Masks of one density for all kernels but those that stay dense."""
+    """Draw masks of one density for all kernels except those that stay dense."""
 
     def at_leaf(path, leaf):
         if leaf.ndim < 2 or path[0] in DENSE:
@@ -90,7 +90,7 @@ def random_masks(key: jax.Array, params: Any, density: jax.Array) -> Any:
 
 
 def without_norm(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Hands on what a Batch Normalization gets; for ``nn.intercept_methods``."""
+    """Pass on the input of Batch Normalization; for ``nn.intercept_methods``."""
     if isinstance(context.module, nn.BatchNorm):
         return args[0]
     return call(*args, **kwargs)
@@ -106,14 +106,14 @@ def gradient_norms(
     batch_norm: bool,
     sparse_init: bool,
 ) -> dict[str, jax.Array]:
-    """Per-weight gradient norms of the sparse layers, by path.
+    """Return per-weight gradient norms of the sparse layers, by path.
 
     Args:
       model: the network.
-      key: of weights and masks.
-      density: of each sparse layer; 1 makes it dense in the same program.
+      key: key of weights and masks.
+      density: density of each sparse layer; 1 makes it dense in the same program.
       batch: inputs and labels.
-      batch_norm: whether the normalisations act.
+      batch_norm: whether the normalisations are active.
       sparse_init: whether weights are drawn by each neuron's own fan-in.
 
     Returns:
@@ -154,10 +154,10 @@ def ratios(
     batch_norm: bool,
     sparse_init: bool,
 ) -> dict[str, np.ndarray]:
-    """Gradient norms as multiples of the dense ones: (seeds, sparsities), by layer."""
+    """Return gradient norms relative to dense: (seeds, sparsities), by layer."""
     found: dict[str, list[list[float]]] = {}
     for seed in range(seeds):
-        # The default kind of key compiles for seconds for each network on CPU.
+        # The default kind of key takes seconds to compile for each network on CPU.
         key, batch = jax.random.key(seed, impl="rbg"), network.batch(seed)
         rows = [
             gradient_norms(
@@ -174,7 +174,7 @@ def ratios(
 
 
 def off(measured: Iterable[float], expected: Iterable[float]) -> float:
-    """The largest relative distance.
+    """Return the largest relative distance.
 
     >>> off([1.0, 3.0], [1.0, 2.0])
     0.5
@@ -191,7 +191,7 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 def judge(
     report: Report, sparsities: Sequence[float], means: dict[Arm, np.ndarray]
 ) -> None:
-    """The claims, on the sparsities that the paper's figure has."""
+    """Add the claims, on the sparsities of the paper's figure."""
     shown = [i for i, sparsity in enumerate(sparsities) if sparsity in SPARSITIES[:10]]
     expected = [theory(sparsities[i]) for i in shown]
     read_off = {
@@ -217,7 +217,7 @@ def judge(
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Any:
-    """A panel for each network."""
+    """Draw a panel for each network."""
     names = list(dict.fromkeys(row["network"] for row in rows))
     figure, places = panels(1, len(names), (3.4 * len(names), 3.6))
     for axes, name in zip(places[0], names, strict=True):
@@ -260,7 +260,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = Report("studies.paper.gradient_ratio", options)
     seeds = 2 if options.quick else SEEDS
     sparsities = SPARSITIES[::5] if options.quick else SPARSITIES

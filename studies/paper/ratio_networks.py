@@ -15,7 +15,7 @@ from reporting.training import load_digits
 BATCH, HIDDEN, CLASSES = 512, 128, 10
 MLPS = ("MLP, normal inputs", "MLP, digits")
 EXPLAINS = "MLP, digits, equal pixels"
-VARY = 0.1  # pixels vary whose deviation is at least this part of the largest
+VARY = 0.1  # a pixel varies if its deviation is at least this fraction of the largest
 
 Batch = tuple[jax.Array, jax.Array]
 
@@ -24,9 +24,9 @@ class Network(NamedTuple):
     """One of the networks.
 
     Attributes:
-      name: what tables call it.
+      name: its name in tables.
       model: called with inputs and ``train``.
-      batch: inputs and labels of a seed.
+      batch: returns inputs and labels of a seed.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Network(NamedTuple):
 
 
 def networks(quick: bool) -> list[Network]:
-    """All four; the last one tiny and on noise, if quick."""
+    """Return all four networks; if quick, the last one is tiny and learns noise."""
     train, _ = load_digits(quick)
     batch = min(BATCH, len(train.labels))
     shape = (batch, 8, 8, 1) if quick else (batch, 16, 16, 1)
@@ -64,7 +64,7 @@ def networks(quick: bool) -> list[Network]:
 
 
 def equal_pixels(images: np.ndarray) -> np.ndarray:
-    """The pixels that vary, each with mean 0 and variance 1 (n, pixels).
+    """Return the pixels that vary, each with mean 0 and variance 1 (n, pixels).
 
     >>> equal_pixels(np.array([[[1.0, 5.0]], [[3.0, 5.0]]]))
     array([[-1.],

@@ -1,7 +1,7 @@
 """Reports on figures of the SparseOpt paper: its claims, and a verdict on them.
 
-The paper is Adnan et al., 2026 (arXiv 2605.27541). A claim that it makes is told apart
-from one of ours, and the verdict goes by the paper's alone.
+The paper is Adnan et al., 2026 (arXiv 2605.27541). Its claims are kept separate from
+ours, and the verdict depends on the paper's alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,19 +14,19 @@ class Report(harness.Report):
     """A report on one figure, or on several that belong together."""
 
     def published(self, what: str, measured: float, **limit: Any) -> None:
-        """Adds a claim that the paper makes, with a limit that was set beforehand."""
+        """Add a claim of the paper, with a limit that was set beforehand."""
         self.claim(what, measured, **limit)
         self.record["claims"][-1]["published"] = True
 
     def store(self) -> None:
-        """Writes the record with its verdict."""
+        """Write the record with its verdict."""
         self.record["verdict"] = verdict(self.record["claims"])
         print(f"\nVerdict on what the paper claims: {self.record['verdict']}.")
         super().store()
 
 
 def verdict(claims: Iterable[Mapping[str, Any]]) -> str:
-    """What has become of the claims that the paper makes.
+    """Return the verdict on the paper's claims.
 
     >>> verdict([{"published": True, "met": True}, {"met": False}])
     'reproduced'

@@ -1,20 +1,22 @@
-"""Figure 1, made quantitative: how far the gradients of sparse layers are turned.
+"""Figure 1, made quantitative: by what angle the gradients of sparse layers are skewed.
 
     python -m studies.paper.skew
 
-What the paper shows, as a drawing without numbers: neurons of different fan-ins in
-front of a Batch Normalization have their gradients amplified differently, which turns
-the gradient of the layer, and every change of the masks changes by how much.
+What the paper shows, as a drawing without numbers: Batch Normalization amplifies the
+gradients of neurons with different fan-ins differently, which rotates the gradient of
+the layer, and every update of the masks changes by how much.
 
 What is measured here, in runs of RigL on scanned digits (the ResNet of the examples, 95
 % sparse), with and without SparseOpt's correction:
 
 - for each layer and step the angle between its gradient and the corrected one;
 - the spread of the factors sqrt(1 - s_i) / sqrt(1 - s_avg) over the layer's neurons;
-- at each change of the masks by how much the factors move, and the angle as the old
-  masks and the new ones give it for one and the same gradient;
-- beside it by how much the angle differs from one step to the next while masks rest,
-  which is the noise of the batches.
+- at each update of the masks, how much the factors move, and the difference of the
+angles
+  by the old and the new masks for the same gradient;
+- for comparison, how much the angle differs between steps without an update, which is
+the
+  noise of the batches.
 
 The head is left out, since no normalisation follows it.
 """
@@ -37,21 +39,20 @@ from studies.paper.report import Report
 
 SPARSITY, SEEDS = 0.95, 3
 ARMS = {"RigL": False, "RigL + SparseOpt": True}
-TURNED = 5.0  # degrees: from here on we speak of a skew
+TURNED = 5.0  # degrees; a smaller angle does not count as a skew
 MOVED = 0.01  # a factor that moves by less has not moved
 
 
 class Course(NamedTuple):
-    """What one run has shown, over its steps.
+    """The measurements of one run, over its steps.
 
     Attributes:
       layers: paths of the sparse kernels that a normalisation follows.
       angles: degrees (steps, layers), of the gradient that the step uses.
-      factors: of the masks that the step begins with, for each layer
-        (steps, neurons).
-      changes: the steps at which masks change.
-      jumps: degrees (changes, layers): the angle by the new masks minus that by the
-        old ones, for the gradient of that step.
+      factors: factors of the masks before the step, for each layer (steps, neurons).
+      changes: the steps at which masks are updated.
+      jumps: degrees (changes, layers): the angle by the new masks minus the angle by
+        the old ones, for the gradient of that step.
     """
 
     layers: tuple[str, ...]
@@ -62,7 +63,7 @@ class Course(NamedTuple):
 
 
 def factors_of(masks: Any) -> dict[str, jax.Array]:
-    """SparseOpt's factor of each neuron, by path of the kernel."""
+    """Return SparseOpt's factor of each neuron, by path of the kernel."""
     found = {}
     for path, mask in traverse_util.flatten_dict(masks, sep="/").items():
         if isinstance(mask, jax.Array):
@@ -73,7 +74,7 @@ def factors_of(masks: Any) -> dict[str, jax.Array]:
 
 
 def angles_of(params: Any, opt_state: Any, grads: Any) -> dict[str, jax.Array]:
-    """How far the correction turns each layer's gradient, in degrees, by path."""
+    """Return, by path, the angle by which the correction rotates a layer's gradient."""
     words = "skew_angle/"
     numbers = so.metrics(params, opt_state, grads=grads)
     return {
@@ -85,7 +86,7 @@ def angles_of(params: Any, opt_state: Any, grads: Any) -> dict[str, jax.Array]:
 
 @jax.jit
 def observed_step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
-    """A step of training, and what the figure needs of it."""
+    """Take a training step, and return the measurements of the figure."""
 
     def loss(params):
         logits, variables = state.apply_fn(
@@ -107,7 +108,7 @@ def observed_step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
 
 
 def follow(runs: Runs, seed: int) -> Course:
-    """Trains once and keeps what it has shown."""
+    """Train once and return the measurements."""
     state, seen = runs.start(seed), []
     for batch in runs.batches(seed):
         state, numbers = observed_step(state, *batch)
@@ -123,7 +124,7 @@ def follow(runs: Runs, seed: int) -> Course:
 
 
 def movement(old: np.ndarray, new: np.ndarray) -> float:
-    """By how much factors have moved: |new - old| / |old| of them as a vector.
+    """Return how much factors have moved: |new - old| / |old| as vectors.
 
     >>> movement(np.array([3.0, 4.0]), np.array([3.0, 5.0]))
     0.2
@@ -132,8 +133,8 @@ def movement(old: np.ndarray, new: np.ndarray) -> float:
 
 
 def movements(course: Course) -> np.ndarray:
-    """By how much each change moves the factors of each layer (changes, layers)."""
-    # The masks of a change in the last step are no longer seen.
+    """Return how much each update moves the factors of each layer (changes, layers)."""
+    # The masks of an update in the last step are no longer seen.
     followed = course.changes[course.changes + 1 < len(course.angles)]
     return np.array(
         [
@@ -144,13 +145,13 @@ def movements(course: Course) -> np.ndarray:
 
 
 def noise(course: Course) -> np.ndarray:
-    """By how much the angle differs from step to step, masks at rest (layers,)."""
+    """Return how much the angle differs between steps without an update (layers,)."""
     steps = np.abs(np.diff(course.angles, axis=0))
     return np.delete(steps, course.changes[course.changes < len(steps)], 0).mean(axis=0)
 
 
 def summarize(arm: str, courses: Sequence[Course]) -> list[dict[str, Any]]:
-    """A row for each layer, means over steps and runs."""
+    """Return a row for each layer, means over steps and runs."""
 
     def mean(values: Sequence[np.ndarray], index: int) -> float:
         return round(float(np.mean([series[index] for series in values])), 4)
@@ -181,7 +182,7 @@ def summarize(arm: str, courses: Sequence[Course]) -> list[dict[str, Any]]:
 
 
 def judge(report: Report, arm: str, courses: Sequence[Course]) -> None:
-    """The claims about one arm."""
+    """Add the claims about one arm."""
     angle = float(np.mean([course.angles.mean() for course in courses]))
     what = f"{arm}: mean angle over layers and steps, degrees"
     report.published(what, angle, at_least=TURNED)
@@ -204,8 +205,8 @@ def judge(report: Report, arm: str, courses: Sequence[Course]) -> None:
 
 
 def between_changes(course: Course, index: int) -> tuple[list[float], list[float]]:
-    """The middles of the stretches that share their masks, and a layer's mean angle."""
-    # The step of a change still has the old masks.
+    """Return midpoints and a layer's mean angle of the stretches between updates."""
+    # The step of an update still has the old masks.
     starts = [0, *(course.changes + 1), len(course.angles)]
     stretches = [
         (first, last) for first, last in itertools.pairwise(starts) if last > first
@@ -215,7 +216,7 @@ def between_changes(course: Course, index: int) -> tuple[list[float], list[float
 
 
 def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
-    """The angles of one run over its steps, and the layers side by side."""
+    """Draw the angles of one run over its steps, and the layers side by side."""
     figure, places = panels(2, 2, (11, 6.6))
     arms = list(courses)
     course = courses[arms[0]]
@@ -249,9 +250,9 @@ def draw(courses: dict[str, Course], rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = Report("studies.paper.skew", options)
-    # A layer of few weights would have hardly any left.
+    # A layer with few weights would have hardly any left.
     of = config(0.5 if options.quick else SPARSITY, options.quick)
     seeds = 1 if options.quick else SEEDS
     rows, first, found = [], {}, {}

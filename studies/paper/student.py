@@ -1,14 +1,13 @@
-"""Neurons behind Batch Normalization that learn another one, all runs at once.
+"""Neurons with Batch Normalization that learn another one, all runs at once.
 
-A neuron is f(z) = a relu(gamma xhat + beta), xhat = BN(w . z), the statistics those of
+A neuron is f(z) = a relu(gamma xhat + beta), xhat = BN(w . z), with the statistics of
 all samples. Appendix A of the SparseOpt paper (Adnan et al., 2026, arXiv 2605.27541)
 trains one such neuron, or two, by gradient descent on 200 samples of normal numbers.
 
 What it leaves open, and we chose: the loss is half the mean squared error; the
-student's weights are drawn from N(0, 1 / inputs), or made smaller than that; the
-teacher is one neuron with a = gamma = 1, beta = 0 and normal weights on the inputs that
-the sparse student sees, so that a student can be right; HAM acts on a alone, with its
-decay of 1e-3.
+student's weights are drawn from N(0, 1 / inputs), or smaller; the teacher is one neuron
+with a = gamma = 1, beta = 0 and normal weights on the inputs that the sparse student
+sees, so that a student can match it; HAM acts on a alone, with its decay of 1e-3.
 """
 
 import functools
@@ -24,21 +23,21 @@ from sparseopt_jax.arrays.selection import random_mask
 from sparseopt_jax.layers.neurons import correction_factor, fan_in, resolve_axes
 
 SAMPLES = 200
-EPS = 1e-5  # of the normalisation: Flax's
+EPS = 1e-5  # epsilon of Flax's normalisation
 HAM_DECAY = 1e-3
-TARGET = 0.01  # of the loss of no student at all: from here on it has converged
-Params = Any  # a dictionary of arrays, by the names of the formula
+TARGET = 0.01  # relative to the loss without a student; below it a run has converged
+Params = Any  # a dictionary of arrays, by the names in the formula
 LABELS = {"a": "ham", "gamma": "sgd", "beta": "sgd", "w": "sgd"}
 
 
 class Task(NamedTuple):
-    """What one seed decides; with a leading axis, what many do.
+    """The data of one seed; with a leading axis, of many.
 
     Attributes:
       z: inputs (samples, inputs).
-      target: what the teacher makes of them (samples,).
-      mask: bool (inputs, neurons), the student's.
-      w: the student's first weights, of that shape.
+      target: the teacher's outputs (samples,).
+      mask: the student's mask, bool (inputs, neurons).
+      w: the student's initial weights, of the same shape.
     """
 
     z: Any
@@ -48,13 +47,13 @@ class Task(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """What runs of one seed differ by; with a last axis, many of them.
+    """What distinguishes the runs of one seed; with a last axis, many of them.
 
     Attributes:
-      sign: of each neuron's a at the start (neurons,).
-      factor: what the gradient of each neuron's w is multiplied by (neurons,).
+      sign: sign of each neuron's a at the start (neurons,).
+      factor: factor on the gradient of each neuron's w (neurons,).
       alpha: strength of HAM; 0 for none.
-      size: what the first w is multiplied by.
+      size: factor on the initial w.
     """
 
     sign: Any
@@ -64,15 +63,15 @@ class Lane(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What runs have come to; the axes are seeds, what is named here, lanes.
+    """The outcomes of runs; the axes are seeds, those named here, and lanes.
 
     Attributes:
-      loss: at the end, as a multiple of that of no student at all.
-      a: at the end (neurons,).
-      share: root mean square of each neuron's output, as a multiple of the teacher's
+      loss: final loss, relative to the loss without a student.
+      a: final a (neurons,).
+      share: root mean square of each neuron's output, relative to the teacher's
         (neurons,).
       reached: the first step with a loss below ``TARGET``; -1 for none.
-      drift: the largest distance of a^2 - gamma^2 - beta^2 from 0 that was seen.
+      drift: the largest distance of a^2 - gamma^2 - beta^2 from 0 during the run.
       losses: the loss along the way (points,).
       heights: a along the way (points, neurons).
     """
@@ -87,50 +86,50 @@ class Outcome(NamedTuple):
 
 
 def normalise(y: jax.Array) -> jax.Array:
-    """Pre-activations, made to have mean 0 and variance 1 over the second axis."""
+    """Normalise pre-activations to mean 0 and variance 1 over the second axis."""
     mean, variance = y.mean(axis=1, keepdims=True), y.var(axis=1, keepdims=True)
     return (y - mean) / jnp.sqrt(variance + EPS)
 
 
 def outputs(params: Params, z: jax.Array) -> jax.Array:
-    """Each neuron's part in the student's output: (seeds, samples, neurons, lanes)."""
-    # The lanes last, side by side in memory.
+    """Return each neuron's contribution: (seeds, samples, neurons, lanes)."""
+    # Lanes come last, so that they are contiguous in memory.
     x = normalise(jnp.einsum("bnd,bdkl->bnkl", z, params["w"]))
     a, gamma, beta = (params[name][:, None] for name in ("a", "gamma", "beta"))
     return a * jax.nn.relu(gamma * x + beta)
 
 
 def losses_of(params: Params, z: jax.Array, target: jax.Array) -> jax.Array:
-    """Half the mean squared error (seeds, lanes)."""
+    """Return half the mean squared error (seeds, lanes)."""
     error = outputs(params, z).sum(axis=2) - target[:, :, None]
     return jnp.mean(error**2, axis=1) / 2
 
 
 def balance(params: Params) -> jax.Array:
-    """a^2 - gamma^2 - beta^2 of each neuron, which gradient flow keeps."""
+    """Return a^2 - gamma^2 - beta^2 of each neuron, which gradient flow preserves."""
     return params["a"] ** 2 - params["gamma"] ** 2 - params["beta"] ** 2
 
 
 def own_factor(active: int, inputs: int) -> float:
-    """What takes a neuron's amplification back: sqrt(1 - s_i)."""
+    """Return the factor that cancels a neuron's amplification: sqrt(1 - s_i)."""
     return math.sqrt(active / inputs)
 
 
 def rule_factors(mask: jax.Array) -> jax.Array:
-    """SparseOpt's factors of a layer (neurons,); 1 for a layer of one neuron."""
+    """Return SparseOpt's factors of a layer (neurons,); 1 for a layer of one neuron."""
     axes = resolve_axes(None, "w", mask)
     assert axes is not None
     return correction_factor(fan_in(mask, axes), axes)[0]
 
 
 def make_task(key: jax.Array, inputs: int, active: int, dense: int) -> Task:
-    """A task whose student has some dense neurons, and then a sparse one.
+    """Draw a task whose student has some dense neurons, followed by a sparse one.
 
     Args:
       key: typed PRNG key.
-      inputs: of every neuron.
-      active: those that the sparse neuron sees.
-      dense: how many dense neurons stand in front of it.
+      inputs: inputs of every neuron.
+      active: inputs that the sparse neuron sees.
+      dense: number of dense neurons before it.
 
     Returns:
       The task.
@@ -146,7 +145,7 @@ def make_task(key: jax.Array, inputs: int, active: int, dense: int) -> Task:
 
 
 def start(tasks: Task, lanes: Lane) -> Params:
-    """The balanced start: gamma = 1, beta = 0, a = 1 or -1."""
+    """Return the balanced start: gamma = 1, beta = 0, a = 1 or -1."""
     seeds = len(tasks.z)
     sign = jnp.broadcast_to(lanes.sign, (seeds, *lanes.sign.shape))
     w = tasks.w[..., None] * lanes.size
@@ -154,7 +153,7 @@ def start(tasks: Task, lanes: Lane) -> Params:
 
 
 def optimizer(eta: float, alpha: Any) -> optax.GradientTransformation:
-    """Gradient descent, with HAM on a."""
+    """Return gradient descent, with HAM on a."""
     decay = jnp.where(alpha > 0, HAM_DECAY, 0.0)
     ham = so.ham(optax.sgd(eta), eta, alpha=alpha, beta=decay)
     return optax.partition({"ham": ham, "sgd": optax.sgd(eta)}, LABELS)
@@ -162,17 +161,17 @@ def optimizer(eta: float, alpha: Any) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnames=("eta", "steps", "points"))
 def train(tasks: Task, lanes: Lane, *, eta: float, steps: int, points: int) -> Outcome:
-    """Every task in every lane, all at once.
+    """Train every task in every lane, all at once.
 
     Args:
-      tasks: with a leading axis of seeds.
-      lanes: with a last axis.
+      tasks: tasks with a leading axis of seeds.
+      lanes: lanes with a last axis.
       eta: the learning rate.
-      steps: a multiple of ``points``.
-      points: how often a run is looked at.
+      steps: number of steps, a multiple of ``points``.
+      points: how often a run is recorded.
 
     Returns:
-      What has become of them.
+      Their outcomes.
     """
     nothing = jnp.mean(tasks.target**2, axis=1)[:, None] / 2
 

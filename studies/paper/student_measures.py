@@ -1,4 +1,4 @@
-"""What the runs of ``student_teacher`` are compared by, and its tables' rows."""
+"""Measures that compare the runs of ``student_teacher``, and rows of its tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 
 from studies.paper.student import Outcome
 
-OFF = 0.01  # a neuron with less than this part of the teacher's output is off
-SAME = 0.01  # losses that differ by less, of that of no student, are the same
+OFF = 0.01  # a neuron below this fraction of the teacher's output is off
+SAME = 0.01  # losses are equal up to this fraction of the loss without a student
 SCALINGS = ("none", "own", "rule")
 
 # Inputs, and how many of them the sparse neuron sees.
@@ -16,13 +16,13 @@ Cell = tuple[int, int]
 
 
 class Arm(NamedTuple):
-    """One of the runs that every seed has.
+    """One of the runs of every seed.
 
     Attributes:
       scaling: one of ``SCALINGS``.
       alpha: strength of HAM.
-      signs: of each neuron's a at the start, the sparse neuron's last.
-      size: what the first weights are multiplied by.
+      signs: signs of each neuron's a at the start, the sparse neuron's last.
+      size: factor on the initial weights.
     """
 
     scaling: str
@@ -32,15 +32,15 @@ class Arm(NamedTuple):
 
 
 def flips(outcome: Outcome) -> float:
-    """The share of runs that end with the teacher's sign.
+    """Return the fraction of runs that end with the teacher's sign.
 
-    Of those that start with the other one, these have changed it.
+    Among runs that start with the other sign, these have flipped it.
     """
     return float((outcome.a[:, -1] > 0).mean())
 
 
 def faster(one: Outcome, other: Outcome) -> float | None:
-    """How many times the other's steps it takes, median over runs where both arrive."""
+    """Return the median ratio of steps, one / other, where both converge."""
     both = (one.reached >= 0) & (other.reached >= 0)
     if not both.any():
         return None
@@ -49,20 +49,20 @@ def faster(one: Outcome, other: Outcome) -> float | None:
 
 
 def alike(one: Outcome, other: Outcome) -> float:
-    """The share of runs that end at the same loss and with the same sign."""
+    """Return the fraction of runs that end at the same loss and with the same sign."""
     near = np.abs(one.loss - other.loss) <= SAME
     return float((near & ((one.a > 0) == (other.a > 0)).all(axis=-1)).mean())
 
 
 def is_off(outcome: Outcome) -> np.ndarray:
-    """Whether the first neuron, the dense one, gives nothing at the end, by run."""
+    """Tell, by run, whether the first neuron, the dense one, is off at the end."""
     return outcome.share[:, 0] < OFF
 
 
 def one_neuron(
     cell: Cell, eta: float, found: Mapping[Arm, Outcome]
 ) -> list[dict[str, Any]]:
-    """A row for each strength of HAM."""
+    """Return a row for each strength of HAM."""
     rows = []
     for alpha in dict.fromkeys(arm.alpha for arm in found):
         right, wrong = (
@@ -83,7 +83,7 @@ def one_neuron(
 
 
 def _drift(outcomes: Sequence[Outcome]) -> float | None:
-    """The largest of all; None if a run has diverged."""
+    """Return the largest of all; None if a run has diverged."""
     largest = float(max(outcome.drift.max() for outcome in outcomes))
     return float(f"{largest:.3g}") if np.isfinite(largest) else None
 
@@ -96,7 +96,7 @@ def _median(outcome: Outcome) -> float | None:
 def first_sizes(
     cell: Cell, eta: float, found: Mapping[Arm, Outcome]
 ) -> list[dict[str, Any]]:
-    """A row for each size of the first weights."""
+    """Return a row for each size of the initial weights."""
     rows = []
     for size in dict.fromkeys(arm.size for arm in found):
         plain, scaled = (found[Arm(name, 0.0, (1,), size)] for name in SCALINGS[:2])
@@ -128,7 +128,7 @@ def _speeds(plain: Outcome, scaled: Outcome) -> dict[str, Any]:
 def two_neurons(
     cell: Cell, eta: float, found: Mapping[Arm, Outcome]
 ) -> list[dict[str, Any]]:
-    """A row for each strength of HAM and start."""
+    """Return a row for each strength of HAM and start."""
     rows = []
     for alpha, signs in dict.fromkeys((arm.alpha, arm.signs) for arm in found):
         by_scaling = {

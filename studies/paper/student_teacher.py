@@ -1,21 +1,21 @@
-"""Figures 6 to 9: one neuron, or two, behind Batch Normalization that learn another.
+"""Figures 6 to 9: one or two neurons with Batch Normalization that learn another one.
 
     python -m studies.paper.student_teacher
 
 What the paper says of its simulations (appendix A), with f(z) = a relu(gamma xhat +
 beta) and a start of gamma = 1, beta = 0, a = 1 or -1:
 
-1. gradient flow keeps a^2 - gamma^2 - beta^2, whatever is masked or rescaled;
-2. so a cannot change its sign; HAM on a alone makes that possible;
+1. gradient flow preserves a^2 - gamma^2 - beta^2, with or without masks and rescaling;
+2. so a cannot flip its sign; HAM on a alone makes that possible;
 3. at eta 0.01 (10,000 steps) rescaling the gradient of a sparse w makes no difference;
    at eta 0.1 (1,000 steps) it converges faster;
-4. of a dense and a sparse neuron that learn one sparse neuron, rescaling can switch the
-   redundant dense one off (Fig. 9).
+4. of a dense and a sparse neuron that learn one sparse neuron, rescaling can switch off
+   the redundant dense one (Fig. 9).
 
 Numbers of inputs, densities and the strength of HAM are not given: a small grid of them
-is run, with 32 seeds each (16 for two neurons), and the tables say where a claim holds.
-What else we chose is in ``student``. Rescaling is by sqrt(1 - s): SparseOpt's own
-rule, which divides by the layer's mean, leaves a layer of one neuron as it is. For two
+is run, with 32 seeds each (16 for two neurons), and the tables show where a claim
+holds. ``student`` lists our other choices. Rescaling is by sqrt(1 - s): SparseOpt's own
+rule, which divides by the layer's mean, leaves a layer of one neuron unchanged. For two
 neurons both are tried.
 """
 
@@ -51,13 +51,13 @@ SEEDS, TWO_SEEDS, POINTS = 32, 16, 50
 CELLS: tuple[Cell, ...] = ((20, 2), (20, 6), (100, 10))
 TWO_CELLS: tuple[Cell, ...] = ((20, 2), (20, 6))
 ALPHAS, TWO_ALPHAS = (0.0, 1.0, 10.0, 100.0), (0.0, 10.0)
-SIZES = (1.0, 0.3, 0.1, 0.03)  # of the first weights
+SIZES = (1.0, 0.3, 0.1, 0.03)  # of the initial weights
 STEPS = {0.01: 10_000, 0.1: 1_000}
 SMALL = 0.001  # a learning rate for the invariant, over a tenth of the time
 
 
 def lanes_of(arms: Sequence[Arm], inputs: int, active: int) -> Lane:
-    """The arms as arrays; the last neuron is the sparse one."""
+    """Return the arms as arrays; the last neuron is the sparse one."""
 
     def factors(arm: Arm) -> np.ndarray:
         plain = np.ones(len(arm.signs))
@@ -80,7 +80,7 @@ def lanes_of(arms: Sequence[Arm], inputs: int, active: int) -> Lane:
 def simulate(
     arms: Sequence[Arm], cell: Cell, seeds: int, eta: float, steps: int
 ) -> dict[Arm, Outcome]:
-    """Outcomes of every seed, by arm."""
+    """Return outcomes of every seed, by arm."""
     inputs, active = cell
     dense = len(arms[0].signs) - 1
     keys = jax.random.split(jax.random.key(0), seeds)
@@ -97,7 +97,7 @@ def simulate(
 def judge_one(
     report: Report, rows: Sequence[dict[str, Any]], drifts: tuple[float, float]
 ) -> None:
-    """Claims 1 to 3."""
+    """Add claims 1 to 3."""
     small, large = drifts
     what = f"eta {SMALL:g}, no HAM, masked and rescaled: largest |a² - γ² - β²|"
     report.published(what, small, at_most=0.01)
@@ -138,7 +138,7 @@ def judge_one(
 
 
 def judge_sizes(report: Report, rows: Sequence[dict[str, Any]]) -> None:
-    """Claim 3 by the size of the first weights."""
+    """Add claim 3 by the size of the initial weights."""
     for eta in STEPS:
         for size in dict.fromkeys(row["size"] for row in rows):
             ratios = [
@@ -153,7 +153,7 @@ def judge_sizes(report: Report, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def judge_two(report: Report, rows: Sequence[dict[str, Any]]) -> None:
-    """Claim 4."""
+    """Add claim 4."""
     for scaling in SCALINGS[1:]:
         more = [row[f"off_{scaling}"] - row["off_none"] for row in rows]
         what = f"two neurons, scaling {scaling!r}: dense neuron off, more of the runs"
@@ -169,7 +169,7 @@ def judge_two(report: Report, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def draw(one: dict[float, dict[Arm, Outcome]], two: Sequence[dict[str, Any]]) -> Any:
-    """Losses and a along the way, and how often the dense neuron is off."""
+    """Draw losses and a along the way, and how often the dense neuron is off."""
     figure, places = panels(2, 2, (11, 6.6))
     for axes, eta in zip(places[0], one, strict=True):
         steps = np.linspace(
@@ -211,7 +211,7 @@ def draw(one: dict[float, dict[Arm, Outcome]], two: Sequence[dict[str, Any]]) ->
 
 
 def invariant(cell: Cell, seeds: int, steps: int) -> tuple[float, float]:
-    """The largest drift at the small rate, and at one ten times as large."""
+    """Return the largest drift at the small rate, and at one ten times as large."""
     arms = [Arm(s, 0.0, (sign,)) for s in SCALINGS[:2] for sign in (1, -1)]
     small, large = (
         simulate(arms, cell, seeds, rate, count)
@@ -225,7 +225,7 @@ def invariant(cell: Cell, seeds: int, steps: int) -> tuple[float, float]:
 
 
 def main(options: harness.Options) -> None:
-    """Runs the study."""
+    """Run the study."""
     report = Report("studies.paper.student_teacher", options)
     quick = options.quick
     seeds, two_seeds = (2, 2) if quick else (SEEDS, TWO_SEEDS)
