@@ -122,7 +122,7 @@ class Topology(abc.ABC):
         return False
 
     def storage(self, form: MaskStorage) -> MaskStorage:
-        """Return the mask storage to use, from the one for the chosen form of masks.
+        """Return the mask storage to use; ``form`` is the one that was asked for.
 
         By default ``form`` itself. If only the forward pass is masked, the storage
         shows the optimizer all weights.
@@ -197,9 +197,10 @@ class Topology(abc.ABC):
 
     @abc.abstractmethod
     def due(self, count: Any) -> Any:
-        """Return whether masks are updated at ``count``: a bool for an int, else array.
+        """Return whether masks are updated at step ``count``.
 
-        A host loop asks this before it calls ``update_topology``.
+        A bool for an int, otherwise a bool array. A host loop asks this before it calls
+        ``update_topology``.
         """
 
     @abc.abstractmethod

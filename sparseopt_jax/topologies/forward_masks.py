@@ -57,7 +57,7 @@ class ForwardState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForwardMasks(Topology):
-    """Masks of the largest of the dense weights.
+    """A topology that masks the forward pass to the largest of the dense weights.
 
     Build it with ``ste``, ``sr_ste`` or ``top_kast``.
 
@@ -178,7 +178,7 @@ class ForwardMasks(Topology):
         )
 
     def gradient(self, masks: Any, trained: Any, params: Any, grads: Any) -> Any:
-        """Return the gradient of the dense weights from that of the forward pass."""
+        """Return the gradient of the dense weights from the forward pass's gradient."""
         if self.decay:
             grads = map_masked(
                 lambda m, g, p: g + (self.decay * jnp.where(m, 0, p)).astype(g.dtype),

@@ -225,7 +225,7 @@ class BlockLeaf(Leaf):
 
 
 def updates_blocks(rewiring: "Rewiring") -> bool:
-    """Return whether a ``BlockLeaf`` holds all that an update reads of such a leaf."""
+    """Return whether a ``BlockLeaf`` holds all that an update reads of its leaf."""
     drop, grow = rewiring.drop, rewiring.grow
     sees_gradients = getattr(type(grow), "seen", None) is scores.DeclaredScore.seen
     return (

@@ -23,7 +23,7 @@ def no_gradients(masks: Any) -> Any:
 class GradientMemory(abc.ABC):
     """Base class of memories of gradients; use one of the subclasses below.
 
-    Non-finite gradients count as 0: the memory would never get rid of them.
+    Non-finite gradients count as 0, because the memory could never forget them.
     """
 
     def check(self, schedule: UpdateSteps | None) -> None:
@@ -59,8 +59,8 @@ class GradientMemory(abc.ABC):
 class MeanGradient(GradientMemory):
     """The sum of the gradients of the last steps, which ranks weights as the mean does.
 
-    The last of these steps is that of the update. The other steps between two updates
-    are not read and cost nothing.
+    The last of these steps is the step of the update. The other steps between two
+    updates are not read and cost nothing.
 
     Attributes:
       steps: how many, at least 1 and at most the steps between two updates.

@@ -98,7 +98,7 @@ class Phases(Topology):
 
     @property
     def dense_gradients(self) -> float:
-        """The fraction of steps that need the dense gradient: the largest phase's."""
+        """The largest fraction of a phase's steps that need the dense gradient."""
         return max(phase.dense_gradients for phase in self.topologies)
 
     @property
@@ -156,8 +156,8 @@ class Phases(Topology):
     ) -> tuple[Any, TopologyState]:
         """Update the masks once, by the topology of the phase; see ``Topology.update``.
 
-        The first update of a phase also brings each layer's number of active weights to
-        that of its topology.
+        A phase's first update brings the numbers of active weights to those of its
+        topology.
         """
 
         def frozen(key, masks, state, params, grads):
@@ -231,7 +231,7 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
         ``masks=so.PREVIOUS_MASKS``, or a later one any other masks; if the phases
         differ in ``dims`` or ``track_explored``; if a phase ends before its topology
         reaches its sparsity, or without an update.
-      TypeError: if a part is not such a pair.
+      TypeError: if a part is not a pair of an integer and a topology.
 
     Examples:
       Dense for 1,000 steps, then pruned gradually, rewired by RigL, and finally frozen:
@@ -289,7 +289,7 @@ def phases(*parts: tuple[int, Rewiring]) -> Phases:
 
 
 def _check_updates(number: int, topology: Rewiring, begin: int, end: int) -> None:
-    """Raise if a phase ends before its topology reaches its sparsity or any update."""
+    """Raise if a phase ends before its final sparsity, or without any update."""
     schedule = topology.schedule
     if schedule is None:
         return

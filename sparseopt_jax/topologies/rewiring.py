@@ -188,7 +188,8 @@ class Rewiring(Topology):
         for stage in self.stages:
             if not isinstance(stage, Stage):
                 raise TypeError(
-                    f"stages must be stages such as so.topologies.Drop(), got {stage!r}"
+                    "stages must hold stages such as so.topologies.Drop(), got "
+                    f"{stage!r}"
                 )
             stage.check(self)
 

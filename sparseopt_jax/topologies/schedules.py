@@ -190,8 +190,8 @@ class StepList(UpdateSteps):
 
     Raises:
       TypeError: if one of them is not an integer.
-      ValueError: if there are none, they do not ascend from 0 or later, or one exceeds
-        what an int32 counts.
+      ValueError: if there are no steps, they do not ascend from 0 or later, or one
+        exceeds what an int32 counts.
 
     Examples:
       >>> schedule = StepList((10, 40))

@@ -130,7 +130,7 @@ class CorrectedGradient(Gradient):
 
 
 class Saliency(DeclaredScore):
-    """|weight times gradient|: to first order, the loss's change without the weight.
+    """|weight times gradient|: the first-order change of the loss without the weight.
 
     References:
       Molchanov et al., Pruning convolutional neural networks for resource efficient
@@ -153,8 +153,8 @@ class Random(DeclaredScore):
 
     def __call__(self, key: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
         del grad
-        # Each device draws only its part; without sharding types the compiler sees to
-        # that.
+        # Each device draws only its part; without sharding types the compiler arranges
+        # this.
         return jax.random.uniform(
             key, param.shape, jnp.float32, out_sharding=explicit_sharding(param)
         )

@@ -110,7 +110,7 @@ class Stage(abc.ABC):
 
     Attributes:
       keeps_counts: whether layers have as many active units after it as before, or as
-        their targets.
+        many as their targets.
       crosses_layers: whether layers compete for units.
       prunes: whether it prunes layers to their targets; it then also makes the first
         masks of a density schedule that starts below 1.

@@ -40,8 +40,8 @@ def ac_dc(
     Args:
       sparsity: fraction of zeros in the sparse phases, as in ``static``.
       compress: steps after which the network is sparse, ascending.
-      decompress: steps after which it is dense again, one between every two of
-        ``compress``, so that the network is sparse in the end.
+      decompress: steps after which it is dense again, one between any two successive
+        steps of ``compress``, so that the network is sparse in the end.
       distribution: as in ``static``.
       first: as in ``static``.
       structure: as in ``static``.

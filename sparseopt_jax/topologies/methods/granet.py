@@ -58,8 +58,9 @@ def granet(
       structure: as in ``static``.
       where: as in ``static``.
       include: as in ``static``.
-      masks: the weights to start from, instead of random ones, such as
-        ``so.masks_of(params)``; ``sparsity`` must still be given.
+      masks: the weights to start from, such as ``so.masks_of(params)``; a random part
+        of them if they are denser than ``initial_sparsity`` allows. ``sparsity`` must
+        still be given.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
       averaged_steps: as in ``rigl``.

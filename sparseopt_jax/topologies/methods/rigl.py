@@ -63,8 +63,8 @@ def rigl(
       dims: as in ``static``.
       min_fan_in: as in ``static``.
       averaged_steps: number of steps whose gradients are averaged for growth, the last
-        being that of the update; more than 1 stores a float32 for each weight of every
-        sparse kernel, active or not.
+        being the step of the update; more than 1 stores a float32 for each weight of
+        every sparse kernel, active or not.
       corrected_growth: grow by the gradient times SparseOpt's factors. The authors of
         SparseOpt advise against it, because it explores less (arXiv 2605.27541, figures
         5 and 10).

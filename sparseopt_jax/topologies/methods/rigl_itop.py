@@ -35,7 +35,7 @@ def rigl_itop(
     corrected_growth: bool = False,
     track_explored: bool = True,
 ) -> Rewiring:
-    """Run RigL with ITOP's settings: rarer, larger updates, and exploration tracked.
+    """Run RigL with ITOP's settings: fewer, larger updates, and exploration tracked.
 
     Args:
       sparsity: as in ``static``.
@@ -54,7 +54,7 @@ def rigl_itop(
       min_fan_in: as in ``static``.
       averaged_steps: as in ``rigl``.
       corrected_growth: as in ``rigl``.
-      track_explored: record which weights have ever been active, by default.
+      track_explored: record which weights have ever been active; True by default.
 
     Returns:
       The topology.

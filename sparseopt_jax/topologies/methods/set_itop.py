@@ -33,7 +33,7 @@ def set_itop(
     min_fan_in: int = 0,
     track_explored: bool = True,
 ) -> Rewiring:
-    """Run SET with ITOP's settings: rarer, larger updates, and exploration tracked.
+    """Run SET with ITOP's settings: fewer, larger updates, and exploration tracked.
 
     Args:
       sparsity: as in ``static``.
@@ -51,7 +51,7 @@ def set_itop(
       masks: as in ``static``.
       dims: as in ``static``.
       min_fan_in: as in ``static``.
-      track_explored: record which weights have ever been active, by default.
+      track_explored: record which weights have ever been active; True by default.
 
     Returns:
       The topology.

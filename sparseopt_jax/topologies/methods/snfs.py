@@ -112,8 +112,8 @@ def snfs(
       track_explored: as in ``set_``.
 
     Returns:
-      The topology. The total number of active weights is constant, that of a layer is
-      not.
+      The topology. The number of active weights is constant over all layers together,
+      not within each.
 
     Raises:
       ValueError: as ``set_``, and for a ``momentum`` outside [0, 1).

@@ -30,8 +30,8 @@ def sr_ste(
     """Prune the forward pass, train all weights, decay pruned ones (SR-STE).
 
     ``decay`` times the weight is added to the gradient of every inactive weight, so
-    that masks settle. The method was made for N of M: without ``structure`` and
-    ``sparsity``, masks are 2 of 4. Use it like ``ste``.
+    that masks settle. The method was made for N:M sparsity: without ``structure`` and
+    ``sparsity``, masks are 2:4. Use it like ``ste``.
 
     Args:
       sparsity: fraction of zeros in the forward pass, as in ``static``.

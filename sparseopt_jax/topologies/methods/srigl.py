@@ -1,4 +1,4 @@
-"""SRigL: RigL at a constant fan-in, with neurons that are ablated."""
+"""SRigL: RigL at a constant fan-in that ablates weak neurons."""
 
 import dataclasses
 from collections.abc import Mapping
