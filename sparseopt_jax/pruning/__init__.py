@@ -1,1 +1,1 @@
-"""After training: pruning in one shot, from magnitudes or calibration."""
+"""One-shot pruning of trained networks, from magnitudes or calibration data."""

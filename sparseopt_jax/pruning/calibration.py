@@ -1,4 +1,4 @@
-"""Statistics of what each kernel of a trained model multiplies."""
+"""Statistics of the inputs of every kernel of a trained model."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,11 +18,11 @@ from sparseopt_jax.tracing.kernel_trace import candidates
 
 @jax.tree_util.register_pytree_with_keys_class
 class Calibration(Mapping[str, Inputs]):
-    """Kernel path -> statistics of its inputs. A pytree, so it may be saved or moved.
+    """Kernel path -> statistics of its inputs. A pytree, so it can be saved or moved.
 
     Attributes:
       undecided: kernel path -> why it has no statistics.
-      dims: the axes of the kernels, which ``dims=`` takes everywhere.
+      dims: the axes of the kernels, which every ``dims=`` accepts.
     """
 
     def __init__(self, kernels: Mapping[str, Inputs], undecided: Mapping[str, str]):
@@ -49,12 +49,12 @@ class Calibration(Mapping[str, Inputs]):
 
     @property
     def dims(self) -> InferredDims:
-        """The axes of the kernels, which ``dims=`` takes everywhere."""
+        """The axes of the kernels, which every ``dims=`` accepts."""
         axes = {path: inputs.axes for path, inputs in self._kernels.items()}
         return InferredDims(axes, self.undecided)
 
     def need(self, path: str, method: str) -> Inputs:
-        """Return the statistics that a method cannot do without.
+        """Return the statistics that a method requires.
 
         Raises:
           ValueError: if there are none, with the reason and the remedy.
@@ -62,25 +62,25 @@ class Calibration(Mapping[str, Inputs]):
         if path not in self._kernels:
             raise ValueError(
                 f"{method} needs statistics of the inputs of {path!r}: "
-                f"{self._why_missing(path)}. Give what calibrate could not follow "
-                "another method, or exclude it by where"
+                f"{self._why_missing(path)}. Prune this kernel with another method, or "
+                "exclude it with where="
             )
         return self._kernels[path]
 
     def _why_missing(self, path: str) -> str:
         known = ", ".join(self._kernels) or "(none)"
-        reason = self.undecided.get(path, "calibrate saw no such kernel")
-        return f"{reason}; there are statistics of {known}"
+        reason = self.undecided.get(path, "calibrate found no such kernel")
+        return f"{reason}; statistics exist for {known}"
 
     def tree_flatten_with_keys(self) -> Any:
-        """For JAX: the statistics are the children."""
+        """Return the statistics as children and the rest as static data, for JAX."""
         keys = [jax.tree_util.DictKey(path) for path in self._kernels]
         aux = tuple(self._kernels), tuple(self.undecided.items())
         return list(zip(keys, self._kernels.values(), strict=True)), aux
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Iterable[Any]) -> "Calibration":
-        """For JAX: the inverse."""
+        """Invert ``tree_flatten_with_keys``, for JAX."""
         kernels, undecided = aux
         return cls(dict(zip(kernels, children, strict=True)), dict(undecided))
 
@@ -94,30 +94,30 @@ def calibrate(
     where: Where | None = None,
     **kwargs: Any,
 ) -> Calibration:
-    """Collects statistics of the inputs of every kernel over batches of data.
+    """Collect statistics of the inputs of every kernel over batches of data.
 
-    The model is evaluated, and wherever a kernel, but for layout and dtype, is an
-    operand of a matrix product or a convolution, the other operand is its inputs: all
-    positions of a sequence, all patches of an image. So it holds for linen, nnx and any
+    The model is evaluated. If a kernel, in any layout and dtype, is an operand of a
+    matrix product or a convolution, the other operand holds its inputs: all positions
+    of a sequence, all patches of an image. This works for linen, nnx and any other
     module library, for attention, stacked layers (``vmap``, ``nn.scan``), grouped
     convolutions, recurrent cells and kernels that are used several times, whose
-    statistics add up. What cannot be followed is reported in ``undecided``.
+    statistics add up. ``undecided`` lists the kernels that cannot be followed.
 
     Args:
       apply_fn: ``apply_fn(variables, *batch, **kwargs)`` evaluates the model, as
         ``model.apply`` does in linen and ``lambda state, x: nnx.merge(graphdef,
         state)(x)`` in nnx.
       variables: all variables. If there is a collection ``"params"`` at the top, the
-        paths leave out its name, and other collections hold no kernels.
-      batches: the inputs of one call after the other: a tuple of positional arguments,
-        or anything else for a single one. Batches of equal shapes compile once.
+        paths omit its name, and other collections hold no kernels.
+      batches: the inputs of successive calls. Each is a tuple of positional arguments,
+        or any other value as the only argument. Batches of equal shapes compile once.
       gram: whether to keep the Gram matrix of the inputs of each kernel, fan_in^2
-        numbers, which SparseGPT needs. Wanda and DSnoT do without.
-      where: ``where(path, leaf) -> bool``; False leaves a kernel out.
-      **kwargs: passed to ``apply_fn`` as they are.
+        numbers. SparseGPT needs it; Wanda and DSnoT do not.
+      where: ``where(path, leaf) -> bool``; False skips a kernel.
+      **kwargs: passed to ``apply_fn`` unchanged.
 
     Returns:
-      For each kernel path the ``count`` of samples and float32 statistics of each
+      For each kernel path, the ``count`` of samples and float32 statistics of each
       input: ``mean``, ``variance``, ``norm``, and ``gram`` or None.
 
     Raises:
@@ -126,8 +126,8 @@ def calibrate(
       TypeError: if ``batches`` is a single array.
 
     Note:
-      The patches of a convolution are held at once, which takes the memory of one
-      batch of its inputs times the size of its window: make batches small.
+      All patches of a convolution are in memory at once: one batch of its inputs times
+      the size of its window. Use small batches.
 
     Examples:
       >>> import flax.linen as nn
@@ -147,7 +147,7 @@ def calibrate(
     if isinstance(batches, jax.Array | np.ndarray):
         raise TypeError(
             "batches must be an iterable of batches, got an array of shape "
-            f"{batches.shape}: give [array] for a single batch"
+            f"{batches.shape}: pass [array] for a single batch"
         )
     collector = _Collector(
         functools.partial(_apply, apply_fn, kwargs), candidates(variables, where), gram
@@ -177,12 +177,12 @@ def _apply(
 
 
 class _Collector:
-    """Adds up statistics, one compiled program for batches of equal shapes.
+    """An accumulator of statistics: one compiled program for batches of equal shapes.
 
     Attributes:
-      layouts: one for each leaf of the variables, None where it is no kernel.
-      reasons: kernel -> why it has no statistics: what a trace finds beside numbers,
-        the same for batches of any shape.
+      layouts: one for each leaf of the variables, None if it is not a kernel.
+      reasons: kernel -> why it has no statistics. Set by tracing, and the same for
+        batches of any shape.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class _Collector:
         self._with_gram = with_gram
 
     def nothing(self, variables: Any, args: tuple[Any, ...]) -> dict[str, Inputs]:
-        """Return the statistics of no data yet, for the kernels that a batch uses."""
+        """Return empty statistics for the kernels that a batch uses."""
         shapes = jax.eval_shape(self._collect, variables, args)
         if not shapes:
             listed = "; ".join(f"{path}: {why}" for path, why in self.reasons.items())

@@ -1,4 +1,4 @@
-"""Whether a calibration belongs to the parameters, and what it says of their axes."""
+"""Checks that a calibration fits the parameters, and the kernel axes that it holds."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from sparseopt_jax.tracing.model_program import has_collections
 
 
 def calibration_dims(calibration: Calibration | None) -> Dims:
-    """Return the axes that a model sums over, as ``resolve_axes`` takes them.
+    """Return the axes that a model sums over, in the form ``resolve_axes`` accepts.
 
     Args:
-      calibration: None for the convention. That it belongs to the parameters is for
-        ``check_fit`` to say.
+      calibration: None for the convention. ``check_fit`` checks that it fits the
+        parameters.
 
     Returns:
       A function of path and leaf, or None.
@@ -26,27 +26,26 @@ def calibration_dims(calibration: Calibration | None) -> Dims:
 
 
 def kernel_name(path: str, tree: Any) -> str:
-    """Return the path of a kernel in a calibration, which leaves out ``"params"``."""
+    """Return the path of a kernel in a calibration, which omits ``"params"``."""
     return path.removeprefix("params/") if has_collections(tree) else path
 
 
 def needed_inputs(
     calibration: Calibration, method: str, tree: Any, plan: LeafPlan
 ) -> Inputs:
-    """Return the statistics of a sparse leaf's inputs, which must fit it.
+    """Return the statistics of a sparse leaf's inputs, after checking that they fit.
 
     Args:
       calibration: statistics by path.
-      method: what needs them, for the message.
+      method: the method that needs them, for the message.
       tree: the parameters.
-      plan: the leaf, and the axes that are taken for its neurons.
+      plan: the leaf, and the axes used for its neurons.
 
     Returns:
       The statistics.
 
     Raises:
-      ValueError: if there are none, or if they belong to another shape, or to other
-        neurons than the axes say.
+      ValueError: if there are none, or if they have another shape or other axes.
     """
     inputs = calibration.need(kernel_name(plan.path, tree), method)
     check_fit(calibration, tree, plan)
@@ -59,15 +58,15 @@ def needed_inputs(
 
 
 def check_fit(calibration: Calibration, tree: Any, plan: LeafPlan) -> None:
-    """Raise if what a calibration knows of a sparse leaf is not so.
+    """Raise if a calibration contradicts the shape or the axes of a sparse leaf.
 
     Args:
       calibration: statistics by path.
       tree: the parameters.
-      plan: the leaf, and the axes that are taken for its neurons.
+      plan: the leaf, and the axes used for its neurons.
 
     Raises:
-      ValueError: if it was made with another shape, or the model has other neurons.
+      ValueError: if it was made with another shape, or the model uses other axes.
     """
     name = kernel_name(plan.path, tree)
     if name not in calibration:
@@ -78,7 +77,7 @@ def check_fit(calibration: Calibration, tree: Any, plan: LeafPlan) -> None:
         assert plan.axes is not None
         raise ValueError(
             f"dims say that the neurons of {plan.path!r} with shape {inputs.shape} sum "
-            f"over axes {plan.axes.reduction} and lie along {plan.axes.output}; the "
-            f"model sums over {inputs.axes.reduction} and has them along "
-            f"{inputs.axes.output}: leave dims out, the calibration has the axes"
+            f"over axes {plan.axes.reduction} and run along {plan.axes.output}, but in "
+            f"the model they sum over {inputs.axes.reduction} and run along "
+            f"{inputs.axes.output}: omit dims, because the calibration has the axes"
         )

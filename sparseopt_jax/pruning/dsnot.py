@@ -1,4 +1,4 @@
-"""DSnoT: exchanges weights of a pruned network for better ones, without training."""
+"""DSnoT: improves the masks of a pruned network without training."""
 
 import functools
 from typing import Any
@@ -27,40 +27,42 @@ def dsnot(
     threshold: float = 0.0,
     where: Where | None = None,
 ) -> Pruned:
-    """Refines the masks of a pruned network by the mean error that pruning makes.
+    """Refine the masks of a pruned network to reduce the mean error of its neurons.
 
-    Pruning shifts the mean output of neuron r by e_r = E[sum_k (w_k - w'_k) x_k], w the
-    dense and w' the pruned weights. Again and again each neuron takes back the weight
-    whose contribution w_k E[x_k] has the sign of e_r and is largest for its variance,
-    w_k E[x_k] / Var[x_k], and gives up, of those whose absence takes e_r towards zero
-    too, the one with the smallest |w_k| ||x_k||. The number of active weights of every
-    neuron stays; what is taken back has its dense value.
+    Pruning shifts the mean output of neuron r by e_r = E[sum_k (w_k - w'_k) x_k], with
+    w the dense and w' the pruned weights. In every cycle each neuron exchanges one
+    weight. It grows the weight whose contribution w_k E[x_k] has the sign of e_r and is
+    largest relative to the variance, w_k E[x_k] / Var[x_k]. Of the weights whose
+    removal also moves e_r towards zero, it drops the one with the smallest
+    |w_k| ||x_k||. Every neuron keeps its number of active weights; grown weights get
+    their dense values.
 
     Args:
       params: the pruned parameters, as ``prune`` returns them.
       masks: their masks.
-      calibration: what ``calibrate`` gives for the dense model.
+      calibration: the result of ``calibrate`` for the dense model.
       dense_params: the parameters before pruning, a tree like ``params``.
-      cycles: exchanges that a neuron may make at most.
+      cycles: maximum number of exchanges of a neuron.
       threshold: a neuron with ``|e_r|`` at or below this makes no more exchanges.
-      where: ``where(path, leaf) -> bool``; False leaves a kernel and its mask as they
-        are, which then need no statistics.
+      where: ``where(path, leaf) -> bool``; False leaves a kernel and its mask
+        unchanged, and no statistics of it are needed.
 
     Returns:
-      The refined parameters, in the container they came in, and masks.
+      The refined parameters, in a container like that of ``params``, and masks.
 
     Raises:
       ValueError: if masks, dense parameters or statistics of a kernel are missing or
-        have another shape, for fewer than one cycle or a negative threshold.
-      TypeError: if ``calibration`` is none.
+        have another shape, ``cycles`` is below 1, or ``threshold`` is negative.
+      TypeError: if ``calibration`` is not the result of ``calibrate``.
 
     Note:
-      The published code exchanges on until ``cycles`` are over, or ``|e_r|`` is below
-      0.1, or e_r changes its sign. Here a neuron also stops at the first exchange that
-      would not bring ``|e_r|`` down, so that it never grows. Its E[x] is a sum over the
-      positions of a sequence, here it is a mean over all samples, hence the threshold.
-      A weight is exchanged once at most, as there. Within a neuron any weight may be
-      exchanged for any other: patterns such as N:M are not kept.
+      In the published code a neuron stops after ``cycles``, when ``|e_r|`` is below
+      0.1, or when e_r changes its sign. Here it stops, whatever the sign, at the first
+      exchange that would not reduce ``|e_r|``, so that ``|e_r|`` never grows. In the
+      published code E[x] is a sum over the positions of a sequence; here it is a mean
+      over all samples, hence the other threshold. In both, a weight is exchanged at
+      most once. Any weight of a neuron may be exchanged for any other: patterns such as
+      N:M are not preserved.
 
     References:
       Zhang et al., Dynamic sparse no training: training-free fine-tuning for sparse
@@ -79,7 +81,7 @@ def dsnot(
     """
     if not isinstance(calibration, Calibration):
         raise TypeError(
-            f"calibration must be what so.calibrate returns, got {calibration!r}"
+            f"calibration must be the result of so.calibrate, got {calibration!r}"
         )
     check_choice("where", where)
     cycles = integer("cycles", cycles, 1)
@@ -130,7 +132,7 @@ def _refine_leaf(
     cycles: int,
     threshold: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Exchanges weights of one kernel, each set of inputs by itself."""
+    """Exchange weights of one kernel, separately for each set of inputs."""
     matrices = tuple(map(inputs.matrices, (param, mask, dense)))
     vectors = tuple(map(inputs.flat, (inputs.mean, inputs.variance, inputs.norm)))
     refine = functools.partial(_refine, cycles=cycles, threshold=threshold)
@@ -150,23 +152,23 @@ def _refine(
     cycles: Any,
     threshold: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Exchanges weights of one matrix.
+    """Exchange weights of one matrix.
 
     Args:
       params: (fan_in, neurons), the pruned weights.
-      mask: bool, like them.
-      dense: like them, the dense weights.
-      mean: (fan_in,) float32, of each input, as are ``variance`` and ``norm``.
-      variance: see above.
-      norm: see above.
+      mask: (fan_in, neurons) bool.
+      dense: (fan_in, neurons), the dense weights.
+      mean: (fan_in,) float32, the mean of each input.
+      variance: (fan_in,) float32, the variance of each input.
+      norm: (fan_in,) float32, the Euclidean norm of each input.
       cycles: as in ``dsnot``.
       threshold: as in ``dsnot``.
 
     Returns:
-      New weights and mask.
+      The new weights and mask.
     """
     pruned = params.astype(jnp.float32)
-    # What a weight adds to the mean output, if taken back and as it is now.
+    # What each weight adds to the mean output: its dense value, and its current one.
     gain = dense.astype(jnp.float32) * mean[:, None]
     loss = pruned * mean[:, None]
     least = jnp.finfo(jnp.float32).tiny

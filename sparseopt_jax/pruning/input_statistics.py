@@ -1,4 +1,4 @@
-"""Statistics of the inputs that a kernel multiplies, and kernels as plain matrices."""
+"""Statistics of the inputs that a kernel multiplies, and kernels as matrices."""
 
 import dataclasses
 import functools
@@ -13,16 +13,16 @@ from sparseopt_jax.tracing.kernel_layout import Use
 
 
 class Moments(NamedTuple):
-    """Sums over samples of vectors of ``fan_in`` numbers, all float32.
+    """Sums over samples, which are vectors of ``fan_in`` numbers; all float32.
 
-    Leading axes, where there are any, are separate sets of samples.
+    Leading axes, if any, are separate sets of samples.
 
     Attributes:
       count: scalar, the number of samples.
       mean: (..., fan_in).
       deviation: (..., fan_in), sum of the squared distances from the mean, which keeps
         the digits that a difference of sums would lose.
-      gram: (..., fan_in, fan_in), sum of x x^T; None if it was not asked for.
+      gram: (..., fan_in, fan_in), sum of x x^T; None if it was not requested.
     """
 
     count: jax.Array
@@ -36,10 +36,10 @@ def moments_of(rows: jax.Array, with_gram: bool) -> Moments:
 
     Args:
       rows: (..., samples, fan_in).
-      with_gram: whether to form the Gram matrix.
+      with_gram: whether to compute the Gram matrix.
 
     Returns:
-      Their moments, in float32 whatever the type of the samples.
+      Their moments, in float32 for samples of any dtype.
     """
     rows = rows.astype(jnp.float32)
     mean = jnp.mean(rows, -2)
@@ -56,7 +56,7 @@ def moments_of(rows: jax.Array, with_gram: bool) -> Moments:
 
 
 def add_moments(a: Moments, b: Moments) -> Moments:
-    """Return the moments of two sets of samples together; one of them may be empty."""
+    """Combine the moments of two sets of samples; one of them may be empty."""
     count = a.count + b.count
     share = b.count / jnp.maximum(count, 1.0)
     step = b.mean - a.mean
@@ -69,7 +69,7 @@ def add_moments(a: Moments, b: Moments) -> Moments:
 
 
 def join_moments(stacked: Moments) -> Moments:
-    """The moments of equally many samples along a new first axis, all together."""
+    """Combine moments along the first axis, each of the same number of samples."""
     mean = jnp.mean(stacked.mean, 0)
     spread = jnp.sum(jnp.square(stacked.mean - mean), 0)
     return Moments(
@@ -86,14 +86,14 @@ class Inputs:
     """Statistics of the inputs of one kernel.
 
     ``fan_in`` counts the entries of the reduction axes, flattened in their order.
-    Statistics have the stack axes of the kernel in front, and behind these one axis for
-    the groups of a grouped convolution.
+    Statistics begin with the stack axes of the kernel, followed by one axis for the
+    groups of a grouped convolution.
 
     Attributes:
       moments: the sums.
       shape: the kernel's shape.
-      axes: the axes that the model itself sums over, and the others.
-      groups: parts of the neurons that have inputs of their own; 1 if all share them.
+      axes: the axes that the model sums over, and the others.
+      groups: number of groups of neurons with separate inputs; 1 if all share them.
     """
 
     moments: Moments
@@ -113,7 +113,7 @@ class Inputs:
 
     @property
     def variance(self) -> jax.Array:
-        """Variance of each input, the divisor being the count: (..., fan_in)."""
+        """Variance of each input, with the count as divisor: (..., fan_in)."""
         return self.moments.deviation / self.count
 
     @property
@@ -145,18 +145,18 @@ class Inputs:
         )
 
     def from_matrices(self, matrices: jax.Array) -> jax.Array:
-        """Return the inverse of ``matrices``."""
+        """Invert ``matrices``."""
         order = (*self.axes.batch, *self.axes.output, *self.axes.reduction)
         x = jnp.swapaxes(matrices, -1, -2)
         x = jnp.reshape(x, [self.shape[a] for a in order])
         return jnp.transpose(x, [order.index(a) for a in range(len(order))])
 
     def flat(self, statistic: jax.Array, trailing: int = 1) -> jax.Array:
-        """Return a statistic with all sets of inputs along one first axis.
+        """Return a statistic with all sets of inputs along the first axis.
 
         Args:
-          statistic: one of those above.
-          trailing: how many axes a single set has: 1, for a Gram matrix 2.
+          statistic: one of the statistics above.
+          trailing: number of axes of a single set: 1, or 2 for a Gram matrix.
 
         Returns:
           (sets, fan_in) or (sets, fan_in, fan_in).
@@ -164,7 +164,7 @@ class Inputs:
         return jnp.reshape(statistic, (-1, *statistic.shape[-trailing:]))
 
     def per_weight(self, statistic: jax.Array) -> jax.Array:
-        """Return a statistic of each input, at every weight that multiplies it.
+        """Assign a statistic of each input to every weight that multiplies it.
 
         Args:
           statistic: (..., fan_in).
@@ -184,12 +184,12 @@ class Inputs:
 
 
 def inputs_of(moments: Moments, use: Use, shape: tuple[int, ...]) -> Inputs:
-    """Statistics from moments, their leading axes in the order of the kernel's own.
+    """Return statistics from moments, with leading axes in the kernel's order.
 
     Args:
-      moments: their leading axes stand for the factors in ``use.lead``, several of
-        which may share one.
-      use: what the model does with the kernel's axes.
+      moments: their leading axes are the factors in ``use.lead``; one axis may hold
+        several factors.
+      use: how the model uses the kernel's axes.
       shape: the kernel's shape.
 
     Returns:
@@ -230,6 +230,6 @@ def check_inputs(path: str, kernel: Any, inputs: Inputs) -> None:
     if tuple(kernel.shape) != inputs.shape:
         raise ValueError(
             f"the calibration of {path!r} was made with shape {inputs.shape}, but the "
-            f"parameter has shape {tuple(kernel.shape)}: calibrate the model that is "
-            "pruned"
+            f"parameter has shape {tuple(kernel.shape)}: calibrate the model that you "
+            "prune"
         )

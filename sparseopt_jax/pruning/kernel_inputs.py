@@ -1,6 +1,6 @@
-"""Evaluates a model and collects what its kernels multiply.
+"""Evaluation of a model that collects the inputs of its kernels.
 
-The evaluation is the model's own: every equation of its jaxpr is computed as it stands.
+Every equation of the model's jaxpr is computed unchanged.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,17 @@ from sparseopt_jax.tracing.kernel_layout import Layout, Use
 from sparseopt_jax.tracing.kernel_trace import KernelReader, layouts_in_loop
 from sparseopt_jax.tracing.operand_rows import Rows
 
-# Moments by the kernel's path and, for each loop around, whether it slices the kernel.
+# Moments by the kernel's path and, for each enclosing loop, whether it slices the
+# kernel.
 _Found = dict[tuple[str, tuple[bool, ...]], Moments]
 
 
 class InputReader(KernelReader):
-    """Collects the inputs of kernels.
+    """A reader that collects the inputs of kernels.
 
     Attributes:
-      with_gram: whether to form Gram matrices.
-      incomplete: kernels with inputs that cannot be seen, whatever else is known.
+      with_gram: whether to compute Gram matrices.
+      incomplete: kernels some of whose inputs cannot be observed.
     """
 
     def __init__(self, with_gram: bool):
@@ -49,12 +50,12 @@ class InputReader(KernelReader):
         """Evaluate a jaxpr.
 
         Args:
-          jaxpr: the model's.
+          jaxpr: the model's jaxpr.
           values: its inputs.
-          layouts: for each of them its layout if it is a kernel.
+          layouts: the layout of each input; None if it is not a kernel.
 
         Returns:
-          Statistics by kernel path, for every kernel all of whose inputs were seen.
+          Statistics by path, for every kernel all of whose inputs were observed.
         """
         found: _Found = {}
         self.run(jaxpr.jaxpr, jaxpr.consts, values, layouts, found)
@@ -66,11 +67,11 @@ class InputReader(KernelReader):
         }
 
     def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
-        """Compute them."""
+        """Compute the results of an equation."""
         return evaluate(eqn, values)
 
     def lost(self, layout: Layout, reason: str, is_incomplete: bool) -> None:
-        """Take note of the first reason, and of inputs that cannot be seen."""
+        """Record the first reason, and whether inputs are missing."""
         self.trouble.setdefault(layout.path, reason)
         if is_incomplete:
             self.incomplete.add(layout.path)
@@ -80,7 +81,7 @@ class InputReader(KernelReader):
     ) -> None:
         """Add the moments of the inputs."""
         if self.uses.setdefault(layout.path, use) != use:
-            self.lost(layout, "used in several ways that differ", True)
+            self.lost(layout, "used in several different ways", True)
             return
         moments = replicated(lambda x: moments_of(rows.of(x), self.with_gram), inputs)
         _add(found, (layout.path, layout.loops), moments)
@@ -92,7 +93,7 @@ class InputReader(KernelReader):
         layouts: list[Layout | None],
         found: _Found,
     ) -> Sequence[Any]:
-        """Run a loop whose steps hand out the statistics of each."""
+        """Run a loop that also returns the statistics of each step."""
         loop = loop_of(eqn)
         inside = layouts_in_loop(self, loop, layouts)
         first_slice = loop.constants + loop.carried

@@ -1,8 +1,8 @@
-"""Pruning a trained network once: which weights stay, and what the others leave behind.
+"""One-shot pruning of a trained network.
 
-The methods differ in the score by which weights stay, and in what the score needs to
-know: nothing, a gradient, or statistics of the inputs. One of them, SparseGPT, also
-changes the weights that stay.
+The methods differ in the score that decides which weights to keep, and in what the
+score needs: nothing, a gradient, or statistics of the inputs. SparseGPT also updates
+the weights that it keeps.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ from sparseopt_jax.tracing.model_program import has_collections
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.prng_keys import typed_key
 
-# What a method cannot do without.
+# The argument that each method requires.
 _NEEDS = {
     "magnitude": None,
     "random": None,
@@ -55,8 +55,8 @@ class Pruned(NamedTuple):
 
     Attributes:
       params: a tree like the parameters, exact zeros where a mask is False.
-      masks: bool arrays in the same structure, ``optax.MaskedNode()`` at dense leaves:
-        what ``static(masks=...)`` and the other topologies take.
+      masks: bool arrays in the same structure, ``optax.MaskedNode()`` at dense leaves.
+        ``static(masks=...)`` and the other topologies accept them.
     """
 
     params: Any
@@ -82,54 +82,55 @@ def prune(
     """Prune a trained network once, without training.
 
     ======================  ==========================================  ===============
-    method                  weights stay by                             needs
+    method                  score; the highest weights stay             needs
     ======================  ==========================================  ===============
     ``"magnitude"``         ``|w|``
-    ``"random"``            chance
-    ``"saliency"``          ``|w g|``                                   ``grads``
+    ``"random"``            a random number
+    ``"saliency"``          ``|w g|``, g the weight's gradient          ``grads``
     ``"wanda"``             ``|w| ||x||``, x the weight's input         ``calibration``
-    ``"sparsegpt"``         what the layer's output loses at best; the  ``calibration``
-                            weights that stay make up for the others
+    ``"sparsegpt"``         least error of the layer's output without   ``calibration``
+                            the weight; the weights that stay are
+                            updated to compensate
     ======================  ==========================================  ===============
 
     Args:
       params: the trained parameters: any pytree of arrays, nnx State, or all variables
         of a linen model, of which only the collection ``"params"`` is pruned.
       method: a name above, or a ``SparseGPT(damping=..., block_size=...)``.
-      sparsity: fraction of zeros in the sparse layers, in [0, 1). May be left out if
-        the structure fixes it.
-      distribution: None for the same sparsity in every layer, the first one included,
-        as is customary where nothing is trained afterwards; or as in ``static``.
-      scope: ``"layer"`` compares the weights of each layer; ``"global"`` those of all
-        layers, without a distribution.
+      sparsity: fraction of zeros in the sparse layers, in [0, 1). Optional if the
+        structure fixes it.
+      distribution: None for the same sparsity in every layer, including the first, as
+        is usual when no training follows; or as in ``static``.
+      scope: ``"layer"`` ranks the weights within each layer; ``"global"`` ranks those
+        of all layers together, without a distribution.
       first: as in ``static``, for the distribution ``"uniform"``.
-      structure: what may be active within a layer, for all or by globs over paths.
-        None lets all weights of a layer compete, but for ``"wanda"`` those of each
-        neuron, ``ConstantFanIn()``, as published. ``"sparsegpt"`` takes
-        ``Unstructured()``, ``ConstantFanIn()`` and ``NM`` along a reduction axis.
+      structure: which weights may be active within a layer, for all kernels or by globs
+        over paths. None is ``Unstructured()``; for ``"wanda"`` with scope ``"layer"``
+        it is ``ConstantFanIn()``, which ranks the weights of each neuron, as published.
+        ``"sparsegpt"`` accepts ``Unstructured()``, ``ConstantFanIn()`` and ``NM`` along
+        a reduction axis.
       where: as in ``static``.
       include: as in ``static``.
-      dims: as in ``static``; kernels of a calibration that None leaves to convention
-        have the axes that the model itself sums over.
-      calibration: what ``calibrate`` gives for the same model.
-      grads: a tree like ``params``, the gradient of the loss, usually a mean over data.
+      dims: as in ``static``. None uses the axes that the calibration found in the
+        model, and the convention for all other kernels.
+      calibration: the result of ``calibrate`` for the same model.
+      grads: a tree like ``params``: the gradient of the loss, usually a mean over data.
       key: seed or PRNG key for ``"random"``, as in ``sparsify``.
 
     Returns:
-      The pruned parameters, in the container they came in, and the masks.
+      The pruned parameters, in a container like that of ``params``, and the masks.
 
     Raises:
-      ValueError: for an unknown method, a sparsity outside [0, 1), gradients or
-        statistics that the method needs and that are missing or belong to another
-        shape, a structure that fits no shape or not the method, a layer that would
-        lose all weights.
-      TypeError: for an argument of another kind.
+      ValueError: for an unknown method, a sparsity outside [0, 1), required gradients
+        or statistics that are missing or have another shape, a structure that does not
+        fit a shape or the method, or a layer that would lose all its weights.
+      TypeError: for an argument of the wrong type.
 
     Note:
-      The published codes of Wanda and SparseGPT go from layer to layer, each with the
-      inputs that the layers pruned before leave it. Here all layers have the inputs
-      of the network that was calibrated. To go in stages, calibrate and prune again
-      with another ``where``.
+      The published codes of Wanda and SparseGPT prune layer by layer; the inputs of
+      each layer come from a network whose earlier layers are already pruned. Here all
+      inputs come from the calibrated network. To prune in stages, calibrate and prune
+      again with another ``where``.
 
     References:
       Sun et al., A simple and effective pruning approach for large language models
@@ -146,7 +147,7 @@ def prune(
        [0. 2.]]
       >>> topology = so.static(masks=pruned.masks)
 
-      By what the inputs make of the weights, the first of which is ten times larger:
+      Wanda weighs the magnitudes with the inputs. The second input is ten times larger:
 
       >>> calibration = so.calibrate(
       ...     lambda params, x: x @ params["kernel"] + params["bias"],
@@ -206,7 +207,7 @@ def _inputs(
     params: Any,
     leaves: Mapping[str, LeafPlan],
 ) -> dict[str, Inputs]:
-    """The statistics that a method needs, of a calibration that fits all leaves."""
+    """Return the statistics that a method needs; check that they fit all leaves."""
     if calibration is None:
         return {}
     for plan in leaves.values():
@@ -228,16 +229,16 @@ def _check_method(method: Any, calibration: Any, grads: Any) -> str:
         )
     if calibration is not None and not isinstance(calibration, Calibration):
         raise TypeError(
-            f"calibration must be what so.calibrate returns, got {calibration!r}"
+            f"calibration must be the result of so.calibrate, got {calibration!r}"
         )
     if _NEEDS[name] == "calibration" and calibration is None:
         raise ValueError(
-            f"{name} needs statistics of the inputs: give calibration="
+            f"{name} needs statistics of the inputs: pass calibration="
             "so.calibrate(apply_fn, variables, batches)"
         )
     if _NEEDS[name] == "grads" and grads is None:
         raise ValueError(
-            f"{name} needs the gradient of the loss: give grads, a tree like params"
+            f"{name} needs the gradient of the loss: pass grads, a tree like params"
         )
     return name
 
@@ -248,24 +249,24 @@ def _check_scope(
     distribution: str | Mapping[str, float] | Distribution | None,
     structure: Structures | None,
 ) -> bool:
-    """Return whether all layers compete, which must fit the other arguments."""
+    """Return whether all layers compete; check the scope against other arguments."""
     if not isinstance(scope, str) or scope not in ("layer", "global"):
         raise ValueError(f"scope must be 'layer' or 'global', got {described(scope)}")
     if scope == "layer":
         if isinstance(distribution, str) and distribution == "global":
             raise ValueError(
-                "distribution='global' is no distribution: pass scope='global'"
+                "distribution='global' is not a distribution: pass scope='global'"
             )
         return False
     if distribution is not None:
         raise ValueError(
-            "scope='global' shares the weights out by their scores: leave distribution "
-            f"out, got {described(distribution)}"
+            "scope='global' distributes the weights by their scores: omit "
+            f"distribution, got {described(distribution)}"
         )
     if method == "sparsegpt" or structure not in (None, Unstructured()):
         raise ValueError(
-            "scope='global' compares single weights by their scores: it goes "
-            f"with no structure and not with 'sparsegpt', got method {method!r} and "
+            "scope='global' ranks single weights by their scores: it cannot be "
+            f"combined with a structure or with 'sparsegpt', got method {method!r} and "
             f"structure {structure!r}"
         )
     return True
@@ -338,8 +339,8 @@ def _choose_globally(
     empty = [path for path, mask in chosen.items() if not bool(mask.any())]
     if empty:
         raise ValueError(
-            f"sparsity {sparsity} over all layers would leave no weight of "
-            f"{', '.join(empty)}: lower it, let every layer compete by itself "
-            "(scope='layer'), or exclude these by where"
+            f"sparsity {sparsity} over all layers would leave no weights in "
+            f"{', '.join(empty)}: lower it, rank every layer separately "
+            "(scope='layer'), or exclude these with where="
         )
     return chosen

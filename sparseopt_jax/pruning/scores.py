@@ -1,4 +1,4 @@
-"""What each weight of a trained network is worth, by the methods of ``prune``."""
+"""Scores of the weights of a trained network, for the methods of ``prune``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,10 +19,10 @@ _random_scores = jax.jit(random_scores, static_argnames=("shape", "sharding"))
 def gradients_by_path(
     grads: Any, leaves: Mapping[str, LeafPlan]
 ) -> dict[str, jax.Array]:
-    """Return the gradients of the sparse leaves, which must be there.
+    """Return the gradients by path, which must include all sparse leaves.
 
     Raises:
-      ValueError: with the path and both shapes, if one is missing or does not fit.
+      ValueError: if one is missing or has another shape, with the path and both shapes.
     """
     by_path = dict(paths.flatten_with_paths(grads))
     for path, plan in leaves.items():
@@ -39,7 +39,7 @@ def gradients_by_path(
 def weight_scores(
     method: str, key: jax.Array, plan: LeafPlan, inputs: Inputs | None, grad: Any
 ) -> jax.Array:
-    """Return the score of every weight of one kernel, the highest to stay.
+    """Return the score of every weight of one kernel; the highest stay.
 
     Args:
       method: ``"magnitude"``, ``"random"``, ``"saliency"`` or ``"wanda"``.
@@ -57,7 +57,7 @@ def weight_scores(
         sharding = getattr(param, "sharding", None)
         sharding = sharding if isinstance(sharding, NamedSharding) else None
         return _random_scores(key, param.shape, sharding)
-    unused = jax.random.key(0)  # magnitude and saliency draw nothing
+    unused = jax.random.key(0)  # magnitude and saliency draw no random numbers
     if method == "saliency":
         return scores.saliency(unused, param, grad)
     size = scores.magnitude(unused, param, param)

@@ -1,10 +1,9 @@
-"""SparseGPT: prunes a layer so that what it computes changes least.
+"""SparseGPT: prunes a layer so that its output changes least.
 
-The layer's output is X W. To remove a weight and have its neighbours make up for it
-best is the classical step of the optimal brain surgeon, with H = X^T X the Hessian of
-the squared error. Going through the inputs of all neurons in one order, the inverse
-Hessians of all later steps are in one Cholesky factor: H^-1 = U^T U, U upper
-triangular.
+The layer's output is X W. The optimal brain surgeon removes a weight and updates the
+others so that they compensate for it best; H = X^T X is the Hessian of the squared
+error. If the inputs of all neurons are processed in the same order, one Cholesky factor
+holds the inverse Hessians of all later steps: H^-1 = U^T U, U upper triangular.
 """
 
 import dataclasses
@@ -28,13 +27,13 @@ class SparseGPT:
     """SparseGPT with its settings, as a method of ``prune``.
 
     Attributes:
-      damping: what is added to the diagonal of H, as a fraction of its mean.
-      block_size: how many inputs are pruned at a time: the weights of a block that stay
-        are chosen together, after earlier blocks were made up for. Rounded down to
-        whole groups of an N:M structure.
+      damping: added to the diagonal of H, as a fraction of the diagonal's mean.
+      block_size: number of inputs that are pruned at a time. The weights to keep in a
+        block are chosen together, after they have compensated for earlier blocks.
+        Rounded down to whole groups of an N:M structure.
 
     Raises:
-      ValueError: unless both are positive.
+      ValueError: if one of them is not positive, or ``block_size`` not an integer.
 
     References:
       Frantar & Alistarh, SparseGPT: massive language models can be accurately pruned in
@@ -63,14 +62,14 @@ class SparseGPT:
 
         Args:
           path: its path, for errors.
-          plan: the kernel, its structure and how many weights stay.
+          plan: the kernel, its structure and its number of active weights.
           inputs: statistics of its inputs, with the Gram matrix.
 
         Returns:
           The kernel's new weights, zero where they are removed, and the mask.
 
         Raises:
-          ValueError: for a structure that does not go along the inputs, or if H is not
+          ValueError: if the structure does not run along the inputs, or H is not
             positive definite in float32.
         """
         assert inputs.gram is not None and plan.layer is not None
@@ -108,7 +107,7 @@ class SparseGPT:
 
 
 def _order(path: str, plan: LeafPlan, inputs: Inputs) -> tuple[np.ndarray, int]:
-    """The order of the inputs, N:M groups side by side, and the size of a group."""
+    """Return the order of the inputs, N:M groups contiguous, and the group size."""
     structure, reduction = plan.structure, inputs.axes.reduction
     sizes = [inputs.shape[a] for a in reduction]
     order = np.arange(math.prod(sizes))
@@ -119,18 +118,18 @@ def _order(path: str, plan: LeafPlan, inputs: Inputs) -> tuple[np.ndarray, int]:
         axis = structure.axis_of(inputs.shape, reduction) % len(inputs.shape)
     if not isinstance(structure, NM) or axis not in reduction:
         raise ValueError(
-            f"sparsegpt goes along the inputs of neurons: {structure} of {path!r} does "
-            f"not; it takes Unstructured(), ConstantFanIn(), or NM along one of the "
-            f"axes {reduction}"
+            f"sparsegpt prunes along the inputs of neurons, but {structure} of "
+            f"{path!r} does not run along them: use Unstructured(), ConstantFanIn(), "
+            f"or NM along one of the axes {reduction}"
         )
     grouped = np.moveaxis(order.reshape(sizes), reduction.index(axis), -1)
     return grouped.ravel(), structure.m
 
 
 def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray:
-    """Return how many weights stay in each set of inputs and block: (sets, blocks).
+    """Return the number of active weights of each set and block: (sets, blocks).
 
-    For a structure with cells of its own, in each cell of the block.
+    If the structure divides a layer into cells, the number of each cell of the block.
     """
     sets = math.prod(inputs.gram.shape[:-2])  # pyright: ignore
     ends = np.minimum(np.arange(0, fan_in + block, block), fan_in)
@@ -140,7 +139,7 @@ def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray
         return np.full((sets, len(ends) - 1), per_cell, np.int32)
     if isinstance(plan.structure, ConstantFanIn):
         return np.tile(_shares(per_cell, ends), (sets, 1))
-    # A layer's weights are shared between its groups, if it has any.
+    # The active weights of a layer are divided among its groups, if it has any.
     groups = _shares(per_cell, np.arange(inputs.groups + 1))
     return np.tile(
         [_shares(count, ends) for count in groups.tolist()], (sets // len(groups), 1)
@@ -148,17 +147,17 @@ def _kept(plan: LeafPlan, inputs: Inputs, fan_in: int, block: int) -> np.ndarray
 
 
 def _shares(total: int, ends: np.ndarray) -> np.ndarray:
-    """Cut a number into whole parts in proportion to the distances between ends."""
+    """Split a number into integers in proportion to the distances between ends."""
     return np.diff(total * ends.astype(np.int64) // ends[-1]).astype(np.int32)
 
 
 class _Pieces(NamedTuple):
-    """What is pruned together.
+    """Sets of weights that are pruned together.
 
     Attributes:
-      block: inputs of a block.
-      group: inputs within which is chosen; divides ``block``.
-      by_neuron: whether every neuron chooses by itself.
+      block: number of inputs in a block.
+      group: number of inputs whose weights compete; divides ``block``.
+      by_neuron: whether only weights of the same neuron compete.
     """
 
     block: int
@@ -192,18 +191,18 @@ def _solve(
     Args:
       w: (fan_in, neurons) float32.
       h: (fan_in, fan_in), the Gram matrix; its scale does not matter.
-      kept: (blocks,) int32, weights that stay: of each neuron in every group, or else
+      kept: (blocks,) int32, number of active weights: of each neuron in every group, or
         of all neurons together.
       damping: as in ``SparseGPT``.
-      pieces: what is pruned together.
+      pieces: the sets of weights that are pruned together.
 
     Returns:
-      The new weights, and which of them stay.
+      The new weights and the mask.
     """
     fan_in, blocks, block = w.shape[0], kept.shape[0], pieces.block
     padding = blocks * block - fan_in
     diagonal = jnp.diagonal(h)
-    # What multiplies nothing but zeros may as well be zero.
+    # Weights whose input is always zero do not matter: make them zero.
     w = jnp.where(diagonal[:, None] > 0, w, 0)
     w = jnp.pad(w, ((0, padding), (0, 0)))
     u = _inverse_factor(h, damping)
@@ -241,12 +240,12 @@ def _prune_block(
     Args:
       rows: (block, neurons), their weights.
       factor: (block, block), their part of the factor of the inverse Hessian.
-      exists: (block,) bool, False for inputs that only fill the last block up.
-      kept: int32 scalar, weights that stay, as in ``_solve``.
-      pieces: what is pruned together.
+      exists: (block,) bool, False for inputs that only pad the last block.
+      kept: int32 scalar, number of active weights, as in ``_solve``.
+      pieces: the sets of weights that are pruned together.
 
     Returns:
-      The new weights, which of them stay, and the errors that later inputs make up for.
+      The new weights, the mask, and the errors for which later inputs compensate.
     """
     group = pieces.group
 
@@ -286,7 +285,7 @@ def _inverse_factor(h: jax.Array, damping: jax.typing.ArrayLike) -> jax.Array:
     """Return the upper triangular U with U^T U = (H + damping)^-1.
 
     Factored from the last input to the first, H is R R^T with R upper triangular, and U
-    its inverse: nothing is inverted but a triangle.
+    is the inverse of R: only a triangular matrix is inverted.
     """
     diagonal = jnp.diagonal(h)
     h += jnp.diag(damping * jnp.mean(diagonal) + (diagonal == 0))

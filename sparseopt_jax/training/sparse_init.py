@@ -1,4 +1,4 @@
-"""Initial weights that take the fan-in of every sparse neuron into account."""
+"""Initial weights scaled by the fan-in of every sparse neuron."""
 
 from typing import Any
 
@@ -28,33 +28,33 @@ def sparse_init(
 ) -> Any:
     """Draw the active weights of each neuron from N(0, scale / its own fan-in).
 
-    Dense initialisations, divided by the number of all inputs, leave a sparse neuron
-    with too small a signal; here every neuron's output has the variance that it would
-    have in a dense network. Dense leaves stay as they are.
+    Dense initialisations divide by the number of all inputs, which gives a sparse
+    neuron too small a signal. Here every neuron's output has the variance that it would
+    have in a dense network. Dense leaves are unchanged.
 
     Args:
       params: any pytree of arrays.
       masks: a tree of masks, or an optimizer state that holds masks.
-      key: seed or PRNG key, as in ``sparsify``. Every leaf draws by its own path, so
-        that the numbers do not depend on the rest of the tree or on the mesh.
+      key: seed or PRNG key, as in ``sparsify``. The random numbers of a leaf depend on
+        its path, but not on the rest of the tree or on the mesh.
       scale: variance times fan-in: 2 for networks with ReLU, 1 for linear ones.
-      dims: the axes of kernels that do not follow the Flax convention, as given to the
+      dims: the axes of kernels that do not follow the Flax convention, as passed to the
         topology.
 
     Returns:
-      A tree like ``params``, exactly zero at inactive weights; a neuron without inputs
-      has none.
+      A tree like ``params``, exactly zero at inactive weights. All weights of a neuron
+      with fan-in 0 are zero.
 
     Raises:
       ValueError: if there are no masks, or ``scale`` is not above 0.
 
     Note:
-      SparseOpt presumes that weights of a neuron have the same variance however many
-      there are, so that a sparse neuron's variance is small and its gradient amplified.
-      With this initialisation that is not so at first: the amplification is about 1
-      (1.03 against 3.23 at 90 % with dense initialisation, in a layer of 128 neurons),
-      and the correction from fan-ins over-corrects. ``scale_by_batch_variance``, which
-      measures variances, does not.
+      SparseOpt assumes that the variance of a neuron's weights does not depend on their
+      number, so that a sparse neuron's output has a small variance and its gradient is
+      amplified. This is not so at first with this initialisation: the amplification is
+      about 1 (1.03, against 3.23 at 90 % with dense initialisation, in a layer of 128
+      neurons), and the correction from fan-ins over-corrects.
+      ``scale_by_batch_variance`` measures the variances and does not over-correct.
 
     References:
       Evci et al., Gradient flow in sparse neural networks and how lottery tickets win,

@@ -11,7 +11,7 @@ from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.masks.state import apply_masks, stays_dense
 
 TrainStep = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
-"""From a train state and a batch to the new state and metrics."""
+"""A function from a train state and a batch to the new state and metrics."""
 
 
 def make_train_step(
@@ -20,40 +20,40 @@ def make_train_step(
     axis_name: str | tuple[str, ...] | None = None,
     has_batch_stats: bool = False,
 ) -> TrainStep:
-    """Return a step of training: gradient, average over replicas, optimizer.
+    """Return a training step: gradient, average over replicas, optimizer.
 
-    The step is pure, to be compiled as it is needed:
+    The step is pure; compile it as needed:
 
-    - on one device, and over a mesh whose batches are global arrays:
+    - on one device, or on a mesh whose batches are global arrays:
       ``jax.jit(step, donate_argnums=0)`` without ``axis_name``;
-    - in ``jax.shard_map`` and ``jax.pmap``, where each replica sees its own part of the
+    - in ``jax.shard_map`` or ``jax.pmap``, where each replica sees its own part of the
       batch: with the ``axis_name`` of the replicas, over which gradients, metrics and
-      batch statistics are averaged before the optimizer sees them. Every replica then
-      makes the same masks. ``pmap_train_step`` is that, compiled;
-    - in ``jax.lax.scan`` over batches, as ``step`` is its body already.
+      batch statistics are averaged before the optimizer sees them, so that every
+      replica computes the same masks. ``pmap_train_step`` compiles this case;
+    - in ``jax.lax.scan`` over batches: ``step`` is already the body.
 
-    Where masks are the forward pass's alone, as with ``ste``, the loss sees the masked
+    If masks apply only to the forward pass, as with ``ste``, the loss sees the masked
     weights and the optimizer trains the dense ones.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> loss`` or ``(loss, metrics)``, a scalar that
-        is the mean over the batch and a dictionary of numbers; with
+      loss_fn: ``loss_fn(params, batch) -> loss`` or ``(loss, metrics)``: a scalar, the
+        mean over the batch, and a dictionary of numbers; with
         ``has_batch_stats``, ``loss_fn(params, batch_stats, batch) -> (loss, (metrics,
         batch_stats))``.
-      axis_name: the mapped axis, or axes, of the replicas; their batches must be of one
-        size.
+      axis_name: the mapped axis, or axes, of the replicas, whose batches must have the
+        same size.
       has_batch_stats: whether the network has running statistics of Batch
         Normalization. The optimizer receives the new ones as ``batch_stats=``.
 
     Returns:
       ``step(state, batch) -> (state, metrics)``. The state is a
       ``sparseopt_jax.linen.TrainState``, or anything with ``params``,
-      ``apply_gradients(grads=...)`` and, if need be, ``batch_stats``. The metrics are
+      ``apply_gradients(grads=...)`` and, if needed, ``batch_stats``. The metrics are
       those of ``loss_fn`` and ``"loss"``.
 
     Raises:
-      TypeError: if ``loss_fn`` is no function.
-      ValueError: at the first step, if ``loss_fn`` returns something else.
+      TypeError: if ``loss_fn`` is not a function.
+      ValueError: at the first step, if ``loss_fn`` returns anything else.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -94,7 +94,7 @@ def make_train_step(
             )
         params = state.params
         if stays_dense(getattr(state, "opt_state", None)):
-            # Outside of what is differentiated: gradients go straight through.
+            # Outside the differentiated function: gradients pass straight through.
             params = apply_masks(params, state.opt_state)
         if axis_name is not None:
             params = _as_own(params, axis_name)
@@ -116,21 +116,21 @@ def pmap_train_step(
     has_batch_stats: bool = False,
     devices: Sequence[Any] | None = None,
 ) -> TrainStep:
-    """``make_train_step``, compiled by ``jax.pmap``; the state's buffers are donated.
+    """Return ``make_train_step``, compiled by ``jax.pmap``; the state is donated.
 
     Args:
       loss_fn: as in ``make_train_step``; sees one replica's part of the batch.
       axis_name: name of the replicas' axis.
       has_batch_stats: as in ``make_train_step``.
-      devices: the devices, all by default.
+      devices: the devices; all by default.
 
     Returns:
-      ``step(state, batch) -> (state, metrics)``, where every array has the replicas as
-      its first axis: a state from ``flax.jax_utils.replicate``, batches of shape
-      ``(devices, batch // devices, ...)``.
+      ``step(state, batch) -> (state, metrics)``, where the first axis of every array
+      runs along the replicas: a state from ``flax.jax_utils.replicate``, batches of
+      shape ``(devices, batch // devices, ...)``.
 
     Raises:
-      TypeError: if ``loss_fn`` is no function.
+      TypeError: if ``loss_fn`` is not a function.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -154,8 +154,8 @@ def pmap_train_step(
     if jax.process_count() > 1:
         return compiled
 
-    # A state comes with the name that `replicate` gives the axis, and returns with this
-    # one: left as it is, it would have the second step compiled anew.
+    # `replicate` gives the axis of the state another name than the step, which would
+    # compile again for the second step without this transfer.
     own_devices = np.asarray(jax.local_devices() if devices is None else devices)
     mesh = Mesh(own_devices, (axis_name,), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec(axis_name))
@@ -172,22 +172,22 @@ def _unpack(result: Any, has_batch_stats: bool) -> tuple[Any, tuple[dict, dict]]
         match result:
             case (loss, (dict() as metrics, batch_stats)):
                 return loss, (metrics, {"batch_stats": batch_stats})
-        expected = "(loss, (metrics, batch_stats)), metrics being a dictionary"
+        expected = "(loss, (metrics, batch_stats)), with a dictionary of metrics"
     else:
         match result:
             case (loss, dict() as metrics):
                 return loss, (metrics, {})
             case tuple() | dict() | None:
-                expected = "loss or (loss, metrics), metrics being a dictionary"
+                expected = "loss or (loss, metrics), with a dictionary of metrics"
             case loss:
                 return loss, ({}, {})
     raise ValueError(f"loss_fn must return {expected}; got {result!r}")
 
 
 def _as_own(params: Any, axis_name: str | tuple[str, ...]) -> Any:
-    """The parameters as each replica's own, so that its gradient is its own, too.
+    """Mark the parameters as varying over replicas, so that their gradients vary too.
 
-    Of values that ``shard_map`` knows to be the same everywhere, JAX gives the gradient
-    summed over the replicas.
+    For values that ``shard_map`` knows to be the same on all replicas, JAX returns the
+    gradient summed over the replicas.
     """
     return jax.tree.map(lambda p: jax.lax.pcast(p, axis_name, to="varying"), params)

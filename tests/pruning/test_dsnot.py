@@ -119,7 +119,7 @@ def test_what_it_refuses():
         with pytest.raises(error, match=match):
             so.dsnot(*args, **kwargs)
 
-    refuses("what so.calibrate returns", *pruned, {}, params, error=TypeError)
+    refuses("the result of so.calibrate", *pruned, {}, params, error=TypeError)
     refuses("cycles must be at least 1", *pruned, calibration, params, cycles=0)
     refuses(
         "threshold must be at least 0", *pruned, calibration, params, threshold=-1.0

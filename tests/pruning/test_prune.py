@@ -126,7 +126,7 @@ def test_a_calibration_is_compared_with_dims_whatever_the_method():
     given = {"structure": so.ConstantFanIn(), "calibration": calibration}
     pruned = so.prune(params, sparsity=0.5, **given)
     assert (pruned.masks["w"].sum(1) == 2).all()
-    with pytest.raises(ValueError, match="the model sums over"):
+    with pytest.raises(ValueError, match="in the model they sum over"):
         so.prune(params, sparsity=0.5, dims=so.NeuronDims(0, 1), **given)
     with pytest.raises(ValueError, match="was made with shape"):
         so.prune({"w": draw((4, 4))}, sparsity=0.5, **given)
@@ -169,7 +169,7 @@ def test_global_compares_all_layers():
     np.testing.assert_array_equal(pruned.masks["w1"], bits([[0, 1], [0, 1]]))
     np.testing.assert_array_equal(pruned.masks["w2"], bits([[1, 0]]))
     params["w2"] /= 100
-    with pytest.raises(ValueError, match="leave no weight of w2: lower it"):
+    with pytest.raises(ValueError, match="leave no weights in w2: lower it"):
         so.prune(params, sparsity=0.5, scope="global")
 
 
@@ -310,7 +310,7 @@ def test_sparsegpt_makes_legal_groups_along_any_input_axis():
         kernel = np.asarray(pruned.params["kernel"])
         assert not kernel[~mask].any() and kernel[mask].all()
     for structure in (NM(2, 3, axis=3), Block(2), Channel()):
-        with pytest.raises(ValueError, match="sparsegpt goes along the inputs"):
+        with pytest.raises(ValueError, match="sparsegpt prunes along the inputs"):
             so.prune(
                 params,
                 "sparsegpt",
@@ -526,19 +526,19 @@ def test_what_it_refuses():
     refuses(
         "method must be one of magnitude, .* or a so.SparseGPT, got 'wonda'", "wonda"
     )
-    refuses(r"wanda needs statistics .* give calibration=so\.calibrate", "wanda")
+    refuses(r"wanda needs statistics .* pass calibration=so\.calibrate", "wanda")
     refuses("sparsegpt needs statistics", "sparsegpt")
     refuses("saliency needs the gradient", "saliency")
     refuses("calibrate with gram=True", "sparsegpt", calibration=calibration)
     refuses(r"sparsity must be in \[0, 1\), got 1\.5", sparsity=1.5)
     refuses("sparsity must be given", sparsity=None)
-    refuses("what so.calibrate returns", calibration={}, error=TypeError)
+    refuses("the result of so.calibrate", calibration={}, error=TypeError)
     refuses("structure must be", structure="2:4", error=TypeError)
     refuses("where must be a function", where="kernel", error=TypeError)
     refuses("distribution must be one of", distribution="equal")
     refuses("params must hold arrays", tree={})
-    refuses("'global' compares single", scope="global", structure=NM(2, 4))
-    refuses("leave distribution", scope="global", distribution="uniform")
+    refuses("'global' ranks single", scope="global", structure=NM(2, 4))
+    refuses("omit distribution", scope="global", distribution="uniform")
     refuses("pass scope='global'", distribution="global")
     refuses("scope must be 'layer' or 'global', got 'all'", scope="all")
     refuses(
@@ -549,7 +549,7 @@ def test_what_it_refuses():
     refuses("they hold nothing", "saliency", grads={})
     other = {"other": kernel}
     refuses(
-        "inputs of 'other': calibrate saw no such kernel; there are statistics of "
+        "inputs of 'other': calibrate found no such kernel; statistics exist for "
         "kernel",
         "wanda",
         tree=other,

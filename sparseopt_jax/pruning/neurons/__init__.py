@@ -1,1 +1,1 @@
-"""Neurons that do nothing: finding them in a model, and cutting them out."""
+"""Removal of dead neurons: find them in a model and cut them out."""

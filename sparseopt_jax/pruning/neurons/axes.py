@@ -1,7 +1,6 @@
-"""What every operation but a product does with the axes that run along neurons.
+"""Rules for the axes that run along neurons, for every operation except products.
 
-An operation that is not in this table ends what is known: the groups of its operands
-are refused.
+If an operation has no rule, the groups of its operands are refused.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +36,8 @@ def axes_after(
     """Return the labels of an equation's results.
 
     Args:
-      groups: joined where operands run side by side, and refused where neurons mix.
-      eqn: no product, and nothing that calls.
+      groups: the groups, joined where operands are aligned, refused where neurons mix.
+      eqn: an equation that is neither a product nor a call.
       operands: the labels of its operands.
 
     Returns:
@@ -84,7 +83,7 @@ def _reduced(
     (axes,) = operands
     for axis in eqn.params["axes"]:
         name = eqn.primitive.name
-        groups.refuse(axes[axis], f"{name} goes over them (a norm, a softmax, a mean)")
+        groups.refuse(axes[axis], f"{name} runs over them (a norm, a softmax, a mean)")
     left = [a for i, a in enumerate(axes) if i not in eqn.params["axes"]]
     return [tuple(left)] * len(eqn.outvars)
 
@@ -178,7 +177,7 @@ def _cut(
     reason: str,
     shape: Sequence[int],
 ) -> Axes:
-    """Return the labels where only whole axes keep theirs."""
+    """Return the labels; only whole axes keep theirs, all others are refused."""
     found = []
     for label, whole, unknown in zip(axes, is_whole, opaque(shape), strict=True):
         if not whole and isinstance(label, Along):

@@ -1,7 +1,7 @@
-"""Decides which neurons go, and what the variables that stay become.
+"""Decisions which neurons to remove, and how the remaining variables change.
 
-A neuron goes if every layer that reads it can do without: because its weights there are
-zero, or because it emits a constant that the layer's bias takes over.
+A neuron is removed if no layer that reads it needs it: because its weights there are
+zero, or because it emits a constant that the layer's bias can absorb.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ Array = np.ndarray
 
 
 class Reading(NamedTuple):
-    """What a product makes of the neurons that it reads, several rows of each or one.
+    """How a product uses the neurons that it reads, each with one or several rows.
 
     Attributes:
       unread: (rows,), whether all weights of a row are zero.
-      constant: (rows,), whether what meets a row is the same for every input.
+      constant: (rows,), whether a row multiplies the same value for every input.
       is_zero: (rows,), whether that constant is 0.
-      obstacle: why its bias cannot take over a constant other than 0; empty if it can.
+      obstacle: why its bias cannot absorb a constant other than 0; empty if it can.
     """
 
     unread: Array
@@ -33,28 +33,28 @@ class Reading(NamedTuple):
     obstacle: str
 
     def is_dead(self, neurons: int) -> Array:
-        """Whether the product needs each of its neurons for a constant at most."""
+        """Return whether each neuron contributes at most a constant to the product."""
         return _of_neurons(self.unread | self.constant, neurons)
 
     def can_go(self, neurons: int) -> Array:
-        """Return whether the product can do without each of its neurons."""
+        """Return whether the product does not need each of its neurons."""
         constant = self.constant & (self.is_zero | (not self.obstacle))
         return _of_neurons(self.unread | constant, neurons)
 
 
 def _of_neurons(rows: Array, neurons: int) -> Array:
-    """Return what holds for all rows of each neuron."""
+    """Return whether all rows of each neuron are True."""
     return np.all(rows.reshape(-1, neurons), axis=0)
 
 
 @dataclasses.dataclass
 class Decision:
-    """What becomes of the neurons of each group.
+    """The decision for the neurons of each group.
 
     Attributes:
       stays: group -> which neurons stay.
-      why: group -> why neurons that look dead stay, or why none may go.
-      shifts: variable -> what is added to it, float64 in its shape.
+      why: group -> why apparently dead neurons stay, or why none can be removed.
+      shifts: variable -> the float64 array to add to it, with as many entries.
     """
 
     stays: dict[int, Array] = dataclasses.field(default_factory=dict)
@@ -63,7 +63,7 @@ class Decision:
 
 
 class Decider:
-    """Goes through the groups from the last layer to the first."""
+    """A decider on all groups, from the last layer to the first."""
 
     def __init__(self, reader: NeuronReader, names: Mapping[int, str], least: int):
         self.reader, self.names, self.least = reader, names, least
@@ -82,8 +82,8 @@ class Decider:
                 self.readers.setdefault(node, []).append(product)
 
     def decide(self) -> Decision:
-        """Return what becomes of every group."""
-        # Later layers first: a weight to a neuron that goes counts for nothing.
+        """Decide on every group."""
+        # Later layers first, because weights to removed neurons do not count.
         for node in sorted(self.writers, key=lambda n: -max(self.writers[n])):
             reason = self.groups.reason(Along(node))
             if not reason and node not in self.readers:
@@ -95,7 +95,7 @@ class Decider:
         return self.decision
 
     def name(self, product: Product) -> str:
-        """Return the variables of a product's weights, by their paths."""
+        """Return the paths of the variables of a product's weights."""
         return " and ".join(self.names[leaf] for leaf in sorted(product.leaves))
 
     def stays(self, label: Label, size: int) -> Array:
@@ -117,12 +117,12 @@ class Decider:
         return float(self.stays(label, self.groups.sizes[label.node]).mean())
 
     def why(self, product: Product) -> str:
-        """Why neurons of a product stay; empty if all that were dead are gone."""
+        """Return why neurons of a product stay; empty if all dead ones are removed."""
         nodes = [self.groups.root(label).node for label in product.neurons]
         return next(filter(None, (self.decision.why.get(node) for node in nodes)), "")
 
     def why_not_followed(self, place: int) -> str:
-        """Return why a variable is no kernel that can be followed."""
+        """Return why a variable cannot be followed as a kernel."""
         labels = [a for a in self.reader.axes.get(place, ()) if isinstance(a, Along)]
         reasons = filter(None, map(self.groups.reason, labels))
         return next(reasons, "not used by apply_fn")
@@ -181,11 +181,11 @@ class Decider:
         if product.is_padded:
             return f"{name} pads with zeros, and they would be missing at its border"
         if self._absorber(product) is None:
-            return f"no bias that is its own follows {name}"
+            return f"no bias of its own follows {name}"
         return ""
 
     def _absorber(self, product: Product) -> Absorber | None:
-        """Return the variable that can take over constants, None if there is none."""
+        """Return the variable that can absorb constants, or None."""
         if product.ends or len(product.absorbers) != 1:
             return None
         (absorber,) = product.absorbers
@@ -200,7 +200,7 @@ class Decider:
         return absorber if is_same else None
 
     def _fold(self, product: Product, gone: Array) -> None:
-        """Add to the bias what the product has of the rows that go."""
+        """Add to the bias what the removed rows contribute to the product."""
         if not gone.any():
             return
         absorber, reads, inputs = self._absorber(product), product.reads, product.inputs
@@ -208,7 +208,7 @@ class Decider:
         constants = np.where(gone, inputs.value, 0.0)
         weights = np.asarray(product.weights).astype(np.float64)
         shift = np.tensordot(constants, weights, axes=([0], [reads]))
-        # What is left of a window adds up: without padding it sees the same everywhere.
+        # Sum over the window: without padding it sees the same constants everywhere.
         left = [axis for axis in range(weights.ndim) if axis != reads]
         windows = tuple(i for i, axis in enumerate(left) if axis not in product.kept)
         shift = shift.sum(axis=windows) * absorber.sign

@@ -1,4 +1,4 @@
-"""Which axes of a model's arrays run along the same neurons."""
+"""Groups of axes in a model's arrays that run along the same neurons."""
 
 import enum
 import math
@@ -10,9 +10,9 @@ class Along(NamedTuple):
     """An axis that runs along the neurons of a layer.
 
     Attributes:
-      node: the axis of a variable that it has in common with.
-      repeats: how many times it goes through them, entry ``r * neurons + j`` being of
-        neuron ``j``: what flattening an image leaves.
+      node: the axis of a variable that runs along the same neurons.
+      repeats: how many times it runs through them: entry ``r * neurons + j`` belongs to
+        neuron ``j``, as after flattening an image.
     """
 
     node: int
@@ -20,10 +20,10 @@ class Along(NamedTuple):
 
 
 class Other(enum.Enum):
-    """An axis that runs along no neurons."""
+    """An axis that does not run along neurons."""
 
-    UNIFORM = "all entries along it are the same, or there is one"
-    OPAQUE = "nothing is known of it"
+    UNIFORM = "all entries along it are the same, or there is only one"
+    OPAQUE = "nothing is known about it"
 
 
 Label = Along | Other
@@ -32,13 +32,13 @@ UNIFORM, OPAQUE = Other.UNIFORM, Other.OPAQUE
 
 
 class NeuronGroups:
-    """Axes of variables, joined where the model lets them run side by side.
+    """Groups of the variables' axes that the model aligns with each other.
 
-    A node is an axis of a variable. Nodes that have been joined make a group, and are
-    cut together or not at all.
+    A node is an axis of a variable. Joined nodes form a group, and are cut together or
+    not at all.
 
     Attributes:
-      sizes: node -> how many entries the axis has.
+      sizes: node -> number of entries of the axis.
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class NeuronGroups:
         return label
 
     def root(self, label: Along) -> Along:
-        """The node that stands for the group, and how often an axis goes through it."""
+        """Return the node that represents a group, and how often an axis repeats it."""
         node, repeats = label
         while self._parents[node].node != node:
             parent = self._parents[node]
@@ -64,7 +64,7 @@ class NeuronGroups:
         return Along(node, repeats)
 
     def join(self, one: Along, other: Along) -> None:
-        """Make one group of two whose axes run side by side."""
+        """Join the groups of two aligned axes."""
         fine, coarse = sorted(
             (self.root(one), self.root(other)), key=lambda a: self.sizes[a.node]
         )
@@ -80,22 +80,22 @@ class NeuronGroups:
             self.refuse(fine, self._reasons[coarse.node])
 
     def refuse(self, label: Label, reason: str) -> None:
-        """Take note of the first reason why a group must not be cut."""
+        """Record the first reason why a group must not be cut."""
         if isinstance(label, Along):
             self._reasons.setdefault(self.root(label).node, reason)
 
     def reason(self, label: Along) -> str:
-        """Return why a group must not be cut; empty if nothing speaks against it."""
+        """Return why a group must not be cut; empty if it may be cut."""
         return self._reasons.get(self.root(label).node, "")
 
 
 def opaque(shape: Sequence[int]) -> Axes:
-    """Return the labels of an array that nothing is known of."""
+    """Return the labels of an array about which nothing is known."""
     return tuple(UNIFORM if size == 1 else OPAQUE for size in shape)
 
 
 def met(groups: NeuronGroups, labels: Sequence[Label]) -> Label:
-    """Return the label of an axis along which several arrays run side by side."""
+    """Return the label of an axis along which several arrays are aligned."""
     along = [label for label in labels if isinstance(label, Along)]
     if OPAQUE in labels:
         for label in along:
@@ -115,7 +115,7 @@ def regrouped(
     targets = [axis for axis, size in enumerate(target) if size != 1]
     if 0 in shape:
         for label in axes:
-            groups.refuse(label, "of an array without entries")
+            groups.refuse(label, "part of an array without entries")
         return tuple(result)
     while sources:
         taken, given = [sources.pop(0)], [targets.pop(0)]
@@ -142,14 +142,14 @@ def _sizes(
 
 
 def _fastest(groups: NeuronGroups, labels: list[Label], size: int) -> Label:
-    """Return the label of the last of the axes that several are reshaped to."""
+    """Return the label of the last axis that several axes are reshaped to."""
     for label in labels[:-1]:
-        groups.refuse(label, "flattened with an axis that runs faster")
+        groups.refuse(label, "flattened with an axis that varies faster")
     last = labels[-1]
     if not isinstance(last, Along):
         return OPAQUE
     repeats, rest = divmod(size, groups.sizes[last.node])
     if rest or not repeats:
-        groups.refuse(last, "split by a reshape, as heads and groups of channels are")
+        groups.refuse(last, "split by a reshape, like heads or groups of channels")
         return OPAQUE
     return Along(last.node, repeats)

@@ -1,8 +1,8 @@
 """Entries of activations that are the same for every input of the model.
 
-A neuron without incoming weights emits its bias, a gate that is shut emits 0, and what
-comes of that through norms and activations is computed here by the model's own
-operations, entry by entry. What an operation does that is not in this file is unknown.
+A neuron without incoming weights emits its bias, and a closed gate emits 0. The model's
+own operations compute here, entry by entry, how norms and activations transform these
+constants. The results of an operation that is not in this file are unknown.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,16 +24,16 @@ from sparseopt_jax.tracing.primitives import (
     WINDOW_REDUCTIONS,
 )
 
-# Put entries elsewhere, one result from each: known ones stay known.
+# Operations that only move entries: known entries stay known.
 _REARRANGES = MOVES | {"concatenate", "rev", "slice", "split"}
 
 
 class Entries(NamedTuple):
-    """What is known of an array.
+    """The known entries of an array.
 
     Attributes:
-      value: the array, zero where it is not known; None if nothing is.
-      known: which entries are known, as a bool for each or one for all of them.
+      value: the array, zero where it is unknown; None if no entry is known.
+      known: which entries are known: a bool for each, or one for all of them.
     """
 
     value: jax.Array | None
@@ -44,11 +44,11 @@ UNKNOWN = Entries(None, False)
 
 
 class Channels(NamedTuple):
-    """What is known of an array's slices along one axis, as NumPy arrays.
+    """The known slices of an array along one axis, as NumPy arrays.
 
     Attributes:
-      known: (channels,), whether all entries of a slice are known and the same.
-      value: (channels,), float64, that entry; 0 where it is not known.
+      known: (channels,), whether all entries of a slice are known and equal.
+      value: (channels,), float64, that entry; 0 where it is unknown.
     """
 
     known: np.ndarray
@@ -56,14 +56,14 @@ class Channels(NamedTuple):
 
 
 def evaluate(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> list[Entries]:
-    """Return what is known of an equation's results.
+    """Return the known entries of an equation's results.
 
     Args:
-      eqn: one that calls nothing.
-      operands: what is known of its operands.
+      eqn: an equation that does not call a jaxpr.
+      operands: the known entries of its operands.
 
     Returns:
-      One for each result.
+      The known entries of each result.
     """
     name, results = eqn.primitive.name, len(eqn.outvars)
     if all(entries.known is True for entries in operands):
@@ -92,15 +92,15 @@ def evaluate(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> list[Entries]:
 
 
 def channels(entries: Entries, axis: int, shape: Sequence[int]) -> Channels:
-    """Return what is known of the slices of an array along an axis.
+    """Return the known slices of an array along an axis.
 
     Args:
-      entries: what is known of its entries.
+      entries: its known entries.
       axis: the axis.
       shape: the array's shape.
 
     Returns:
-      One for each slice. Entries that differ by rounding count as the same.
+      The known slices. Entries that differ only by rounding count as equal.
     """
     count = shape[axis]
     if entries.value is None:
@@ -119,7 +119,7 @@ def channels(entries: Entries, axis: int, shape: Sequence[int]) -> Channels:
 
 
 def _filled(entries: Entries, atom: Any) -> Entries:
-    """Return the same with both arrays in full."""
+    """Return the same entries, with both arrays of full shape."""
     shape = shape_of(atom)
     if entries.value is None:
         value = jnp.zeros(shape, atom.aval.dtype)
@@ -144,7 +144,7 @@ def _entrywise(eqn: core.JaxprEqn, operands: list[Entries]) -> list[Entries]:
     for _, flag in operands:
         known &= flag
     if eqn.primitive.name == "mul":
-        # 0 times whatever the rest of the model holds there.
+        # 0 times an unknown entry is 0.
         for value, flag in operands:
             known |= flag & _is_zero(value)
     values = jaxprs.evaluate(eqn, [value for value, _ in operands])
@@ -186,13 +186,13 @@ def _pooled(eqn: core.JaxprEqn, operands: list[Entries]) -> list[Entries]:
     (pooled,) = jaxprs.evaluate(eqn, [value])
     is_known = unknown <= 0.0
     if eqn.primitive.name == "reduce_window_sum" and np.any(params["padding"]):
-        # Windows at the border hold less, by how much depends on the image's size.
+        # Windows at the border hold fewer entries, depending on the image's size.
         is_known &= _is_zero(pooled)
     return [_settled(pooled, is_known)]
 
 
 def _product(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> Entries:
-    """Known where every unknown entry meets a weight of zero."""
+    """Return a product, which is known where all unknown entries meet zero weights."""
     sides = [side for side, entries in enumerate(operands) if entries.known is True]
     if not sides:
         return UNKNOWN
@@ -220,7 +220,7 @@ def _product(eqn: core.JaxprEqn, operands: Sequence[Entries]) -> Entries:
 
 
 def _all_neurons_used(eqn: core.JaxprEqn, side: int, is_used: Any) -> bool:
-    """Return whether every neuron of a product has a weight that is not zero."""
+    """Return whether every neuron of a product has a nonzero weight."""
     numbers = eqn.params["dimension_numbers"]
     if eqn.primitive.name == "dot_general":
         summed = numbers[0][side]

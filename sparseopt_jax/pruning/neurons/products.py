@@ -1,4 +1,4 @@
-"""Products of activations and weights: where neurons begin, and where they go."""
+"""Products of activations and weights, which compute and read neurons."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ class Absorber(NamedTuple):
     """A variable that is added to a product, or subtracted from it.
 
     Attributes:
-      leaf: its place among the variables.
+      leaf: its index among the variables.
       sign: 1 if it is added, -1 if it is subtracted.
     """
 
@@ -41,15 +41,15 @@ class Product:
       leaves: the variables that the weights are computed from.
       weights: the weights.
       axes: the labels of their axes.
-      kept: the axes of the weights that the product has.
-      reads: the axis of the weights that meets the neurons of another layer; None if
-        that is several, or none.
-      inputs: what is known of the activations along that axis; None if there is none.
-      is_padded: whether the activations are padded with zeros, or spread.
-      others: the labels of the activations' axes that are kept.
+      kept: the axes of the weights that the product keeps.
+      reads: the axis of the weights that reads the neurons of another layer; None if
+        there is none, or more than one.
+      inputs: the known activations along that axis; None if there is no such axis.
+      is_padded: whether the activations are padded with zeros, or dilated.
+      others: the labels of the activations' axes that the product keeps.
       places: how often each weight is used.
-      absorbers: what is added to the product before anything else happens to it.
-      ends: what else happens to it; empty if nothing does.
+      absorbers: the variables added to the product before any other operation on it.
+      ends: the other operation on it; empty if there is none.
     """
 
     leaves: frozenset[int]
@@ -66,7 +66,7 @@ class Product:
 
     @property
     def neurons(self) -> list[Along]:
-        """The labels of the axes that the product has from the weights."""
+        """The labels along neurons among the axes that the weights contribute."""
         labels = [self.axes[axis] for axis in self.kept]
         return [label for label in labels if isinstance(label, Along)]
 
@@ -77,7 +77,7 @@ class Operand(NamedTuple):
     Attributes:
       axes: its labels.
       shape: its shape.
-      entries: what is known of its entries.
+      entries: its known entries.
       leaves: the variables that it is computed from.
     """
 
@@ -90,7 +90,7 @@ class Operand(NamedTuple):
 def between(
     groups: NeuronGroups, eqn: core.JaxprEqn, operands: Sequence[Axes], reason: str
 ) -> Axes:
-    """Return the labels of a product of two activations, or of two weights."""
+    """Return the labels of a product of two activations or of two weights."""
     if eqn.primitive.name != "dot_general":
         _refuse(groups, operands, reason)
         return opaque(shape_of(eqn.outvars[0]))
@@ -111,13 +111,13 @@ def product(
     """Return a product of activations with weights.
 
     Args:
-      groups: joined where the weights meet neurons.
+      groups: the groups, which are joined where the weights read neurons.
       eqn: a matrix product or a convolution.
-      side: which operand holds the weights.
-      operands: both.
+      side: the index of the operand that holds the weights.
+      operands: both operands.
 
     Returns:
-      The labels of its result, and the product; None where it cannot be followed.
+      The labels of its result, and the product, or None if it cannot be followed.
     """
     if eqn.primitive.name == "dot_general":
         return _matrix_product(groups, eqn, side, operands)
@@ -194,7 +194,7 @@ def _meet(
     weights: Operand,
     pairs: Sequence[tuple[int, int]],
 ) -> tuple[int, int] | None:
-    """Joins what is summed over; the pair of axes that runs along neurons."""
+    """Join the axes that are summed over; return the pair that runs along neurons."""
     along = []
     for pair in pairs:
         label = x.axes[pair[0]], weights.axes[pair[1]]

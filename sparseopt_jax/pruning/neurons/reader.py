@@ -1,7 +1,7 @@
-"""Follows the neurons of every layer through the program of a model.
+"""A reader that follows the neurons of every layer through the program of a model.
 
-Beside each value go three things: which of its axes run along the neurons of which
-layer, which of its entries are the same for every input, and where it comes from.
+It tracks three properties of each value: which of its axes run along the neurons of
+which layer, which of its entries are the same for every input, and where it comes from.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,17 +21,17 @@ _SUMS = ("add", "add_any", "sub")
 
 
 class Value(NamedTuple):
-    """What is known of a value of a program.
+    """The known properties of a value of a program.
 
     Attributes:
-      axes: whose neurons its axes run along.
-      entries: which of its entries are known.
-      origins: the products that made it, by number, and the model's inputs, by negative
-        ones; empty if it depends on the variables alone.
-      leaves: the variables that it is computed from, but for those within products.
-      leaf: the variable that it is, but for layout, dtype and sign; -1 if it is none.
+      axes: the labels of its axes.
+      entries: its known entries.
+      origins: the last products that it is computed from, by number, and the model's
+        inputs, by negative number; empty if it depends only on variables.
+      leaves: the variables that it is computed from, except through products.
+      leaf: the variable that it equals up to layout, dtype and sign; -1 if none.
       is_negated: whether the sign differs.
-      product: the product that it is, but for layout and dtype; -1 if it is none.
+      product: the product that it equals up to layout and dtype; -1 if none.
     """
 
     axes: Axes
@@ -44,13 +44,13 @@ class Value(NamedTuple):
 
 
 class NeuronReader:
-    """Follows neurons through a program.
+    """A reader that follows neurons through a program.
 
     Attributes:
       groups: the axes of variables that run along the same neurons.
       axes: variable -> the labels of its axes.
       products: products of activations with weights, in the order of the program.
-      uses: variable -> in how many operations it is used as it is.
+      uses: variable -> number of operations that use it directly.
     """
 
     def __init__(self):
@@ -62,12 +62,12 @@ class NeuronReader:
     def read(
         self, jaxpr: core.ClosedJaxpr, variables: Sequence[Any], places: Sequence[int]
     ) -> None:
-        """Goes through a program.
+        """Follow the neurons through a program.
 
         Args:
           jaxpr: the program; its first inputs are the variables.
           variables: their values.
-          places: what each of them is called in ``axes``, ``uses`` and products.
+          places: the index of each variable in ``axes``, ``uses`` and products.
         """
         values = [self._variable(*pair) for pair in zip(places, variables, strict=True)]
         for index, var in enumerate(jaxpr.jaxpr.invars[len(values) :]):
@@ -76,7 +76,7 @@ class NeuronReader:
             values.append(Value(opaque(shape), UNKNOWN, origin))
         for output in self._run(jaxpr.jaxpr, jaxpr.consts, values):
             for label in output.axes:
-                self.groups.refuse(label, "the model's own outputs")
+                self.groups.refuse(label, "outputs of the model")
             self._end(output, "is an output of the model")
             if output.leaf >= 0:
                 self.uses[output.leaf] += 1
@@ -134,7 +134,7 @@ class NeuronReader:
         return results
 
     def _met(self, eqn: core.JaxprEqn, values: list[Value]) -> None:
-        """Take note of what happens to variables, products and branches."""
+        """Record how an equation uses variables and products."""
         name = eqn.primitive.name
         for value in values:
             if value.leaf >= 0:
@@ -152,9 +152,9 @@ class NeuronReader:
             self._end(value, f"goes into {name}")
 
     def _joined(self, values: list[Value]) -> None:
-        """Refuses neurons that several branches add to."""
+        """Refuse neurons that several branches add to."""
         origins = {value.origins for value in values if value.origins}
-        # What an activation adds up is of one origin.
+        # The terms that an activation function adds have the same origin.
         for value in values if len(origins) > 1 else ():
             for label in value.axes:
                 self.groups.refuse(label, "added to another branch (a residual stream)")

@@ -1,4 +1,4 @@
-"""Makes layers physically smaller where neurons are dead."""
+"""Removal of dead neurons, which makes layers physically smaller."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -33,58 +33,58 @@ def remove_neurons(
     verify: bool = True,
     **kwargs: Any,
 ) -> tuple[Any, NeuronReport]:
-    """Cut dead neurons out of a trained model; its outputs stay the same to rounding.
+    """Cut dead neurons out of a trained model; its outputs stay equal up to rounding.
 
-    A neuron, or a channel of a convolution, is dead if it is the same for every input,
-    as without incoming weights or after a norm whose scale is 0, or if no layer reads
-    it, all its outgoing weights being zero. It is cut out of the kernel that makes it,
-    of biases, of scales, offsets and statistics of Batch Normalization, and of all
-    kernels that read it. The constant that it emits goes into the next layer's bias,
-    or, where a norm follows without a bias, into its running mean. So train sparsely or
-    prune first (``structure=so.Channel()`` makes whole neurons zero): only zeros in
-    ``variables`` count, and no masks are needed.
+    A neuron, or a channel of a convolution, is dead if its output is the same for every
+    input (because it has no incoming weights, or the scale of its norm is 0), or if no
+    layer reads it because all its outgoing weights are zero. It is cut out of the
+    kernel that computes it, of biases, of scales, offsets and statistics of Batch
+    Normalization, and of all kernels that read it. Its constant output is folded into
+    the next layer's bias or, if a norm follows without a bias, into the running mean of
+    the norm. So train sparsely or prune first (``structure=so.Channel()`` sets whole
+    neurons to zero): only zeros in ``variables`` count, and masks are not needed.
 
-    Neurons are found on the traced model, for any module library. They are followed
-    through activations, biases, batch norms, pooling and flattening from the kernel
-    that makes them to those that read them, gated branches (GLU) included. What cannot
-    be proven exact stays, and the report says why: residual streams; the widths of
-    LayerNorm, GroupNorm, RMSNorm and softmax; attention heads; shared, grouped and
-    stacked kernels, and those in loops; concatenated and split features; the model's
-    inputs and outputs. Constants other than 0 stay where no bias follows, and where a
-    convolution pads with zeros, since they would be missing at the border.
+    Neurons are found in the traced model, for any module library. They are followed
+    through activations, biases, batch norms, pooling and flattening, from the kernel
+    that computes them to the kernels that read them, gated branches (GLU) included. A
+    neuron stays if its removal cannot be proven exact, and the report says why:
+    residual streams; the widths of LayerNorm, GroupNorm, RMSNorm and softmax; attention
+    heads; shared, grouped and stacked kernels, and those in loops; concatenated and
+    split features; the model's inputs and outputs. Neurons with constants other than 0
+    stay if no bias follows, or if a convolution pads with zeros, because the constant
+    would be missing at the border.
 
     Args:
       apply_fn: ``apply_fn(variables, *args, **kwargs)`` evaluates the model for
         inference, as ``model.apply`` with ``train=False`` does in linen and ``lambda
         state, x: nnx.merge(graphdef, state)(x)`` in nnx.
       variables: all variables, as arrays.
-      *args: the inputs of one call, as arrays or ``jax.ShapeDtypeStruct``. What is
-        found holds for any values and batch size: one example of the usual size will
-        do.
-      min_neurons: how many neurons every layer keeps at least, dead or not.
+      *args: the inputs of one call, as arrays or ``jax.ShapeDtypeStruct``. The result
+        is valid for any values and batch size: one example of the usual size is enough.
+      min_neurons: minimum number of neurons that every layer keeps, dead or not.
       verify: whether to compare outputs for ``args``, if they are arrays: with the
-        smaller variables where ``apply_fn`` takes them, else with variables of the old
-        shapes that read no neuron that is gone. ``report.verified`` says which it was.
-      **kwargs: treated as ``args`` are.
+        smaller variables if ``apply_fn`` accepts them, else with variables of the old
+        shapes that do not read removed neurons. ``report.verified`` says which.
+      **kwargs: treated like ``args``.
 
     Returns:
-      Variables in the same tree, smaller arrays in place of the larger, and a
-      ``NeuronReport``: print it. The smaller variables are those of a model built with
-      the widths in ``report.widths``, by kernel path: in linen, modules whose
-      ``features`` are these. Functions of arrays alone, Equinox and NNX modules, whose
-      widths follow from their arrays, take them as they are.
+      Variables in the same tree, with smaller arrays, and a ``NeuronReport`` to print.
+      The smaller variables fit a model built with the widths in ``report.widths``, by
+      kernel path: in linen, modules with these ``features``. Functions of arrays,
+      Equinox modules and NNX modules, whose widths follow from their arrays, accept
+      them directly.
 
     Raises:
-      TypeError: if ``variables`` are not arrays whose values are known.
+      TypeError: if ``variables`` are not concrete arrays.
       ValueError: if ``min_neurons`` is below 1, no kernel multiplies anything, or
         outputs differ by more than rounding.
 
     Note:
-      Values are taken to be finite: 0 times what a removed neuron held is 0. A number
-      that the model computes from a width, such as a factor 1 / width, is another in
-      the smaller model: comparing outputs shows it where ``apply_fn`` takes the smaller
-      variables. Masks and optimizer states are not cut: to go on training, initialise
-      the optimizer again.
+      All values are assumed to be finite: 0 times the output of a removed neuron is 0.
+      A number that the model computes from a width, such as a factor 1 / width, differs
+      in the smaller model: comparing outputs reveals it if ``apply_fn`` accepts the
+      smaller variables. Masks and optimizer states are not cut: to continue training,
+      initialise the optimizer again.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -102,7 +102,7 @@ def remove_neurons(
       >>> print(report)
       layer  shape  now  neurons  left  why the rest stays
       w1     2x3    2x1        3     1
-      w2     3x2    1x2        2     2  the model's own outputs
+      w2     3x2    1x2        2     2  outputs of the model
       17 parameters before, 7 left (41.18%).
       24 FLOPs of kernels in the given call before, 8 left (33.33%).
       Outputs of the smaller model agree for the given inputs.
@@ -117,8 +117,8 @@ def remove_neurons(
     for path, leaf in named.items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise TypeError(
-                f"remove_neurons reads values; at {path!r} stands a shape alone: give "
-                "it the trained variables"
+                f"remove_neurons reads values, but {path!r} has only a shape: pass "
+                "the trained variables"
             )
     leaves, structure = jax.tree.flatten(variables)
     decider = _decided(apply_fn, variables, args, kwargs, least)
@@ -151,7 +151,7 @@ def _decided(
     kwargs: Mapping[str, Any],
     least: int,
 ) -> Decider:
-    """Follow a model's neurons, and decides which go."""
+    """Follow a model's neurons, and decide which to remove."""
     leaves = jax.tree.leaves(variables)
     program = model_program(apply_fn, (variables, *args), kwargs)
     places = [place for place in program.taken if place < len(leaves)]
@@ -159,8 +159,8 @@ def _decided(
     reader.read(program.jaxpr, [leaves[place] for place in places], places)
     if not reader.products:
         raise ValueError(
-            "no kernel multiplies any inputs: give remove_neurons the model's inputs "
-            "as arguments"
+            "no kernel multiplies any inputs: pass the model's inputs to "
+            "remove_neurons as arguments"
         )
     names = _names(variables, list(paths.leaves_by_path(variables)))
     decider = Decider(reader, dict(enumerate(names)), least)
@@ -177,7 +177,7 @@ def _names(variables: Any, known: list[str]) -> list[str]:
 def _layers(
     variables: Any, leaves: list[Any], result: list[Any], decider: Decider
 ) -> tuple[LayerNeurons, ...]:
-    """One entry for each kernel, those of the traced products first."""
+    """Return one entry for each kernel, those of the traced products first."""
     layers: dict[int, LayerNeurons] = {}
     for product in decider.reader.products:
         kernels = [leaf for leaf in sorted(product.leaves) if leaves[leaf].ndim >= 2]
@@ -217,7 +217,7 @@ def _layers(
 
 
 def _flops(product: Product, decider: Decider) -> tuple[int, int]:
-    """Return what a product costs before and after, two for each multiplication."""
+    """Return a product's FLOPs before and after, two for each multiplication."""
     before = flops.forward_flops(product.weights.size, product.places)
     after = float(before)
     for axis, size in enumerate(product.weights.shape):
@@ -228,7 +228,7 @@ def _flops(product: Product, decider: Decider) -> tuple[int, int]:
 
 
 def _count(variables: Any, leaves: list[Any]) -> int:
-    """Return the parameters among some leaves."""
+    """Count the parameters among some leaves."""
     named = list(paths.leaves_by_path(variables))
     in_params = has_collections(variables)
     return sum(

@@ -1,4 +1,4 @@
-"""What removing neurons has made of each layer, and why the rest stays."""
+"""The report of ``remove_neurons``: sizes of layers, and why other neurons stay."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,19 +7,19 @@ from sparseopt_jax.reports import tables
 
 
 class LayerNeurons(NamedTuple):
-    """What removing neurons has made of one kernel.
+    """One kernel before and after neurons are removed.
 
     Attributes:
       path: the kernel's path.
       shape: its shape before.
       shape_left: its shape now.
-      neurons: how many neurons it had; the size of its last axis where it could not be
-        followed.
-      neurons_left: how many there are now: the width to build the layer with.
-      flops: what the given call multiplied with it, two for each multiplication.
+      neurons: its number of neurons before; the size of its last axis if it could not
+        be followed.
+      neurons_left: its number of neurons now: the width to build the layer with.
+      flops: its FLOPs before in the given call, two for each multiplication.
       flops_left: the same now.
-      why: why its other dead neurons stay, or why none of its neurons may go; empty if
-        all that were dead are gone.
+      why: why its other dead neurons stay, or why none of its neurons can be removed;
+        empty if all dead neurons are gone.
     """
 
     path: str
@@ -34,14 +34,14 @@ class LayerNeurons(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class NeuronReport(tables.Printed):
-    """What ``remove_neurons`` has done; prints as a table.
+    """The result of ``remove_neurons``; prints as a table.
 
     Attributes:
       layers: one entry for each kernel, in the order in which the model uses them.
-      parameters: how many parameters there were: all numbers in the collection
-        ``"params"``, or in all floating-point variables where there is none.
-      parameters_left: how many there are now.
-      verified: what was evaluated to compare outputs, as a sentence; empty if nothing.
+      parameters: number of parameters before: all floating-point numbers in the
+        collection ``"params"``, or in all variables if there is none.
+      parameters_left: the same now.
+      verified: a sentence on the outputs that were compared; empty if none were.
     """
 
     layers: tuple[LayerNeurons, ...]
@@ -56,7 +56,7 @@ class NeuronReport(tables.Printed):
 
     @property
     def flops(self) -> int:
-        """What the given call multiplied with kernels, outside loops."""
+        """FLOPs of all kernels in the given call, outside loops."""
         return sum(layer.flops for layer in self.layers)
 
     @property
@@ -65,7 +65,7 @@ class NeuronReport(tables.Printed):
         return sum(layer.flops_left for layer in self.layers)
 
     def page(self) -> tables.Page:
-        """Return the table, and what stands below it."""
+        """Return the table and the notes below it."""
         rows = tuple(
             (
                 layer.path,

@@ -1,4 +1,4 @@
-"""The variables of a model without the neurons that go."""
+"""The variables of a model without its removed neurons."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from sparseopt_jax.pruning.neurons.groups import Along
 
 
 def smaller(leaf: Any, place: int, decider: Decider) -> Any:
-    """Return a variable as the smaller model has it.
+    """Return a variable of the smaller model.
 
     Args:
       leaf: the variable.
-      place: its place among the variables.
-      decider: has decided.
+      place: its index among the variables.
+      decider: the decider, after ``decide``.
 
     Returns:
-      An array of its dtype; the variable itself where nothing changes.
+      An array of the same dtype; the variable itself if nothing changes.
     """
     leaf = _shifted(leaf, decider.decision.shifts.get(place))
     for axis, label in enumerate(decider.reader.axes[place]):
@@ -29,10 +29,10 @@ def smaller(leaf: Any, place: int, decider: Decider) -> Any:
 
 
 def silenced(leaf: Any, place: int, decider: Decider) -> Any:
-    """Return a variable in its own shape, zero where it reads neurons that go.
+    """Return a variable in its old shape, zero where it reads removed neurons.
 
-    A model with these variables computes what the smaller one does, so that any model
-    can be asked whether its outputs stay what they are.
+    A model with these variables computes the same as the smaller one, so the outputs of
+    any model can be compared, even one that does not accept smaller arrays.
     """
     leaf = _shifted(leaf, decider.decision.shifts.get(place))
     read = {

@@ -1,4 +1,4 @@
-"""Compares the outputs of a model before and after neurons were removed."""
+"""Comparison of a model's outputs before and after neurons are removed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from sparseopt_jax.tracing.model_program import model_program
 
 
 class Call(NamedTuple):
-    """A call of a model, but for its variables."""
+    """A call of a model, without its variables."""
 
     apply_fn: Callable[..., Any]
     args: tuple[Any, ...]
@@ -25,10 +25,10 @@ class Call(NamedTuple):
         Args:
           variables: the variables before.
           small: the smaller variables.
-          silent: variables of the old shapes that read no neuron that is gone.
+          silent: variables of the old shapes that do not read removed neurons.
 
         Returns:
-          What was evaluated, as a sentence; empty if there are no inputs.
+          A sentence on the outputs that were compared; empty if there are no inputs.
 
         Raises:
           ValueError: if the outputs differ by more than rounding.
@@ -42,15 +42,15 @@ class Call(NamedTuple):
         try:
             (others,) = self._outputs(small)
         except Exception as error:
-            # Each library has its own error for shapes that a module does not expect.
-            how = f"apply_fn does not take the smaller ones: {type(error).__name__}"
+            # Each library has its own error for shapes that modules do not expect.
+            how = f"apply_fn does not accept the smaller ones: {type(error).__name__}"
             return f"Outputs {what} agree for the given inputs (old shapes; {how})."
         what = "of the smaller model"
         _check(outputs, others, what)
         return f"Outputs {what} agree for the given inputs."
 
     def _outputs(self, *several: Any) -> list[list[jax.Array]]:
-        """The outputs for each of several trees of variables, all of one shape."""
+        """Return the outputs for each of several trees of variables of equal shapes."""
         given = (several[0], *self.args)
         program = model_program(self.apply_fn, given, self.kwargs)
         evaluate = jax.jit(core.jaxpr_as_fun(program.jaxpr))
@@ -66,18 +66,17 @@ def _check(
 ) -> None:
     for one, other in zip(outputs, others, strict=True):
         differ = _difference(one, other)
-        # So that a difference that is not a number counts as well.
+        # `not <=` instead of `>`: a NaN difference counts as well.
         if differ and not differ <= float(jnp.finfo(one.dtype).eps) ** 0.5:
             raise ValueError(
                 f"outputs {what} differ by {differ:.1e} of the largest: apply_fn must "
-                "evaluate for inference, the same at every call, and compute no "
-                "numbers from the widths of layers; verify=False returns the variables "
-                "all the same"
+                "run in inference mode, be deterministic, and compute no numbers from "
+                "the widths of layers; pass verify=False to return the variables anyway"
             )
 
 
 def _difference(one: jax.Array, other: jax.Array) -> float:
-    """The largest difference of two arrays, as a fraction of the largest entry."""
+    """Return the largest difference of two arrays relative to the largest entry."""
     if one.shape != other.shape:
         return math.inf
     if one.size == 0 or not jnp.issubdtype(one.dtype, jnp.inexact):

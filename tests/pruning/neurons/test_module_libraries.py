@@ -76,7 +76,7 @@ def test_linen_dense_layers_with_batch_norm():
         jnp.shape, jax.eval_shape(narrow.init, jax.random.key(0), x)
     )
     assert_same(narrow.apply, small, model.apply, variables, x)
-    assert "old shapes; apply_fn does not take the smaller ones: Scope" in str(report)
+    assert "old shapes; apply_fn does not accept the smaller ones: Scope" in str(report)
     # A constant that is dropped instead of folded is far away.
     bare = jax.tree.map(jnp.zeros_like, variables["params"]["Dense_2"]["bias"])
     assert not np.allclose(bare, small["params"]["Dense_2"]["bias"], atol=0.1)
@@ -261,4 +261,4 @@ def test_returned_statistics_keep_their_size(train):
     }
     small, report = so.remove_neurons(apply_fn, variables, x)
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, variables)
-    assert report.layers[0].why == "the model's own outputs"
+    assert report.layers[0].why == "outputs of the model"

@@ -126,7 +126,7 @@ def test_without_a_bias_only_constants_of_zero_go():
     _, report = removed(unbiased, params, jnp.ones((2, 3)))
     assert report.layers[0].neurons_left == 4
     assert report.layers[0].why == (
-        "1 of them emit constants other than 0, but no bias that is its own follows w2"
+        "1 of them emit constants other than 0, but no bias of its own follows w2"
     )
 
 
@@ -135,7 +135,7 @@ def test_a_bias_that_is_used_twice_takes_nothing_over():
         return mlp(params, x) * params["b2"]
 
     params = without(mlp_params(), "w1", [1])
-    assert "no bias that is its own" in reason(twice, params, jnp.ones((2, 3)))
+    assert "no bias of its own" in reason(twice, params, jnp.ones((2, 3)))
 
 
 def test_what_comes_between_a_product_and_its_bias_counts():
@@ -144,7 +144,7 @@ def test_what_comes_between_a_product_and_its_bias_counts():
 
     params = without(mlp_params(), "w1", [1])
     del params["b1"]
-    assert "no bias that is its own" in reason(scaled, params, jnp.ones((2, 3)))
+    assert "no bias of its own" in reason(scaled, params, jnp.ones((2, 3)))
 
 
 def test_a_layer_keeps_some_neurons():
@@ -164,7 +164,7 @@ def test_a_dense_model_stays_what_it_is():
     assert all(small[name] is params[name] for name in params)
     assert [layer.why for layer in report.layers] == [
         "none is dead",
-        "the model's own outputs",
+        "outputs of the model",
     ]
     assert report.verified == ""  # there is nothing to compare
 
@@ -420,28 +420,28 @@ def two_axes(params, x):
 REFUSALS = {
     residual: "added to another branch",
     to_inputs: "added to another branch",
-    layer_norm: "reduce_sum goes over them",
-    rms_norm: "reduce_sum goes over them",
+    layer_norm: "reduce_sum runs over them",
+    rms_norm: "reduce_sum runs over them",
     group_norm: "split by a reshape",
-    softmax: "reduce_max goes over them",
+    softmax: "reduce_max runs over them",
     concatenated: "concatenated with other features",
     split: "cut into parts",
     attention: "multiplied with other activations",
-    values: "the model's own outputs",
+    values: "outputs of the model",
     shared: "w1 is used 2 times",
     scanned: "goes into scan",
     branched: "goes into cond",
-    returned: "the model's own outputs",
+    returned: "outputs of the model",
     ordered: "goes into sort",
     accumulated: "goes into cumsum",
     positioned: "combined with an array that has no such neurons",
     fixed_matrix: "summed over by weights that are all the same",
-    penalised: "reduce_sum goes over them",
-    weight_normalised: "reduce_sum goes over them",
+    penalised: "reduce_sum runs over them",
+    weight_normalised: "reduce_sum runs over them",
     reversed_features: "reversed",
     padded_features: "padded",
     stacked: "a stack of separate layers",
-    slow_channels: "flattened with an axis that runs faster",
+    slow_channels: "flattened with an axis that varies faster",
 }
 
 
@@ -560,7 +560,7 @@ def test_bad_arguments():
         so.remove_neurons(params, mlp, x)
     with pytest.raises(ValueError, match="min_neurons must be at least 1, got 0"):
         so.remove_neurons(mlp, params, x, min_neurons=0)
-    with pytest.raises(TypeError, match="at 'b1' stands a shape alone"):
+    with pytest.raises(TypeError, match="'b1' has only a shape"):
         so.remove_neurons(mlp, jax.eval_shape(lambda: params), x)
     with pytest.raises(TypeError, match="remove_neurons reads values"):
         jax.jit(lambda p: so.remove_neurons(mlp, p, x)[0])(params)
