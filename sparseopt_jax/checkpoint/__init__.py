@@ -1,7 +1,7 @@
-"""Checkpoints of sparse runs: killed runs resume bit for bit.
+"""Checkpoints of sparse runs: interrupted runs resume bit for bit.
 
-``Checkpoints`` saves and restores a run, ``stop_on_sigterm`` ends it in good order.
-Needs ``orbax-checkpoint``.
+``Checkpoints`` saves and restores a run; ``stop_on_sigterm`` lets it save and exit
+before it is killed. Requires ``orbax-checkpoint``.
 """
 
 from sparseopt_jax.checkpoint.checkpoints import Checkpoints

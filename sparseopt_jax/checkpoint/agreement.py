@@ -1,7 +1,7 @@
-"""What several processes of one run say to each other before they act together.
+"""Agreement between the processes of one run before they act together.
 
-With one process nothing is sent. Otherwise all of them must make the same calls; what
-they hand over may differ, and then all of them raise.
+With one process nothing is sent. Otherwise all processes must make the same calls; if
+their arguments differ, all of them raise.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ _LONGEST = 4000  # bytes of a message that are sent
 
 
 def together(action: Callable[[], T]) -> T:
-    """Does something in every process; if it fails in one of them, all raise.
+    """Run an action in every process; if it fails in one of them, all raise.
 
     Args:
-      action: may fail in some processes only; does not wait for others.
+      action: the action; may fail in some processes, and must not wait for others.
 
     Returns:
-      What it returns.
+      The result of the action.
 
     Raises:
-      Exception: what it raised here.
-      ValueError: if it failed in another process, with what happened there.
+      Exception: if the action failed in this process: its exception.
+      ValueError: if the action failed in another process, with the message from there.
     """
     if jax.process_count() == 1:
         return action()
     result, error = None, None
     try:
         result = action()
-    except Exception as raised:  # it is raised below, when the others know
+    except Exception as raised:  # raised below, once the others know
         error = raised
     messages = _gathered("" if error is None else str(error) or repr(error))
     if error is not None:
@@ -48,10 +48,10 @@ def together(action: Callable[[], T]) -> T:
 
 
 def require_same(values: Mapping[str, Any], advice: str) -> None:
-    """Makes sure that all processes hold the same.
+    """Check that all processes hold the same values.
 
     Args:
-      values: what JSON can hold, by name; mappings in it are compared by their keys.
+      values: JSON values by name; mappings in them are compared key by key.
       advice: what to do about a difference.
 
     Raises:
@@ -68,13 +68,13 @@ def require_same(values: Mapping[str, Any], advice: str) -> None:
     messages = _gathered(_first_difference(first, json.loads(text)))
     process = next(i for i, message in enumerate(messages) if message)
     raise ValueError(
-        "the processes of this run do not hold the same: "
+        "the processes of this run hold different values: "
         f"{messages[process].format(process=f'process {process}')}. {advice}"
     )
 
 
 def of_first(value: T) -> T:
-    """What process 0 holds: JSON."""
+    """Return the value of process 0, which must be JSON."""
     if jax.process_count() == 1:
         return value
     return json.loads(_of_first(json.dumps(value)))
@@ -88,7 +88,7 @@ def _of_first(text: str) -> str:
 
 
 def _gathered(message: str) -> list[str]:
-    """A message of each process, in order."""
+    """Return the message of each process, in order."""
     data = message.encode()[:_LONGEST]
     padded = np.frombuffer(data.ljust(_LONGEST, b"\0"), np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(padded))
@@ -96,7 +96,7 @@ def _gathered(message: str) -> list[str]:
 
 
 def _first_difference(first: Any, second: Any, name: str = "") -> str:
-    """Where another process's value differs from process 0's; empty if nowhere."""
+    """Describe the first difference between a value and process 0's; empty if none."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for key in [*first, *(key for key in second if key not in first)]:
             found = _first_difference(

@@ -1,10 +1,10 @@
-"""Checkpoints: a run that is killed goes on where its last complete one was taken.
+"""Checkpoints: an interrupted run resumes from its last complete checkpoint.
 
-Orbax writes them, in the background and under a temporary name, which is changed last,
-when all is on the disk, so that a save cut off is no checkpoint. Beside the arrays lies
-a record of what they are: shapes, types, active weights, the topology, and a checksum
-of every array. It is compared before anything is read, and what is read is compared
-with it.
+Orbax writes them in the background, under a temporary name. They are renamed last, when
+everything is on the disk, so that an interrupted save is not taken for a checkpoint. A
+record beside the arrays holds their shapes, dtypes, active weights, the topology, and a
+checksum of every array. It is compared with the run before any array is read, and the
+arrays are then compared with it.
 """
 
 import os
@@ -34,50 +34,49 @@ with needed_by("sparseopt_jax.checkpoint", "orbax-checkpoint"):
 
 _SAME_CALLS = (
     "All processes of a run must save the same step of the same state with the same "
-    "data: build model, optimizer and topology from one configuration, and count the "
-    "input for the whole run"
+    "data: build model, optimizer and topology from one configuration, and pass the "
+    "data position of the whole run"
 )
 _SAME_COPIES = (
-    "Copies of one array differ between processes: start from one seed or one restored "
-    "checkpoint on all of them, average gradients over all devices, and save what is "
-    "replicated; nothing was saved"
+    "Copies of one array differ between processes: start all of them from one seed or "
+    "one restored checkpoint, average gradients over all devices, and save replicated "
+    "arrays; nothing was saved"
 )
 
 
 class Checkpoints:
     """The checkpoints of one run, in a directory of their own.
 
-    Saves are asynchronous: ``save`` returns when the arrays are off the device, and the
-    state may be donated at once. Leaving the ``with`` block waits for the last one.
-    With several processes every one of them makes the same calls, on one file system.
+    Saves are asynchronous: ``save`` returns once the arrays are off the device, and the
+    state may be donated at once. Leaving the ``with`` block waits for the last save. If
+    there are several processes, all must make the same calls, on one file system.
 
-    A checkpoint is complete or it is none: what a killed process leaves behind has a
-    temporary name, is never taken for the latest step, and is removed by the next
-    ``save``. A step has its files on the disk before it gets its name, and its name
-    before an earlier step is deleted, so that a power failure takes what was being
-    saved and no more. What happens to the files later is noticed by ``restore``, which
-    then loads nothing.
+    A checkpoint is complete or does not exist: an interrupted save has a temporary
+    name, is never taken for the latest step, and is removed by the next ``save``. The
+    files of a step are on the disk before it gets its name, and the name is on the disk
+    before an earlier step is deleted, so that a power failure loses only the step that
+    was being saved. If files are damaged later, ``restore`` detects it and loads
+    nothing.
 
-    Until its first ``save`` an object only reads: it makes, changes and removes
-    nothing, so that an evaluation may follow a run that goes on. From then on it holds
-    the directory, and another writer is refused, until it is closed or its process
-    ends.
+    Until its first ``save`` an object only reads: it creates, changes and removes
+    nothing, so that an evaluation can follow a run that is still training. From then on
+    it holds the directory and keeps other writers out, until it is closed or its
+    process ends.
 
     Args:
-      directory: where the steps lie, made by the first ``save`` if needed; may hold
-        nothing else.
-      topology: the topology of the run, kept with every step and compared by
-        ``restore``; None compares only the masks. One whose numbers of active weights
-        change by design has to be given.
-      optimizer: the transformation of the run, kept and compared likewise as far as its
-        functions can be read. That of a ``TrainState`` is known without it.
-      max_to_keep: how many of the latest steps are kept; None keeps all.
+      directory: the directory of the steps, created by the first ``save`` if needed;
+        must hold nothing else.
+      topology: the topology of the run, saved with every step and compared by
+        ``restore``; None compares only the masks. Required if the topology changes the
+        numbers of active weights by design.
+      optimizer: the transformation of the run, also saved and compared as far as its
+        functions can be read. Not needed for a ``TrainState``, which holds it.
+      max_to_keep: number of latest steps to keep; None keeps all.
 
     Raises:
-      TypeError: if an argument is of another type.
-      ValueError: if the directory holds something else or no directory can be there,
-        its name is one that Orbax takes for a pattern, or ``max_to_keep`` is below
-        1.
+      TypeError: if an argument has the wrong type.
+      ValueError: if the directory holds anything else or cannot exist, Orbax would read
+        its name as a pattern, or ``max_to_keep`` is below 1.
 
     Examples:
       >>> import jax.numpy as jnp, tempfile
@@ -111,7 +110,7 @@ class Checkpoints:
     ):
         if topology is not None and not isinstance(topology, Topology):
             raise TypeError(
-                "topology must be a Topology, as so.rigl makes it, or None, got "
+                "topology must be a Topology, such as so.rigl(...), or None, got "
                 f"{topology!r}"
             )
         if optimizer is not None and not isinstance(
@@ -142,7 +141,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are there now, ascending; those of other writers, too."""
+        """The steps that exist now, ascending, including those of other writers."""
         self._check_open()
         if self._manager is not None:
             return sorted(self._manager.all_steps())
@@ -150,29 +149,29 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The step that ``restore`` takes; None if there is none."""
+        """The step that ``restore`` loads by default; None if there is none."""
         return max(self.steps, default=None)
 
     def save(self, step: int, state: Any, data: Any = None) -> bool:
-        """Starts to save a step, after the one before has been written.
+        """Start to save a step, once the previous one is written.
 
         Args:
-          step: how many steps the run has taken.
+          step: number of steps that the run has taken.
           state: any pytree of arrays, typed PRNG keys and numbers: a ``TrainState``,
-            params and optimizer state, an ``nnx.State``. Under ``pmap`` one replica
-            of it, so that it fits any number of devices. With several processes arrays
-            may be global, or local to each process and the same in all.
-          data: where the input stands, as JSON has it: epoch, index, seed. The same on
+            params and optimizer state, an ``nnx.State``. Under ``pmap``, pass one
+            replica, which fits any number of devices. If there are several processes,
+            arrays may be global, or local to each process and the same in all.
+          data: the position in the input data, as JSON: epoch, index, seed. The same in
             every process.
 
         Returns:
-          False if the step is there already, and nothing was done.
+          False if the step already exists and nothing was done.
 
         Raises:
           TypeError: if ``step`` is not an integer.
-          ValueError: if ``step`` is negative or later steps are there, ``data`` is not
-            JSON, a leaf of the state is no array, another process writes to the
-            directory, or the processes of this run do not hold the same, with the
+          ValueError: if ``step`` is negative or later steps exist, ``data`` is not
+            JSON, a leaf of the state cannot be saved, another process writes to the
+            directory, or the processes of this run hold different values, with the
             first difference. All processes raise together.
         """
         self._check_open()
@@ -212,28 +211,29 @@ class Checkpoints:
         check_topology: bool = True,
         check_optimizer: bool = True,
     ) -> tuple[Any, Any] | None:
-        """Loads a step, the latest unless told otherwise.
+        """Load a step, the latest by default.
 
         Args:
-          state: what a new run would start from. Its structure, shapes, types and
-            shardings are those of the result, so that another number of devices or
-            another mesh is told by it alone. Leaves may be ``jax.ShapeDtypeStruct``;
-            the active weights of masks are then not compared. What is no array, such
-            as ``tx`` and ``apply_fn``, is taken from it.
+          state: the state that a new run would start from. The result has its
+            structure, shapes, dtypes and shardings: pass a state on other devices or
+            another mesh to restore there. Leaves may be ``jax.ShapeDtypeStruct``; the
+            active weights of masks are then not compared. Parts that are not arrays,
+            such as ``tx`` and ``apply_fn``, are taken from it.
           step: one of ``steps``.
-          check_topology: False allows another topology than that of the checkpoint,
-            say a later ``stop``; the masks must fit in any case.
-          check_optimizer: False allows an optimizer of other parts or with other
-            hyper-parameters, say another learning rate; its state must fit in any case.
+          check_topology: False allows another topology than the checkpoint's, for
+            example one with a later ``stop``; the masks must still fit.
+          check_optimizer: False allows an optimizer with other parts or other
+            hyper-parameters, such as another learning rate; its state must still fit.
 
         Returns:
           The state and the data position, or None if there is no step yet.
 
         Raises:
           TypeError: if ``step`` is not an integer.
-          ValueError: if the checkpoint was made by another configuration, with every
-            difference, or by another version of the format; if it is damaged, of
-            another step than its folder says, or none of ours. Nothing is loaded then.
+          ValueError: if the checkpoint has another configuration, with every
+            difference, or another version of the format; if it is damaged, holds
+            another step than its folder says, or was not written by this library.
+            Nothing is loaded then.
         """
         agreement.together(self.wait)
         if step is None:
@@ -266,10 +266,10 @@ class Checkpoints:
         return structure.unflatten(loaded), record["data"]
 
     def wait(self) -> None:
-        """Waits until the save under way is complete.
+        """Wait until the current save is complete.
 
         Raises:
-          Exception: whatever kept it from being written.
+          Exception: the error that prevented it.
         """
         self._check_open()
         if self._manager is None:
@@ -279,12 +279,12 @@ class Checkpoints:
             deleted = self._directory / DELETED
             if deleted.exists():
                 if self._has_renames:
-                    # Steps must not get their old names back with half of their files.
+                    # A step with half of its files must not get its old name back.
                     flush_folder(self._directory)
                 deleted.rmtree()
 
     def close(self) -> None:
-        """Waits, and frees what the checkpoints hold. ``with`` does it by itself."""
+        """Wait for the last save, and free all resources. ``with`` does this too."""
         if self._closed:
             return
         try:
@@ -304,7 +304,7 @@ class Checkpoints:
             )
 
     def _begun(self, step: Any, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
-        """The record as far as it is known without the arrays, and the leaves."""
+        """Return the part of the record that needs no arrays, and the leaves."""
         number = checkpoint_names.step_of(step)
         leaves = stored_leaves.flatten(state)
         paths.nest(leaves)
@@ -313,7 +313,7 @@ class Checkpoints:
         return records.begin(number, leaves, self._topology, optimizer, data), leaves
 
     def _writer(self) -> ocp.CheckpointManager:
-        """What writes, and removes what others have left: made when it is needed."""
+        """Return the manager, which is created on first use and removes leftovers."""
         if self._manager is None:
             agreement.together(self._take)
             self._manager = ocp.CheckpointManager(
@@ -323,8 +323,8 @@ class Checkpoints:
                     todelete_subdir=DELETED,
                     cleanup_tmp_directories=True,
                     temporary_path_class=FlushedPath if self._has_renames else None,
-                    # In the background, threads that wait for a folder which cannot
-                    # be made keep the process alive for minutes after its end.
+                    # Otherwise, if a folder cannot be created, threads that wait for
+                    # it keep the process alive for minutes after its end.
                     async_options=ocp.AsyncOptions(
                         create_directories_asynchronously=False
                     ),
@@ -333,7 +333,7 @@ class Checkpoints:
         return self._manager
 
     def _take(self) -> None:
-        """Locks the directory: process 0 for all of its run."""
+        """Lock the directory; process 0 does it for all processes of the run."""
         if jax.process_index() == 0 and self._has_renames:
             make_folder(self._directory)
             self._lock = WriterLock(self._directory)
@@ -355,7 +355,7 @@ class Checkpoints:
         if not differences:
             return
         advice = [
-            f"restore(..., check_{what}=False) allows another {what} where {fits}."
+            f"restore(..., check_{what}=False) allows another {what} if {fits}."
             for what, fits in (
                 ("topology", "the masks fit"),
                 ("optimizer", "its state fits"),
@@ -363,12 +363,11 @@ class Checkpoints:
             if any(line.startswith(what) for line in differences)
         ]
         raise ValueError(
-            f"the checkpoint {self._directory / str(step)} is of another run:\n"
+            f"the checkpoint {self._directory / str(step)} belongs to another run:\n"
             f"{records.listed(differences, separator=chr(10))}\n"
             + " ".join(
                 [
-                    "Start with its configuration, or give this run a directory of its "
-                    "own.",
+                    "Start with its configuration, or give this run another directory.",
                     *advice,
                 ]
             )

@@ -1,4 +1,4 @@
-"""What functions and settings are, as JSON has it, the same in any process."""
+"""Descriptions of functions and settings as JSON, the same in every process."""
 
 import dataclasses
 import functools
@@ -16,14 +16,15 @@ from jax.core import Tracer
 from sparseopt_jax.checkpoint.record_names import NAMES
 from sparseopt_jax.tracing.transformation_links import code_of, variables_of
 
-# Nothing is described below this depth: by then it is how something is made.
+# Nothing is described below this depth, where only implementation details are left.
 _DEPTH = 6
-# Whose code is told by its name and what it holds; that of users by its instructions.
+# The functions of these are described by names and closures, those of users by their
+# instructions too.
 _LIBRARIES = ("jax", "optax", "flax", "sparseopt_jax", "numpy", "functools")
-_LONG = 64  # entries of an array that are written one by one
+_LONG = 64  # most entries of an array that are written one by one
 
 
-# A description of what cannot be described: two of them may be the same or not.
+# Marks values that cannot be described: two of them may be the same or not.
 _UNKNOWN = "unknown"
 _CODE = "code of Python"
 
@@ -36,21 +37,22 @@ def _nothing(name: str, value: Any) -> bool:
 def describe(
     value: Any, leaves_out: Callable[[str, Any], bool] = _nothing, depth: int = 0
 ) -> Any:
-    """Describes a value by numbers, strings, lists and dictionaries of them.
+    """Describe a value by numbers, strings, lists and dictionaries of them.
 
-    Functions are told by their names, by what they hold from where they were made and,
-    unless they are a library's, by their instructions: so two lambdas differ, and the
-    same one in another process does not. Dataclasses are told by their fields, under
-    the names of ``record_names`` where it has them. An object that has an attribute
-    ``record`` is called that.
+    Functions are described by their names, by the variables in their closures and,
+    unless they belong to a library, by their instructions: two lambdas differ, but the
+    same lambda in another process does not. Dataclasses are described by their fields,
+    under the names of ``record_names`` if it has them. An object with an attribute
+    ``record`` is described under that name.
 
     Args:
-      value: anything.
-      leaves_out: told what functions and collections hold, by name; True leaves it out.
-      depth: how far inside another value it was found.
+      value: any value.
+      leaves_out: called with the name and value of each part of functions and
+        collections; True omits the part.
+      depth: the depth of the value inside another one.
 
     Returns:
-      The description; of PRNG keys and objects that say nothing only that they are
+      The description. PRNG keys and objects that cannot be read are only described as
       unknown.
 
     Examples:
@@ -103,7 +105,7 @@ def describe(
 
 
 def named_fields(value: Any) -> tuple[str, dict[str, Any]]:
-    """What a dataclass is, and its fields, both under the record's names."""
+    """Return the kind of a dataclass and its fields, both under the record's names."""
     kind, names = NAMES.get(type(value), (type(value).__name__, {}))
     fields = {
         names.get(field.name, field.name): getattr(value, field.name)
@@ -156,7 +158,7 @@ def _function(value: Any, inner: Any, items: Any) -> Any:
 
 
 def instructions() -> str:
-    """Names what compares a function's code: another Python has other instructions."""
+    """Return the key of a function's code: each Python has its own instructions."""
     return f"{_CODE} {sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -175,14 +177,14 @@ def _checksum(code: types.CodeType, defaults: Any) -> str:
 
 
 class Difference(NamedTuple):
-    """What two descriptions say differently.
+    """A difference between two descriptions.
 
     Attributes:
       name: the innermost part that differs.
-      saved: what the one says of it, shortly.
-      given: what the other says.
-      kind: ``"differs"``; ``"missing"`` where only one says something, or
-        ``"unknown"`` where nobody can tell whether they are the same.
+      saved: its short description in the checkpoint.
+      given: its short description in this run.
+      kind: ``"differs"``; ``"missing"`` if only one of them has the part, or
+        ``"unknown"`` if they cannot be compared.
     """
 
     name: str
@@ -195,12 +197,12 @@ class Difference(NamedTuple):
 
 
 def compare(name: str, saved: Any, given: Any) -> Iterator[Difference]:
-    """Compares two descriptions, down to the innermost parts that differ.
+    """Compare two descriptions, down to the innermost parts that differ.
 
     Args:
-      name: what is described.
-      saved: a description.
-      given: another.
+      name: the name of the described value.
+      saved: its description in the checkpoint.
+      given: its description in this run.
 
     Yields:
       The differences.
@@ -226,7 +228,7 @@ def compare(name: str, saved: Any, given: Any) -> Iterator[Difference]:
 def _compare_parts(
     name: str, saved: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Iterator[Difference]:
-    # Another Python has other instructions: then names and what is held decide.
+    # Another Python has other instructions: then compare only names and closures.
     codes = [[x for x in parts if x.startswith(_CODE)] for parts in (saved, given)]
     skipped = set() if codes[0] == codes[1] else {*codes[0], *codes[1]}
     if skipped:
@@ -248,7 +250,7 @@ def _is_unknown(described: Any) -> bool:
 
 
 def _alike(described: Any, other: Any) -> Any:
-    """A function that holds nothing, described like one that does."""
+    """Describe a function without a closure like one that has a closure."""
     is_function = isinstance(other, Mapping) and "function" in other
     if isinstance(described, str) and is_function:
         return {"function": described}
@@ -256,7 +258,7 @@ def _alike(described: Any, other: Any) -> Any:
 
 
 def _holds_mappings(*lists: Any) -> bool:
-    """Whether they are lists of one length, of descriptions with parts."""
+    """Tell whether these are lists of equal length, of descriptions with parts."""
     return (
         all(isinstance(x, list) and x for x in lists)
         and len({len(x) for x in lists}) == 1

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints, as a reader sees it: nothing in it is changed."""
+"""The folder of a run's checkpoints, read without changing anything in it."""
 
 from typing import Any
 
@@ -13,31 +13,32 @@ with needed_by("sparseopt_jax.checkpoint", "orbax-checkpoint"):
     import orbax.checkpoint as ocp
     from etils import epath
 
-# Part of the names of what is being written.
+# Part of the names of steps that are being written.
 TEMPORARY = ".orbax-checkpoint-tmp"
-# Steps are renamed before they are deleted: a deletion cut off leaves no half a step.
+# Steps are renamed before they are deleted, so that an interrupted deletion does not
+# leave an incomplete step.
 DELETED = ".deleted"
 
 
 class CheckpointFolder:
-    """Steps, each with its record and its arrays.
+    """A folder of steps, each with its record and its arrays.
 
     Args:
-      directory: where they lie; need not exist.
+      directory: the directory of the steps; need not exist.
     """
 
     def __init__(self, directory: epath.Path):
         self._directory = directory
 
     def names(self) -> list[str]:
-        """What lies there; nothing if it does not exist."""
+        """Return the names of all entries; none if the directory does not exist."""
         try:
             return [path.name for path in self._directory.iterdir()]
         except FileNotFoundError:
             return []
 
     def steps(self) -> list[int]:
-        """The complete steps, ascending."""
+        """Return the complete steps, ascending."""
         return sorted(int(name) for name in self.names() if self._is_whole(name))
 
     def _is_whole(self, name: str) -> bool:
@@ -49,7 +50,7 @@ class CheckpointFolder:
         )
 
     def check(self) -> None:
-        """Raises ValueError if something else than steps lies there."""
+        """Raise ValueError if the directory holds anything but steps."""
         names = self.names()
         steps = [name for name in names if checkpoint_names.is_step(name)]
         others = [
@@ -60,35 +61,36 @@ class CheckpointFolder:
         if others:
             raise ValueError(
                 f"{self._directory} holds {', '.join(map(repr, sorted(others)))}, "
-                "which is no checkpoint; give the checkpoints a directory of their own"
+                "which is not a checkpoint; give the checkpoints a separate directory"
             )
         for name in steps:
             folder = self._directory / name
-            # One that another process has just deleted is not there any more.
+            # Another process may have just deleted the step.
             if not (folder / "record").exists() and folder.exists():
                 raise ValueError(
-                    f"{folder} is no checkpoint of this library, or an incomplete copy "
-                    "of one: it holds no record; delete it, or give the checkpoints a "
-                    "directory of their own"
+                    f"{folder} is not a checkpoint of this library, or an incomplete "
+                    "copy of one: it holds no record; delete it, or give the "
+                    "checkpoints a separate directory"
                 )
 
     def _read(self, step: int, **args: Any) -> Any:
-        # Not by the manager: it would have to be made, and making one is for writers.
+        # Not with a manager, because only writers may create one.
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(
                 self._directory / str(step), args=ocp.args.Composite(**args)
             )
 
     def record(self, step: int) -> dict[str, Any]:
-        """The record of a step.
+        """Return the record of a step.
 
         Raises:
-          ValueError: if it is damaged, of another step or of a later version.
+          ValueError: if it is damaged, of another step, or of a version that this one
+            cannot read.
         """
         try:
             restored = self._read(step, record=ocp.args.JsonRestore())
             record = records.checked(restored["record"])
-        # What a damaged file makes Orbax raise is of no one kind.
+        # Orbax raises exceptions of many types for damaged files.
         except Exception as error:
             raise self._damaged(step, str(error)) from error
         folder = self._directory / str(step)
@@ -106,15 +108,15 @@ class CheckpointFolder:
     def leaves(
         self, step: int, leaves: dict[str, Any], record: dict[str, Any]
     ) -> list[Any]:
-        """What a step holds for the leaves of a state, in their order.
+        """Return the leaves of a state from a step, in the state's order.
 
         Args:
-          step: its number.
-          leaves: the leaves by path.
-          record: as ``record`` gives it.
+          step: number of the step.
+          leaves: the leaves of the state by path.
+          record: the result of ``record``.
 
         Raises:
-          ValueError: if what is read is not what was saved.
+          ValueError: if the arrays differ from those that were saved.
         """
         saved = record["checksums"]
         targets = {
@@ -134,7 +136,7 @@ class CheckpointFolder:
             raise self._damaged(step, str(error)) from error
         wrong = [path for path in found if found[path] != saved[path]]
         if wrong:
-            what = f"It does not hold what was saved at {records.listed(wrong)}."
+            what = f"It does not hold the saved values of {records.listed(wrong)}."
             raise self._damaged(step, what)
         return [
             process_arrays.placed(leaf, stored_leaves.like(leaf, stored.get(path)))
@@ -144,15 +146,15 @@ class CheckpointFolder:
     def _damaged(self, step: int, why: str) -> ValueError:
         if not (self._directory / str(step)).exists():
             return ValueError(
-                f"step {step} was deleted while it was read, as another process that "
-                f"writes to {self._directory} does with old steps; there are "
+                f"step {step} was deleted while it was being read: another process "
+                f"writes to {self._directory} and deletes old steps; there are "
                 f"{self.steps()} now: call restore again"
             )
         earlier = [str(other) for other in self.steps() if other < step]
         if earlier:
-            then = f"to go on from step {earlier[-1]} (there are {', '.join(earlier)})"
+            then = f"to resume from step {earlier[-1]} (there are {', '.join(earlier)})"
         else:
-            then = "to start anew (there is no earlier step)"
+            then = "to start from scratch (there is no earlier step)"
         return ValueError(
             f"the checkpoint {self._directory / str(step)} is damaged, and nothing was "
             f"loaded; delete that directory {then}. {why}"

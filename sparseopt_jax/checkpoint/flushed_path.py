@@ -1,4 +1,4 @@
-"""The folder of a step while it is written: named when all of it is on the disk."""
+"""The temporary folder of a step, which is renamed once all of it is on the disk."""
 
 import asyncio
 from typing import Any
@@ -17,19 +17,19 @@ _Marked = ocp.path.atomicity.CommitFileTemporaryPath
 class FlushedPath(_Renamed):
     """Orbax's folder that is renamed when it is complete, flushed before and after.
 
-    Of what Orbax writes, the arrays alone are flushed when they are written: not the
-    record, nor the tree's structure, nor what is said of the step, without which the
-    arrays cannot be read, nor the new name.
+    Orbax itself flushes only the arrays. It flushes neither the record, nor the tree's
+    structure and the step's metadata, without which the arrays cannot be read, nor the
+    new name.
 
     Args:
-      temporary_path: where it is written.
-      final_path: where it is to be.
-      checkpoint_metadata_store: what Orbax keeps about the step, to be written last.
-      **options: Orbax's.
+      temporary_path: the path to write to.
+      final_path: the path after renaming.
+      checkpoint_metadata_store: Orbax's metadata of the step, to be written last.
+      **options: Orbax's options.
 
     Note:
-      Process 0 flushes for all. What other hosts write to a network file system is
-      there when they have closed it, as NFS has it.
+      Process 0 flushes for all processes. Files that other hosts write to a network
+      file system are stored once they are closed, as in NFS.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FlushedPath(_Renamed):
             checkpoint_metadata_store=checkpoint_metadata_store,
             **options,
         )
-        # Writes, as the class above does, what is written last, and renames nothing.
+        # Writes the metadata at the end, as the base class does, but renames nothing.
         self._marked = _Marked(
             temporary_path,
             temporary_path,
@@ -54,14 +54,14 @@ class FlushedPath(_Renamed):
         )
 
     async def finalize(self) -> None:
-        """Writes the rest, flushes everything, renames it, and flushes the name."""
+        """Write the rest, flush everything, rename the folder, and flush the name."""
         await self._marked.finalize()
         await asyncio.to_thread(self._name)
 
     def _name(self) -> None:
         written, final = self.get(), self.get_final()
-        # The record and the arrays have such folders too, within the step's, which
-        # flushes them all.
+        # The record and the arrays have temporary folders too, inside the step's
+        # folder, which flushes them all.
         is_step = ocp.path.atomicity.TMP_DIR_SUFFIX not in final.parent.name
         if is_step:
             flush_tree(written)

@@ -1,4 +1,4 @@
-"""One writer for a directory: what keeps a second one out, and outlives nobody."""
+"""A lock that keeps other writers out of a directory and ends with its process."""
 
 import contextlib
 import json
@@ -16,28 +16,28 @@ except ImportError:  # Windows
 
 NAME = ".writer"
 
-# A process may lock a file as often as it likes, and loses its lock when it closes the
-# file once: what this one holds has to be known before the file is opened again.
+# A process can lock a file any number of times, and loses its lock when it closes the
+# file once: its locks must be known before the file is opened again.
 _held: set[tuple[int, int]] = set()
 _looking = threading.RLock()
 
 
 class WriterLock:
-    """A lock on a directory, until it is released or its process ends, however it does.
+    """A lock on a directory, held until it is released or its process ends in any way.
 
-    It is the kernel's, on a file in the directory: of a process that was killed nothing
-    is left but the file, which the next writer takes over, on this host or another that
-    mounts the directory. Forked children do not hold it.
+    It is a kernel lock on a file in the directory: a killed process leaves nothing but
+    the file, which the next writer takes over, on this host or another that mounts the
+    directory. Forked children do not hold it.
 
     Args:
-      directory: where to write; must exist.
+      directory: the directory to lock; must exist.
 
     Raises:
       ValueError: if another writer holds it, with its process and host.
 
     Note:
-      Where the file system has no locks, and where the system has none, as Windows,
-      nobody is kept out.
+      If the file system or the operating system (Windows) has no locks, other writers
+      are not kept out.
 
     Examples:
       >>> import tempfile
@@ -56,12 +56,12 @@ class WriterLock:
         weakref.finalize(self, self._release)
 
     def release(self) -> None:
-        """Lets others write; a second time does nothing."""
+        """Let others write; further calls do nothing."""
         self._release()
 
 
 def _locked(path: pathlib.Path) -> Callable[[], None]:
-    """Locks the file; what releases it."""
+    """Lock the file; return the function that releases it."""
     if fcntl is None:
         return _nothing
     with _looking:
@@ -84,7 +84,7 @@ def _locked(path: pathlib.Path) -> Callable[[], None]:
             identity = _identity(os.fstat(file))
             if _identity_at(path) == identity:
                 break
-            os.close(file)  # the writer before has just removed it
+            os.close(file)  # the previous writer has just removed it
         _held.add(identity)
     writer = {"process": os.getpid(), "host": socket.gethostname()}
     os.ftruncate(file, 0)
@@ -99,7 +99,7 @@ class _Release:
         self._done = False
 
     def __call__(self) -> None:
-        # A forked child has a copy of this object, and no lock.
+        # A forked child has a copy of this object, but no lock.
         if self._done or os.getpid() != self._process:
             return
         self._done = True
@@ -112,7 +112,7 @@ class _Release:
 
 
 def _nothing() -> None:
-    """Releases what is not held."""
+    """Release nothing: no lock is held."""
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -134,5 +134,5 @@ def _taken(path: pathlib.Path) -> ValueError:
         who = "another process"
     return ValueError(
         f"{path.parent} is being written to by {who}: wait until it has ended, or give "
-        "this run a directory of its own; to read while it goes on, call no save"
+        "this run another directory; to read while it is running, do not call save"
     )

@@ -1,4 +1,4 @@
-"""Names on disk: of the directory, of its steps, and of the leaves in a step."""
+"""Names on disk: of the directory, its steps, and the leaves in a step."""
 
 import os
 import urllib.parse
@@ -6,23 +6,23 @@ from typing import Any
 
 from sparseopt_jax.arguments.checks import integer
 
-# Orbax looks for the parts of a checkpoint by patterns that begin with the folder.
+# Orbax finds the parts of a checkpoint with patterns that begin with the folder.
 _PATTERNS = "[*?\\"
 
 
 def directory_of(directory: str | os.PathLike[str]) -> str:
-    """The absolute path of a directory, or its address.
+    """Return the absolute path of a directory, or the address of a bucket.
 
     Args:
-      directory: a path, relative or beginning with ``~``, a ``file://`` address, or
-        that of a bucket.
+      directory: a path, which may be relative or begin with ``~``, a ``file://``
+        address, or the address of a bucket.
 
     Returns:
-      The path, as others in the file system know it; an address as it is.
+      The absolute path in the file system, or the bucket's address unchanged.
 
     Raises:
-      TypeError: if it is no string and no path.
-      ValueError: if nothing can lie there, or Orbax would look elsewhere.
+      TypeError: if it is neither a string nor a path.
+      ValueError: if no directory can be there, or Orbax would look elsewhere.
 
     Examples:
       >>> directory_of("file:///data/first%20run")
@@ -39,15 +39,15 @@ def directory_of(directory: str | os.PathLike[str]) -> str:
         expanded = os.path.expanduser(name)
         if name.startswith("~") and expanded == name:
             raise ValueError(
-                f"directory {name!r} is in the home of a user that is not known here; "
-                f"write ./{name} for a folder of that name"
+                f"directory {name!r} is in the home of an unknown user; write "
+                f"./{name} for a folder of that name"
             )
         name = os.path.abspath(expanded)
         _check_parents(name)
     odd = [x for x in _PATTERNS if x in name and x != os.sep]
     if odd:
         raise ValueError(
-            f"directory must not contain {' or '.join(odd)}, which Orbax takes for a "
+            f"directory must not contain {' or '.join(odd)}, which Orbax reads as a "
             f"pattern, got {name!r}; choose another name"
         )
     return name
@@ -64,21 +64,21 @@ def _local(address: str) -> str:
 
 
 def _check_parents(path: str) -> None:
-    """Raises if the path leads through a file in place of a folder."""
+    """Raise if the path leads through a file instead of a folder."""
     above = path
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if os.path.islink(above) and not os.path.exists(above):
         raise ValueError(
-            f"{above} is a link to {os.readlink(above)}, which does not exist; make "
+            f"{above} is a link to {os.readlink(above)}, which does not exist; create "
             "that folder, or remove the link"
         )
     if not os.path.isdir(above):
-        raise ValueError(f"{above} is no directory")
+        raise ValueError(f"{above} is not a directory")
 
 
 def step_of(step: Any) -> int:
-    """The number of a step, as its folder is called.
+    """Return the number of a step, which is the name of its folder.
 
     Raises:
       TypeError: if it is not an integer.
@@ -93,7 +93,7 @@ def step_of(step: Any) -> int:
 
 
 def is_step(name: str) -> bool:
-    """Whether a folder's name is that of a step.
+    """Tell whether the name of a folder is a step's.
 
     >>> [is_step(name) for name in ("0", "12", "007", "latest")]
     [True, True, False, False]
@@ -102,9 +102,9 @@ def is_step(name: str) -> bool:
 
 
 def leaf_on_disk(path: str) -> str:
-    """A leaf's path as it is written.
+    """Return a leaf's path in the form in which it is written.
 
-    Orbax joins the parts of a path by dots: those in a part are escaped, so that
+    Orbax joins the parts of a path with dots. Dots within a part are escaped, so that
     ``a.b`` and ``b`` below ``a`` are two leaves.
 
     >>> leaf_on_disk("layer.1/kernel"), leaf_on_disk("a//100%")

@@ -1,4 +1,4 @@
-"""What a checkpoint says about the optimizer, as far as it can be read."""
+"""The record of the optimizer in a checkpoint, as far as its functions can be read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,24 +10,25 @@ from sparseopt_jax.checkpoint.described import Difference, compare, describe
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.tracing.transformation_links import Link, read, variables_of
 
-# An owner of masks is told by its topology and goes by what users call. Of its
-# settings only the one counts that no array shows; the topology is recorded by itself.
+# An owner of masks is recognised by its topology and named after the function that
+# users call. Only its one setting that no array shows is recorded; the topology is
+# recorded separately.
 _OWNER = "sparsify"
-# Two seeds are no two optimizers: a restored state has the key of its own.
+# Seeds do not tell optimizers apart: a restored state has its own key.
 _SEEDS = ("key", "seed", "rng", "rng_key")
 
 
 def describe_optimizer(state: Any, optimizer: Any = None) -> dict[str, Any] | None:
-    """Describes the optimizers of a state.
+    """Describe the optimizers of a state.
 
     Args:
-      state: any pytree; nodes in it that have a ``tx``, as a ``TrainState`` has, say
-        what their optimizers are.
-      optimizer: the transformation, where the state does not hold it.
+      state: any pytree. The optimizers are the ``tx`` of its nodes, such as a
+        ``TrainState``.
+      optimizer: the transformation, if the state does not hold it.
 
     Returns:
-      What they are made of, and the hyper-parameters of all parts by name; None if
-      there is none.
+      Their parts, and the hyper-parameters of all parts by name; None if there is no
+      optimizer.
     """
     found = [optimizer] if optimizer is not None else []
     found += [node.tx for node in jax.tree.leaves(state, is_leaf=_has_tx) if _tx(node)]
@@ -47,11 +48,11 @@ def describe_optimizer(state: Any, optimizer: Any = None) -> dict[str, Any] | No
 
 
 def optimizer_differences(saved: Any, given: Any) -> list[Difference]:
-    """What differs between two optimizers, each as ``describe_optimizer`` gives it.
+    """Compare two results of ``describe_optimizer``.
 
     Args:
-      saved: the checkpoint's; None if it says nothing.
-      given: this run's; None if it is not known.
+      saved: the checkpoint's; None if it has none.
+      given: this run's; None if it is unknown.
 
     Returns:
       The differences.
@@ -91,7 +92,7 @@ def _tx(node: Any) -> Any:
 
 
 def _names(link: Link) -> str:
-    """The transformations in order: ``sparsify(trace > scale)``."""
+    """Return the transformations in order: ``sparsify(trace > scale)``."""
     if link.in_turn:
         return " > ".join(filter(None, map(_names, link.parts))) or "identity"
     parts = ", ".join(map(_names, link.parts))
@@ -100,7 +101,7 @@ def _names(link: Link) -> str:
 
 
 def _settings(link: Link) -> Iterator[tuple[str, Any]]:
-    """The hyper-parameters of a transformation and of its parts, by name."""
+    """Yield the hyper-parameters of a transformation and of its parts, by name."""
     if _topology(link) is not None:
         yield f"{_OWNER}.host_updates", _leaves_updates_to_the_host(link)
     elif not link.in_turn:
@@ -122,7 +123,7 @@ def _held(link: Link) -> Mapping[str, Any]:
 
 
 def _topology(link: Link) -> Topology | None:
-    """The topology of what owns masks; None for any other transformation."""
+    """Return the topology of an owner of masks; None for other transformations."""
     values = _held(link).values()
     return next((value for value in values if isinstance(value, Topology)), None)
 
@@ -137,7 +138,7 @@ def _leaves_updates_to_the_host(link: Link) -> bool:
 
 
 def _is_told_elsewhere(name: str, value: Any) -> bool:
-    """Whether a value is, or holds, what is told as a part or by itself; or a seed."""
+    """Tell whether a value is a seed, or is or holds something recorded elsewhere."""
     if name in _SEEDS:
         return True
     if isinstance(value, optax.GradientTransformation | optax.MultiSteps | Topology):
@@ -150,5 +151,5 @@ def _is_told_elsewhere(name: str, value: Any) -> bool:
 
 
 def _is_helper(described: Any) -> bool:
-    """Whether it is a function that a transformation makes for itself, and no more."""
+    """Tell whether it is merely a function that a transformation makes internally."""
     return isinstance(described, str) and ".<locals>." in described

@@ -1,4 +1,4 @@
-"""Leaving in good order when a scheduler says that it is time."""
+"""Preemption: a flag for runs to save and exit when a scheduler asks them to."""
 
 import signal
 from typing import Any
@@ -8,17 +8,17 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-    """Whether a run was asked to stop. Made by ``stop_on_sigterm``."""
+    """A flag that is set when a run is asked to stop; made by ``stop_on_sigterm``."""
 
     def __init__(self) -> None:
         self._received = False
 
     def reached(self, step: int) -> bool:
-        """Whether to save and leave, after this step.
+        """Tell whether to save and exit after this step.
 
         Args:
-          step: how many steps the run has taken. Several processes must ask after
-            every step, and are all told to stop at the same one.
+          step: number of steps that the run has taken. If there are several processes,
+            all must ask after every step, and all stop after the same one.
 
         Returns:
           True from the signal on; with several processes, at the agreed step.
@@ -29,13 +29,13 @@ class Stop:
 
 
 def stop_on_sigterm() -> Stop:
-    """Turns SIGTERM, as schedulers send it before they kill, into a flag.
+    """Turn SIGTERM, which schedulers send before they kill a run, into a flag.
 
-    A second signal ends the process at once. With ``jax.distributed`` initialized JAX
+    A second signal ends the process at once. If ``jax.distributed`` is initialized, JAX
     itself listens for the signal, and lets all processes stop at the same step.
 
     Returns:
-      The flag to ask after every step.
+      The flag to check after every step.
 
     Raises:
       ValueError: if not called in the main thread.
@@ -49,7 +49,7 @@ def stop_on_sigterm() -> Stop:
       >>> stop.reached(2)
       True
 
-      A training program that survives::
+      A training program that resumes after preemption::
 
         stop = so.checkpoint.stop_on_sigterm()
         with so.checkpoint.Checkpoints(directory, topology=topology) as checkpoints:
@@ -76,7 +76,7 @@ def stop_on_sigterm() -> Stop:
         signal.signal(signal.SIGTERM, receive)
     except ValueError:
         raise ValueError(
-            "stop_on_sigterm must be called in the main thread, which alone can "
-            "receive signals"
+            "stop_on_sigterm must be called in the main thread, because no other "
+            "thread can receive signals"
         ) from None
     return stop

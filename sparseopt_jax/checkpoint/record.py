@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, so that another run's is not taken for it."""
+"""The record of a checkpoint, which tells it from the checkpoints of other runs."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from sparseopt_jax.masks.state import get_masks, is_sparse_state
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees import paths
 
-# What is written. Whoever changes what a name in a record means counts it up.
+# The version that is written. Increase it when the meaning of a name changes.
 VERSION = 1
 
 _SHOWN = 20
@@ -35,17 +35,17 @@ def begin(
     optimizer: dict[str, Any] | None,
     data: Any,
 ) -> dict[str, Any]:
-    """The part of a record that is known without a look at any array.
+    """Return the part of a record that does not depend on the values of arrays.
 
     Args:
-      step: its number.
+      step: number of the step.
       leaves: the leaves of the state by path.
-      topology: as ``describe_topology`` gives it, or None.
-      optimizer: as ``describe_optimizer`` gives it, or None.
-      data: where the input stands.
+      topology: the result of ``describe_topology``, or None.
+      optimizer: the result of ``describe_optimizer``, or None.
+      data: the position in the input data.
 
     Returns:
-      What ``finish`` takes.
+      The first part of a record; ``sums`` is the second.
 
     Raises:
       ValueError: if ``data`` is not JSON.
@@ -61,7 +61,7 @@ def begin(
 
 
 def sums(state: Any, stored: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """What a record says of the arrays: with several processes all have to ask for it.
+    """Return the part of a record about arrays; all processes must call this together.
 
     Args:
       state: any pytree.
@@ -74,15 +74,15 @@ def sums(state: Any, stored: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def finish(record: dict[str, Any]) -> dict[str, Any]:
-    """The whole record, which ``checked`` takes again."""
+    """Return the complete record, to be read by ``checked``."""
     return record | {"crc32": _crc32(record)}
 
 
 def checked(record: Any) -> dict[str, Any]:
-    """The record, if it is whole.
+    """Return the record if its checksum is right.
 
     Raises:
-      ValueError: if not.
+      ValueError: if it is not.
     """
     record = dict(record)
     if record.pop("crc32", None) != _crc32(record):
@@ -91,7 +91,7 @@ def checked(record: Any) -> dict[str, Any]:
 
 
 def check_version(record: Mapping[str, Any]) -> None:
-    """Raises ValueError if another version of the library wrote the record."""
+    """Raise ValueError if this version of the library cannot read the record."""
     version = record.get("version")
     if version is None:
         raise ValueError(
@@ -107,11 +107,11 @@ def check_version(record: Mapping[str, Any]) -> None:
 
 
 class Differences(NamedTuple):
-    """What is between a checkpoint and a run.
+    """The differences between a checkpoint and a run.
 
     Attributes:
       lines: one for each difference, with both values.
-      not_compared: the same for what nobody can tell whether it is the same.
+      not_compared: the same for settings that cannot be compared.
     """
 
     lines: list[str]
@@ -125,27 +125,27 @@ def differences(
     topology: Mapping[str, Any] | None,
     optimizer: Mapping[str, Any] | None,
 ) -> Differences:
-    """What keeps a checkpoint from being loaded in the place of a state.
+    """Find the differences that prevent a checkpoint from replacing a state.
 
     Args:
-      record: the checkpoint's.
-      state: what it is to replace.
+      record: the checkpoint's record.
+      state: the state to replace.
       leaves: its leaves by path.
-      topology: as ``describe_topology`` gives it, or None to leave it out.
-      optimizer: as ``describe_optimizer`` gives it, or None to leave it out.
+      topology: the result of ``describe_topology``, or None to skip it.
+      optimizer: the result of ``describe_optimizer``, or None to skip it.
 
     Returns:
       The differences.
     """
     given, saved = _kinds(leaves), record["leaves"]
-    # Where numbers of active weights change by design, they tell no runs apart.
+    # Numbers of active weights that change by design do not tell runs apart.
     keeps_counts = all(
         (described or {}).get("keeps_counts", True)
         for described in (record["topology"], topology)
     )
     of_topology = _topology_differences(record["topology"], topology)
     of_optimizer = optimizer_differences(record["optimizer"], optimizer)
-    # How others' functions call what they hold is theirs to change.
+    # Other libraries may rename the variables in their functions.
     unsaid = [part for part in of_optimizer if part.kind != "differs"]
     unsaid += [part for part in of_topology if part.kind == "unknown"]
     said = [part for part in (*of_topology, *of_optimizer) if part not in unsaid]
@@ -176,7 +176,7 @@ def _topology_differences(saved: Any, given: Any) -> list[Difference]:
 
 
 def _kinds(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """Type and shape of every leaf, such as ``float32[4,8]``."""
+    """Return dtype and shape of every leaf, such as ``float32[4,8]``."""
 
     def describe(leaf):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
@@ -186,13 +186,13 @@ def _kinds(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def checksums(stored: Mapping[str, Any]) -> dict[str, int]:
-    """The checksum of every array, by path."""
+    """Return the checksum of every array, by path."""
     found = {path: checksum(x) for path, x in stored.items()}
     return {path: int(x) for path, x in jax.device_get(found).items()}
 
 
 def _active(state: Any) -> dict[str, int]:
-    """The active weights of every mask in a state, by the mask's path."""
+    """Count the active weights of every mask in a state, by the mask's path."""
     counts = {}
     for key_path, node in paths.leaves_with_path(state, is_leaf=is_sparse_state):
         parts = paths.path_parts(key_path)
@@ -212,17 +212,18 @@ def _active(state: Any) -> dict[str, int]:
     return {path: int(x) for path, x in jax.device_get(counts).items()}
 
 
-# What a function decides about leaves, or given masks: the masks in the state tell.
+# Replaces given masks, and functions that decide about leaves: the masks in the state
+# show their effect.
 _SHOWN_BY_MASKS = "as the masks show"
 _DECIDE = ("where", "include", "distribution", "dims")
 
 
 def describe_topology(topology: Topology) -> dict[str, Any]:
-    """What a topology is, as JSON has it.
+    """Describe a topology as JSON.
 
-    Given masks are not described, nor functions that decide about leaves (``where``, a
-    distribution): what they decide shows in the masks. Others are told by their names,
-    by what they hold, and by their code.
+    Given masks are not described, nor are functions that decide about leaves
+    (``where``, a distribution): the masks show their effect. Other functions are
+    described by their names, closures and code.
 
     Args:
       topology: any topology.
@@ -257,7 +258,7 @@ def _setting(name: str, value: Any) -> Any:
 
 
 def _as_json(data: Any) -> Any:
-    """The data as it will be read again."""
+    """Return the data in the form in which JSON reads it back."""
     try:
         return json.loads(json.dumps(data))
     except (TypeError, ValueError) as error:
@@ -281,7 +282,7 @@ def _changed(
 
 
 def listed(names: list[str], separator: str = ", ") -> str:
-    """Some of the names, and how many more there are."""
+    """Join the first names, and add the number of the others."""
     more = len(names) - _SHOWN
     shown = [*names[:_SHOWN], f"and {more} more"] if more > 0 else names
     return separator.join(shown)

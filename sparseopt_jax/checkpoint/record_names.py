@@ -1,8 +1,8 @@
-"""The names that a checkpoint's record gives to the settings of a topology.
+"""The names of a topology's settings in a checkpoint's record.
 
-Checkpoints outlive versions of the library: what is renamed in the code keeps its name
-here. What is not in this table, such as the stages of one method or a user's own
-classes, is recorded under the names of its class and fields.
+Checkpoints outlive versions of the library: a setting that is renamed in the code keeps
+its name here. Classes that are not in this table, such as the stages of one method or a
+user's own, are recorded under the names of the class and its fields.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from sparseopt_jax.topologies.schedules import (
 )
 from sparseopt_jax.topologies.stages import Drop, Grow, Prune
 
-# Class -> what the record says that it is, and field -> name.
+# Class -> its name in the record, and field -> name.
 NAMES: Mapping[type, tuple[str, Mapping[str, str]]] = {
     Rewiring: (
         "rewiring",

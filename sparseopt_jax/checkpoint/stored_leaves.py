@@ -1,6 +1,6 @@
-"""From a state to the arrays that are written for it, and back.
+"""Conversion of a state to the arrays that are written for it, and back.
 
-Leaves go by their paths, so that it does not matter which classes hold them.
+Leaves are identified by their paths, whichever classes hold them.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from sparseopt_jax.trees import paths
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths, in tree order."""
+    """Return the leaves by path, in tree order."""
     flat: dict[str, Any] = {}
     for key_path, leaf in paths.leaves_with_path(tree):
         path = paths.path_string(key_path)
@@ -27,13 +27,13 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def to_store(leaves: Mapping[str, Any]) -> dict[str, jax.Array | np.ndarray]:
-    """What is written for each leaf: numbers as arrays, keys as the data in them.
+    """Return the arrays to write: numbers become arrays, and keys become their data.
 
-    Numbers have the types that JAX gives them. Leaves without entries are left out:
-    there is nothing to write.
+    Numbers get the dtypes that JAX gives them. Leaves without entries are omitted,
+    because there is nothing to write.
 
     Raises:
-      ValueError: for a leaf that is none of these, with its path.
+      ValueError: for a leaf of any other type, with its path.
     """
 
     def storable(path, leaf):
@@ -53,14 +53,14 @@ def to_store(leaves: Mapping[str, Any]) -> dict[str, jax.Array | np.ndarray]:
 
 
 def check(leaves: Mapping[str, Any]) -> None:
-    """Raises ValueError if a leaf cannot be stored, with its path."""
+    """Raise ValueError, with the path, if a leaf cannot be stored."""
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array):
             to_store({path: leaf})
 
 
 def targets(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct | np.ndarray]:
-    """What tells Orbax how to load what is stored for each leaf."""
+    """Return the targets that tell Orbax how to load the array of each leaf."""
 
     def target(leaf):
         sharding = getattr(leaf, "sharding", None)
@@ -79,14 +79,14 @@ def targets(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct | np.nd
 
 
 def like(leaf: Any, stored: Any) -> Any:
-    """What is stored for a leaf as the leaf itself is: a key, a number, an array.
+    """Convert a stored array to the type of its leaf: a key, a number, an array.
 
     Args:
-      leaf: of the state to restore.
+      leaf: a leaf of the state to restore.
       stored: the array that was loaded for it; None if it has no entries.
 
     Returns:
-      What takes the leaf's place.
+      The replacement of the leaf.
     """
     if stored is None:
         stored = np.zeros(np.shape(leaf), jnp.result_type(leaf))
@@ -95,7 +95,7 @@ def like(leaf: Any, stored: Any) -> Any:
     if isinstance(leaf, np.ndarray | np.generic):
         return stored if isinstance(leaf, np.ndarray) else stored[()]
     if isinstance(stored, np.ndarray):
-        # Not bound to a device, as the leaf is not.
+        # Not committed to a device, because the leaf is not.
         stored = jnp.array(stored)
     if _is_key(leaf):
         return jax.random.wrap_key_data(

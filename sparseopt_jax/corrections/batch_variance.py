@@ -1,4 +1,4 @@
-"""The correction by measured variances instead of fan-ins."""
+"""The correction from measured variances instead of fan-ins."""
 
 import math
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def scale_by_batch_variance(
       TypeError: if links are not a mapping of strings.
 
     Note:
-      Requested by users of Flax; the SparseOpt paper describes no such form. Running
+      Requested by users of Flax; the SparseOpt paper does not describe it. Running
       variances lag: after an update of the masks they take about 1 / (1 - momentum)
       steps (100 at Flax's default 0.99) to follow, and they are 1 at initialisation, so
       the factor is 1 until they have warmed up. Position matters as for
@@ -153,8 +153,8 @@ def _factor(
         raise ValueError(
             f"the normalisation of {kernel!r} has variances of shape "
             f"{tuple(variance.shape)}, but the kernel of shape {tuple(leaf.shape)} "
-            f"has neurons of shape {shape}; dims says which axes are inputs and which "
-            "outputs, NeuronDims(1, 2) for a stack of dense layers"
+            f"has neurons of shape {shape}: specify input and output axes with dims=, "
+            "such as NeuronDims(1, 2) for a stack of dense layers"
         )
     full = [n if a in kept else 1 for a, n in enumerate(leaf.shape)]
     variance = variance.astype(jnp.float32).reshape(full)

@@ -1,8 +1,8 @@
-"""Follows the outputs of kernels through a traced model, to the norms they go into.
+"""A reader that follows the outputs of kernels through a traced model to their norms.
 
-Names cannot tell: a pre-activation block calls its norms before its convolutions. The
-computation can. Every kernel's output is followed until a running mean is subtracted
-from it, or until something happens that makes the link wrong or unclear.
+Names are not enough, because a pre-activation block calls its norms before its
+convolutions. The output of every kernel is followed until a running mean is subtracted
+from it, or until an operation makes the link wrong or unclear.
 """
 
 import collections
@@ -27,12 +27,12 @@ from sparseopt_jax.tracing.primitives import KEEPS, MOVES, PRODUCTS
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """What is known of a value that depends on the variables alone.
+    """The known properties of a value that depends only on the variables.
 
     Attributes:
-      size: how many numbers it holds, copies made by broadcasting not counted.
+      size: how many numbers it holds, without the copies that broadcasting makes.
       kernels: the kernels that it is computed from.
-      leaf: the leaf that it is, but for layout, dtype and sign; "" if it is none.
+      leaf: the leaf that it equals up to layout, dtype and sign; "" if none.
       negated: whether the sign differs.
     """
 
@@ -42,19 +42,19 @@ class Fixed:
     negated: bool = False
 
 
-# What is known of a value that depends on the inputs: the kernels whose outputs it
-# carries, each with the first obstacle that the output met since, None if it met none.
+# The known properties of a value that depends on the inputs: the kernels whose outputs
+# it carries, each with the first obstacle that the output met, None if it met none.
 Signal = dict[str, str | None]
 Value = Fixed | Signal
 
 NO_NORM = "no normalisation follows"
 _JOINS = {"add": "added to", "sub": "added to", "concatenate": "concatenated with"}
-# What keeps features apart.
+# Operations that keep features apart.
 _LAYOUT = MOVES | KEEPS
 
 
 class NormFlow:
-    """Follows the outputs of kernels through a jaxpr.
+    """A reader that follows the outputs of kernels through a jaxpr.
 
     Attributes:
       norms: running mean -> path of its normalisation.
@@ -63,7 +63,7 @@ class NormFlow:
       looped: leaves that a loop uses in every step.
       features: kernel -> the sizes that statistics of its output may have.
       reached: kernel -> the running means that are subtracted from its clean output.
-      trouble: kernel -> the first thing on any path that speaks against a link.
+      trouble: kernel -> the first reason on any path against a link.
     """
 
     def __init__(self, norms: Mapping[str, str]):
@@ -75,7 +75,7 @@ class NormFlow:
         self.trouble: dict[str, str] = {}
 
     def norm(self, kernel: str) -> str:
-        """Return what normalises a kernel's clean output: one norm if it is decided."""
+        """Return the norms of a kernel's clean output: only one if it is decided."""
         means = self.reached.get(kernel, ())
         return " and ".join(sorted(self.norms[mean] for mean in means))
 
@@ -102,7 +102,7 @@ class NormFlow:
         return f"used {self.uses[leaf]} times" if self.uses[leaf] > 1 else None
 
     def run(self, jaxpr: core.Jaxpr, inputs: Iterable[Value]) -> list[Value]:
-        """Return what is known of a jaxpr's outputs."""
+        """Return the known properties of a jaxpr's outputs."""
         return interpret(
             jaxpr,
             inputs,
@@ -112,7 +112,7 @@ class NormFlow:
         )
 
     def end(self, value: Value, place: str, reason: str):
-        """What a value carries stays un-normalised and is followed no further."""
+        """Record that the kernels in a value have no norm, and stop following them."""
         if isinstance(value, dict):
             for kernel, obstacle in value.items():
                 trouble = f"{obstacle} before {place}" if obstacle else reason
@@ -147,7 +147,7 @@ class NormFlow:
         return [output] * len(eqn.outvars)
 
     def _mean(self, name: str, fixed: list[Fixed]) -> str:
-        """The running mean that a scalar corrects or that one layer's is cut from."""
+        """Return the running mean that an equation scales, or slices a layer from."""
         large = [value for value in fixed if value.size > 1]
         is_mean = len(large) == 1 and large[0].leaf in self.norms
         scaled_or_cut = ("mul", "div", "slice", "dynamic_slice")
@@ -156,7 +156,7 @@ class NormFlow:
     def _meet(
         self, eqn: core.JaxprEqn, signal: Signal, fixed: Fixed, fixed_is_right: bool
     ) -> Signal:
-        """What comes of a signal and a fixed value in an operation of two operands."""
+        """Return the result of an operation on a signal and a fixed value."""
         name = eqn.primitive.name
         if name in PRODUCTS and fixed.kernels:
             return self._weigh(eqn, signal, sorted(fixed.kernels), fixed_is_right)
@@ -173,7 +173,7 @@ class NormFlow:
     def _weigh(
         self, eqn: core.JaxprEqn, signal: Signal, kernels: list[str], is_right: bool
     ) -> Signal:
-        """Return a signal meets a weight made of kernels, whose outputs start here."""
+        """Multiply a signal with a weight made of kernels, whose outputs start here."""
         names = " and ".join(kernels)
         self.end(signal, f"it feeds {names}", f"feeds {names} without a normalisation")
         self.features |= dict.fromkeys(kernels, _feature_sizes(eqn, is_right))
@@ -181,7 +181,7 @@ class NormFlow:
         return dict.fromkeys(kernels, shared if len(kernels) > 1 else None)
 
     def _normalise(self, signal: Signal, fixed: Fixed) -> Signal:
-        """Return a running mean is subtracted from a signal."""
+        """Subtract a running mean from a signal, and link its kernels to the norm."""
         mean = fixed.leaf
         self.uses[mean] += 1
         for kernel, obstacle in signal.items():
@@ -194,7 +194,7 @@ class NormFlow:
         return {}
 
     def _loop(self, eqn: core.JaxprEqn, values: list[Value]) -> Iterable[Value]:
-        """A scan or while loop. Nothing is followed from one step to the next."""
+        """Follow a scan or while loop, but nothing from one step to the next."""
         loop = loop_of(eqn)
         obstacle = f"passes through {eqn.primitive.name}"
         first_slice = loop.constants + loop.carried
@@ -210,7 +210,7 @@ class NormFlow:
                 value = self._slice(value, var)
             elif is_sliced or index < loop.constants:
                 self.looped |= {*value.kernels, value.leaf}
-            else:  # fixed before the first step, not after it
+            else:  # independent of the inputs only before the first step
                 changed = "changed from step to step of a loop"
                 self.trouble |= dict.fromkeys(value.kernels, changed)
                 value = {}
@@ -227,7 +227,7 @@ class NormFlow:
         ]
 
     def _slice(self, fixed: Fixed, var: Any) -> Fixed:
-        """One layer of stacked leaves; of stacked vectors it is no kernel."""
+        """Return one layer of stacked leaves; a vector is not a kernel."""
         kernels = fixed.kernels
         if len(shape_of(var)) < 2:
             self.uses.update(dict.fromkeys(kernels, 0))
@@ -236,9 +236,9 @@ class NormFlow:
 
 
 def _merge(signals: Iterable[Signal], obstacle: str, join: str | None = None) -> Signal:
-    """One signal from several, with an obstacle for what met none before.
+    """Merge several signals, and add an obstacle to each kernel that has none.
 
-    If ``join`` says how several signals come together, the obstacle is the others.
+    If ``join`` is the way in which signals are combined, the obstacle names the others.
     """
     merged: Signal = {}
     for signal in signals:
@@ -255,7 +255,7 @@ def _merge(signals: Iterable[Signal], obstacle: str, join: str | None = None) ->
 
 
 def _either(ways: tuple[Value, ...]) -> Value:
-    """Return what is known of a value that one of several branches gives."""
+    """Return the known properties of a value that one of several branches returns."""
     signals = [way for way in ways if isinstance(way, dict)]
     if signals:
         return _merge(signals, "passes through cond")
@@ -266,8 +266,9 @@ def _either(ways: tuple[Value, ...]) -> Value:
 def _feature_sizes(eqn: core.JaxprEqn, weight_is_right: bool) -> set[int]:
     """Return the sizes that the statistics of a linear equation's output may have.
 
-    There is one number for each output feature, or, where features have several axes
-    (`DenseGeneral`, layers under `vmap`), one for each along the last of them.
+    There is one number for each output feature. If features have several axes
+    (`DenseGeneral`, layers under `vmap`), there may be one for each along the last axes
+    alone.
     """
     shape = shape_of(eqn.invars[weight_is_right])
     numbers = eqn.params["dimension_numbers"]

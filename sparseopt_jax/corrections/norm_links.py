@@ -1,7 +1,7 @@
-"""Which normalisation follows which kernel, read off the traced evaluation of a model.
+"""The normalisation that follows each kernel, read off the traced model.
 
-In evaluation a batch normalisation subtracts a running mean, which is a leaf of the
-model's variables. So the model is traced, without computing anything.
+In evaluation mode a batch normalisation subtracts a running mean, which is a leaf of
+the model's variables. The model is only traced; nothing is computed.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from sparseopt_jax.trees import paths
 
 
 class NormLinks(dict[str, str]):
-    """Kernel path -> path of the normalisation that its output goes into.
+    """Kernel path -> path of the normalisation that follows it.
 
     Attributes:
       undecided: kernel path -> why it has no link.
@@ -56,16 +56,16 @@ def infer_norm_links(
       apply_fn: ``apply_fn(variables, *args, **kwargs)`` evaluates the model with its
         running statistics, as ``model.apply`` with ``train=False`` does in linen and
         ``lambda state, x: nnx.merge(graphdef, state)(x)`` in nnx. For Haiku and
-        Equinox hand the parameters and the state over in one dictionary, as
+        Equinox, pass the parameters and the state in one dictionary, as in
         ``lambda v, x: model.apply(v["params"], v["state"], None, x)``.
       variables: all variables, as arrays or ``jax.ShapeDtypeStruct``. A running mean
         is a leaf ``.../mean`` that has a sibling ``.../var``, as in Flax, Haiku's
         ``.../mean_ema/average`` beside ``.../var_ema/average``, or the first of a pair
         of vectors in an Equinox ``State``. If there is a collection ``"params"`` at the
-        top, reported paths leave out the collection's name.
-      *args: the model's inputs, as arrays or ``jax.ShapeDtypeStruct``. What is not an
-        array is passed on as it is.
-      **kwargs: treated as ``args`` are.
+        top, reported paths omit the collection's name.
+      *args: the model's inputs, as arrays or ``jax.ShapeDtypeStruct``. Values that are
+        not arrays are passed unchanged.
+      **kwargs: treated like ``args``.
 
     Returns:
       The links and, as their attribute ``undecided``, the reasons for the kernels that
@@ -111,11 +111,11 @@ def infer_norm_links(
     if not any(mean in flow.uses for mean in roles.norms):
         raise ValueError(
             "running statistics are never subtracted: call the model in evaluation "
-            "mode (train=False / model.eval()) and give infer_norm_links its inputs "
+            "mode (train=False / model.eval()) and pass its inputs to infer_norm_links "
             "as arguments"
         )
-    # A leaf with two or more axes that is used, but not as a kernel (an embedding that
-    # is looked up, the biases of stacked layers), is left out.
+    # Omit leaves with two or more axes that are used, but not as kernels (an embedding
+    # that is looked up, the biases of stacked layers).
     reasons = {
         name: flow.undecided(name)
         for name in roles.candidates
@@ -128,12 +128,12 @@ def infer_norm_links(
 
 
 class _Roles(NamedTuple):
-    """What the leaves of a model's variables are.
+    """The roles of the leaves of a model's variables.
 
     Attributes:
       candidates: the names of leaves that may be kernels.
       norms: running mean -> path of its normalisation.
-      inputs: what is known of each leaf before the model has run.
+      inputs: the known properties of each leaf before the model runs.
     """
 
     candidates: list[str]
@@ -173,7 +173,7 @@ def _roles(
 def _trace(
     apply_fn: Callable[..., Any], variables: Any, args: Any, kwargs: Any
 ) -> core.Jaxpr:
-    """The jaxpr of a call; its inputs are the variables, then the arrays given."""
+    """Return the jaxpr of a call; its inputs are the variables, then the arrays."""
     given = (args, kwargs)
     array_types = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
     arrays = jax.tree.map(lambda x: x if isinstance(x, array_types) else None, given)

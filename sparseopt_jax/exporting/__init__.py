@@ -1,1 +1,1 @@
-"""One file for a trained network: written whole, and without its zeros."""
+"""Export of a trained network to one file, without its zeros."""

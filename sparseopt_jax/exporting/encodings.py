@@ -1,4 +1,4 @@
-"""How a sparse array is taken apart into arrays that are stored, and put together."""
+"""Encodings of a sparse array as several stored arrays, and the way back."""
 
 import math
 from collections.abc import Callable
@@ -18,11 +18,11 @@ class Encoding(NamedTuple):
 
     Attributes:
       keeps_inactive: whether inactive weights are stored too.
-      encode: from an array and its mask to the arrays that are stored, by what is
-        appended to the array's name; nothing is appended for ``""``.
-      decode: from a function that gives these, and the shape and type of the array, to
-        the array and its mask. Raises ``ValueError`` or ``KeyError`` where they do not
-        fit.
+      encode: maps an array and its mask to the stored arrays, by the ending that is
+        appended to the array's name; ``""`` appends nothing.
+      decode: maps a function that returns these by ending, and the shape and dtype of
+        the array, to the array and its mask. Raises ``ValueError`` or ``KeyError`` if
+        they do not fit.
     """
 
     keeps_inactive: bool
@@ -31,7 +31,7 @@ class Encoding(NamedTuple):
 
 
 def rows_and_columns(shape: Shape) -> tuple[int, int]:
-    """The shape of an array as a matrix: its last axis has the columns.
+    """Return the shape of an array as a matrix, whose columns are the last axis.
 
     Examples:
       >>> rows_and_columns((3, 3, 16, 32)), rows_and_columns((8,)), rows_and_columns(())
@@ -41,10 +41,10 @@ def rows_and_columns(shape: Shape) -> tuple[int, int]:
 
 
 def typed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array in its type, that may be stored as unsigned integers of the same bits.
+    """Return a stored array in its dtype; its bits may be stored as unsigned integers.
 
     Raises:
-      ValueError: if it is stored in another type.
+      ValueError: if it is stored in another dtype.
     """
     if x.dtype not in (dtype, stored_dtype(dtype)):
         raise ValueError(f"an array of {dtype} is stored as {x.dtype}")
@@ -90,14 +90,14 @@ def _decode_csr(
     rows, columns = rows_and_columns(shape)
     indptr, indices = part("indptr"), part("indices")
     if {indptr.dtype.name, indices.dtype.name} - {"int32", "int64"}:
-        raise ValueError("indptr and indices are not integers")
+        raise ValueError("indptr and indices are not int32 or int64")
     counts = np.diff(indptr)
     if indptr.shape != (rows + 1,) or indptr[0] or (counts < 0).any():
         raise ValueError("indptr does not count the weights of each row")
     if indices.shape != (indptr[-1],):
-        raise ValueError("indices are not as many as indptr counts")
+        raise ValueError("the number of indices differs from the count in indptr")
     if indices.size and (indices.min() < 0 or indices.max() >= columns):
-        raise ValueError(f"indices are not columns of {columns}")
+        raise ValueError(f"indices are not in [0, {columns})")
     places = np.repeat(np.arange(rows), counts) * columns + indices
     if (np.diff(places) <= 0).any():
         raise ValueError("indices do not ascend in each row")
@@ -127,7 +127,7 @@ def _packed(rows: np.ndarray) -> np.ndarray:
 def _unpacked(bits: np.ndarray, shape: Shape) -> np.ndarray:
     rows, columns = rows_and_columns(shape)
     if bits.dtype != np.uint8 or bits.shape != (rows, -(-columns // 8)):
-        raise ValueError(f"bits of shape {bits.shape} are not those of {shape}")
+        raise ValueError(f"bits of shape {bits.shape} do not fit the shape {shape}")
     mask = np.unpackbits(bits, axis=1, count=columns, bitorder="little")
     return mask.view(np.bool_).reshape(shape)
 

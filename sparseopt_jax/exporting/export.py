@@ -1,4 +1,4 @@
-"""Writing a sparse network to one file."""
+"""Export of a sparse network to one file."""
 
 import os
 from typing import Any, Literal
@@ -30,32 +30,32 @@ def export(
     format: Literal["bitmask", "csr", "dense"] = "bitmask",
     overwrite: bool = False,
 ) -> None:
-    """Writes a sparse network to one file, its inactive weights left out.
+    """Write a sparse network to one file, without its inactive weights.
 
-    The file appears under its name once it is complete: if anything fails before, what
-    was there stays. ``so.load`` reads it back bit for bit, masks included.
+    The file gets its name once it is complete: if anything fails before, ``path`` is
+    unchanged. ``so.load`` reads it back bit for bit, masks included.
 
     Args:
-      path: of the file, used as it is; its name may end in anything.
+      path: the path of the file, used unchanged; the name may have any ending.
       params: any pytree of arrays and numbers, boxed or not. Compact parameters are
-        written as dense ones are.
+        written like dense ones.
       opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
-        a tree of masks. Parameters without a mask are written whole.
-      format: ``"bitmask"``, a safetensors file of active weights and a bit for every
-        weight; ``"csr"``, compressed rows in an npz file, as SciPy reads them;
-        ``"dense"``, a safetensors file of whole arrays and the bits of their masks.
-      overwrite: whether a file at ``path`` is replaced.
+        a tree of masks. Parameters without a mask are written in full.
+      format: ``"bitmask"``, a safetensors file of the active weights and one bit for
+        every weight; ``"csr"``, compressed rows in an npz file, as SciPy reads them;
+        ``"dense"``, a safetensors file of full arrays and the bits of their masks.
+      overwrite: whether to replace an existing file at ``path``.
 
     Raises:
       TypeError: for a leaf that a file cannot hold, such as a PRNG key or a function,
         with its path; or if the arguments are swapped.
-      ValueError: if something is at ``path`` already, no masks are found, a mask fits
-        no parameter, or an inactive weight is not zero, which only ``"dense"`` keeps.
+      ValueError: if ``path`` already exists, no masks are found, a mask does not fit a
+        parameter, or an inactive weight is not zero, which only ``"dense"`` keeps.
       OSError: if the file cannot be written.
 
     Note:
-      Active weights that are zero, as those that have just been grown, are stored like
-      any other. An inactive -0.0 is read back as 0.0.
+      Active weights that are zero, such as those just grown, are stored like any other.
+      An inactive -0.0 is read back as 0.0.
 
     Examples:
       >>> import os, tempfile
@@ -88,7 +88,7 @@ def export(
 def _contents(
     form: formats.Format, params: Any, opt_state_or_masks: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, formats.LeafMetadata]]:
-    check_concrete((params, opt_state_or_masks), "export", "return what it is to write")
+    check_concrete((params, opt_state_or_masks), "export", "return its arguments first")
     check_single(find_states(opt_state_or_masks), "opt_state")
     call = "export(path, params, opt_state)"
     masks = masks_for(call, dense_shapes(params), opt_state_or_masks)
@@ -126,26 +126,26 @@ def _contents(
 
 
 def _layouts(opt_state_or_masks: Any) -> dict[str, Layout]:
-    """How blocks stand in the leaves that consist of them, as states note it."""
+    """Return the layouts of leaves that consist of blocks, as recorded in states."""
     texts = [unboxed(state.layouts) for state in find_states(opt_state_or_masks)]
     noted = [read_layouts(text) for text in texts if np.size(text)]
     return {path: layout for layouts in noted for path, layout in layouts}
 
 
 def _on_host(path: str, leaf: Any) -> np.ndarray:
-    """A parameter as the file has it: contiguous, little-endian, of a known type."""
+    """Return a parameter as it is stored: contiguous, little-endian, of known dtype."""
     if is_compact(leaf):
         leaf = leaf.dense()
     if is_typed(leaf):
         raise TypeError(
-            f"params hold a PRNG key at {path!r}, which is no parameter: leave it out, "
-            "or pass jax.random.key_data of it"
+            f"params hold a PRNG key at {path!r}, which is not a parameter: omit it, "
+            "or pass its jax.random.key_data"
         )
     if isinstance(leaf, jax.Array) and not (
         leaf.is_fully_addressable or leaf.is_fully_replicated
     ):
         raise ValueError(
-            f"the array at {path!r} lies on devices of several processes: gather it "
+            f"the array at {path!r} is on devices of several processes: gather it "
             "with jax.experimental.multihost_utils.process_allgather(params, "
             "tiled=True), and export in one process"
         )
@@ -153,13 +153,13 @@ def _on_host(path: str, leaf: Any) -> np.ndarray:
     if not is_number and not isinstance(leaf, jax.Array | np.ndarray):
         raise TypeError(
             f"params must hold arrays and numbers, got {described(leaf)} at {path!r}: "
-            "leave it out, as equinox.filter(params, equinox.is_array) does"
+            "omit it, for example with equinox.filter(params, equinox.is_array)"
         )
     x = np.asarray(leaf)
     if x.dtype.name not in DTYPES:
         raise TypeError(
-            f"params hold {x.dtype} at {path!r}, which files of arrays do not have; "
-            f"they have {', '.join(DTYPES)}"
+            f"params hold {x.dtype} at {path!r}, which cannot be stored; convert it to "
+            f"one of {', '.join(DTYPES)}"
         )
     if x.dtype.byteorder == ">":
         x = x.astype(x.dtype.newbyteorder("<"))

@@ -1,4 +1,4 @@
-"""The formats of exported files, and what a file says about itself."""
+"""The formats of exported files, and their metadata."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ import numpy as np
 from sparseopt_jax._version import __version__
 from sparseopt_jax.exporting import encodings, npz_file, safetensors_file
 
-# What is written. Whoever changes what a name in a file means counts it up.
+# The version that is written. Increase it when the meaning of a name changes.
 VERSION = 1
 
-# The one string of a file's metadata that is ours.
+# The only string in a file's metadata that this library writes.
 _NAME = "sparseopt_jax"
 
 
 class LeafMetadata(TypedDict):
-    """What a file says about one array, and of sparse ones alone.
+    """The metadata of one array; the last three are for sparse arrays only.
 
-    The extents of a block are said of kernels that consist of blocks.
+    ``block`` is the size of the blocks of a kernel that consists of blocks.
     """
 
     shape: list[int]
@@ -31,7 +31,7 @@ class LeafMetadata(TypedDict):
 
 
 class Metadata(TypedDict):
-    """What a file says about itself, as JSON has it."""
+    """The metadata of a file, as JSON."""
 
     format: str
     version: int
@@ -45,8 +45,8 @@ class Format(NamedTuple):
     """A format of files.
 
     Attributes:
-      name: in the file; as compressed-tensors calls it, where it has a name for it.
-      encoding: of sparse arrays.
+      name: its name in the file, which is that of compressed-tensors if there is one.
+      encoding: the encoding of sparse arrays.
       write: writes arrays and strings to an open file.
     """
 
@@ -64,7 +64,7 @@ _BY_NAME = {form.name: form for form in FORMATS.values()}
 
 
 def stored_name(path: str, ending: str) -> str:
-    """The name of a stored array, which belongs to the leaf at a path.
+    """Return the name of a stored array of the leaf at a path.
 
     >>> stored_name("head/kernel", "bitmask"), stored_name("", "data")
     ('head/kernel.bitmask', 'data')
@@ -78,13 +78,13 @@ def write(
     arrays: Mapping[str, np.ndarray],
     leaves: dict[str, LeafMetadata],
 ) -> None:
-    """Writes arrays and what the file says about itself.
+    """Write arrays and the metadata of the file.
 
     Args:
-      file: open for writing.
-      form: of the file.
-      arrays: to store, by name.
-      leaves: what is said about each leaf, by path.
+      file: a file open for writing.
+      form: the format of the file.
+      arrays: the arrays to store, by name.
+      leaves: the metadata of each leaf, by path.
     """
     sizes = [
         (leaf["active"], int(np.prod(leaf["shape"], dtype=object)))
@@ -105,16 +105,17 @@ def write(
 
 
 def read(data: bytearray) -> tuple[Format, dict[str, np.ndarray], Metadata]:
-    """Reads what ``write`` has written.
+    """Read a file that ``write`` has written.
 
     Args:
-      data: the whole file.
+      data: the contents of the file.
 
     Returns:
-      The file's format, the arrays by name, and what the file says about itself.
+      The file's format, the arrays by name, and the metadata.
 
     Raises:
-      ValueError: if the file is damaged, or of another program or version.
+      ValueError: if the file is damaged, or was written by another program or a later
+        version.
     """
     module = npz_file if data.startswith(npz_file.FIRST_BYTES) else safetensors_file
     arrays, texts = module.read(data)
@@ -135,14 +136,14 @@ def read(data: bytearray) -> tuple[Format, dict[str, np.ndarray], Metadata]:
                 "install --upgrade sparseopt_jax"
             )
         if metadata["checksum"] != _checksum(arrays, metadata):
-            raise ValueError("its contents are not those that were written")
+            raise ValueError("its contents were changed after it was written")
         return _BY_NAME[metadata["format"]], arrays, metadata
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"its metadata are incomplete: {error!r}") from None
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], metadata: Metadata) -> str:
-    """SHA-256 of all that is stored, however a file arranges it."""
+    """Return the SHA-256 of all stored data, independent of its order in the file."""
     said: dict[str, Any] = {**metadata, "checksum": ""}
     found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, x in sorted(arrays.items()):

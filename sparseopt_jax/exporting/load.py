@@ -1,4 +1,4 @@
-"""Reading a sparse network from a file."""
+"""Loading of a sparse network from a file."""
 
 import functools
 import os
@@ -24,17 +24,17 @@ from sparseopt_jax.trees import paths
 
 
 class Loaded(NamedTuple):
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-      params: the parameters, inactive weights as zeros.
+      params: the parameters; inactive weights are zero.
       masks: bool arrays in the structure of ``params``, ``optax.MaskedNode()`` at
-        those without a mask: what ``masks=`` of a topology takes.
-      metadata: what the file says about itself, a dictionary: its ``"format"``, the
+        parameters without a mask. The ``masks=`` of a topology accepts them.
+      metadata: the metadata of the file, a dictionary: its ``"format"``, the
         ``"version"`` of the format, that of ``"sparseopt_jax"``, the ``"sparsity"`` of
-        all masks together, the ``"checksum"``, and ``"leaves"``, which has the shape
-        and type of each parameter by its path, its active weights and sparsity, and the
-        extents of a ``"block"`` where it consists of blocks.
+        all masks together, the ``"checksum"``, and ``"leaves"``, which holds for each
+        parameter, by path, the shape and dtype, its active weights and sparsity, and
+        the size of a ``"block"`` if it consists of blocks.
     """
 
     params: Any
@@ -43,22 +43,23 @@ class Loaded(NamedTuple):
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
-    """Reads the parameters and masks that ``so.export`` has written, bit for bit.
+    """Read the parameters and masks that ``so.export`` has written, bit for bit.
 
     Args:
-      path: of the file. Its first bytes tell the format.
-      like: parameters to take the structure from: any pytree of arrays or of
-        ``jax.ShapeDtypeStruct``, boxed or not. Where it holds arrays of JAX the result
-        does too, on the same devices, and compact parameters where it does. Without it
-        the result holds NumPy arrays in dictionaries nested according to the paths.
+      path: the path of the file. Its first bytes determine the format.
+      like: parameters with the structure to load into: any pytree of arrays or of
+        ``jax.ShapeDtypeStruct``, boxed or not. Where it holds JAX arrays, so does the
+        result, on the same devices; where it holds compact parameters, so does the
+        result. Without it the result holds NumPy arrays in dictionaries nested
+        according to the paths.
 
     Returns:
-      Parameters, masks and what the file says about itself.
+      Parameters, masks and the metadata of the file.
 
     Raises:
-      ValueError: if so.export did not write the file, it is truncated or has been
-        changed since, or its arrays are not those of ``like``, with every difference.
-        Nothing is ever unpickled.
+      ValueError: if ``so.export`` did not write the file, it is truncated or was
+        changed, or its arrays do not match ``like``, with every difference. Nothing is
+        ever unpickled.
       OSError: if the file cannot be read.
 
     Examples:
@@ -81,7 +82,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
         leaves, masks = _decoded(form, arrays, metadata["leaves"])
     except ValueError as error:
         raise ValueError(
-            f"{path!r} is not a whole file of so.export, and nothing was loaded: "
+            f"{path!r} is not a complete file of so.export, and nothing was loaded: "
             f"{error}"
         ) from None
     masks = {leaf: masks.get(leaf, optax.MaskedNode()) for leaf in leaves}
@@ -127,7 +128,7 @@ def _decoded(
     arrays: Mapping[str, np.ndarray],
     said: Mapping[str, formats.LeafMetadata],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The parameters and masks by path, from the arrays that are stored for them."""
+    """Return the parameters and masks by path, decoded from the stored arrays."""
     leaves, masks = {}, {}
     try:
         for path, leaf in said.items():
@@ -141,7 +142,7 @@ def _decoded(
                     raise ValueError(f"{path!r} has shape {x.shape}, not {shape}")
                 leaves[path] = x
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"its arrays are not those it describes: {error!r}") from None
+        raise ValueError(f"its arrays do not match its metadata: {error!r}") from None
     return leaves, masks
 
 
@@ -150,7 +151,7 @@ def _part(arrays: Mapping[str, np.ndarray], path: str, ending: str) -> np.ndarra
 
 
 def _check_like(wanted: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
-    """Raises unless parameters have the paths, shapes and types of those in a file."""
+    """Raise unless parameters have the paths, shapes and dtypes of those in a file."""
     lines = [f"{path}: only in the file" for path in leaves if path not in wanted]
     for path, leaf in wanted.items():
         x = leaves.get(path)
@@ -163,7 +164,7 @@ def _check_like(wanted: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> 
             lines.append(f"{path}: {_kind(x)} in the file, {_kind(leaf)} in like")
         elif not isinstance(leaf, np.ndarray | np.generic) and _narrows(x.dtype):
             lines.append(
-                f"{path}: {x.dtype}, which JAX makes {_narrows(x.dtype)} unless "
+                f"{path}: {x.dtype}, which JAX converts to {_narrows(x.dtype)} unless "
                 "jax_enable_x64 is set: pass a NumPy array in like"
             )
     if lines:
@@ -174,13 +175,13 @@ def _check_like(wanted: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> 
 
 
 def _narrows(dtype: np.dtype) -> np.dtype | None:
-    """The type that JAX gives to arrays of another, if it is not their own."""
+    """Return the dtype to which JAX converts a dtype; None if JAX keeps it."""
     given = jax.dtypes.canonicalize_dtype(dtype)
     return None if given == dtype else given
 
 
 def _kind(x: Any) -> str:
-    """Type and shape, such as ``float32[4,8]``."""
+    """Return dtype and shape, such as ``float32[4,8]``."""
     shape = ",".join(map(str, np.shape(x)))
     return f"{getattr(x, 'dtype', type(x).__name__)}[{shape}]"
 
@@ -190,20 +191,21 @@ def _is_number(leaf: Any) -> bool:
 
 
 def _like(leaf: Any, x: np.ndarray) -> Any:
-    """What was read as the leaf is: a number, an array of NumPy, or one of JAX."""
+    """Convert a loaded array to its leaf's type: a number, a NumPy or a JAX array."""
     if _is_number(leaf):
         return type(leaf)(x.item())
     return _where(leaf, x)
 
 
 def _compact(path: str, like: CompactKernel, x: np.ndarray, mask: Any) -> CompactKernel:
-    """The active blocks of what was read, as many as another compact kernel has."""
+    """Return the active blocks of a loaded array, as many as in a compact kernel."""
     layout = like.layout
     index = None if paths.is_hole(mask) else layout.index(jnp.asarray(mask))
     if index is None or not np.array_equal(layout.mask(index), mask):
         raise ValueError(
-            f"the mask of {path!r} in the file is not one of as many active blocks as "
-            "the compact parameter in like has: pass so.dense_params of it as like"
+            f"the mask of {path!r} in the file does not consist of as many active "
+            "blocks as the compact parameter in like: pass so.dense_params of it as "
+            "like"
         )
     places = write_places(index).astype(like.places.dtype)
     active = layout.take(jnp.asarray(x), index)
@@ -213,7 +215,7 @@ def _compact(path: str, like: CompactKernel, x: np.ndarray, mask: Any) -> Compac
 
 
 def _where(leaf: Any, x: Any) -> Any:
-    """An array where the leaf is; holes stay holes."""
+    """Put an array on the devices of its leaf; holes stay holes."""
     if (
         paths.is_hole(x)
         or _is_number(leaf)

@@ -1,4 +1,4 @@
-"""Files of arrays as ``numpy.load`` reads them."""
+"""Files of arrays in the format that ``numpy.load`` reads."""
 
 import io
 import math
@@ -17,18 +17,18 @@ _ENDING = ".npy"
 def write(
     file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes arrays as ``numpy.savez`` does.
+    """Write arrays in the format of ``numpy.savez``.
 
-    Types that NumPy does not have, such as bfloat16, are written as unsigned integers
-    of their bits. ``numpy.savez`` itself would refuse an array of the name ``file``.
+    Dtypes that NumPy does not have, such as bfloat16, are written as unsigned integers
+    of the same bits. ``numpy.savez`` itself would reject an array named ``file``.
 
     Args:
-      file: open for writing.
+      file: a file open for writing.
       arrays: contiguous arrays by name.
       metadata: strings by name; each is written as the array of its bytes.
 
     Raises:
-      ValueError: if an array has a name of the metadata.
+      ValueError: if an array has the name of an entry of the metadata.
     """
     texts = {
         f"{_METADATA}.{name}": np.frombuffer(text.encode(), np.uint8)
@@ -41,7 +41,7 @@ def write(
         )
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, x in {**texts, **arrays}.items():
-            # With a date that is always the same.
+            # Its date is constant, so that equal arrays give equal files.
             entry = zipfile.ZipInfo(name + _ENDING)
             with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array(
@@ -53,17 +53,17 @@ def write(
 
 
 def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads what ``write`` has written.
+    """Read a file that ``write`` has written.
 
     Args:
-      data: the whole file.
+      data: the contents of the file.
 
     Returns:
       The arrays by name, and the metadata.
 
     Raises:
-      ValueError: if it is not such a file, or damaged. Nothing is unpickled, nor
-        unpacked.
+      ValueError: if it is not such a file, or is damaged. Nothing is unpickled or
+        decompressed.
     """
     arrays, metadata = {}, {}
     try:
@@ -72,11 +72,11 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 name = entry.filename.removesuffix(_ENDING)
                 if entry.compress_type != zipfile.ZIP_STORED or name in arrays:
                     raise ValueError(
-                        f"{entry.filename!r} is compressed, or there twice"
+                        f"{entry.filename!r} is compressed, or occurs twice"
                     )
                 arrays[name] = _array(bytearray(archive.read(entry)))
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"it is not a whole archive of arrays: {error}") from None
+        raise ValueError(f"it is not a complete archive of arrays: {error}") from None
     for name in list(arrays):
         if name.startswith(f"{_METADATA}."):
             text = arrays.pop(name).tobytes().decode()
@@ -85,7 +85,7 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:
-    """The type in which arrays are stored: unsigned integers if NumPy lacks their own.
+    """Return the dtype to store: unsigned integers if NumPy lacks the array's own.
 
     >>> import jax.numpy as jnp
     >>> stored_dtype(jnp.dtype("float32")), stored_dtype(jnp.dtype("bfloat16"))
@@ -97,11 +97,11 @@ def stored_dtype(dtype: np.dtype) -> np.dtype:
 def _array(data: bytearray) -> np.ndarray:
     stream = io.BytesIO(data)
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("an array has another version than 1.0")
+        raise ValueError("an array has a version other than 1.0")
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     start = stream.tell()
     if is_fortran or dtype.hasobject:
-        raise ValueError(f"an array is of {dtype}, or not in C order")
+        raise ValueError(f"an array has dtype {dtype}, or is not in C order")
     needed = math.prod(shape) * dtype.itemsize
     if needed != len(data) - start:
         raise ValueError(f"an array of {needed} bytes has {len(data) - start}")

@@ -1,8 +1,9 @@
-"""Files of arrays as the package safetensors writes and reads them.
+"""Files of arrays in the format of the package safetensors.
 
-Eight bytes with the length of the header, little-endian; the header, JSON that names
-the type, shape and place of every array; then the arrays' bytes one after the other.
-The package itself cannot read bfloat16 and float8 into NumPy, which this does.
+First come eight bytes with the length of the header, little-endian; then the header,
+which is JSON with the dtype, shape and place of every array; then the bytes of one
+array after the other. The package itself cannot read bfloat16 and float8 into NumPy;
+this module can.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-# In the package's order, which is by size: so every array is aligned in the file.
+# In the package's order, which is by size, so that every array is aligned in the file.
 _NAMES = {
     "bool": "BOOL",
     "uint8": "U8",
@@ -46,15 +47,15 @@ _LONGEST_HEADER = 100_000_000  # the package's limit
 def write(
     file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes arrays, byte for byte as the package safetensors would.
+    """Write arrays, byte for byte as the package safetensors would.
 
     Args:
-      file: open for writing.
-      arrays: by name, each contiguous and of one of ``DTYPES``.
+      file: a file open for writing.
+      arrays: contiguous arrays by name, each of one of ``DTYPES``.
       metadata: strings by name.
 
     Raises:
-      ValueError: if an array has the name of the metadata, or the header gets too long.
+      ValueError: if an array has the name of the metadata, or the header is too long.
     """
     if _METADATA in arrays:
         raise ValueError(f"an array cannot have the name {_METADATA!r}: rename it")
@@ -75,7 +76,7 @@ def write(
     if len(text) > _LONGEST_HEADER:
         raise ValueError(
             f"the names and shapes of {len(arrays)} arrays take {len(text)} bytes; a "
-            f"safetensors file has room for {_LONGEST_HEADER}: write several files"
+            f"safetensors file allows {_LONGEST_HEADER}: write several files"
         )
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
@@ -84,17 +85,17 @@ def write(
 
 
 def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads what ``write`` or the package safetensors has written.
+    """Read a file that ``write`` or the package safetensors has written.
 
     Args:
-      data: the whole file.
+      data: the contents of the file.
 
     Returns:
       The arrays by name, which share the memory of ``data``, and the metadata.
 
     Raises:
-      ValueError: if it is not a safetensors file, or damaged: every place in the header
-        is checked before it is read.
+      ValueError: if it is not a safetensors file, or is damaged: every place in the
+        header is checked before it is read.
     """
     length = int.from_bytes(data[:8], "little")
     start = 8 + length
@@ -116,17 +117,18 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     place = 0
     for entry in entries:
         if entry.start != place:
-            raise ValueError(f"{entry.name!r} does not begin where another ends")
+            raise ValueError(f"{entry.name!r} does not begin where the last array ends")
         place = entry.stop
     if place != len(data) - start:
         raise ValueError(
-            f"its header describes {place} bytes of arrays, it has {len(data) - start}"
+            f"its header describes {place} bytes of arrays, the file has "
+            f"{len(data) - start}"
         )
     return {entry.name: entry.array(data, start) for entry in entries}, metadata
 
 
 class _Entry:
-    """An array as a header describes it."""
+    """The description of an array in a header."""
 
     def __init__(self, name: str, described: Any):
         self.name = name
@@ -141,7 +143,7 @@ class _Entry:
         needed = math.prod(self.shape) * self.dtype.itemsize
         if self.stop - self.start != needed:
             raise ValueError(
-                f"{name!r} takes {needed} bytes, its header gives it "
+                f"{name!r} takes {needed} bytes, but its header specifies "
                 f"{self.stop - self.start}"
             )
 
@@ -161,5 +163,5 @@ def _size(value: Any) -> int:
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs twice")
     return found

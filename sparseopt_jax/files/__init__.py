@@ -1,1 +1,1 @@
-"""Files that are on the disk whole, also after a power failure, or not at all."""
+"""Files that are on the disk completely or not at all, even after a power failure."""

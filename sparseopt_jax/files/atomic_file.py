@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Files that appear completely or not at all."""
 
 import contextlib
 import os
@@ -12,45 +12,45 @@ _LONGEST = 200  # bytes of a name, so that the temporary one is not too long
 
 
 def check_free(path: str, overwrite: bool) -> None:
-    """Raise unless a file may be written at a path.
+    """Raise unless a file can be written to a path.
 
     Args:
-      path: where it is to be.
-      overwrite: whether a file that is there is replaced.
+      path: the path of the file.
+      overwrite: whether an existing file is replaced.
 
     Raises:
-      ValueError: if something is there that is not to be replaced, or there is no
-        folder to write to.
+      ValueError: if the path exists and is not to be replaced, or there is no folder to
+        write to.
     """
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise ValueError(
-            f"path {path!r} lies in {folder!r}, which is not a folder: make it first"
+            f"path {path!r} is in {folder!r}, which is not a folder: create it first"
         )
     if os.path.isdir(path):
-        raise ValueError(f"path {path!r} is a folder: give the path of a file in it")
+        raise ValueError(f"path {path!r} is a folder: pass the path of a file in it")
     if os.path.lexists(path) and not overwrite:
         raise _exists(path)
 
 
 @contextlib.contextmanager
 def written_whole(path: str, overwrite: bool) -> Iterator[BinaryIO]:
-    """Give a file to write to, which gets its name once it is complete.
+    """Yield a file to write to, which gets its name once it is complete.
 
     It is written beside ``path`` under another name, flushed to the disk, then renamed.
-    Whatever fails before, an exception or a full disk, leaves what was at ``path`` as
-    it was, and nothing else behind.
+    If anything fails before that, such as an exception or a full disk, ``path`` is
+    unchanged and nothing is left behind.
 
     Args:
-      path: where the file is to be.
-      overwrite: whether a file that is there is replaced.
+      path: the path of the file.
+      overwrite: whether an existing file is replaced.
 
     Yields:
       The file, open for writing.
 
     Raises:
-      ValueError: if another process has written the file in the meantime, and it is
-        not to be replaced.
+      ValueError: if another process has written the file in the meantime, and
+        ``overwrite`` is False.
       OSError: if the file cannot be written.
     """
     folder, name = os.path.split(os.path.abspath(path))
@@ -67,7 +67,7 @@ def written_whole(path: str, overwrite: bool) -> Iterator[BinaryIO]:
         else:
             _rename_to_new(temporary, path)
     finally:
-        # Renamed, it is not there any more.
+        # After renaming it does not exist.
         with contextlib.suppress(OSError):
             os.unlink(temporary)
     flush_folder(folder)
@@ -75,7 +75,7 @@ def written_whole(path: str, overwrite: bool) -> Iterator[BinaryIO]:
 
 def _rename_to_new(temporary: str, path: str) -> None:
     try:
-        os.link(temporary, path)  # which fails if the path exists, as no renaming does
+        os.link(temporary, path)  # unlike renaming, fails if the path exists
     except FileExistsError:
         raise _exists(path) from None
     except OSError:  # a file system without hard links

@@ -1,8 +1,8 @@
-"""Flushes files and folders to the disk, where a power failure leaves them.
+"""Flushes of files and folders to the disk, so that they survive a power failure.
 
-A file that was written is in the memory of the system for half a minute, and so is the
-name that it was given. A file system may write the name first: after a power failure
-the file then has its name and no content.
+The system may keep a written file in memory for half a minute, and so its name. A file
+system may write the name first: after a power failure the file then has a name but no
+content.
 """
 
 import contextlib
@@ -12,37 +12,37 @@ import pathlib
 
 Path = str | os.PathLike[str]
 
-# What systems say of a folder when they flush files alone.
+# The errors of systems that can flush files but not folders.
 _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 
 
 def flush_tree(folder: Path) -> None:
-    """Flushes every file in a folder, then the folders, the given one last.
+    """Flush every file in a folder, then the folders, the given one last.
 
     Args:
-      folder: what was written; nothing in it changes meanwhile.
+      folder: the folder; nothing in it may change meanwhile.
 
     Raises:
-      OSError: if the disk does not take them.
+      OSError: if they cannot be written to the disk.
     """
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
-            # Windows flushes what may be written to.
+            # Windows flushes only files that are open for writing.
             _flush(os.path.join(place, name), os.O_RDWR)
         flush_folder(place)
 
 
 def flush_folder(folder: Path) -> None:
-    """Flushes the names in a folder: what was made, renamed and removed there.
+    """Flush the names in a folder: files created, renamed and removed there.
 
-    Nothing is done where folders cannot be flushed, or not be opened: on Windows, on
-    some network file systems, and in a folder that may not be read.
+    Does nothing if folders cannot be flushed or opened: on Windows, on some network
+    file systems, and for a folder without read permission.
 
     Args:
-      folder: an existing one.
+      folder: an existing folder.
 
     Raises:
-      OSError: if the disk does not take them.
+      OSError: if they cannot be written to the disk.
     """
     with contextlib.suppress(PermissionError):
         try:
@@ -53,13 +53,13 @@ def flush_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, and flushes their names.
+    """Create a folder and its parents, and flush their names.
 
     Args:
-      folder: where it is to be; may be there.
+      folder: the path of the folder; may exist.
 
     Raises:
-      OSError: if it cannot be made.
+      OSError: if it cannot be created.
     """
     path = pathlib.Path(folder)
     missing = [place for place in (path, *path.parents) if not place.exists()]

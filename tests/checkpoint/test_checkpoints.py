@@ -430,7 +430,7 @@ OTHER_STATES = {
 def test_another_state_is_named(other, rigl_checkpoint):
     make, messages = OTHER_STATES[other]
     for check_topology in (True, False):
-        with pytest.raises(ValueError, match="is of another run") as caught:
+        with pytest.raises(ValueError, match="belongs to another run") as caught:
             restore(rigl_checkpoint, make(), check_topology=check_topology)
         for message in [str(rigl_checkpoint / "5"), *messages]:
             assert message in str(caught.value)
@@ -476,7 +476,7 @@ def test_a_damaged_file_is_noticed_or_not_needed(damage, tmp_path):
         except ValueError as error:
             noticed.append(file)
             assert f"{directory / '4'} is damaged, and nothing was loaded" in str(error)
-            assert "delete that directory to go on from step 1" in str(error)
+            assert "delete that directory to resume from step 1" in str(error)
             shutil.rmtree(directory / "4")
             state, _ = restore(directory, given)
             assert_same_bits(state, given)
@@ -517,7 +517,7 @@ def test_arrays_of_another_step_are_noticed(tmp_path):
     shutil.rmtree(tmp_path / "2" / "state")
     shutil.copytree(tmp_path / "1" / "state", tmp_path / "2" / "state")
     with pytest.raises(
-        ValueError, match="does not hold what was saved at opt_state/count, "
+        ValueError, match="does not hold the saved values of opt_state/count, "
     ):
         restore(tmp_path, new_state("rigl"))
 
@@ -534,14 +534,16 @@ def test_a_changed_record_is_noticed(tmp_path):
 
 def test_directories_of_others_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file is no directory"):
+    with pytest.raises(ValueError, match="file is not a directory"):
         Checkpoints(tmp_path / "file")
-    with pytest.raises(ValueError, match="holds 'file', which is no checkpoint"):
+    with pytest.raises(ValueError, match="holds 'file', which is not a checkpoint"):
         Checkpoints(tmp_path)
     foreign = tmp_path / "foreign"
     with ocp.CheckpointManager(foreign) as manager:
         manager.save(3, args=ocp.args.StandardSave({"x": jnp.ones(2)}))
-    with pytest.raises(ValueError, match=r"foreign/3 is no checkpoint of this library"):
+    with pytest.raises(
+        ValueError, match=r"foreign/3 is not a checkpoint of this library"
+    ):
         Checkpoints(foreign, max_to_keep=1)
     assert os.listdir(foreign) == ["3"]
 

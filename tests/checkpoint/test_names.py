@@ -78,7 +78,7 @@ def test_links_and_files_in_the_way(tmp_path):
         with pytest.raises(ValueError, match=r"is a link to .*nowhere, which does not"):
             Checkpoints(tmp_path / name)
     for name in ("file", "file/run"):
-        with pytest.raises(ValueError, match="file is no directory"):
+        with pytest.raises(ValueError, match="file is not a directory"):
             Checkpoints(tmp_path / name)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
@@ -150,7 +150,7 @@ def test_a_step_under_another_number_is_told(copied, tmp_path):
 @pytest.mark.parametrize("name", ["007", "٣", "1.bak", "latest"])
 def test_folders_that_are_no_steps(name, tmp_path):
     (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="which is no checkpoint"):
+    with pytest.raises(ValueError, match="which is not a checkpoint"):
         Checkpoints(tmp_path)
 
 

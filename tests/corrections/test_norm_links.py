@@ -795,7 +795,7 @@ def test_inputs_that_are_closed_over_are_an_error():
     model = nn.Sequential([nn.Dense(4), Norm()])
     x = np.ones((2, 3), np.float32)
     variables = variables_of(model, x)
-    with pytest.raises(ValueError, match="give infer_norm_links its inputs"):
+    with pytest.raises(ValueError, match="pass its inputs to infer_norm_links"):
         infer_norm_links(lambda variables: model.apply(variables, x), variables)
 
 

@@ -91,7 +91,7 @@ def test_types_that_jax_would_narrow_are_an_error(tmp_path):
     wide = {"kernel": np.ones((2, 3), np.float64)}
     so.export(path, wide, {"kernel": np.ones((2, 3), bool)})
     like = {"kernel": jax.ShapeDtypeStruct((2, 3), np.float64)}
-    with pytest.raises(ValueError, match="float64, which JAX makes float32"):
+    with pytest.raises(ValueError, match="float64, which JAX converts to float32"):
         so.load(path, like=like)
     assert so.load(path, like=wide).params["kernel"].dtype == np.float64
 
@@ -109,7 +109,7 @@ def test_truncated_files_are_an_error(path):
     whole = path.read_bytes()
     for length in range(0, len(whole), 11):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="is not a whole file of so"):
+        with pytest.raises(ValueError, match="is not a complete file of so"):
             so.load(path)
 
 
@@ -142,7 +142,7 @@ def test_other_files_are_an_error(tmp_path):
     for data in (b"", b"PK", b"a text of some length", b"\x93NUMPY\x01\x00"):
         path.write_bytes(data)
         with pytest.raises(
-            ValueError, match=r"other' is not a whole file of so\.expor"
+            ValueError, match=r"other' is not a complete file of so\.expor"
         ):
             so.load(path)
     with pytest.raises(FileNotFoundError, match="nothing"):
@@ -203,7 +203,7 @@ def unversion(arrays, metadata):
 )
 def test_forged_files_are_an_error(change, path):
     rewritten(path, change)
-    with pytest.raises(ValueError, match="is not a whole file of so"):
+    with pytest.raises(ValueError, match="is not a complete file of so"):
         so.load(path)
 
 

@@ -117,5 +117,5 @@ def test_a_name_that_stands_twice_is_an_error():
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(file, "w") as z:
         for _ in range(2):
             z.writestr("a.npy", array(np.zeros(1)))
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         read(bytearray(file.getvalue()))

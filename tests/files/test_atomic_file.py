@@ -92,7 +92,7 @@ def test_where_nothing_can_be_written_is_said_before(tmp_path):
         check_free(str(tmp_path / "a"), overwrite=False)
     with pytest.raises(ValueError, match="is a folder"):
         check_free(str(tmp_path), overwrite=True)
-    with pytest.raises(ValueError, match="is not a folder: make it first"):
+    with pytest.raises(ValueError, match="is not a folder: create it first"):
         check_free(str(tmp_path / "no" / "a"), overwrite=False)
-    with pytest.raises(ValueError, match="is not a folder: make it first"):
+    with pytest.raises(ValueError, match="is not a folder: create it first"):
         check_free(str(tmp_path / "a" / "b"), overwrite=False)
