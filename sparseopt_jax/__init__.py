@@ -195,7 +195,7 @@ __all__ = [
 ]
 
 
-# Flax and Orbax take longer to import than all the rest: only who uses them waits.
+# Flax and Orbax take longer to import than everything else: import them on first use.
 # `plot` needs an extra, so it is not in `__all__`, which `import *` would import.
 _LATE = {
     "checkpoint": f"{__name__}.checkpoint",

@@ -1,4 +1,4 @@
-"""Flax linen: a train state that starts sparse and stays so."""
+"""Flax linen: a train state that starts sparse and stays sparse."""
 
 import dataclasses
 import inspect
@@ -20,13 +20,13 @@ __all__ = ["TrainState"]
 class TrainState(train_state.TrainState):
     """Flax's ``TrainState`` for sparse training.
 
-    It differs in four things: ``create`` sets the inactive weights to zero,
-    ``apply_gradients`` keeps them so whatever follows the masks in a chain, every
-    keyword of it reaches ``tx.update``, and the step is an array from the start, so
-    that a jitted step compiles once.
+    It differs in four ways: ``create`` sets the inactive weights to zero;
+    ``apply_gradients`` keeps them at zero whatever follows the masks in a chain; all
+    its keywords reach ``tx.update``; and the step is an array from the start, so that a
+    jitted step compiles once.
 
-    Derive from it to add fields, with defaults or without, in any order; those of a
-    class that adds one without a default are given by keyword, as ``create`` does.
+    Subclass it to add fields, with or without defaults, in any order. If a class adds a
+    field without a default, pass all its fields by keyword, as ``create`` does.
 
     Attributes:
       batch_stats: running statistics of Batch Normalization, or None.
@@ -47,8 +47,8 @@ class TrainState(train_state.TrainState):
     batch_stats: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # `batch_stats` has a default, after which Python takes no positional field
-        # without one.
+        # `batch_stats` has a default, after which Python does not allow positional
+        # fields without one.
         known = {field.name for field in dataclasses.fields(TrainState)}
         added = set(inspect.get_annotations(cls)) - known
         if any(not hasattr(cls, name) for name in added):
@@ -57,13 +57,13 @@ class TrainState(train_state.TrainState):
 
     @classmethod
     def create(cls, *, apply_fn, params, tx, **kwargs):
-        """Return a state at step 0, its inactive weights at zero.
+        """Return a state at step 0, with its inactive weights at zero.
 
         Args:
           apply_fn: usually ``model.apply``.
-          params: the parameters, dense.
-          tx: any optax transformation; with masks in its state, ``params`` start
-            sparse, unless they are masks of the forward pass alone.
+          params: the dense parameters.
+          tx: any optax transformation. If its state holds masks, ``params`` start
+            sparse, unless the masks apply only to the forward pass.
           **kwargs: further fields, such as ``batch_stats``.
 
         Returns:
@@ -85,10 +85,10 @@ class TrainState(train_state.TrainState):
         """Take one optimizer step.
 
         Args:
-          grads: gradients, tree like ``params``.
-          **kwargs: extra arguments of ``tx.update``. Those that name a field of the
-            state replace it as well. ``batch_stats`` is told to transformations that
-            read it even where it is not given, as the state holds it.
+          grads: gradients, a tree like ``params``.
+          **kwargs: extra arguments of ``tx.update``. Those that are named like a field
+            of the state also replace it. If ``batch_stats`` is not passed,
+            transformations that read it receive the state's.
 
         Returns:
           The next state.
@@ -105,7 +105,7 @@ class TrainState(train_state.TrainState):
             **kwargs,
         )
         if masks.find_states(opt_state):
-            # Zeros even where something scales the updates behind the masks.
+            # Exact zeros even if something scales the updates after the masks.
             params = masks.apply_updates(self.params, updates, opt_state)
         else:
             params = optax.apply_updates(self.params, updates)

@@ -1,4 +1,4 @@
-"""Flax NNX: models that start sparse, topologies that change from the host."""
+"""Flax NNX: sparse and compact models, and updates of their masks from the host."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,12 +22,12 @@ __all__ = ["mask_model", "sparse_model", "update_topology"]
 def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     """Set a model's inactive weights to zero, in place.
 
-    Call it once after the optimizer is made; ``optimizer.update`` keeps them so. Where
-    masks are the forward pass's alone, as with ``ste``, the weights stay as they are.
+    Call it once after creating the optimizer; ``optimizer.update`` keeps them at zero.
+    If masks apply only to the forward pass, as with ``ste``, the weights are unchanged.
 
     Args:
       model: the model that the optimizer was made for.
-      optimizer: holds the masks; made with the same ``wrt`` filter.
+      optimizer: the optimizer, which holds the masks.
 
     Raises:
       TypeError: for a model that is not an ``nnx.Module``, or an optimizer that is not
@@ -55,19 +55,19 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
 def update_topology(
     model: nnx.Module, optimizer: nnx.Optimizer, grads: Any | None
 ) -> None:
-    """``sparseopt_jax.update_topology`` for a model and its optimizer, in place.
+    """Call ``sparseopt_jax.update_topology`` on a model and its optimizer, in place.
 
     For a transformation with ``host_updates=True``; works inside ``nnx.jit``.
 
     Args:
       model: the model.
       optimizer: its optimizer.
-      grads: the dense gradients, as ``nnx.grad`` gives them, of a compact model as
-        ``dense_gradient`` gives them; None for a topology that reads none (SET).
+      grads: the dense gradients, as ``nnx.grad`` returns them, or ``dense_gradient``
+        for a compact model; None for a topology that does not need them (SET).
 
     Raises:
-      TypeError: as ``mask_model``.
-      ValueError: as ``sparseopt_jax.update_topology``.
+      TypeError: as in ``mask_model``.
+      ValueError: as in ``sparseopt_jax.update_topology``.
     """
     _check(model, optimizer, "update_topology(model, optimizer, grads)")
     if grads is not None:
@@ -88,11 +88,11 @@ def compact_model(
     *,
     where: Callable[[str, Any], bool] | None = None,
 ) -> None:
-    """``sparseopt_jax.compact_params`` for a model and its optimizer, in place.
+    """Call ``sparseopt_jax.compact_params`` on a model and its optimizer, in place.
 
-    Call it outside of ``nnx.jit``, after ``mask_model`` or in the middle of a run, and
-    call ``sparse_model(model)`` in place of the model from then on. ``dense_model`` is
-    the way back.
+    Call it outside ``nnx.jit``, after ``mask_model`` or in the middle of a run, and
+    from then on call ``sparse_model(model)`` instead of the model. ``dense_model``
+    reverses it.
 
     Args:
       model: the model.
@@ -100,8 +100,8 @@ def compact_model(
       where: as in ``compact_params``.
 
     Raises:
-      TypeError: as ``mask_model``.
-      ValueError: as ``compact_params``.
+      TypeError: as in ``mask_model``.
+      ValueError: as in ``compact_params``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -127,14 +127,14 @@ def compact_model(
 def dense_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     """Make a compact model and its optimizer dense again, in place.
 
-    As ``dense_params`` and ``convert_state`` do it.
+    It calls ``dense_params`` and ``convert_state``.
 
     Args:
       model: the model.
       optimizer: its optimizer.
 
     Raises:
-      TypeError: as ``mask_model``.
+      TypeError: as in ``mask_model``.
     """
     _check(model, optimizer, "dense_model(model, optimizer)")
     params = dense_params(nnx.as_pure(nnx.state(model, optimizer.wrt)))
@@ -145,7 +145,7 @@ def dense_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
 
 
 def _replace_state(model: nnx.Module, optimizer: nnx.Optimizer, opt_state: Any) -> None:
-    """Give an optimizer a state with other arrays than its own."""
+    """Replace the state of an optimizer by one with other arrays."""
     tx: Any = optax.GradientTransformation(
         lambda params: opt_state, optimizer.tx.update
     )
@@ -159,11 +159,11 @@ def sparse_model(
     by: str | Mapping[str, str] = "auto",
     measure: bool = False,
 ) -> Callable[..., Any]:
-    """``sparseopt_jax.sparse_apply`` for a model whose parameters are compact kernels.
+    """Return ``sparseopt_jax.sparse_apply`` for a model with compact kernels.
 
-    ``compact_model`` makes the kernels compact. What a
-    call changes, such as batch statistics and the counts of keys, is changed in the
-    model. Inside of ``nnx.jit`` and ``nnx.grad``, make it of the model there.
+    ``compact_model`` makes the kernels compact. A call updates the state of the model,
+    such as batch statistics and the counts of keys. Inside ``nnx.jit`` and
+    ``nnx.grad``, call ``sparse_model`` there, on the model that they pass.
 
     Args:
       model: the model.
@@ -171,11 +171,11 @@ def sparse_model(
       measure: as in ``sparse_apply``.
 
     Returns:
-      A function to call in place of the model.
+      A function to call instead of the model.
 
     Raises:
       TypeError: for a model that is not an ``nnx.Module``.
-      ValueError: as ``sparse_apply``.
+      ValueError: as in ``sparse_apply``.
 
     Examples:
       >>> import jax.numpy as jnp

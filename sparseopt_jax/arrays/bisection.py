@@ -1,7 +1,7 @@
-"""Bisection over integers that keep the order of floats: what selection stands on.
+"""Bisection over integers that keep the order of floats: the basis of selection.
 
-Which keys are counted together is the caller's to say: those of an array, of each of
-its rows, or of the rows that belong to a layer.
+The caller decides which keys are counted together: those of an array, of each of its
+rows, or of the rows that belong to a layer.
 """
 
 import functools
@@ -10,12 +10,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Thresholds counted in one pass. On CPU seven take as long in all, in fewer and slower
-# passes, and longer to compile; fifteen cost more arithmetic than they save passes.
+# Thresholds counted in one pass. On CPU seven take the same time in total, in fewer and
+# slower passes, and compile longer; fifteen cost more than the passes that they save.
 _THRESHOLDS = 3
 
-# Signed integer keys keep the order of the floats; below -inf lie NaN, then what must
-# not be chosen.
+# Signed integer keys keep the order of the floats; below -inf are NaN, then the entries
+# that must not be chosen.
 _INFINITY_BITS = 0x7F800000
 _NAN_KEY = -_INFINITY_BITS - 1
 INELIGIBLE_KEY = -_INFINITY_BITS - 2
@@ -25,12 +25,12 @@ HIGHEST_KEY = _INFINITY_BITS + 2
 
 
 def order_keys(scores: jax.Array, where: jax.Array | None) -> jax.Array:
-    """int32 keys that compare as the scores do in float32, equal for -0 and +0.
+    """Return int32 keys that compare like the scores in float32, equal for -0 and +0.
 
     Args:
       scores: real array.
-      where: optional bool array; what is False gets a key below all others, but above
-        the least int32.
+      where: optional bool array; False entries get a key below all others, but above
+        the smallest int32.
 
     Returns:
       int32 array of the shape of ``scores``.
@@ -54,14 +54,14 @@ def select_keys(
     """Mark exactly the k largest keys of every selection.
 
     Args:
-      keys: as ``order_keys`` gives them; smaller ones are never marked.
+      keys: the result of ``order_keys``; smaller keys are never marked.
       k: int32, how many to mark, one entry per selection.
-      sizes: int32, how many keys that may be marked a selection has.
+      sizes: int32, how many keys of each selection can be marked.
       index: int32 of the shape of ``keys``, each key's place in its selection, below
-        its size: ties are cut by the lowest.
-      counts_of: from keys and some thresholds, one entry per selection each, to how
-        many keys reach each threshold.
-      spread: from one entry per selection to what broadcasts against ``keys``.
+        the selection's size: the lowest places win ties.
+      counts_of: maps keys and several thresholds, each with one entry per selection, to
+        how many keys reach each threshold.
+      spread: maps one entry per selection to an array that broadcasts against ``keys``.
 
     Returns:
       Bool array of the shape of ``keys``.
@@ -74,8 +74,8 @@ def select_keys(
         high=jnp.full_like(k, HIGHEST_KEY),
         reached=sizes,
     )
-    # Ties: above the threshold everything stays, at it the index decides. Where no tie
-    # has to be cut, zero already leaves exactly k and the search below never starts.
+    # Ties: everything above the threshold stays; at the threshold the index decides. If
+    # no tie has to be cut, zero already leaves exactly k, and no search follows.
     keys = tie_keys(keys, spread(threshold), index, spread(sizes))
     cut, _ = search(
         functools.partial(counts_of, keys),
@@ -90,7 +90,7 @@ def select_keys(
 def tie_keys(
     keys: jax.Array, threshold: jax.Array, index: jax.Array, size: jax.typing.ArrayLike
 ) -> jax.Array:
-    """Keys that keep what exceeds the threshold and tell ties at it by their index."""
+    """Return keys that exceed ``size - 1`` above the threshold, and rank ties at it."""
     return jnp.where(
         keys > threshold, size, jnp.where(keys == threshold, size - 1 - index, -1)
     )
@@ -106,15 +106,15 @@ def search(
     """Find the highest threshold in [low, high) that at least k keys reach.
 
     Args:
-      counts_of: how many keys reach each of some thresholds.
-      k: int32, how many keys must reach the threshold; one entry per selection, as of
-        all that follow.
+      counts_of: maps several thresholds to how many keys reach each of them.
+      k: int32, how many keys must reach the threshold; one entry per selection, like
+        all arguments below.
       low: int32; at least k keys must reach it.
       high: int32; fewer than k keys reach it, or it exceeds every key.
       reached: how many keys reach ``low``.
 
     Returns:
-      The threshold, or a lower one that exactly k keys reach, and how many do.
+      The threshold, or a lower one that exactly k keys reach, and how many reach it.
     """
 
     def unsettled(state):

@@ -1,4 +1,4 @@
-"""One number that stands for all the bits of an array, wherever they lie."""
+"""A checksum of all the bits of an array, whatever its sharding."""
 
 from typing import Any
 
@@ -10,15 +10,16 @@ from sparseopt_jax.arrays.linear_index import linear_index
 
 
 def checksum(x: Any) -> jax.Array:
-    """Return a number that tells an array from one with other bits.
+    """Return the checksum of an array.
 
-    Every entry's bits are mixed with its index and the results added, as integers: the
-    sum is the same in any order, so it does not depend on how the array is sharded,
-    and only scalars travel. Any single entry that differs changes it for certain,
-    several change it but for one case in four billion.
+    The bits of every entry are mixed with its index, and the results are added as
+    integers. The sum is the same in any order, so it does not depend on how the array
+    is sharded, and only scalars are communicated. A change to a single entry always
+    changes it; changes to several entries change it in all but one case in four
+    billion.
 
     Args:
-      x: array of JAX or NumPy, of any numeric type or bool, not of PRNG keys.
+      x: JAX or NumPy array of any numeric type or bool, but not of PRNG keys.
 
     Returns:
       uint32 scalar.
@@ -32,7 +33,7 @@ def checksum(x: Any) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return checksum(x.real) + 3 * checksum(x.imag)
     if isinstance(x, np.ndarray) and x.dtype.itemsize == 8:
-        # Where JAX is not set to 64 bits it would drop half of them.
+        # JAX would drop half of the bits unless it is set to 64 bits.
         x = np.ascontiguousarray(x)[..., None].view(np.uint32)
     return _checksum(x)
 
@@ -46,7 +47,7 @@ def _checksum(x: jax.Array) -> jax.Array:
     words = x.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * linear_index(
         x.shape, tuple(range(x.ndim)), jnp.uint32
     )
-    # The finalizer of MurmurHash3: one-to-one, and every bit moves every other.
+    # The finalizer of MurmurHash3: one-to-one, and every bit affects every other.
     words ^= words >> 16
     words *= jnp.uint32(0x85EBCA6B)
     words ^= words >> 13

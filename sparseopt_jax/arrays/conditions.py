@@ -1,4 +1,4 @@
-"""What happens at some steps only, at no price to the others."""
+"""Operations that run only at some steps, at no cost to the others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from sparseopt_jax.arrays.sharding_types import typed_like
 
 
 def if_due(due: Any, change: Callable[..., Any], kept: Any, *operands: Any) -> Any:
-    """``change(kept, *operands)`` where due, else ``kept``.
+    """Return ``change(kept, *operands)`` if due, else ``kept``.
 
     Args:
       due: a bool, or a bool scalar.
@@ -27,7 +27,7 @@ def if_due(due: Any, change: Callable[..., Any], kept: Any, *operands: Any) -> A
       3
     """
     if not isinstance(due, Tracer):
-        # Outside of jit a cond would compile anew at every call.
+        # Outside jit a cond would compile again at every call.
         return change(kept, *operands) if due else kept
 
     def change_in_type(kept, *operands):
@@ -37,15 +37,15 @@ def if_due(due: Any, change: Callable[..., Any], kept: Any, *operands: Any) -> A
 
 
 def chosen(condition: Any, x: Any, y: Any) -> jax.Array:
-    """``jnp.where(condition, x, y)``, traced in a third of the time.
+    """Return ``jnp.where(condition, x, y)``, traced in a third of the time.
 
-    Where all are arrays of one type it is a single equation, which counts where there
-    is one for every leaf of a network.
+    If all arguments are arrays of one type, it is a single equation, which matters if
+    there is one for every leaf of a network.
 
     Args:
       condition: a bool, a bool scalar, or a bool array like ``x``.
-      x: what to take where it holds.
-      y: what to take elsewhere; a Python number is taken for an array of it.
+      x: the values where the condition holds.
+      y: the values elsewhere; a Python number fills an array.
 
     Returns:
       An array.

@@ -1,4 +1,4 @@
-"""Counting what is True, in one pass of the array and without another of its size."""
+"""Counts of True entries, in one pass over an array and without a copy of its size."""
 
 import functools
 import math
@@ -12,19 +12,19 @@ _EXACT = 2**24
 
 
 def sums(terms: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
-    """Sums of several int32 arrays of one shape, from one read of what they come from.
+    """Sum several int32 arrays of one shape, with one read of their common source.
 
     Args:
-      terms: int32 arrays; the compiler computes them on the way.
-      axes: to sum along.
+      terms: int32 arrays; the compiler computes them as it sums.
+      axes: the axes to sum along.
 
     Returns:
       int32 arrays without those axes.
     """
     if on_one_cpu():
-        # XLA's CPU compiler rewrites a plain sum into slow windows; a reduction with
-        # several results it leaves alone and vectorises, eight times as fast. On
-        # several devices the same form would gather every count instead of adding.
+        # XLA's CPU compiler rewrites a plain sum into slow windows. It does not rewrite
+        # a reduction with several results and vectorises it, which is eight times as
+        # fast. On several devices this form would gather every count instead of adding.
         zeros = [jnp.int32(0)] * len(terms)
         add = functools.partial(jax.tree.map, jax.lax.add)
         return list(jax.lax.reduce(terms, zeros, add, axes))
@@ -38,11 +38,11 @@ def count_true(
 
     Args:
       mask: bool array.
-      axes: to count along, each in [0, ndim); None for all.
-      keepdims: whether they are kept with size 1.
+      axes: the axes to count along, each in [0, ndim); None for all.
+      keepdims: whether these axes are kept with size 1.
 
     Returns:
-      int32 array; right for up to 2**31 - 1 of them, whatever the size.
+      int32 array; correct for up to 2**31 - 1 True entries in an array of any size.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -55,15 +55,15 @@ def count_true(
     if not on_one_cpu() or not axes:
         return jnp.sum(mask, axes, keepdims=keepdims, dtype=jnp.int32)
     if mask.ndim - 1 in axes:
-        # Of one sum the terms would be written out as int32 first, at twenty times the
-        # cost. That both make up the whole is what the compiler does not know, so that
-        # it must have both.
+        # The terms of a single sum would be written out as int32 first, at twenty times
+        # the cost. The compiler does not know that both sums add up to the size, so it
+        # must compute both.
         hits, misses = sums([mask.astype(jnp.int32), (~mask).astype(jnp.int32)], axes)
-        # Wraps around as int32 does, where there are more entries than it counts.
+        # Wraps around like int32, if there are more entries than it can count.
         wrapped = np.uint32(size % 2**32).astype(np.int32)
         count = hits + (hits + misses - wrapped)
     elif size <= _EXACT:
-        # Neurons side by side: bytes add up in a sixth of the time of int32.
+        # Neurons are contiguous: bytes are added in a sixth of the time of int32.
         count = jnp.sum(mask.view(jnp.uint8), axes, dtype=jnp.float32)
     else:
         count = jnp.sum(mask, axes, dtype=jnp.int32)
@@ -72,5 +72,5 @@ def count_true(
 
 
 def on_one_cpu() -> bool:
-    """Return whether programs are made for a single CPU device."""
+    """Return whether programs are compiled for a single CPU device."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1

@@ -1,4 +1,4 @@
-"""Places in an array, counted without flattening it: a sharded array stays split."""
+"""Places in an array, counted without flattening it, so that it stays sharded."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 def linear_index(
     shape: tuple[int, ...], axes: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """Return each entry's row-major index within the axes given.
+    """Return each entry's row-major index within the specified axes.
 
     Args:
       shape: shape of the array.
-      axes: the axes that count, ascending; along the others the index is the same.
-      dtype: an integer type; an index beyond it wraps.
+      axes: the axes to count along, ascending; the index is constant along the others.
+      dtype: an integer type; an index beyond it wraps around.
 
     Returns:
       Array of ``shape`` and ``dtype``.

@@ -1,4 +1,4 @@
-"""Arrays that each of several processes has for itself, in checkpoints of all."""
+"""Arrays that are local to each of several processes, in their common checkpoints."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def is_local(x: Any) -> bool:
-    """Return whether it is one of several processes' and lies on its devices alone."""
+    """Return whether, with several processes, an array is on one process's devices."""
     sharding = getattr(x, "sharding", None)
     return (
         jax.process_count() > 1
@@ -17,19 +17,19 @@ def is_local(x: Any) -> bool:
 
 
 def written_once(x: Any) -> Any:
-    """An array as Orbax writes it: what every process has is written by the first."""
+    """Convert an array for Orbax: the first process writes arrays local to each."""
     return np.array(x) if is_local(x) else x
 
 
 def on_every_process(target: Any) -> Any:
-    """What tells Orbax to read an array on every process that is to have its own."""
+    """Convert a target for Orbax: every process reads arrays local to each."""
     if not is_local(target):
         return target
     return np.broadcast_to(np.zeros((), target.dtype), target.shape)
 
 
 def placed(leaf: Any, loaded: Any) -> Any:
-    """What was loaded for a leaf, on the devices of this process where the leaf is."""
+    """Put a loaded array on the devices of its leaf, if it is local to a process."""
     if is_local(leaf) and getattr(leaf, "committed", True):
         return jax.device_put(loaded, leaf.sharding)
     return loaded

@@ -1,4 +1,4 @@
-"""Fractions of large numbers, rounded as whole numbers are: no unit is lost."""
+"""Fractions of large integers, rounded exactly: no unit is lost."""
 
 import math
 
@@ -6,22 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Up to here float32 holds every half, so that its product rounds as it should.
+# Up to this number float32 represents every half, so that its products round correctly.
 _EXACT = 2**22
 
-# So many bits of a number times half of a float32's bits make an exact product.
+# This many bits of a number have an exact product with half of the bits of a float32.
 _LIMB = 11
 
 
 def scaled(number: int, fraction: jax.Array) -> jax.Array:
-    """``number`` times ``fraction``, rounded to the nearest integer.
+    """Return ``number`` times ``fraction``, rounded to the nearest integer.
 
-    Ties go to the even one. For large numbers a product in float32 would be off by
-    hundreds, 1 times the number itself included.
+    Ties go to the even integer. For large numbers a product in float32 would be off by
+    hundreds, even with a fraction of 1.
 
     Args:
-      number: below 2**31 in size.
-      fraction: float32 scalar; for a large number at most 2**31 / number in size.
+      number: an integer of magnitude below 2**31.
+      fraction: float32 scalar; its magnitude is at most 2**31 / number if the number is
+        large.
 
     Returns:
       int32 scalar.
@@ -32,7 +33,7 @@ def scaled(number: int, fraction: jax.Array) -> jax.Array:
     """
     if abs(number) <= _EXACT:
         return jnp.round(number * fraction).astype(jnp.int32)
-    # Beyond this the result is no int32 any more.
+    # Beyond this the result exceeds int32.
     most = np.nextafter(np.float32((2**31 - 1) / abs(number)), np.float32(0))
     size = jnp.clip(jnp.abs(fraction), 0.0, max(float(most), 1.0))
     size = jnp.where(jnp.isnan(size), 0.0, size)

@@ -1,4 +1,4 @@
-"""Where the units of many leaves lie as rows of one array: decided from shapes alone.
+"""The layout of the units of many leaves as rows of one array, from shapes alone.
 
 A row belongs to one cell; a cell takes as many rows as it needs.
 """
@@ -12,29 +12,29 @@ import numpy as np
 
 from sparseopt_jax.arrays.units import Units
 
-# Columns of a row where a layer is one cell. Rows of 256 are counted as fast on CPU as
-# whole arrays; a layer wastes less than one row.
+# Columns of a row if each layer is a single cell. On CPU rows of 256 are counted as
+# fast as whole arrays; a layer wastes less than one row.
 _WIDTH = 512
 
-# What a row costs besides its columns, where their number is chosen for cells.
+# Cost of a row besides its columns, when their number is chosen for cells.
 _PER_ROW = 64
 
-# More bins take longer to compile, which the memory that they save is not worth.
+# More bins would save memory, but not enough to justify longer compilation.
 _MOST_BINS = 8
 
-# How full bins have to be: what they are filled up with takes its time as well.
+# The fraction of a bin that leaves must fill: padding takes time as well.
 _FULL = 0.985
 
 
 class Rows(NamedTuple):
-    """Where the units of some leaves lie in rows: static, and hashable.
+    """The layout of the units of several leaves in rows: static and hashable.
 
     Attributes:
-      units: those of the leaves, in their order.
-      width: columns of a row.
-      height: rows of a bin.
-      bins: the leaves in each bin, by their number; one after another from its first
-        row.
+      units: the units of the leaves, in their order.
+      width: number of columns of a row.
+      height: number of rows of a bin.
+      bins: the leaves in each bin, by their number; they follow one another from its
+        first row.
     """
 
     units: tuple[Units, ...]
@@ -44,14 +44,14 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, units: Sequence[Units], *, together: bool = False) -> "Rows":
-        """Lays leaves out whose ``rows_kind`` is the same.
+        """Lay out leaves that have the same ``rows_kind``.
 
         Args:
-          units: those of the leaves.
-          together: whether all of them are wanted in one bin, in their order.
+          units: the units of the leaves.
+          together: whether to put all leaves into one bin, in their order.
 
         Returns:
-          Where they lie.
+          The layout.
         """
         width = _WIDTH if units[0].is_layer_wide else _width_of_cells(units)
         return _laid_out(tuple(units), width, together)
@@ -62,11 +62,11 @@ class Rows(NamedTuple):
         return self._firsts(size, lambda units: rows_of(units, self.width) * self.width)
 
     def first_layers(self) -> list[int]:
-        """The first layer of each leaf, counted through all bins of so many each."""
+        """Return the first layer of each leaf, with ``layers_per_bin`` in each bin."""
         return self._firsts(self.layers_per_bin, lambda units: extents(units)[0])
 
     def first_cells(self) -> list[int]:
-        """The first cell of each leaf, counted through all bins of so many each."""
+        """Return the first cell of each leaf, with ``cells_per_bin`` in each bin."""
         return self._firsts(self.cells_per_bin, cells_of)
 
     def _firsts(self, per_bin: int, of_leaf: Callable[[Units], int]) -> list[int]:
@@ -80,23 +80,23 @@ class Rows(NamedTuple):
 
     @property
     def layers_per_bin(self) -> int:
-        """Layers in the fullest bin, stacked ones counted each."""
+        """Number of layers in the fullest bin, counting each layer of a stack."""
         return max(sum(extents(self.units[i])[0] for i in bin) for bin in self.bins)
 
     @property
     def cells_per_bin(self) -> int:
-        """Cells in the fullest bin, none where a layer is one."""
+        """Number of cells in the fullest bin; 0 if each layer is a single cell."""
         return max(sum(cells_of(self.units[i]) for i in bin) for bin in self.bins)
 
     @property
     def rows_per_cell(self) -> int:
-        """Rows of the largest cell."""
+        """Number of rows of the largest cell."""
         return max(-(-leaf.per_cell // self.width) for leaf in self.units)
 
 
 @functools.lru_cache
 def rows_kind(units: Units) -> tuple[bool, int] | None:
-    """What leaves must have in common to lie in rows together; None if one cannot.
+    """Return what leaves must share to be laid out together; None if one cannot be.
 
     >>> rows_kind(Units((4, 6), (4, 6), (), (), (0, 1), (0, 1)))
     (True, 1)
@@ -112,13 +112,13 @@ def rows_kind(units: Units) -> tuple[bool, int] | None:
 
 
 def cells_of(units: Units) -> int:
-    """Cells of a leaf, none where a layer is one."""
+    """Return the number of cells of a leaf; 0 if each layer is a single cell."""
     copies, cells, _ = extents(units)
     return 0 if units.is_layer_wide else copies * cells
 
 
 def _width_of_cells(units: Sequence[Units]) -> int:
-    """Columns of a row that waste the least on cells of these sizes."""
+    """Return the width of rows that wastes the least on cells of these sizes."""
     sizes: dict[int, int] = {}
     for leaf in units:
         sizes[leaf.per_cell] = sizes.get(leaf.per_cell, 0) + cells_of(leaf)
@@ -148,7 +148,7 @@ def _laid_out(units: tuple[Units, ...], width: int, together: bool) -> Rows:
 
 
 def _binned(sizes: list[int], height: int) -> tuple[tuple[int, ...], ...]:
-    """Return each size in the first bin that has room, the largest first."""
+    """Put each size into the first bin that has room, the largest first."""
     bins: list[list[int]] = []
     left: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -164,37 +164,37 @@ def _binned(sizes: list[int], height: int) -> tuple[tuple[int, ...], ...]:
 
 @functools.lru_cache
 def rows_of_layer(units: Units, width: int) -> int:
-    """Rows that one layer takes."""
+    """Return the number of rows of one layer."""
     return units.cells * -(-units.per_cell // width)
 
 
 def rows_of(units: Units, width: int) -> int:
-    """Rows that a leaf takes."""
+    """Return the number of rows of a leaf."""
     return extents(units)[0] * rows_of_layer(units, width)
 
 
 def parts_of(units: Units, width: int) -> tuple[int, int, int]:
-    """Parts of a leaf each of which begins with a row: cells.
+    """Count the parts of a leaf that begin with a new row, which are its cells.
 
     Returns:
-      How many, units of each, and what its rows have room for.
+      Their number, the units of each, and how many units its rows have room for.
     """
     copies, cells, per_cell = extents(units)
     return copies * cells, per_cell, -(-per_cell // width) * width
 
 
 def cell_shape(units: Units) -> tuple[int, ...]:
-    """Shape of an array with a number for each cell."""
+    """Return the shape of an array with a number for each cell."""
     return tuple(1 if a in units.cell else n for a, n in enumerate(unit_shape(units)))
 
 
 def unit_shape(units: Units) -> tuple[int, ...]:
-    """Shape of an array of units."""
+    """Return the shape of an array of units."""
     return tuple(1 if a in units.inner else n for a, n in enumerate(units.split))
 
 
 def _axis_groups(units: Units) -> tuple[list[int], list[int], list[int]]:
-    """Axes of an array of units: of the stack, of the cells, and of what is in one."""
+    """Return the axes of an array of units: the stack's, the cells', and within one."""
     within = [a for a in units.cell if a not in units.inner]
     cells = [a for a in units.layer if a not in units.cell]
     stack = [a for a in range(len(units.split)) if a not in (*within, *cells)]
@@ -202,33 +202,33 @@ def _axis_groups(units: Units) -> tuple[list[int], list[int], list[int]]:
 
 
 def axis_order(units: Units) -> list[int]:
-    """Return the axes of an array of units, those of a cell last."""
+    """Return the axes of an array of units, with those of a cell last."""
     return [axis for axes in _axis_groups(units) for axis in axes]
 
 
 def is_in_order(units: Units) -> bool:
-    """Return whether the array of units need not be transposed."""
+    """Return whether the array of units does not need a transpose."""
     wide = [a for a in axis_order(units) if unit_shape(units)[a] > 1]
     return wide == sorted(wide)
 
 
 @functools.lru_cache
 def extents(units: Units) -> tuple[int, int, int]:
-    """Layers of the stack, cells of each, units of a cell."""
+    """Return the layers of the stack, the cells of each, and the units of a cell."""
     copies = math.prod(unit_shape(units)) // max(units.per_layer, 1)
     return copies, units.cells, units.per_cell
 
 
 def places_of(units: Units, axes: tuple[int, ...]) -> list[np.ndarray]:
-    """Parts of the row-major place of a unit within some axes, whose sum it is.
+    """Return the terms that add up to a unit's row-major place within some axes.
 
     Args:
-      units: of a leaf.
-      axes: of its array of units, ascending.
+      units: the units of a leaf.
+      axes: axes of its array of units, ascending.
 
     Returns:
-      int64 arrays: what the place in the stack, the cell, and the place in the cell
-      add; not the last where a layer is one cell.
+      int64 arrays with the terms of the place in the stack, of the cell, and of the
+      place in the cell; without the last if each layer is a single cell.
     """
     shape = unit_shape(units)
     steps = dict.fromkeys(range(len(shape)), 0)
@@ -248,12 +248,15 @@ def places_of(units: Units, axes: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def places_within(units: Units) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the axes within which places count: those of a layer, and all."""
+    """Return the axes within which places are counted: those of a layer, and all."""
     return units.layer, tuple(range(len(units.split)))
 
 
 def step_of(units: Units, axes: tuple[int, ...]) -> int | None:
-    """From one unit of a cell to the place of the next; None if it is not the same."""
+    """Return the step from the place of a unit to the next in its cell, or None.
+
+    The step is None if it is not the same for all units of a cell.
+    """
     *_, within = places_of(units, axes)
     steps = np.unique(np.diff(within))
     return None if steps.size > 1 else int(steps.sum())

@@ -1,4 +1,4 @@
-"""Which rows belong to which leaf, layer and cell, and the places of their units."""
+"""Tables of the leaf, layer and cell of each row, and of the places of its units."""
 
 import functools
 from typing import NamedTuple
@@ -19,9 +19,10 @@ from sparseopt_jax.arrays.units import Units
 
 
 class Tables(NamedTuple):
-    """What ``RowUnits`` holds, of all bins: NumPy arrays (bins, rows, layers or cells).
+    """The fields of ``RowUnits`` for all bins, as NumPy arrays.
 
-    Those of cells are empty where a layer is one.
+    Their shapes are (bins, rows), (bins, layers) and (bins, cells). Those of cells are
+    empty if each layer is a single cell.
     """
 
     layer: np.ndarray
@@ -41,7 +42,7 @@ class Tables(NamedTuple):
 
 @functools.lru_cache
 def tables_of(rows: Rows) -> Tables:
-    """Return the tables of a layout, made once."""
+    """Return the tables of a layout, which are computed once."""
     layers = rows.layers_per_bin
     of_rows, of_layers = (len(rows.bins), rows.height), (len(rows.bins), layers)
     of_cells = len(rows.bins), rows.cells_per_bin
@@ -78,7 +79,7 @@ def tables_of(rows: Rows) -> Tables:
 
 
 def _write_places(tables: Tables, units: Units, here: slice, width: int) -> None:
-    """Where the units of a leaf's rows are in their layer, and in the leaf."""
+    """Write the places of a leaf's units in their layer and in the leaf."""
     within = np.arange(0, units.per_cell, width)
     left = np.minimum(units.per_cell - within, width)
     tables.width[here] = np.tile(left, (here.stop - here.start) // left.size)
@@ -97,7 +98,7 @@ def _write_places(tables: Tables, units: Units, here: slice, width: int) -> None
 def _write_layers(
     tables: Tables, units: Units, here: slice, first: int, width: int
 ) -> None:
-    """The layers of a leaf, from the ``first`` on."""
+    """Write the layers of a leaf, numbered from ``first`` on."""
     copies, _, _ = extents(units)
     each = rows_of_layer(units, width)
     numbers = first + np.arange(copies)
@@ -109,7 +110,7 @@ def _write_layers(
 def _write_cells(
     tables: Tables, units: Units, here: slice, first: int, width: int
 ) -> None:
-    """The cells of a leaf, from the ``first`` on."""
+    """Write the cells of a leaf, numbered from ``first`` on."""
     within = np.arange(0, units.per_cell, width)
     count = cells_of(units)
     numbers = first + np.arange(count)

@@ -1,4 +1,4 @@
-"""The units of many layers as rows of one array: what ``Units`` is for one leaf."""
+"""The units of many layers as rows of one array, as ``Units`` are for one leaf."""
 
 from typing import NamedTuple
 
@@ -10,15 +10,15 @@ from sparseopt_jax.arrays.counting import count_true, sums
 
 
 class Cells(NamedTuple):
-    """The cells of rows, where a layer has several.
+    """The cells of rows, if a layer has several.
 
     Attributes:
       number: (rows,) int32, the number of each row's cell.
-      starts: (cells,) int32, the first row of each cell, which the others follow.
-      sizes: (cells,) int32, each cell's units.
-      first: (rows, 1) int32, place in its cell of a row's first unit.
-      most: rows of the largest cell.
-      width: units that a row has room for.
+      starts: (cells,) int32, the first row of each cell, which its others follow.
+      sizes: (cells,) int32, the number of units of each cell.
+      first: (rows, 1) int32, the place in its cell of a row's first unit.
+      most: number of rows of the largest cell.
+      width: number of units that a row has room for.
     """
 
     number: jax.Array
@@ -29,7 +29,7 @@ class Cells(NamedTuple):
     width: int
 
     def sums(self, counts: list[jax.Array]) -> list[jax.Array]:
-        """From numbers for each row, (rows,) int32, to their sums over each cell."""
+        """Sum numbers for each row, (rows,) int32, over each cell."""
         rows = jnp.arange(self.most, dtype=jnp.int32)
         is_row = rows * self.width < self.sizes[:, None]
         rows = self.starts[:, None] + rows
@@ -37,35 +37,35 @@ class Cells(NamedTuple):
         return _masked_sums(is_row, counts)
 
     def to_rows(self, numbers: jax.Array) -> jax.Array:
-        """From a number for each cell to one for each row: (rows, 1)."""
+        """Expand a number for each cell to one for each row: (rows, 1)."""
         return jnp.take(numbers, self.number, mode="clip")[:, None]
 
     def from_rows(self, numbers: jax.Array) -> jax.Array:
-        """From (rows, 1) to a number for each cell, (cells,)."""
+        """Reduce (rows, 1) to a number for each cell: (cells,)."""
         chosen = jnp.take(numbers[:, 0], self.starts, mode="clip")
         return jnp.where(self.sizes > 0, chosen, 0)
 
 
 class RowUnits(NamedTuple):
-    """The units of some layers as rows of one array: what ``Units`` is for one leaf.
+    """The units of several layers as rows of one array, as ``Units`` are for one leaf.
 
-    Arrays of units have the shape (rows, columns), counts (rows, 1): each row has what
-    belongs to its layer or cell. What an array holds beyond the units is ignored.
+    Arrays of units have the shape (rows, columns), and counts (rows, 1): each row holds
+    the count of its layer or cell. Entries beyond the units are ignored.
 
     Attributes:
-      layer: (rows,) int32, the number of each row's layer; rows without units have one
-        of their own.
+      layer: (rows,) int32, the number of each row's layer; rows without units share
+        another number.
       starts: (layers,) int32, a row of each layer.
-      sizes: (layers,) int32, each layer's units.
-      first: (rows, 1) int32, place in its layer of a row's first unit.
-      step: int32 that broadcasts against it, from a unit of a row to the next one's
-        place.
-      width: (rows, 1) int32, how many units a row has.
+      sizes: (layers,) int32, the number of units of each layer.
+      first: (rows, 1) int32, the place in its layer of a row's first unit.
+      step: int32 that broadcasts against ``first``, the step from the place of a unit
+        to the next of its row.
+      width: (rows, 1) int32, the number of units of a row.
       leaf: (rows,) int32, the number of each row's leaf.
-      leaf_first: as ``first``, its place in the leaf's array of units.
-      leaf_step: as ``step``, there.
-      size: weights in one unit.
-      cells: those of the layers; None where a layer is one.
+      leaf_first: like ``first``, in the leaf's array of units.
+      leaf_step: like ``step``, in the leaf's array of units.
+      size: number of weights in one unit.
+      cells: the cells of the layers; None if each layer is a single cell.
     """
 
     layer: jax.Array
@@ -82,23 +82,23 @@ class RowUnits(NamedTuple):
 
     @property
     def is_layer_wide(self) -> bool:
-        """Whether a layer is one cell."""
+        """Whether each layer is a single cell."""
         return self.cells is None
 
     @property
     def per_layer(self) -> jax.Array:
-        """Units in each row's layer: (rows, 1) int32."""
+        """Number of units in each row's layer: (rows, 1) int32."""
         return self._to_rows(self.sizes)
 
     @property
     def per_cell(self) -> jax.Array:
-        """Units in each row's cell: (rows, 1) int32."""
+        """Number of units in each row's cell: (rows, 1) int32."""
         if self.cells is None:
             return self.per_layer
         return self.cells.to_rows(self.cells.sizes)
 
     def count(self, units: jax.Array, within: str = "cell") -> jax.Array:
-        """As ``Units.count``: (rows, 1) int32."""
+        """Do the same as ``Units.count``: (rows, 1) int32."""
         counts = count_true(units & self._is_unit(units.shape[1]), (1,))
         if within == "cell" and self.cells is not None:
             return self.cells.to_rows(*self.cells.sums([counts]))
@@ -112,7 +112,7 @@ class RowUnits(NamedTuple):
         *,
         within: str = "cell",
     ) -> jax.Array:
-        """As ``Units.select``: (rows, columns) bool."""
+        """Do the same as ``Units.select``: (rows, columns) bool."""
         is_unit = self._is_unit(scores.shape[1])
         keys = jnp.where(is_unit, order_keys(scores, where), jnp.iinfo(jnp.int32).min)
         column = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
@@ -146,19 +146,19 @@ class RowUnits(NamedTuple):
         )
 
     def any(self, x: jax.Array) -> jax.Array:
-        """As ``Units.any``, of what is units already."""
+        """Return an array unchanged, because its entries are units already."""
         return x
 
     def all(self, x: jax.Array) -> jax.Array:
-        """As ``Units.all``, of what is units already."""
+        """Return an array unchanged, because its entries are units already."""
         return x
 
     def only(self, x: jax.Array) -> jax.Array:
-        """As ``Units.only``: a bool array without what is beyond the units."""
+        """Set the entries of a bool array beyond the units to False."""
         return x & self._is_unit(x.shape[1])
 
     def total(self, counts: jax.Array) -> jax.Array:
-        """As ``Units.total``: (rows, 1)."""
+        """Do the same as ``Units.total``: (rows, 1)."""
         counts = counts.astype(jnp.int32)
         if self.cells is None:
             return counts
@@ -167,7 +167,7 @@ class RowUnits(NamedTuple):
         return self._to_rows(*self._by_layer([counts[:, 0]]))
 
     def largest(self, counts: jax.Array) -> jax.Array:
-        """As ``Units.largest``: (rows, 1)."""
+        """Do the same as ``Units.largest``: (rows, 1)."""
         if self.is_layer_wide:
             return counts
         least = jnp.iinfo(counts.dtype).min
@@ -175,11 +175,11 @@ class RowUnits(NamedTuple):
         return self._to_rows(jnp.max(jnp.where(used, counts[:, 0], least), 1))
 
     def draw(self, keys: jax.Array, columns: int) -> jax.Array:
-        """What ``jax.random.uniform(key, shape)`` draws for each leaf's array of units.
+        """Draw the numbers of ``jax.random.uniform`` for each leaf's array of units.
 
         Args:
           keys: (leaves,) typed keys for which ``can_be_drawn`` holds.
-          columns: of a row.
+          columns: number of columns of a row.
 
         Returns:
           (rows, columns) float32.
@@ -187,8 +187,8 @@ class RowUnits(NamedTuple):
         column = jnp.arange(columns, dtype=jnp.uint32)
         place = self.leaf_first.astype(jnp.uint32) + column * jnp.uint32(self.leaf_step)
         keys = jnp.take(keys, self.leaf, mode="clip")
-        # A partitionable generator makes each number of its place alone, by the same
-        # function of key and place that folds a number into a key.
+        # A partitionable generator computes each number from its place alone, with the
+        # same function of key and place that folds a number into a key.
         folded = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, place)
         words = jax.random.key_data(folded)
         bits = words[..., 0] ^ words[..., 1]
@@ -196,16 +196,16 @@ class RowUnits(NamedTuple):
         return jax.lax.bitcast_convert_type((bits >> 9) | ones, jnp.float32) - 1
 
     def layer_vector(self, numbers: jax.Array) -> jax.Array:
-        """As ``Units.layer_vector``: from (rows, 1) to (layers,)."""
+        """Do the same as ``Units.layer_vector``: from (rows, 1) to (layers,)."""
         chosen = jnp.take(numbers[:, 0], self.starts, mode="clip")
         return jnp.where(self.sizes > 0, chosen, 0)
 
     def cell_vector(self, numbers: jax.Array) -> jax.Array | None:
-        """From a number for each cell to a vector of them; None where layers are."""
+        """Flatten the cells' numbers to a vector; None if each layer is one cell."""
         return None if self.cells is None else self.cells.from_rows(numbers)
 
     def from_layer_vector(self, vector: jax.Array) -> jax.Array:
-        """As ``Units.from_layer_vector``: from (layers,) to (rows, 1)."""
+        """Do the same as ``Units.from_layer_vector``: from (layers,) to (rows, 1)."""
         return self._to_rows(vector)
 
     def _is_unit(self, columns: int) -> jax.Array:
@@ -213,23 +213,23 @@ class RowUnits(NamedTuple):
 
     @property
     def _is_of_layer(self) -> jax.Array:
-        """(layers, rows): which rows belong to each layer."""
+        """Which rows belong to each layer: (layers, rows) bool."""
         numbers = jnp.arange(self.sizes.size, dtype=jnp.int32)
         return self.layer == numbers[:, None]
 
     def _by_layer(self, counts: list[jax.Array]) -> list[jax.Array]:
-        """Sums over the rows of each layer: from (rows,) int32 to (layers,)."""
+        """Sum over the rows of each layer: from (rows,) int32 to (layers,)."""
         return _masked_sums(self._is_of_layer, counts)
 
     def _to_rows(self, numbers: jax.Array) -> jax.Array:
-        """From (layers,) to (rows, 1)."""
+        """Expand (layers,) to (rows, 1)."""
         return jnp.take(numbers, self.layer, mode="clip")[:, None]
 
 
 def _masked_sums(mask: jax.Array, counts: list[jax.Array]) -> list[jax.Array]:
-    """Sums of int32 arrays along the last of two axes, where a mask is True."""
+    """Sum int32 arrays along the last of two axes, where a mask is True."""
     terms = [jnp.where(mask, count, 0) for count in counts]
     if len(counts) == 1:
-        # A single sum XLA's CPU compiler would rewrite into slow windows.
+        # XLA's CPU compiler would rewrite a single sum into slow windows.
         terms.append(jnp.where(mask, 0, counts[0]))
     return sums(terms, (1,))[: len(counts)]

@@ -1,11 +1,12 @@
-"""Many layers side by side as rows of one array, so that one code serves them all.
+"""Many layers laid out as rows of one array, so that one kernel serves them all.
 
-A compiler takes its time for every kernel, and a network has many layers. Laid out as
+Compilation takes time for every kernel, and a network has many layers. Laid out as
 rows, each of which belongs to one layer, they are counted and selected from together.
-Where all of them would take too much memory at once they are split into bins of equal
-size, which one loop goes through: a bin is about as large as the largest leaf.
+If all of them at once would take too much memory, they are split into bins of equal
+size, over which one loop runs: a bin is about as large as the largest leaf.
 
-Arrays that are split over devices are never laid out so: they would be gathered.
+Arrays that are sharded over devices are never laid out in rows, because they would be
+gathered.
 """
 
 import math
@@ -31,12 +32,12 @@ from sparseopt_jax.arrays.row_tables import tables_of
 from sparseopt_jax.arrays.row_units import Cells, RowUnits
 from sparseopt_jax.arrays.units import Units
 
-# What fills rows and bins up, if no leaf is short enough, comes in powers of this, up
-# to the last: arrays of few different sizes, however long what is filled.
+# If no leaf is short enough to pad rows and bins, the sizes of the padding are powers
+# of this base, up to the last: arrays of few different sizes fill gaps of any length.
 _BASE, _POWERS = 8, 7
 
 Laid = list[jax.Array]
-# Of a bin: an array, a number for each layer, and one for each cell or None.
+# For one bin: an array, a number for each layer, and one for each cell or None.
 OfBin = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
@@ -48,16 +49,15 @@ def map_bins(
     """Map a function over the bins, one after another.
 
     Args:
-      rows: where the leaves lie.
-      fields: of each kind of array the arrays of units of all leaves, of one dtype.
-      function: from a bin's number, its units and its (height, width) arrays, one of
-        each kind, in which anything lies beyond the units, to one such array, to a
-        number for each layer, (layers,), none of them negative, and to one for each
-        cell, (cells,), or None.
+      rows: the layout of the leaves.
+      fields: for each kind of array, the arrays of units of all leaves, of one dtype.
+      function: maps a bin's number, its units and its (height, width) arrays, one of
+        each kind and arbitrary beyond the units, to one such array, a non-negative
+        number for each layer, (layers,), and a number for each cell, (cells,), or None.
 
     Returns:
       The array of units of each leaf, the sum of its layers' numbers, and its cells'
-      numbers, the axes of a cell of size 1; None without them.
+      numbers, with the axes of a cell of size 1, or None if the function returns None.
 
     Examples:
       >>> from sparseopt_jax.layers.structures import Unstructured
@@ -88,9 +88,9 @@ def map_bins(
 def _loaders(
     rows: Rows, fields: Sequence[Sequence[jax.Array]]
 ) -> list[Callable[[], Laid]]:
-    """For each bin what lays it out, one flat array of each kind."""
-    # Flat before they are laid, where that is only another view: what is then joined
-    # in a branch is copied, without a kernel of its own.
+    """Return a function for each bin that lays it out, one flat array of each kind."""
+    # Flatten in advance where that is only a view: a branch that joins flat arrays only
+    # copies them, without a separate kernel.
     views = [
         [
             jnp.ravel(x) if is_in_order(units) else x
@@ -112,7 +112,7 @@ def _loaders(
 def _by_leaf(
     rows: Rows, laid: jax.Array, numbers: jax.Array, of_cells: jax.Array | None
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array] | None]:
-    """Return what ``map_bins`` returns, from what all bins have given, flat."""
+    """Return the result of ``map_bins`` from the flat results of all bins."""
     first_cells = [] if of_cells is None else rows.first_cells()
     places = rows.starts(), rows.first_layers(), first_cells
     starts, layers, first_cells = _at_run_time(places, always=numbers[0] >= 0)
@@ -163,16 +163,16 @@ def units_of_bin(rows: Rows, number: jax.typing.ArrayLike) -> RowUnits:
 
 
 def of_bin(rows: Rows, table: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
-    """Return the entry of a bin in an array that has one for each."""
+    """Return the entry of a bin in an array that has one for each bin."""
     if len(rows.bins) == 1:
         return table[0]
     return jax.lax.dynamic_index_in_dim(table, number, keepdims=False)
 
 
 def by_bins(rows: Rows, numbers: jax.Array) -> jax.Array:
-    """From an entry for each leaf to (bins, leaves), as ``RowUnits.leaf`` counts them.
+    """Arrange an entry for each leaf as (bins, leaves), as ``RowUnits.leaf`` counts.
 
-    What exceeds a bin's leaves is anything.
+    Entries beyond a bin's leaves are arbitrary.
     """
     most = max(map(len, rows.bins))
     table = [[*bin, *[0] * (most - len(bin))] for bin in rows.bins]
@@ -180,7 +180,7 @@ def by_bins(rows: Rows, numbers: jax.Array) -> jax.Array:
 
 
 def can_be_drawn(key: jax.Array) -> bool:
-    """Whether ``RowUnits.draw`` gives what ``jax.random.uniform`` does for a key."""
+    """Return whether ``RowUnits.draw`` agrees with ``jax.random.uniform`` for a key."""
     is_threefry = str(jax.random.key_impl(key)) == "threefry2x32"
     return is_threefry and getattr(jax.config, "jax_threefry_partitionable", True)
 
@@ -191,7 +191,7 @@ def _laid(
     arrays: Sequence[jax.Array],
     filling: dict[int, jax.Array],
 ) -> jax.Array:
-    """One bin, flat; what lies between the leaves is anything."""
+    """Return one bin, flat; entries between the leaves are arbitrary."""
     parts = []
     left = rows.height * rows.width
     for i in rows.bins[number]:
@@ -204,7 +204,7 @@ def _laid(
 
 
 def _flat(rows: Rows, i: int, x: jax.Array) -> jax.Array:
-    """Return a leaf's array of units as its rows have it; the last may not be full."""
+    """Return a leaf's units in the order of its rows; the last may not be full."""
     units = rows.units[i]
     if not is_in_order(units):
         x = jnp.transpose(x, axis_order(units))
@@ -226,23 +226,23 @@ def _leaf(rows: Rows, i: int, flat: jax.Array, start: jax.Array) -> jax.Array:
     if is_in_order(units):
         return jnp.reshape(x, shape)
     x = _in_axes(x, units, shape)
-    # Written out in the order that masks have elsewhere. The compiler would rather keep
-    # that of rows, and take the masks there and back at every step, due or not.
+    # Write the mask in the axis order that masks have elsewhere. The compiler would
+    # otherwise keep the order of rows, and convert all masks at every step, due or not.
     return jnp.reshape(jax.lax.optimization_barrier(jnp.ravel(x)), shape)
 
 
 def _in_axes(x: jax.Array, units: Units, shape: tuple[int, ...]) -> jax.Array:
-    """Return an array of this shape, from one whose axes are in the order of rows."""
+    """Return an array of this shape from one whose axes are in the order of rows."""
     order = axis_order(units)
     x = jnp.reshape(x, [shape[axis] for axis in order])
     return jnp.transpose(x, [order.index(axis) for axis in range(len(order))])
 
 
 def _filling(rows: Rows, arrays: Sequence[jax.Array]) -> dict[int, jax.Array]:
-    """Return what fills rows and bins up, by its size.
+    """Return the arrays that pad rows and bins, by size.
 
-    Leaves again, and numbers that the compiler does not know: constants it would build
-    into a kernel for each bin, where otherwise arrays are only copied.
+    These are the leaves again, and arrays of a number that the compiler does not know:
+    it would build constants into a kernel for each bin, instead of copying arrays.
     """
     sizes = set()
     for bin in rows.bins:
@@ -260,7 +260,7 @@ def _filling(rows: Rows, arrays: Sequence[jax.Array]) -> dict[int, jax.Array]:
 
 
 def _pieces(rows: Rows, size: int) -> list[int]:
-    """Sizes of what fills a place of some size: of leaves, and powers of one base."""
+    """Return sizes of padding that add up to a size: leaves, and powers of one base."""
     leaves = {math.prod(unit_shape(units)) for units in rows.units} - {0}
     smallest = min(leaves, default=1)
     powers = {_BASE**power for power in range(_POWERS + 1)}
@@ -272,16 +272,16 @@ def _pieces(rows: Rows, size: int) -> list[int]:
 
 
 def _at_run_time(numbers: Any, *, always: jax.Array) -> Any:
-    """Numbers that the compiler does not know, although they are constants.
+    """Hide constants from the compiler.
 
-    What it knows it builds into each kernel, and so makes a kernel for each leaf.
+    It would build known numbers into each kernel, and so make a kernel for each leaf.
 
     Args:
       numbers: pytree of ints.
       always: a bool scalar that is True, which the compiler does not know either.
 
     Returns:
-      The same as int32 scalars.
+      The same numbers as int32 scalars.
     """
     return jax.lax.cond(
         always,

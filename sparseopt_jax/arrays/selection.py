@@ -1,11 +1,11 @@
-"""Exact top-k selection without sorting: the kernel under every topology.
+"""Exact top-k selection without sorting, on which every topology is built.
 
 A sort costs O(n log n) and gathers a sharded array onto every device. Here the scores
 are mapped to integers that keep their order, and the k-th largest is found by
-bisection over those integers: every pass counts, in one fused reduction, how many
-scores reach each of three thresholds and so settles two bits. Sixteen passes settle
-any float32; usually fewer do, because a threshold that leaves exactly k is enough. Ties
-at the threshold are cut by the same search over the linear index.
+bisection over those integers. Every pass counts, in one fused reduction, how many
+scores reach each of three thresholds, which settles two bits. Sixteen passes settle any
+float32; usually fewer do, because a threshold that leaves exactly k is enough. Ties at
+the threshold are cut by the same search over the linear index.
 """
 
 import functools
@@ -38,19 +38,19 @@ def top_k_mask(
 ) -> jax.Array:
     """Mark exactly the k largest scores.
 
-    Ties are cut by the lowest linear index, -0.0 equals 0.0, and NaN ranks below every
-    number. The array is only ever reduced, never sorted, flattened or gathered, so a
-    sharded array stays where it is and only scalars travel.
+    The lowest linear index wins ties, -0.0 equals 0.0, and NaN ranks below every
+    number. The array is only reduced, never sorted, flattened or gathered, so a sharded
+    array stays in place and only scalars are communicated.
 
     Args:
       scores: real array of any shape; compared as float32.
       k: how many to mark, static or traced. With ``axis``, a scalar or an array that
         broadcasts against the shape in which the axes of ``axis`` have size 1.
-      where: optional bool array of the shape of ``scores``; what is False ranks below
-        everything else, NaN included, whatever its score, and is marked only if k
-        exceeds the rest.
-      axis: the axes to select along, the others being a batch of separate
-        selections; None selects in the whole array.
+      where: optional bool array of the shape of ``scores``; False entries rank below
+        all others, NaN included, whatever their scores, and are marked only if k
+        exceeds the number of the others.
+      axis: the axes to select along; the others are a batch of separate selections.
+        None selects in the whole array.
 
     Returns:
       Bool array of the shape of ``scores`` with exactly k True (per selection).
@@ -76,7 +76,7 @@ def top_k_mask(
     size = math.prod(scores.shape[a] for a in axes)
     if size >= 2**31:
         raise ValueError(
-            f"one selection may span fewer than 2**31 scores, got {size} "
+            f"one selection must span fewer than 2**31 scores, got {size} "
             f"(shape {scores.shape}, axis {axis})"
         )
     if isinstance(k, int) and not 0 <= k <= size:
@@ -96,15 +96,15 @@ def random_mask(
     axis: int | tuple[int, ...] | None = None,
     sharding: NamedSharding | None = None,
 ) -> jax.Array:
-    """Return a mask with exactly k True at uniformly random places.
+    """Return a mask with exactly k True entries at uniformly random places.
 
     Args:
       key: typed PRNG key.
       shape: shape of the mask.
       k: how many to mark, as in ``top_k_mask``.
       axis: as in ``top_k_mask``.
-      sharding: how the mask is to be sharded; every device then draws its own part.
-        The places do not depend on it.
+      sharding: the sharding of the mask; every device then draws its own part. The
+        places do not depend on it.
 
     Returns:
       Bool array of ``shape``.
@@ -131,7 +131,7 @@ def _random_mask(
 def random_scores(
     key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding | None
 ) -> jax.Array:
-    """Uniform numbers of which every device draws its own part, whatever the mesh."""
+    """Draw uniform numbers, each device its own part; the mesh does not change them."""
     explicit = sharding if sharding and is_explicit(sharding) else None
     return sharded(jax.random.uniform(key, shape, out_sharding=explicit), sharding)
 
@@ -144,7 +144,7 @@ def _top_k_mask(
     axes: tuple[int, ...],
 ) -> jax.Array:
     keys = order_keys(scores, where)
-    # One entry per selection, in type sharded as their counts are; nothing is summed.
+    # One entry per selection, with the sharding type of its count; nothing is summed.
     like = jnp.zeros_like(jnp.sum(keys, axes, keepdims=True))
     return select_keys(
         keys,
@@ -164,18 +164,18 @@ def top_k_masks(
 ) -> list[jax.Array]:
     """Mark exactly the k largest scores of several arrays together.
 
-    What ``top_k_mask`` is for one array; ties are cut by the order of the arrays, then
-    by the index. No array is moved: only counts are added over all.
+    Like ``top_k_mask`` for one array; ties are cut by the order of the arrays, then by
+    the index. No array is moved: only counts are added over all arrays.
 
     Args:
       scores: real arrays of any shapes; compared as float32.
-      k: how many to mark in all: int32 scalar, static or traced.
-      where: a bool array for each; what is False ranks below everything else.
-      sizes: for how many an entry of each array counts; 1 each by default. The last
-        entry that is marked may exceed k.
+      k: how many to mark in total: int32 scalar, static or traced.
+      where: a bool array for each; False entries rank below all others.
+      sizes: how much an entry of each array counts; 1 by default. The last entry that
+        is marked may exceed k.
 
     Returns:
-      Bool arrays of their shapes, with exactly k True in all.
+      Bool arrays of the same shapes, with exactly k True in total.
 
     Raises:
       ValueError: if there are 2**31 scores or more, each counted by its size.
@@ -191,7 +191,8 @@ def top_k_masks(
     total = sum(math.prod(x.shape) * n for x, n in zip(scores, sizes, strict=True))
     if total >= 2**31:
         raise ValueError(
-            f"a selection over all layers may span fewer than 2**31 scores, got {total}"
+            "a selection over all layers must span fewer than 2**31 scores, got "
+            f"{total}"
         )
     return _top_k_masks(
         list(scores), jnp.asarray(k, jnp.int32), list(where), tuple(sizes)
@@ -239,11 +240,11 @@ def ranked_mask(
     where: jax.Array | None = None,
     axis: int,
 ) -> jax.Array:
-    """Return what ``top_k_mask`` gives along one short axis, in a single pass.
+    """Return the result of ``top_k_mask`` along one short axis, in a single pass.
 
-    Each score is ranked against all others of its group. On CPU groups of four take a
-    thirtieth of the time of bisecting them, groups of thirty-two a quarter. The axis
-    must be whole on every device.
+    Each score is ranked against all others of its group. On CPU this takes a thirtieth
+    of the time of bisection for groups of four, and a quarter for groups of thirty-two.
+    The axis must be whole on every device.
 
     Args:
       scores: as in ``top_k_mask``.
@@ -252,7 +253,7 @@ def ranked_mask(
       axis: the axis to select along.
 
     Returns:
-      As ``top_k_mask``.
+      The same as ``top_k_mask``.
 
     Examples:
       >>> import jax.numpy as jnp

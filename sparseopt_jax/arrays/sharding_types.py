@@ -1,7 +1,7 @@
-"""Shardings as part of an array's type: what a mesh's explicit axes ask for.
+"""Shardings as part of an array's type, as required by the explicit axes of a mesh.
 
-With automatic axes the compiler places what is computed from a sharded array; with
-explicit ones every operation says where its result lies.
+With automatic axes the compiler places the results of operations on sharded arrays;
+with explicit axes every operation specifies the sharding of its result.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,20 @@ def is_explicit(sharding: Any) -> bool:
 
 
 def explicit_sharding(x: Any) -> NamedSharding | None:
-    """Return the sharding in an array's type; None where the compiler decides.
+    """Return the sharding in an array's type; None if the compiler decides.
 
     Args:
       x: an array or tracer.
 
     Returns:
-      What ``out_sharding`` and ``jax.sharding.reshard`` take.
+      A sharding that ``out_sharding`` and ``jax.sharding.reshard`` accept, or None.
     """
     sharding = jax.typeof(x).sharding
     return sharding if is_explicit(sharding) else None
 
 
 def sharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-    """``x`` sharded so, whatever the mesh's axes; ``x`` itself for None."""
+    """Return ``x`` with a sharding, whatever the axes of its mesh; ``x`` for None."""
     if sharding is None:
         return x
     if is_explicit(sharding):
@@ -40,10 +40,10 @@ def sharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
 
 
 def typed_like(old: Any, new: Any) -> Any:
-    """A tree with the shardings that another, of its structure, has in its types.
+    """Return a tree with the shardings in the types of another of its structure.
 
-    Flax's ``get_sharding`` leaves what has no names, such as counts, on every device;
-    computed from sharded masks it would have another type at the next step.
+    Flax's ``get_sharding`` puts leaves without names, such as counts, on every device.
+    Computed from sharded masks, they would have another type at the next step.
     """
     return jax.tree.map(
         lambda before, x: sharded(x, explicit_sharding(before)) if _is_array(x) else x,
@@ -57,24 +57,24 @@ def _is_array(x: Any) -> bool:
 
 
 def placed_like(x: jax.Array, leaf: Any) -> jax.Array:
-    """``x`` on the devices and with the sharding of another array of its shape."""
+    """Return ``x`` with the devices and sharding of another array of its shape."""
     if isinstance(leaf, Tracer):
         return sharded(x, explicit_sharding(leaf))
     return jax.device_put(x, leaf.sharding) if isinstance(leaf, jax.Array) else x
 
 
 def replicated(function: Callable[..., Any], *args: Any) -> Any:
-    """What ``function`` gives for these arrays, on every device of an explicit mesh.
+    """Return ``function(*args)``, replicated on every device of an explicit mesh.
 
-    Inside the compiler decides about shardings. Where no argument has a sharding in its
-    type, it does anyway, and about the result as well.
+    Inside the function the compiler decides about shardings. If no argument has a
+    sharding in its type, the compiler also decides about that of the result.
 
     Args:
-      function: of arrays, to a pytree of arrays.
+      function: maps arrays to a pytree of arrays.
       *args: pytrees of arrays.
 
     Returns:
-      Its result.
+      The result of the function.
     """
     explicit = filter(None, map(explicit_sharding, jax.tree.leaves(args)))
     sharding = next(explicit, None)
@@ -85,9 +85,9 @@ def replicated(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def is_whole(x: jax.Array) -> bool:
-    """Return whether an array is known to lie whole on every device that has it.
+    """Return whether an array is known to be whole on every device that has it.
 
-    Where the compiler places arrays, and there are several devices, nobody knows.
+    This is unknown, and so False, if the compiler places arrays on several devices.
 
     Args:
       x: an array or tracer.
@@ -98,5 +98,5 @@ def is_whole(x: jax.Array) -> bool:
         return x.sharding.is_fully_replicated
     sharding = jax.typeof(x).sharding
     kinds = set(sharding.mesh.axis_types)
-    # Within shard_map and pmap an array is one device's part.
+    # Inside shard_map and pmap an array is one device's part.
     return bool(kinds) and AxisType.Auto not in kinds and not any(sharding.spec)

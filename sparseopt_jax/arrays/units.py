@@ -1,4 +1,4 @@
-"""How the weights of a leaf are switched: in which units, chosen within which cells."""
+"""The units in which a leaf's weights are switched, and the cells that they fill."""
 
 import functools
 import math
@@ -12,26 +12,27 @@ from sparseopt_jax.arrays.counting import count_true
 from sparseopt_jax.arrays.selection import random_scores, ranked_mask, top_k_mask
 from sparseopt_jax.arrays.sharding_types import explicit_sharding, sharded
 
-# Beyond this size ranking costs more than bisection saves passes.
+# Beyond this size ranking costs more than the passes of bisection that it saves.
 _SHORT = 32
 
-# Units of so few weights are summed entry by entry: on CPU blocks of four in a
-# fifteenth of the time of a reduction along a short axis. From sixteen on it is equal.
+# Units of at most this many weights are summed entry by entry. On CPU blocks of four
+# take a fifteenth of the time of a reduction along a short axis; from sixteen weights
+# on the time is equal.
 _FEW = 8
 
 
 class Units(NamedTuple):
-    """How the weights of one leaf are switched.
+    """The units in which the weights of one leaf are switched.
 
     An array of units has the shape ``split`` with the axes ``inner`` of size 1.
 
     Attributes:
       shape: shape of the leaf.
-      split: the same, some axes cut in two: the blocks, and the entries of one.
+      split: the same with some axes cut in two: the blocks, and the entries of a block.
       cut: axes of the leaf that are cut.
       inner: axes of ``split`` within one unit.
-      cell: axes of ``split`` that make a cell.
-      layer: axes of ``split`` that make one layer of a stack.
+      cell: axes of ``split`` that form a cell.
+      layer: axes of ``split`` that form one layer of a stack.
     """
 
     shape: tuple[int, ...]
@@ -43,39 +44,39 @@ class Units(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Weights in one unit."""
+        """Number of weights in one unit."""
         return math.prod(self.split[a] for a in self.inner)
 
     @property
     def per_cell(self) -> int:
-        """Units in one cell."""
+        """Number of units in one cell."""
         return math.prod(self.split[a] for a in self.cell if a not in self.inner)
 
     @property
     def per_layer(self) -> int:
-        """Units in one layer of the stack."""
+        """Number of units in one layer of the stack."""
         return math.prod(self.split[a] for a in self.layer if a not in self.inner)
 
     @property
     def cells(self) -> int:
-        """Cells in one layer of the stack."""
+        """Number of cells in one layer of the stack."""
         return self.per_layer // self.per_cell
 
     @property
     def is_layer_wide(self) -> bool:
-        """Whether a layer is one cell."""
+        """Whether each layer is a single cell."""
         return self.cells == 1
 
     @property
     def has_short_cells(self) -> bool:
-        """Whether a cell is a short axis that was cut, and so is whole everywhere."""
+        """Whether a cell is a short axis that was cut, and so whole on every device."""
         if not self.cut or self.inner or len(self.cell) != 1:
             return False
         return self.per_cell <= _SHORT
 
     @property
     def places(self) -> list[tuple[int, ...]]:
-        """The axes of ``split`` that each axis of the leaf became."""
+        """The axes of ``split`` that correspond to each axis of the leaf."""
         places, at = [], 0
         for axis in range(len(self.shape)):
             width = 2 if axis in self.cut else 1
@@ -84,11 +85,11 @@ class Units(NamedTuple):
         return places
 
     def sum(self, x: jax.Array) -> jax.Array:
-        """From an array like the leaf to its sums over each unit."""
+        """Sum an array like the leaf over each unit."""
         x = self.divided(x)
         if not self.inner:
             return x
-        # Whole axes may be sharded, which entries of them would be fetched over.
+        # Whole axes may be sharded; slicing them would move entries between devices.
         cuts_only = len(self.inner) == len(self.cut)
         if self.size > _FEW or not cuts_only:
             return jnp.sum(x, self.inner, keepdims=True)
@@ -102,17 +103,17 @@ class Units(NamedTuple):
         return functools.reduce(jnp.add, entries)
 
     def any(self, x: jax.Array) -> jax.Array:
-        """From a bool array like the leaf to whether any of each unit is True."""
+        """Reduce a bool array like the leaf by `any` over each unit."""
         x = self.divided(x)
         return jnp.any(x, self.inner, keepdims=True) if self.inner else x
 
     def all(self, x: jax.Array) -> jax.Array:
-        """From a bool array like the leaf to whether all of each unit is True."""
+        """Reduce a bool array like the leaf by `all` over each unit."""
         x = self.divided(x)
         return jnp.all(x, self.inner, keepdims=True) if self.inner else x
 
     def spread(self, units: jax.Array, like: jax.Array) -> jax.Array:
-        """From an array of units to one of the leaf's shape, in type sharded alike."""
+        """Expand an array of units to the leaf's shape, sharded like ``like``."""
         if self.inner:
             units = jnp.broadcast_to(units, self.split)
         return sharded(self.joined(units), explicit_sharding(like))
@@ -125,13 +126,13 @@ class Units(NamedTuple):
         *,
         within: str = "cell",
     ) -> jax.Array:
-        """Mark exactly the k units of the highest scores in every cell or layer.
+        """Mark exactly the k units with the highest scores in every cell or layer.
 
         Args:
           scores: array of units.
           k: how many, as in ``top_k_mask``.
-          where: bool array of units; what is False is marked only if k exceeds the
-            rest.
+          where: bool array of units; False entries are marked only if k exceeds the
+            number of the others.
           within: ``"cell"`` or ``"layer"``.
 
         Returns:
@@ -143,28 +144,28 @@ class Units(NamedTuple):
         return top_k_mask(scores, k, where=where, axis=axes)
 
     def count(self, units: jax.Array, within: str = "cell") -> jax.Array:
-        """Units that are True in every cell or layer: int32, their axes of size 1."""
+        """Count the True units of every cell or layer: int32, their axes of size 1."""
         axes = self.cell if within == "cell" else self.layer
         return count_true(units, axes, keepdims=True)
 
     def only(self, x: jax.Array) -> jax.Array:
-        """Return a bool array of units without what is none: here all of it is."""
+        """Return a bool array unchanged, because all its entries are units."""
         return x
 
     def total(self, counts: jax.Array) -> jax.Array:
-        """From a number for each cell to its sum over each layer, int32."""
+        """Sum a number for each cell over each layer, in int32."""
         return jnp.sum(counts, self.layer, keepdims=True, dtype=jnp.int32)
 
     def largest(self, counts: jax.Array) -> jax.Array:
-        """From a number for each cell to the largest of each layer."""
+        """Return the largest of the cells' numbers in each layer."""
         return jnp.max(counts, self.layer, keepdims=True)
 
     def layer_vector(self, numbers: jax.Array) -> jax.Array:
-        """From a number for each layer, as ``count`` gives it, to a vector of them."""
+        """Flatten a number for each layer, as ``count`` returns it, to a vector."""
         return jnp.ravel(numbers)
 
     def from_layer_vector(self, vector: jax.Array) -> jax.Array:
-        """From a vector with a number for each layer to an array of units' axes."""
+        """Give a vector with a number for each layer the axes of an array of units."""
         axes = (*self.layer, *self.inner)
         return jnp.reshape(
             vector, [1 if a in axes else n for a, n in enumerate(self.split)]
@@ -177,7 +178,7 @@ class Units(NamedTuple):
 
         Args:
           scores: array like the leaf.
-          k: units in every cell or layer.
+          k: number of units in every cell or layer.
           within: ``"cell"`` or ``"layer"``.
 
         Returns:
@@ -186,14 +187,14 @@ class Units(NamedTuple):
         return self.spread(self.select(self.sum(scores), k, within=within), scores)
 
     def divided(self, x: jax.Array) -> jax.Array:
-        """Return an array like the leaf with its axes cut: of the shape ``split``."""
+        """Reshape an array like the leaf to the shape ``split``."""
         if not self.cut:
             return x
         sharding = explicit_sharding(x)
         if sharding is None:
             return jnp.reshape(x, self.split)
-        # Cut between the shards: each keeps whole blocks. Where shards cut blocks, the
-        # axis is gathered first.
+        # Cut between the shards, so that each keeps whole blocks. If shards cut through
+        # blocks, gather the axis first.
         whole: list[Any] = []
         entries: list[Any] = []
         places = iter(self.split)
@@ -210,7 +211,7 @@ class Units(NamedTuple):
         return jnp.reshape(x, self.split, out_sharding=out_sharding)
 
     def joined(self, x: jax.Array) -> jax.Array:
-        """From an array of the shape ``split`` to one like the leaf."""
+        """Reshape an array of the shape ``split`` to the shape of the leaf."""
         if not self.cut:
             return x
         sharding = explicit_sharding(x)
@@ -227,7 +228,7 @@ class Units(NamedTuple):
 
 
 def _shards(sharding: NamedSharding, entry: Any) -> int:
-    """Return how many parts an axis with this entry of a spec is split into."""
+    """Return the number of shards of an axis with this entry of a spec."""
     names = entry if isinstance(entry, tuple) else (entry,)
     return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
 
@@ -250,9 +251,9 @@ def random_units_mask(
 
     Args:
       key: typed PRNG key.
-      k: units in every cell.
-      units: how the weights are switched.
-      least: weights that every neuron has in any case, for single weights as units.
+      k: number of units in every cell.
+      units: the units of the leaf.
+      least: minimum number of weights of every neuron, if units are single weights.
       neuron: axes of one neuron's weights.
       sharding: as in ``random_mask``.
 
