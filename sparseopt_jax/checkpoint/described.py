@@ -21,10 +21,10 @@ _DEPTH = 6
 # The functions of these are described by names and closures, those of users by their
 # instructions too.
 _LIBRARIES = ("jax", "optax", "flax", "sparseopt_jax", "numpy", "functools")
-_LONG = 64  # most entries of an array that are written one by one
+_LONG = 64  # largest array whose entries are written one by one
 
 
-# Marks values that cannot be described: two of them may be the same or not.
+# Marks values that cannot be described and therefore not be compared.
 _UNKNOWN = "unknown"
 _CODE = "code of Python"
 
@@ -158,7 +158,7 @@ def _function(value: Any, inner: Any, items: Any) -> Any:
 
 
 def instructions() -> str:
-    """Return the key of a function's code: each Python has its own instructions."""
+    """Return the key of a function's instructions, which depend on Python's version."""
     return f"{_CODE} {sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -250,7 +250,7 @@ def _is_unknown(described: Any) -> bool:
 
 
 def _alike(described: Any, other: Any) -> Any:
-    """Describe a function without a closure like one that has a closure."""
+    """Describe a function without a closure like a function with one."""
     is_function = isinstance(other, Mapping) and "function" in other
     if isinstance(described, str) and is_function:
         return {"function": described}

@@ -151,5 +151,5 @@ def _is_told_elsewhere(name: str, value: Any) -> bool:
 
 
 def _is_helper(described: Any) -> bool:
-    """Tell whether it is merely a function that a transformation makes internally."""
+    """Tell whether a value is merely a function that a transformation makes itself."""
     return isinstance(described, str) and ".<locals>." in described

@@ -1,4 +1,4 @@
-"""The record of a checkpoint, which tells it from the checkpoints of other runs."""
+"""The record of a checkpoint, which distinguishes the checkpoints of several runs."""
 
 import dataclasses
 import json

@@ -67,7 +67,7 @@ def written_whole(path: str, overwrite: bool) -> Iterator[BinaryIO]:
         else:
             _rename_to_new(temporary, path)
     finally:
-        # After renaming it does not exist.
+        # After renaming, the temporary file no longer exists.
         with contextlib.suppress(OSError):
             os.unlink(temporary)
     flush_folder(folder)

@@ -1,6 +1,6 @@
 """Flushes of files and folders to the disk, so that they survive a power failure.
 
-The system may keep a written file in memory for half a minute, and so its name. A file
+The system may keep a written file and its name in memory for half a minute. A file
 system may write the name first: after a power failure the file then has a name but no
 content.
 """

@@ -56,13 +56,13 @@ def dsnot(
       TypeError: if ``calibration`` is not the result of ``calibrate``.
 
     Note:
-      In the published code a neuron stops after ``cycles``, when ``|e_r|`` is below
-      0.1, or when e_r changes its sign. Here it stops, whatever the sign, at the first
-      exchange that would not reduce ``|e_r|``, so that ``|e_r|`` never grows. In the
-      published code E[x] is a sum over the positions of a sequence; here it is a mean
-      over all samples, hence the other threshold. In both, a weight is exchanged at
-      most once. Any weight of a neuron may be exchanged for any other: patterns such as
-      N:M are not preserved.
+      The published code stops a neuron after ``cycles``, when ``|e_r|`` is below 0.1,
+      or when e_r changes its sign. Here the sign does not matter; instead, a neuron
+      stops at the first exchange that would not reduce ``|e_r|``, which therefore never
+      grows. In the published code E[x] is a sum over the positions of a sequence; here
+      it is a mean over all samples, hence the other threshold. In both, a weight is
+      exchanged at most once. Any weight of a neuron may be exchanged for any other:
+      patterns such as N:M are not preserved.
 
     References:
       Zhang et al., Dynamic sparse no training: training-free fine-tuning for sparse

@@ -82,15 +82,15 @@ def prune(
     """Prune a trained network once, without training.
 
     ======================  ==========================================  ===============
-    method                  score; the highest weights stay             needs
+    method                  score; the highest stay                     needs
     ======================  ==========================================  ===============
     ``"magnitude"``         ``|w|``
     ``"random"``            a random number
     ``"saliency"``          ``|w g|``, g the weight's gradient          ``grads``
     ``"wanda"``             ``|w| ||x||``, x the weight's input         ``calibration``
     ``"sparsegpt"``         least error of the layer's output without   ``calibration``
-                            the weight; the weights that stay are
-                            updated to compensate
+                            the weight; the others are updated to
+                            compensate
     ======================  ==========================================  ===============
 
     Args:
@@ -147,7 +147,7 @@ def prune(
        [0. 2.]]
       >>> topology = so.static(masks=pruned.masks)
 
-      Wanda weighs the magnitudes with the inputs. The second input is ten times larger:
+      Wanda also considers the inputs, of which the second is ten times larger:
 
       >>> calibration = so.calibrate(
       ...     lambda params, x: x @ params["kernel"] + params["bias"],

@@ -154,8 +154,8 @@ def pmap_train_step(
     if jax.process_count() > 1:
         return compiled
 
-    # `replicate` gives the axis of the state another name than the step, which would
-    # compile again for the second step without this transfer.
+    # `replicate` and the step give the axis of the state different names: without this
+    # transfer the second step would be compiled again.
     own_devices = np.asarray(jax.local_devices() if devices is None else devices)
     mesh = Mesh(own_devices, (axis_name,), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec(axis_name))

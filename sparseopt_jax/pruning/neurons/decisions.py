@@ -1,4 +1,4 @@
-"""Decisions which neurons to remove, and how the remaining variables change.
+"""Decisions on which neurons to remove, and how the remaining variables change.
 
 A neuron is removed if no layer that reads it needs it: because its weights there are
 zero, or because it emits a constant that the layer's bias can absorb.
@@ -33,11 +33,11 @@ class Reading(NamedTuple):
     obstacle: str
 
     def is_dead(self, neurons: int) -> Array:
-        """Return whether each neuron contributes at most a constant to the product."""
+        """Return which neurons contribute at most a constant to the product."""
         return _of_neurons(self.unread | self.constant, neurons)
 
     def can_go(self, neurons: int) -> Array:
-        """Return whether the product does not need each of its neurons."""
+        """Return which neurons the product does not need."""
         constant = self.constant & (self.is_zero | (not self.obstacle))
         return _of_neurons(self.unread | constant, neurons)
 
@@ -63,7 +63,7 @@ class Decision:
 
 
 class Decider:
-    """A decider on all groups, from the last layer to the first."""
+    """A decider that visits all groups, from the last layer to the first."""
 
     def __init__(self, reader: NeuronReader, names: Mapping[int, str], least: int):
         self.reader, self.names, self.least = reader, names, least

@@ -1,8 +1,9 @@
 """Entries of activations that are the same for every input of the model.
 
-A neuron without incoming weights emits its bias, and a closed gate emits 0. The model's
-own operations compute here, entry by entry, how norms and activations transform these
-constants. The results of an operation that is not in this file are unknown.
+A neuron without incoming weights emits its bias, and a closed gate emits 0. Here the
+model's own operations are evaluated entry by entry, to compute how norms and
+activations transform these constants. The results of an operation that is not in this
+file are unknown.
 """
 
 from collections.abc import Callable, Sequence

@@ -41,7 +41,7 @@ class NeuronReport(tables.Printed):
       parameters: number of parameters before: all floating-point numbers in the
         collection ``"params"``, or in all variables if there is none.
       parameters_left: the same now.
-      verified: a sentence on the outputs that were compared; empty if none were.
+      verified: a sentence about the outputs that were compared; empty if none were.
     """
 
     layers: tuple[LayerNeurons, ...]

@@ -28,7 +28,7 @@ class Call(NamedTuple):
           silent: variables of the old shapes that do not read removed neurons.
 
         Returns:
-          A sentence on the outputs that were compared; empty if there are no inputs.
+          A sentence about the compared outputs; empty if there are no inputs.
 
         Raises:
           ValueError: if the outputs differ by more than rounding.
