@@ -238,7 +238,7 @@ class NormFlow:
 def _merge(signals: Iterable[Signal], obstacle: str, join: str | None = None) -> Signal:
     """Merge several signals, and add an obstacle to each kernel that has none.
 
-    If ``join`` is the way in which signals are combined, the obstacle names the others.
+    If ``join`` says how the signals are combined, the obstacle names the others.
     """
     merged: Signal = {}
     for signal in signals:
@@ -267,8 +267,7 @@ def _feature_sizes(eqn: core.JaxprEqn, weight_is_right: bool) -> set[int]:
     """Return the sizes that the statistics of a linear equation's output may have.
 
     There is one number for each output feature. If features have several axes
-    (`DenseGeneral`, layers under `vmap`), there may be one for each along the last axes
-    alone.
+    (`DenseGeneral`, layers under `vmap`), statistics may have only the last of them.
     """
     shape = shape_of(eqn.invars[weight_is_right])
     numbers = eqn.params["dimension_numbers"]
