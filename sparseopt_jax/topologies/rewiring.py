@@ -210,10 +210,7 @@ class Rewiring(Topology):
 
     @property
     def may_empty_layers(self) -> bool:
-        """Whether a layer may be left without active weights.
-
-        False if each layer's number is constant, or scheduled for that layer.
-        """
+        """False if each layer's number of active weights is constant or scheduled."""
         by_layer = self.density is not None and not self.crosses_layers
         return not (self.keeps_counts or by_layer)
 
@@ -240,8 +237,7 @@ class Rewiring(Topology):
     def dense_gradients(self) -> float:
         """The fraction of steps that need the dense gradient, until the last update.
 
-        RigL spends one extra step on it after every ``every`` steps. The grow score
-        declares whether growth needs it.
+        If the grow score needs it, one extra step after every ``every`` steps (RigL).
         """
         interval = None if self.schedule is None else self.schedule.interval
         if interval is None:
@@ -267,8 +263,7 @@ class Rewiring(Topology):
     def full_leaves(self, params: Any) -> frozenset[str]:
         """Return the paths of leaves whose weights are all active and stay so.
 
-        A layer that its distribution fills keeps its count like any other, so its mask
-        stays full.
+        A layer that its distribution fills keeps its count, so its mask stays full.
         """
         if self.crosses_layers or not all(s.keeps_counts for s in self.stages):
             return frozenset()
