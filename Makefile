@@ -1,5 +1,5 @@
-# `make demo` trains a real network sparse; `make test` runs the tests. Each makes its
-# own environment in .venv, from python3 >= 3.11 and the package index alone.
+# `make demo` trains a small sparse network; `make test` runs the tests. Both create an
+# environment in .venv, which needs only python3 >= 3.11 and the package index.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,8 +13,9 @@ DOCS := .venv-docs
 DOCS_STAMP := $(DOCS)/installed-$(SUM)
 WHEEL := .venv-wheel
 
-# Most of the tests' time is compiling. `make test QUICK_CODE=` takes the time to make
-# the code that users run. What it has compiled, it finds in .compiled/ for a month.
+# Most of the tests' time is compilation, so they use flags for fast compilation;
+# `make test QUICK_CODE=` compiles as for users. Programs are cached in .compiled/ for a
+# month.
 QUICK_CODE = $$($(1)/python .ci/quick_code.py)
 PYTEST = XLA_FLAGS="$(strip $(XLA_FLAGS) $(QUICK_CODE))" $(1)/python -m pytest
 COMPILED := .compiled
@@ -26,16 +27,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make demo       train a small ResNet dense and sparse, and compare'
 	@echo 'make test       run the test suite'
-	@echo 'make test-slow  run the rest: whole programs, devices, processes, further cases'
-	@echo 'make test-lowest  run it at the lowest versions that are supported'
+	@echo 'make test-slow  run the slow tests: whole programs, devices, processes, more cases'
+	@echo 'make test-lowest  run the suite at the lowest supported versions'
 	@echo 'make lint       check format, lint, types and imports between rooms'
 	@echo 'make format     format the code'
-	@echo 'make docs       build the pages about it into site/'
-	@echo 'make wheel      build the distributions into dist/ and try the wheel'
+	@echo 'make docs       build the documentation into site/'
+	@echo 'make wheel      build the distributions into dist/ and test the wheel'
 	@echo 'make benchmark  run the benchmarks and store their results'
 	@echo 'make gpu        measure on an accelerator what fits into nine minutes'
-	@echo 'make paper      measure what figures of the SparseOpt paper show'
-	@echo 'make paper-accuracy  and its accuracies against epochs, which takes an hour or two'
+	@echo 'make paper      reproduce figures of the SparseOpt paper'
+	@echo 'make paper-accuracy  reproduce its accuracies over epochs, in an hour or two'
 	@echo 'make clean      remove the environment and all caches'
 
 demo: $(STAMP)
@@ -70,7 +71,7 @@ docs: $(DOCS_STAMP)
 	$(DOCS)/bin/python -m doctest -o NORMALIZE_WHITESPACE docs/hooks/*.py
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
 
-# The quickstart runs isolated (-I), so that only the wheel can be what it imports.
+# The quickstart runs isolated (-I), so that it can import only the wheel.
 wheel:
 	rm -rf dist
 	$(PYTHON) -m venv --clear $(WHEEL)
@@ -108,7 +109,7 @@ benchmark: $(STAMP)
 	$(BIN)/python -m studies.reliability
 	$(BIN)/python -m reporting
 
-# With jax for the device, which the interpreter has that GPU_PYTHON names.
+# GPU_PYTHON must have jax for the device.
 gpu:
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
@@ -130,7 +131,7 @@ clean:
 # One environment serves every target; a changed pyproject.toml installs anew.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo 'Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
+	  { echo 'Python 3.11 or newer is needed, for example: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[examples]' --group dev
@@ -146,7 +147,7 @@ $(LOWEST_STAMP): pyproject.toml
 	@rm -f $(LOWEST)/installed-*
 	@touch $@
 
-# Pages are built from sources alone: what they describe is not installed.
+# Pages are built from sources alone; the package is not installed.
 $(DOCS_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -12,14 +12,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "sparseopt_jax"
 SUFFIXES = {".py", ".typed"}
-# What the source distribution has beside the package.
+# Files of the source distribution besides the package.
 BESIDE = {"CHANGELOG.md", "LICENSE", "README.md", "PKG-INFO", "pyproject.toml"}
-BESIDE |= {".gitignore"}  # which hatchling reads again where it builds the wheel
+BESIDE |= {".gitignore"}  # hatchling reads it again when it builds the wheel
 METADATA = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE"}
 
 
 def package_files() -> set[str]:
-    """Return the paths of the package's files, as the repository has them."""
+    """Return the paths of the package's files, according to the repository."""
     return {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / NAME).rglob("*")

@@ -1,4 +1,4 @@
-"""Prints the lowest version of every dependency that pyproject.toml allows, as pins."""
+"""Print the lowest allowed version of every dependency in pyproject.toml, as pins."""
 
 import tomllib
 from pathlib import Path

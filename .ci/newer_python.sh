@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Prints the path of the newest Python from 3.12 on that can make environments, or nothing.
+# Print the path of the newest Python, 3.12 or later, that can create environments, if any.
 #
-# A shim of pyenv answers only when its version is chosen (`pyenv global`, PYENV_VERSION),
-# so the interpreters behind the shims are asked themselves, too.
+# A pyenv shim works only if its version is selected (`pyenv global`, PYENV_VERSION), so
+# the interpreters behind the shims are tried as well.
 set -euo pipefail
 
-# The versions that pyenv has, such as 3.13.0; not the environments made of them.
+# The versions installed by pyenv, such as 3.13.0; not environments based on them.
 behind_shims() {
   local root version
   root=$(pyenv root 2> /dev/null) || root=${PYENV_ROOT:-${HOME:-~}/.pyenv}

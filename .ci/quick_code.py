@@ -1,8 +1,8 @@
-"""Prints the XLA flags by which the installed jax compiles for CPUs most quickly.
+"""Print the XLA flags with which the installed jax compiles fastest for CPUs.
 
     XLA_FLAGS="$(python .ci/quick_code.py)" python -m pytest
 
-An XLA that does not know a flag stops, so each is for the versions that have it.
+XLA aborts on unknown flags, so each is used only for the versions that know it.
 """
 
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""Prints which interpreter and which libraries are tested.
+"""Print the interpreter and the libraries that are tested.
 
 python .ci/versions.py
 """

@@ -1,1 +1,1 @@
-"""Timings, records and their tables: what benchmarks and studies share."""
+"""Timings, records and their tables, shared by benchmarks and studies."""

@@ -1,9 +1,9 @@
-"""Writes the tables of README and docs from the stored results.
+"""Write the tables of README and docs from the stored results.
 
     python -m reporting
     python -m reporting --run-tutorials
 
-A test keeps them equal to what this writes.
+A test checks that they equal this program's output.
 """
 
 import tyro
@@ -13,10 +13,10 @@ from reporting.tables import PAGES, render
 
 
 def main(*, run_tutorials: bool = False) -> None:
-    """Writes the tables.
+    """Write the tables.
 
     Args:
-      run_tutorials: Run the tutorials first, and keep what they print.
+      run_tutorials: Run the tutorials first, and store their output.
     """
     if run_tutorials:
         tutorials.run_all()

@@ -5,14 +5,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colours that the colour-blind can tell apart.
+# Safe for colour-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
 def panels(
     rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False
 ) -> tuple[Figure, Any]:
-    """A figure, and its axes in an array (rows, columns)."""
+    """Return a figure, and its axes in an array (rows, columns)."""
     figure = Figure(figsize=size, layout="constrained")
     places: Any = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
     for axes in places.flat:
@@ -22,5 +22,5 @@ def panels(
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """A legend without a frame."""
+    """Add a legend without a frame."""
     axes.legend(frameon=False, fontsize=8, **options)

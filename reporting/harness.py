@@ -1,9 +1,9 @@
-"""Times candidates in turn, prints tables, and stores what was measured as JSON.
+"""Time candidates in turn, print tables, and store the measurements as JSON.
 
-Other work on a machine slows whatever runs beside it. Candidates are therefore timed in
-rounds, A B C, B C A, and compared round by round: what slows a round slows both sides.
-The order changes from round to round, since what ran just before leaves its memory in
-the caches: in a fixed order one program measured twice differed by 5 %.
+Other work on a machine slows whatever runs at the same time. So candidates are timed in
+rounds, A B C, B C A, and compared within a round, where a slowdown affects both sides.
+The order changes from round to round, because the previous candidate leaves its memory
+in the caches: in a fixed order, one program measured twice differed by 5 %.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from reporting.machine import machine, versions, working_tree
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every benchmark can be told.
+    """The options of every benchmark.
 
     Attributes:
-      quick: Tiny sizes and few rounds, to see that it runs. Stored only where --output
-        says.
-      rounds: How often each candidate is timed; the slow ones less often.
-      output: File for the record, instead of one beside the program.
-      overwrite: Replace the file that --output names.
-      allow_dirty: Measure although the working tree differs from the commit. The
-        record says so.
+      quick: Tiny sizes and few rounds, to check that it runs. Stored only with
+        --output.
+      rounds: How often each candidate is timed; slow ones less often.
+      output: File for the record, instead of the one next to the program.
+      overwrite: Replace the file of --output.
+      allow_dirty: Measure even if the working tree differs from the commit. The record
+        says so.
     """
 
     quick: bool = False
@@ -49,26 +49,26 @@ class Options:
         if self.rounds is not None and self.rounds < 1:
             raise SystemExit(f"--rounds must be at least 1, got {self.rounds}")
         if self.output is not None and self.output.is_dir():
-            raise SystemExit(f"--output {self.output} is a folder; name a file")
+            raise SystemExit(f"--output {self.output} is a folder; pass a file")
         if self.output is not None and self.output.exists() and not self.overwrite:
             raise SystemExit(
-                f"--output {self.output} is there already. Give --overwrite to replace "
-                "it, or name another file"
+                f"--output {self.output} already exists. Pass --overwrite to replace "
+                "it, or another file"
             )
 
     def rounds_or(self, default: int) -> int:
-        """The rounds asked for, else 2 if quick, else the default."""
+        """Return the requested rounds, else 2 if quick, else the default."""
         return self.rounds or (2 if self.quick else default)
 
 
 class Candidate(NamedTuple):
-    """Something to be timed.
+    """Something to time.
 
     Attributes:
-      name: what the table calls it.
-      run: does it once, and returns arrays that are ready when it is done.
-      steps: how many steps ``run`` takes; times are per step.
-      every: takes part in one round of so many.
+      name: its name in the table.
+      run: runs it once, and returns arrays that are ready when it is done.
+      steps: number of steps in ``run``; times are per step.
+      every: it takes part in one of every ``every`` rounds.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Candidate(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Five numbers that describe a sample."""
+    """A sample described by five numbers."""
 
     median: float
     q1: float
@@ -88,16 +88,16 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, sample: Iterable[float]) -> "Spread":
-        """The spread of a sample that is not empty."""
+        """Return the spread of a sample that is not empty."""
         quantiles = np.quantile(list(sample), [0.5, 0.25, 0.75, 0.0, 1.0])
         return cls(*map(float, quantiles))
 
 
 class Timing(NamedTuple):
-    """How long a candidate took.
+    """The times of a candidate.
 
     Attributes:
-      first_call: seconds of its first call, compilation included, whatever its steps.
+      first_call: seconds of its whole first call, compilation included.
       seconds: seconds per step, by round.
     """
 
@@ -105,7 +105,7 @@ class Timing(NamedTuple):
     seconds: dict[int, float]
 
     def ratio(self, baseline: "Timing") -> Spread:
-        """How many times as long as the baseline it took in the same round."""
+        """Return its time relative to the baseline's in the same round."""
         return Spread.of(
             seconds / baseline.seconds[turn]
             for turn, seconds in self.seconds.items()
@@ -120,16 +120,15 @@ def measure(
     clock: Callable[[], float] | None = None,
     seconds: float = math.inf,
 ) -> dict[str, Timing]:
-    """Times the candidates, in another order each round, after two calls of each that
-    do not count.
+    """Time the candidates, in another order each round, after two warm-up calls each.
 
     Args:
-      candidates: what to time; their names differ.
-      rounds: how many rounds.
+      candidates: what to time; names must differ.
+      rounds: number of rounds.
       check: called with the results of the first calls, by name; raises if one is
         wrong.
-      clock: gives seconds; ``time.perf_counter`` by default.
-      seconds: after so many, the two calls included, no round begins but the first.
+      clock: returns seconds; ``time.perf_counter`` by default.
+      seconds: after this time, warm-up included, no round starts except the first.
 
     Returns:
       Timings by name.
@@ -144,7 +143,7 @@ def measure(
         name: Timing(seconds, {})
         for name, (seconds, _) in zip(names, first, strict=True)
     }
-    del first  # its arrays, before others are made
+    del first  # frees its arrays before others are made
     for candidate in candidates:
         _timed(candidate.run, clock)
     for turn in range(rounds):
@@ -168,25 +167,25 @@ def _timed(
 
 
 class Report:
-    """What one benchmark finds: shown as it comes, stored at the end."""
+    """The report of one benchmark: printed as it grows, stored at the end."""
 
     def __init__(self, program: str, options: Options, root: Path = stored.ROOT):
-        """Opens the report, before anything is measured.
+        """Open the report, before anything is measured.
 
         Args:
           program: the module that measures, such as ``"studies.paper.skew"``.
-          options: as given on the command line.
+          options: the options of the command line.
           root: the checkout.
 
         Raises:
-          SystemExit: if the working tree is dirty and that is not allowed.
+          SystemExit: if the working tree is dirty and ``--allow-dirty`` was not passed.
         """
         self.options = options
         commit, dirty = working_tree(root)
         if dirty and not options.allow_dirty:
             raise SystemExit(
-                "The working tree differs from the commit, so that the record could "
-                "not be traced to code. Commit first, or give --allow-dirty."
+                "The working tree differs from the commit, so the record could not be "
+                "traced to code. Commit first, or pass --allow-dirty."
             )
         device = jax.devices()[0]
         self.record: dict[str, Any] = {
@@ -217,11 +216,11 @@ class Report:
     def table(
         self, title: str, timings: Mapping[str, Timing], baseline: str, **key: Any
     ) -> None:
-        """Adds timings, each compared with one of them.
+        """Add timings, each compared with the baseline.
 
         Args:
           title: what was timed, in words.
-          timings: by name, as ``measure`` gives them.
+          timings: timings by name, from ``measure``.
           baseline: the name that all are compared with.
           **key: what was timed, for ``stored.select``.
         """
@@ -245,12 +244,12 @@ class Report:
     def listing(
         self, title: str, rows: Sequence[Mapping[str, Any]], **key: Any
     ) -> None:
-        """Adds numbers that are counted, not timed.
+        """Add numbers that are counted, not timed.
 
         Args:
-          title: what they are about, in words.
-          rows: each with the same keys, which head the columns.
-          **key: what they are about, for ``stored.select``.
+          title: what they describe, in words.
+          rows: each with the same keys, which are the column heads.
+          **key: what they describe, for ``stored.select``.
         """
         rows = [*map(dict, rows)]
         self.record["tables"].append({"key": key, "title": title, "rows": rows})
@@ -265,13 +264,13 @@ class Report:
         at_most: float | None = None,
         **key: Any,
     ) -> None:
-        """Adds a number that the table is about, beside its limit where it has one.
+        """Add a key number of the table, with its limit if it has one.
 
         Args:
           what: the number in words.
           measured: its value.
-          at_least: the limit from below.
-          at_most: the limit from above.
+          at_least: its lower limit.
+          at_most: its upper limit.
           **key: what the number is, for ``stored.select``.
         """
         claim: dict[str, Any] = {"key": key, "what": what, "measured": measured}
@@ -283,16 +282,16 @@ class Report:
         print(f"  {format_claim(claim)}")
 
     def picture(self, figure: Any) -> None:
-        """Draws what was measured, beside where the record goes, if it goes anywhere.
+        """Draw the measurements, next to the record if there is one.
 
         Args:
-          figure: with the ``savefig`` of ``matplotlib.figure.Figure``.
+          figure: a ``matplotlib.figure.Figure``.
         """
         if self.path is not None:
             stored.write_picture(figure, self.path.with_suffix(".png"))
 
     def store(self) -> None:
-        """Writes the record, unless a quick run has no file to go to."""
+        """Write the record, unless a quick run has no file."""
         if self.path is None:
             print("\nA quick run is not stored; --output stores it.")
             return
@@ -305,8 +304,8 @@ def start(
     description: str | None,
     options: type[Options] = Options,
 ) -> None:
-    """Runs a program with the options of the command line."""
-    import tyro  # programs with a command line of their own do without
+    """Run a program with the options of the command line."""
+    import tyro  # not needed by programs that parse their own command line
 
     spec = sys.modules["__main__"].__spec__
     prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
@@ -314,20 +313,20 @@ def start(
 
 
 def use_cores(count: int) -> None:
-    """Leaves the process so many processor cores, where the system lets it choose."""
+    """Restrict the process to ``count`` processor cores, if the system allows it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints rows that have the same keys, which head the columns."""
+    """Print rows that have the same keys, which are the column heads."""
     head = [key.replace("_", " ") for key in rows[0]]
     lines = [head, *([_cell(x) for x in row.values()] for row in rows)]
     print(f"\n{title}\n{_columns(lines)}")
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Rows of a table as text."""
+    """Return rows of a table as text."""
     head = ["", "median ms", "quartiles", "min", "max", f"x {baseline}", "quartiles"]
     lines = [[*head, "repeats", "first call s"]]
     for row in rows:
@@ -353,7 +352,7 @@ def _cell(x: Any) -> str:
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
+    """Align columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -364,7 +363,7 @@ def _columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def format_claim(claim: Mapping[str, Any]) -> str:
-    """A claim as a line of text."""
+    """Return a claim as a line of text."""
     text = f"{claim['what']}: {claim['measured']:.3f}"
     for key, words in (("at_least", "at least"), ("at_most", "at most")):
         if key in claim:
@@ -374,7 +373,7 @@ def format_claim(claim: Mapping[str, Any]) -> str:
 
 
 def device_name(backend: str, device: str) -> str:
-    """What tells the record of a device from those of others: empty for a CPU."""
+    """Return the device's part of a record's file name: empty for a CPU."""
     if backend == "cpu":
         return ""
     return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")

@@ -1,11 +1,11 @@
-"""Reads what a compiled program sends between devices."""
+"""Read what a compiled program sends between devices."""
 
 import collections
 import math
 import re
 from typing import NamedTuple
 
-# What moves arrays, and what only adds them up.
+# Operations that move arrays, and those that only sum.
 MOVES = ("all-gather", "all-to-all", "collective-permute", "ragged-all-to-all")
 SUMS = ("all-reduce", "reduce-scatter")
 
@@ -27,7 +27,7 @@ class Collective(NamedTuple):
     Attributes:
       kind: its name in HLO.
       size: bytes of its result on one device.
-      times: how often it is executed, at most.
+      times: how often it runs, at most.
     """
 
     kind: str
@@ -36,17 +36,17 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, passes: int) -> list[Collective]:
-    """The collective operations of a compiled program.
+    """Return the collective operations of a compiled program.
 
     Args:
       text: ``compiled.as_text()``.
-      passes: how often a loop runs at most, where the program does not say.
+      passes: upper bound of a loop's iterations, if the program does not state them.
 
     Returns:
       One entry for each place in the program.
 
     Raises:
-      ValueError: if no entry computation is found.
+      ValueError: if there is no entry computation.
     """
     lines: dict[str, list[str]] = collections.defaultdict(list)
     entry = name = None
@@ -57,7 +57,7 @@ def collectives(text: str, passes: int) -> list[Collective]:
         elif name is not None:
             lines[name].append(line)
     if entry is None:
-        raise ValueError("this is no HLO text: it has no ENTRY computation")
+        raise ValueError("not HLO text: it has no ENTRY computation")
 
     found = []
 
@@ -77,12 +77,12 @@ def collectives(text: str, passes: int) -> list[Collective]:
 
 
 def moved(found: list[Collective], kinds: tuple[str, ...]) -> int:
-    """Bytes of the results of all collectives of these kinds, on one device."""
+    """Count the bytes of the results of all collectives of these kinds, per device."""
     return sum(c.size * c.times for c in found if c.kind in kinds)
 
 
 def _size(shapes: str) -> int:
-    """Bytes of a shape, or of a tuple of shapes, as HLO writes it."""
+    """Count the bytes of a shape, or of a tuple of shapes, as written in HLO."""
     return sum(
         _bytes(dtype) * math.prod(int(n) for n in dims.split(",") if n)
         for dtype, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shapes)

@@ -1,4 +1,4 @@
-"""The code and the machine that numbers come from."""
+"""The code and the machine behind the numbers."""
 
 import importlib.metadata
 import os
@@ -12,9 +12,9 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def working_tree(root: Path) -> tuple[str | None, bool]:
-    """The commit that is checked out, if any, and whether the files differ from it.
+    """Return the checked-out commit, if any, and whether files differ from it.
 
-    Stored records do not count: one benchmark's must not stop the next.
+    Stored records do not count: one benchmark's record must not block the next.
     """
 
     def git(*arguments: str) -> str | None:
@@ -35,7 +35,7 @@ def working_tree(root: Path) -> tuple[str | None, bool]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on, and nothing that tells whose machine it is."""
+    """Return what the numbers depend on, without anything that identifies the owner."""
     return {
         "cpu": _cpu(),
         "cores": _cores(),
@@ -46,7 +46,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and those of the packages underneath."""
+    """Return the versions of Python and of the packages."""
     installed = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **installed}
 

@@ -13,15 +13,15 @@ Row = Mapping[str, Any]
 
 
 def difference(one: ArrayLike, other: ArrayLike) -> dict[str, float]:
-    """What one arm has beyond another, seed by seed.
+    """Compare two arms seed by seed.
 
     Args:
-      own: a number for each seed.
-      other: those of the arm that it is compared with, in the same order.
+      one: a number for each seed.
+      other: numbers of the other arm, in the same order.
 
     Returns:
-      The mean difference, its interval, and the p-value of the paired t-test, 1 where
-      all differences are equal to 0.
+      The mean difference, its interval, and the p-value of the paired t-test, which is
+      1 if all differences are 0.
 
     >>> found = difference([1.0, 2.0, 3.0, 5.0], [0.0, 2.0, 2.0, 3.0])
     >>> {name: round(value, 4) for name, value in found.items()}
@@ -38,14 +38,14 @@ def difference(one: ArrayLike, other: ArrayLike) -> dict[str, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of tests that were made together, by Holm's method.
+    """Correct p-values of several tests by Holm's method.
 
     Args:
-      p_values: one of each test.
+      p_values: one for each test.
 
     Returns:
-      In the same order: with those below 0.05 taken for real, the chance to be wrong
-      in one of them or more is at most 0.05.
+      Corrected p-values in the same order: if all below 0.05 count as real, the
+      probability of at least one false positive is at most 0.05.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -58,7 +58,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def epochs_at(share: float, epochs: int) -> int:
-    """How many epochs a share of them is, one at least.
+    """Return how many epochs a fraction of them is, at least one.
 
     >>> epochs_at(1 / 9, 20), epochs_at(1 / 9, 2), epochs_at(1, 20)
     (2, 1, 20)
@@ -67,17 +67,17 @@ def epochs_at(share: float, epochs: int) -> int:
 
 
 def by_arm(entry: Row) -> dict[str, Row]:
-    """The rows of a condition by their arms."""
+    """Return the rows of a condition by their arms."""
     return {row["arm"]: row for row in entry["arms"]}
 
 
 def accuracies(entry: Row, arm: str, share: float = 1.0) -> np.ndarray:
-    """The accuracy with each seed.
+    """Return the accuracy with each seed.
 
     Args:
-      own: the record of a condition.
+      entry: the record of a condition.
       arm: the correction.
-      share: of the epochs after which accuracies are taken.
+      share: the fraction of the epochs after which accuracies are taken.
 
     Returns:
       Fractions, (seeds,).

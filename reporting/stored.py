@@ -1,6 +1,6 @@
-"""The records that programs have stored, and the pictures beside them.
+"""Records that programs have stored, and pictures of them.
 
-Programs keep their records beside them: ``studies.paper.skew`` in
+Records are stored next to the programs: ``studies.paper.skew`` in
 ``studies/results/paper/skew.json``.
 """
 
@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def path_of(program: str, device: str = "", root: Path = ROOT) -> Path:
-    """The file of a record.
+    """Return the path of a record.
 
     Args:
       program: the module that measures.
-      device: that it was measured on, unless that is a CPU.
+      device: the device that was measured, unless it is a CPU.
       root: the checkout.
 
     Returns:
@@ -31,12 +31,12 @@ def path_of(program: str, device: str = "", root: Path = ROOT) -> Path:
 
 
 def load(program: str) -> dict[str, Any]:
-    """The record of a program, read once and shared: it is not to be changed."""
+    """Load the record of a program; it is cached, so callers must not change it."""
     return _read(path_of(program))
 
 
 def select(entries: Iterable[dict[str, Any]], **key: Any) -> list[dict[str, Any]]:
-    """The tables or claims of a record whose keys have these values.
+    """Return the tables or claims of a record whose keys have these values.
 
     >>> tables = [{"key": {"kind": "step"}}, {"key": {"kind": "step", "batch": 32}}]
     >>> select(tables, batch=32)
@@ -46,16 +46,16 @@ def select(entries: Iterable[dict[str, Any]], **key: Any) -> list[dict[str, Any]
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record, whole or not at all."""
+    """Write a record, completely or not at all."""
     aside = path.with_name(f".{path.name}")
     aside.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(aside, path)
 
 
 def write_picture(figure: Any, path: Path) -> None:
-    """Writes a figure of matplotlib as PNG.
+    """Write a matplotlib figure as PNG.
 
-    Nothing of the versions that drew it: the record has those of the rest.
+    The file does not name the versions that drew it; the record has all versions.
     """
     figure.savefig(path, dpi=110, metadata={"Software": None})
 

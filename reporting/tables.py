@@ -48,7 +48,7 @@ PAGES = {
 
 
 def render(page: Path) -> str:
-    """A page with its tables as the results have them."""
+    """Return a page with its tables made from the results."""
     text = page.read_text()
     for name, table in PAGES[page].items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"

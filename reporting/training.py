@@ -1,4 +1,4 @@
-"""How benchmarks and studies train small networks on scanned digits."""
+"""Training of small networks on scanned digits, for benchmarks and studies."""
 
 import tempfile
 from pathlib import Path
@@ -15,7 +15,7 @@ IMAGE = np.zeros((1, 8, 8, 1), np.float32)
 
 
 def load_digits(quick: bool) -> tuple[Split, Split]:
-    """The training and the test split of the scanned digits; noise, if quick."""
+    """Return the training and the test split of the scanned digits; noise, if quick."""
     if quick:
         draw = np.random.default_rng(0)
         images = draw.standard_normal((2 * BATCH, 8, 8, 1), np.float32)
@@ -26,7 +26,7 @@ def load_digits(quick: bool) -> tuple[Split, Split]:
 
 
 def loss_of(model: nn.Module) -> Any:
-    """The loss that ``so.make_train_step`` takes, with batch statistics or none."""
+    """Return a loss for ``so.make_train_step``, with or without batch statistics."""
 
     def loss_fn(params, batch_stats, batch):
         images, labels = batch

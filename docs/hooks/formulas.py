@@ -1,7 +1,7 @@
-"""Formulas as MathML: browsers set it without scripts, fonts or a network.
+"""Formulas as MathML, which browsers render without scripts, fonts or a network.
 
-Docstrings have them as Sphinx does. Pages have them as GitHub shows them: a block is
-fenced as ``math``, and a formula within a line stands between ``$` `` and `` `$``.
+Docstrings write formulas as Sphinx does, pages as GitHub renders them: a block is
+fenced as ``math``, and an inline formula is written between ``$` `` and `` `$``.
 """
 
 import re
@@ -18,7 +18,7 @@ _INLINE = re.compile(r":math:`([^`]+)`")
 
 
 def on_config(config: Any) -> None:
-    """Adds formulas to the Markdown of all pages."""
+    """Add formulas to the Markdown of all pages."""
     config.markdown_extensions.append(InlineFormulas())
     config.mdx_configs["pymdownx.superfences"] = {
         "custom_fences": [{"name": "math", "class": "math", "format": fenced}]
@@ -26,20 +26,20 @@ def on_config(config: Any) -> None:
 
 
 class Formulas(griffe.Extension):
-    """Writes the formulas of docstrings as those of pages."""
+    """Convert the formulas of docstrings to those of pages."""
 
     def on_object(self, *, obj: griffe.Object, **options: Any) -> None:
-        """Called for every object that was read."""
+        """Convert the docstring of an object that was read."""
         del options
         if obj.docstring is not None:
             obj.docstring.value = from_sphinx(obj.docstring.value)
 
 
 class InlineFormulas(Extension):
-    """Formulas within a line."""
+    """Inline formulas."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        """Registers the pattern before the one of inline code, which has 190."""
+        """Register the pattern before that of inline code, which has priority 190."""
         md.inlinePatterns.register(_Inline(r"\$`([^`]+)`\$", md), "formula", 195)
 
 
@@ -50,13 +50,13 @@ class _Inline(InlineProcessor):
 
 
 def fenced(source: str, *arguments: Any, **options: Any) -> str:
-    """A fenced formula, in a box that scrolls where it is wider than the page."""
+    """Return a fenced formula, in a box that scrolls if it is wider than the page."""
     del arguments, options
     return f'<div class="formula">{mathml(source, block=True)}</div>'
 
 
 def from_sphinx(docstring: str) -> str:
-    r"""A docstring with its formulas as pages have them.
+    r"""Return a docstring with its formulas written as on pages.
 
     >>> print(from_sphinx("So:\n\n.. math::\n  a = b\n\nwith :math:`b`.\n"))
     So:
@@ -78,23 +78,23 @@ def from_sphinx(docstring: str) -> str:
 
 
 def mathml(formula: str, *, block: bool = False) -> str:
-    r"""A formula as MathML; raises where a command of LaTeX is not known.
+    r"""Return a formula as MathML; raise if a LaTeX command is unknown.
 
     >>> mathml("a").partition(">")[2]
     '<mrow><mi>a</mi></mrow></math>'
     >>> mathml(r"\nosuch")
     Traceback (most recent call last):
-    ValueError: what is left of \nosuch in the formula \nosuch
+    ValueError: cannot convert \nosuch in the formula \nosuch
     """
     source = formula.strip()
     if block and "&" in source and r"\begin" not in source:
-        source = rf"\begin{{aligned}}{source}\end{{aligned}}"  # as Sphinx takes it
-    # Function names are words: one letter each would be set apart and in italics.
+        source = rf"\begin{{aligned}}{source}\end{{aligned}}"  # as in Sphinx
+    # Function names are words: single letters would be spaced out and in italics.
     source = re.sub(r"\\mathrm\{([^{}]|\\text\{[^{}]*\})+\}", _as_text, source)
     drawn = converter.convert(source, display="block" if block else "inline")
     left = re.search(r"\\\w+", re.sub(r"<[^>]*>", " ", drawn))
     if left:
-        raise ValueError(f"what is left of {left[0]} in the formula {formula}")
+        raise ValueError(f"cannot convert {left[0]} in the formula {formula}")
     return drawn
 
 

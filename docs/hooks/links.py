@@ -1,4 +1,4 @@
-"""Names in code become links to the API, numbers of papers links to arXiv."""
+"""Link names in code to the API, and arXiv numbers to arXiv."""
 
 import functools
 import posixpath
@@ -11,13 +11,13 @@ import griffe
 API = Path(__file__).resolve().parents[1] / "api"
 PACKAGE = "sparseopt_jax"
 
-# Words that code without ``so.`` uses in other senses, as arguments and fields.
+# Words that have other senses in code without ``so.``, as arguments and fields.
 AMBIGUOUS = {
     *("checkpoint", "distributions", "export", "load", "metrics", "phases", "plan"),
     *("plot", "schedules", "scores", "sparseopt", "structures", "summary"),
     "topologies",
 }
-# Where a link would be in another, or would not be read as one.
+# Elements in which a link would be nested in another, or not rendered as one.
 _CLOSED = (
     *("a", "autoref", "b", "h1", "h2", "h3", "h4", "h5", "h6", "math", "pre", "script"),
     "summary",
@@ -30,7 +30,7 @@ _PAPER = re.compile(r"\b(?:arXiv[: ])?(\d\d(?:0[1-9]|1[0-2])\.\d{5})\b(?!%|\.\d)
 
 @functools.cache
 def public_names() -> dict[str, list[str]]:
-    """What each page of the API shows, in its order."""
+    """Return the names that each page of the API shows, in its order."""
     return {
         page.name: re.findall(r"^::: ([\w.]+)$", page.read_text("utf-8"), re.MULTILINE)
         for page in sorted(API.glob("*.md"))
@@ -43,7 +43,7 @@ def _targets() -> frozenset[str]:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Writes the tables of all public names, in the order of the menu."""
+    """Write the tables of all public names, in the order of the menu."""
     del files
     if page.file.src_uri != "api/index.md":
         return markdown
@@ -53,7 +53,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, **options: Any) -> str:
-    """Links the code, the papers and the pages that a page names."""
+    """Link the code, the papers and the pages that a page mentions."""
     del options
     if page.file.src_uri.startswith("sources/"):
         return html
@@ -61,7 +61,7 @@ def on_page_content(html: str, page: Any, **options: Any) -> str:
 
 
 def with_links(html: str, to_root: str = ".") -> str:
-    """HTML with links from names and numbers of papers.
+    """Return HTML with links from names and from arXiv numbers.
 
     >>> with_links("<code>so.ste()</code>")
     '<autoref identifier="sparseopt_jax.ste" optional><code>so.ste()</code></autoref>'
@@ -100,7 +100,7 @@ def with_links(html: str, to_root: str = ".") -> str:
 
 @functools.cache
 def _heading(page: str) -> str:
-    """The first heading of a page."""
+    """Return the first heading of a page."""
     text = (API.parent / f"{page}.md").read_text("utf-8")
     return text.partition("\n")[0].removeprefix("# ")
 
@@ -110,7 +110,7 @@ def _arxiv(found: re.Match[str]) -> str:
 
 
 def _named(code: str) -> str | None:
-    """What the API has under a name, or under the longest beginning of it."""
+    """Return the API's entry for a name, or for its longest known prefix."""
     call = _CALL.match(code)
     if not call:
         return None
@@ -128,7 +128,7 @@ def _named(code: str) -> str | None:
 
 
 def _contents(titles: dict[str, str]) -> str:
-    """A table for each page: its names, and what they are in one line."""
+    """Return a table for each page: its names, with a line on each."""
     package = griffe.load(
         PACKAGE, search_paths=[API.parents[1]], docstring_parser="google"
     )

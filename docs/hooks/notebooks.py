@@ -1,4 +1,4 @@
-"""The gallery: stored notebooks as pages, with what they print and draw."""
+"""The gallery: stored notebooks as pages, with their printed output and figures."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ NOTEBOOKS = "examples/notebooks"
 
 
 def on_config(config: Any) -> None:
-    """Puts the gallery into the menu, after the tutorials."""
+    """Put the gallery into the menu, after the tutorials."""
     pages = [
         {read(path)["cells"][0]["source"][0].strip("# \n"): f"gallery/{path.stem}.md"}
         for path in notebooks()
@@ -22,7 +22,7 @@ def on_config(config: Any) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds a page for each notebook, the notebook itself, and its pictures."""
+    """Add a page for each notebook, the notebook itself, and its pictures."""
     for path in notebooks():
         notebook = read(path)
         page = f"gallery/{path.stem}.md"
@@ -38,17 +38,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def notebooks() -> list[Path]:
-    """The stored notebooks."""
+    """Return the paths of the stored notebooks."""
     return sorted((ROOT / NOTEBOOKS).glob("*.ipynb"))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A notebook's cells and their outputs."""
+    """Return a notebook's cells and their outputs."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def markdown(notebook: dict[str, Any], name: str) -> str:
-    r"""A notebook as a page, with a link to the notebook after its title.
+    r"""Return a notebook as a page, with a link to the notebook after its title.
 
     >>> text = {"cell_type": "markdown", "source": ["# A\n", "\n", "B"]}
     >>> output = {"output_type": "stream", "text": ["2\n"]}
@@ -81,7 +81,7 @@ def markdown(notebook: dict[str, Any], name: str) -> str:
 
 
 def _output(output: dict[str, Any]) -> str:
-    """What a cell printed, or the picture that it drew."""
+    """Return the printed output of a cell, or its figure."""
     data = output.get("data", {})
     if "image/png" in data:
         png = "".join("".join(data["image/png"]).split())

@@ -1,8 +1,8 @@
-"""What the site shows of the repository beside ``docs/``.
+"""Pages for files of the repository outside ``docs/``.
 
-The changelog, the guide for contributors and the citation become pages, as does every
-program that a page names; pictures of results are copied. Links between files of the
-repository become links between pages.
+The changelog, the guide for contributors and the citation become pages, and so does
+every program that a page mentions; pictures of results are copied. Links between files
+of the repository become links between pages.
 """
 
 import ast
@@ -24,7 +24,7 @@ CITATION = "CITATION.cff"
 NOTEBOOKS = "examples/notebooks"
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
-# A program in code: its path, its folder's, or the command that starts it.
+# A program in code: its path, its folder's path, or the command that runs it.
 _PROGRAM = re.compile(
     r"(?<!\[)`((?:python -m )?"
     r"((?:benchmarks|examples|studies)(?:[./]\w+)+)[^`\n]*)`(?!\])"
@@ -32,13 +32,13 @@ _PROGRAM = re.compile(
 
 
 def on_config(config: Any) -> None:
-    """Links the repository, if the environment variable REPOSITORY_URL names one."""
+    """Link the repository, if the environment variable REPOSITORY_URL is set."""
     url = os.environ.get("REPOSITORY_URL", "")
     config.repo_url, config.repo_name = url, url.rpartition("/")[2]
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds pages and pictures of the repository."""
+    """Add pages and pictures of the repository."""
     for picture in sorted(ROOT.glob(f"{RESULTS}/**/*.png")):
         place = page_of(str(picture.relative_to(ROOT)))
         files.append(File.generated(config, place, abs_src_path=str(picture)))
@@ -55,14 +55,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **options: Any) -> str:
-    """Has the links of a page lead to pages; code blocks lose the names of tests."""
+    """Make a page's links lead to pages, and remove test names from code blocks."""
     del options
     markdown = re.sub(r"^```python \w+$", "```python", markdown, flags=re.MULTILINE)
     return linked(markdown, page.file.src_uri)
 
 
 def linked(markdown: str, page: str) -> str:
-    """A page with links to other pages, where the repository has links to files.
+    """Return a page with links to pages in place of links to repository files.
 
     >>> linked("[a](../examples/quickstart/nnx.py) [b](faq.md#x)", "tutorials.md")
     '[a](sources/examples/quickstart/nnx.py.md) [b](faq.md#x)'
@@ -87,7 +87,7 @@ def linked(markdown: str, page: str) -> str:
 
 
 def resolved(link: str, page: str) -> str | None:
-    """The path in the repository that a link of a page means; None if there is none.
+    """Return the repository path to which a page's link leads; None if there is none.
 
     >>> resolved("../examples/digits", "scaling.md")
     'examples/digits'
@@ -101,7 +101,7 @@ def resolved(link: str, page: str) -> str | None:
 
 
 def source_of(program: str) -> str | None:
-    """The file or the folder of a program, by its path or its module.
+    """Return the file or the folder of a program, by its path or its module.
 
     >>> source_of("examples.digits"), source_of("examples.quickstart.linen")
     ('examples/digits', 'examples/quickstart/linen.py')
@@ -115,7 +115,7 @@ def source_of(program: str) -> str | None:
 
 
 def page_of(source: str) -> str:
-    """The page, or the file of the site, that shows a file of the repository.
+    """Return the page, or the file of the site, that shows a file of the repository.
 
     >>> page_of("docs/methods.md"), page_of("studies/results/a.png")
     ('methods.md', 'results/a.png')
@@ -138,7 +138,7 @@ def page_of(source: str) -> str:
 
 @functools.cache
 def programs() -> frozenset[str]:
-    """The files and folders of programs that pages link to or name."""
+    """Return the files and folders of programs that pages link to or mention."""
     texts = {str(p.relative_to(ROOT / "docs")): p for p in ROOT.glob("docs/**/*.md")}
     texts |= {page: ROOT / source for source, page in PAGES.items()}
     found: set[str] = set()
@@ -153,7 +153,7 @@ def programs() -> frozenset[str]:
 
 
 def with_files(source: str) -> Iterator[str]:
-    """A program, or a folder with the programs in it."""
+    """Yield a program, or a folder and the programs in it."""
     path = ROOT / source
     if path.exists():
         yield source
@@ -164,7 +164,7 @@ def with_files(source: str) -> Iterator[str]:
 
 
 def listing(source: str) -> str:
-    """The page of a program, or of a folder of programs."""
+    """Return the page of a program, or of a folder of programs."""
     path = ROOT / source
     head = f"---\nsearch:\n  exclude: true\n---\n\n# {source}\n\n"
     if path.is_dir():
@@ -181,13 +181,13 @@ def listing(source: str) -> str:
 
 
 def summary(path: Path) -> str:
-    """The first line of a program's docstring."""
+    """Return the first line of a program's docstring."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     return (docstring or "").partition("\n")[0].replace("|", r"\|")
 
 
 def citation(cff: dict[str, Any]) -> str:
-    """The page of a citation file: BibTeX for the package and for its papers."""
+    """Return the page of a citation file: BibTeX for the package and its papers."""
     lines = [f"# Citation\n\n{cff['message']}\n\n## The package\n", bibtex(cff)]
     for paper in cff["references"]:
         lines += [f"\n## {paper['title']}\n", bibtex(paper)]
@@ -195,7 +195,7 @@ def citation(cff: dict[str, Any]) -> str:
 
 
 def bibtex(entry: dict[str, Any]) -> str:
-    """An entry of a citation file as a block of BibTeX.
+    """Return an entry of a citation file as a block of BibTeX.
 
     >>> author = {"family-names": "Mocanu", "given-names": "Elena"}
     >>> paper = {"type": "article", "title": "A", "authors": [author], "year": 2018}

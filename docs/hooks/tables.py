@@ -1,13 +1,13 @@
-"""Tables as the site shows them: numbers and code stay whole, long results fold."""
+"""Tables for the site: numbers and code do not break, and long results fold."""
 
 import re
 from typing import Any
 
-# More rows of results than this are folded under a line that says what they are.
+# Longer tables of results are folded under a line that describes them.
 LONGEST = 16
-# Cells of no more characters than this stay on one line.
+# Cells of at most this many characters stay on one line.
 SHORT = 22
-# Long tables to look things up in, or that a page is about.
+# Long tables that are references, or the subject of a page.
 OPEN = ("methods", "keys", "memory")
 
 _MARKED = re.compile(
@@ -18,13 +18,13 @@ _CODE = re.compile(r"<code>([^<]{24,})</code>")
 
 
 def on_page_content(html: str, **options: Any) -> str:
-    """Folds the long tables of a page, and keeps what cells hold from being broken."""
+    """Fold the long tables of a page, and prevent breaks within cells."""
     del options
     return _CELL.sub(_unbroken, _MARKED.sub(_folded, html))
 
 
 def _folded(found: re.Match[str]) -> str:
-    r"""A table within ``details``, if it is long.
+    r"""Return a table within ``details``, if it is long.
 
     >>> row = "<tr><td>1</td></tr>"
     >>> table = f"<table><thead><tr><th>n</th></tr></thead>{17 * row}</table>"
@@ -43,7 +43,7 @@ def _folded(found: re.Match[str]) -> str:
 
 
 def _unbroken(found: re.Match[str]) -> str:
-    """A cell on one line if it is short; else with each word of long code whole.
+    """Return a short cell on one line; in long code, keep each word whole.
 
     >>> _unbroken(re.match(".*", "<td>-0.7 [-2.6, +1.3]</td>"))
     '<td class="short">-0.7 [-2.6, +1.3]</td>'

@@ -7,7 +7,7 @@ from reporting.pages.parts import named
 from reporting.stored import load, select
 
 SPARSITY = 0.9
-# Of each method, which weights it trains.
+# The weights that each method trains.
 METHODS = {
     "static": "10 %",
     "SET": "10 %",
@@ -23,7 +23,7 @@ METHODS = {
 
 
 def methods_chosen() -> str:
-    """Accuracies of methods at one sparsity on two networks, as a Markdown table."""
+    """Compare the accuracies of methods on two networks, as a Markdown table."""
     found = select(load("benchmarks.methods")["tables"], kind="training")
     tables = {own["key"]["network"]: own["rows"] for own in found}
     lines = [("dense", "all", *_accuracies(tables, "dense", None))]
@@ -36,7 +36,7 @@ def methods_chosen() -> str:
 def _accuracies(
     tables: dict[str, list[dict[str, Any]]], method: str, sparsity: float | None
 ) -> list[str]:
-    """Mean and standard deviation on each network, without a structure."""
+    """Return mean and standard deviation on each network, without a structure."""
     cells = []
     for rows in tables.values():
         (row,) = (

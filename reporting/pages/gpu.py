@@ -1,4 +1,4 @@
-"""The tables of ``docs/gpu.md``; what has no record says that it has none."""
+"""The tables of ``docs/gpu.md``; those without a record say so."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ Rows = dict[str, Record]
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; nothing where it has no lines."""
+    """Return a Markdown table; empty if it has no lines."""
     return markdown.table(head, lines) if lines else ""
 
 
 def _part(name: str) -> Callable[[Callable[[Record], str]], Callable[[], str]]:
-    """Shows a part's record, what it was measured on, and what is missing in it."""
+    """Show a part's record, with the device and what is missing."""
 
     def decorate(show: Callable[[Record], str]) -> Callable[[], str]:
         def whole(record: Record) -> str:
@@ -35,7 +35,7 @@ def _part(name: str) -> Callable[[Callable[[Record], str]], Callable[[], str]]:
 
 
 def _rows(record: Record, **key: Any) -> Rows:
-    """The rows of one table by their names; none where there is no such table."""
+    """Return the rows of one table by their names; empty if there is no such table."""
     found = select(record["tables"], **key)
     return {row["name"]: row for row in found[0]["rows"]} if found else {}
 
@@ -54,7 +54,7 @@ def _gib(row: Record | None, name: str = "peak_bytes") -> str:
 
 @_part("optimizers")
 def gpu_steps(record: Record) -> str:
-    """What masks add to AdamW's step, as a Markdown table."""
+    """Show what masks add to AdamW's step, as a Markdown table."""
     found = [own["key"] for own in select(record["tables"], kind="step")]
     networks = list(dict.fromkeys(key["network"] for key in found))
     head, columns = ["AdamW's step"], []
@@ -81,7 +81,7 @@ def gpu_steps(record: Record) -> str:
 
 @_part("optimizers")
 def gpu_selection(record: Record) -> str:
-    """What the selection takes against a sort, as a Markdown table."""
+    """Compare the selection with a sort, as a Markdown table."""
     names = ("top_k_mask", "lax.top_k", "argsort", "one read, sum")
     lines = []
     for found in select(record["tables"], kind="selection"):
@@ -93,7 +93,7 @@ def gpu_selection(record: Record) -> str:
 
 @_part("optimizers")
 def gpu_updates(record: Record) -> str:
-    """What an update of the masks takes against a sort, as a Markdown table."""
+    """Compare an update of the masks with a sort, as a Markdown table."""
     lines = []
     for found in select(record["tables"], kind="update"):
         rows, key = _rows(record, **found["key"]), found["key"]
@@ -105,7 +105,7 @@ def gpu_updates(record: Record) -> str:
 
 @_part("resnet50")
 def gpu_resnet50(record: Record) -> str:
-    """A step of ResNet-50 and its memory, as a Markdown table."""
+    """Show a step of ResNet-50 and its memory, as a Markdown table."""
     steps, updates = (_rows(record, kind=kind) for kind in ("step", "update"))
     if not steps:
         return ""
@@ -125,7 +125,7 @@ def gpu_resnet50(record: Record) -> str:
 
 @_part("seeds")
 def gpu_seeds(record: Record) -> str:
-    """Accuracies of corrections, as a Markdown table."""
+    """Show the accuracies of corrections, as a Markdown table."""
     head = ("", "correction", "accuracy %", "gain, points [95 %]", "p", "dead neurons")
     lines = []
     for found in select(record["tables"], kind="accuracy"):
@@ -151,7 +151,7 @@ def gpu_seeds(record: Record) -> str:
 
 @_part("language_model")
 def gpu_language_model(record: Record) -> str:
-    """A step of LLaMA-130M and its memory, as a Markdown table."""
+    """Show a step of LLaMA-130M and its memory, as a Markdown table."""
     steps, updates = (_rows(record, kind=kind) for kind in ("step", "update"))
     if not steps:
         return ""
@@ -169,7 +169,7 @@ def gpu_language_model(record: Record) -> str:
 
 @_part("compact_kernels")
 def gpu_compact(record: Record) -> str:
-    """Steps on compact parameters against dense ones, as a Markdown table."""
+    """Compare steps on compact parameters with dense ones, as a Markdown table."""
     lines = []
     for found in select(record["tables"], kind="step"):
         width = found["key"]["width"]

@@ -21,7 +21,7 @@ STEPS = (
 
 @if_measured("benchmarks.compile_time")
 def compile_time(record: Record) -> str:
-    """What tracing and compiling take, as a Markdown table."""
+    """Show the time of tracing and compiling, as a Markdown table."""
     *networks, digits = record["tables"]
     lines = [
         (rows[0]["program"], *(f"{row['ratio']:.1f}x" for row in rows))
@@ -36,7 +36,7 @@ def compile_time(record: Record) -> str:
 
 
 def speed() -> str:
-    """What the selection takes against a sort, as a Markdown table."""
+    """Compare the selection with a sort, as a Markdown table."""
     record = load("benchmarks.selection")
     head = (
         "exact top-k of",
@@ -58,7 +58,7 @@ def speed() -> str:
 
 
 def overhead() -> str:
-    """What masks add to an optimizer's step, as a Markdown table."""
+    """Show what masks add to an optimizer's step, as a Markdown table."""
     record = load("benchmarks.step_overhead")
 
     def rows(**key: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def overhead() -> str:
 
 
 def training() -> str:
-    """What sparse training costs as a whole on the digits, as a sentence."""
+    """State the overall cost of sparse training on the digits, in a sentence."""
     claims = load("benchmarks.step_overhead")["claims"]
     (claim,) = select(claims, kind="training")
     ratio = claim["measured"]

@@ -1,4 +1,4 @@
-"""What ``docs/index.md`` has from the README: its first screen."""
+"""The first screen of ``docs/index.md``, taken from the README."""
 
 import re
 
@@ -9,7 +9,7 @@ _MARKER = re.compile(r"<!-- (begin|end) \w+ -->\n")
 
 
 def first_screen() -> str:
-    """The README up to the details, with links as they are in ``docs``."""
+    """Return the README up to the details, with links adapted to ``docs``."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     _, begin, rest = text.partition("<!-- begin first_screen -->\n")
     shown, end, _ = rest.partition("<!-- end first_screen -->")

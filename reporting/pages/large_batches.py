@@ -7,7 +7,7 @@ from reporting.stored import load, select
 
 
 def reached(program: str) -> str:
-    """Epochs and steps to a fixed loss by batch, as a Markdown table."""
+    """Show epochs and steps to a fixed loss by batch, as a Markdown table."""
     tables = select(load(program)["tables"], kind="rule")
     cells: dict[tuple[str, int], list[str]] = {}
     names: list[str] = []

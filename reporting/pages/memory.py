@@ -6,12 +6,12 @@ from reporting.stored import load
 
 
 def memory() -> str:
-    """Bytes of the state, and of the compiled step, as a Markdown table."""
+    """Show bytes of the state, and of the compiled step, as a Markdown table."""
     (found,) = load("benchmarks.memory")["tables"]
     dense, *_ = found["rows"]
     head = (
         *("optimizer", "density", "block", "state", "of a sparse leaf"),
-        *("step", "change", "step with the change in it"),
+        *("step", "update", "step with an update"),
     )
     lines = []
     for row in found["rows"]:
@@ -28,7 +28,7 @@ def memory() -> str:
 
 
 def language_model() -> str:
-    """What the language model's comparison came to, as a Markdown table."""
+    """Show the results of the language model's comparison, as a Markdown table."""
     record = load("examples.language_model")
     head = (
         *("method", "learning rate", "bits per byte", "gap to dense"),

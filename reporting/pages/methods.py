@@ -6,7 +6,7 @@ from reporting.stored import load, select
 
 
 def method_results() -> str:
-    """What every method learns on small networks, as a Markdown table."""
+    """Show what every method learns on small networks, as a Markdown table."""
     record = load("benchmarks.methods")
     head = ["method", "structure", "sparsity"]
     tables = {
@@ -15,7 +15,7 @@ def method_results() -> str:
     }
     networks = [network for network, kind in tables if kind == "training"]
     for name in networks:
-        head += [f"{name}: accuracy %", "density", "step / dense", "change", "state"]
+        head += [f"{name}: accuracy %", "density", "step / dense", "update", "state"]
     found: dict[str, list[str]] = {}
     for name in networks:
         steps = {row["name"]: row for row in tables[name, "step"]}
@@ -40,7 +40,7 @@ def method_results() -> str:
 
 
 def straight_through_steps() -> str:
-    """What masks that follow every step add to it, as a Markdown table."""
+    """Show the cost of masks that follow every step, as a Markdown table."""
     record = load("benchmarks.methods")
     found = select(record["tables"], kind="ste")
     tables = {entry["key"]["network"]: entry["rows"] for entry in found}
@@ -55,7 +55,7 @@ def straight_through_steps() -> str:
 
 
 def removed_neurons() -> str:
-    """What removing neurons saves, as a Markdown table."""
+    """Show the savings of removing neurons, as a Markdown table."""
     record = load("benchmarks.removed_neurons")
     head = ("network", "dead", "parameters", "FLOPs left", "time left", "quartiles")
     lines = []
@@ -78,9 +78,9 @@ def removed_neurons() -> str:
 
 
 def method_changes() -> str:
-    """A change of large masks against the same by sorting, as a Markdown table."""
+    """Compare an update of large masks with one by sorting, as a Markdown table."""
     record = load("benchmarks.mask_changes")
-    head = ("method", "a change", "by argsort", "argsort / change")
+    head = ("method", "an update", "by argsort", "argsort / update")
     lines = []
     for entry in record["tables"]:
         rows = {row["name"]: row for row in entry["rows"]}

@@ -1,4 +1,4 @@
-"""What ``docs/paper_figures.md`` shows of the figures of the SparseOpt paper.
+"""The tables of ``docs/paper_figures.md`` on the figures of the SparseOpt paper.
 
 Each function of ``PAGE`` reads stored results and returns Markdown.
 """
@@ -25,7 +25,7 @@ SHOWN = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # sparsities
 
 
 def load(name: str) -> dict[str, Any]:
-    """The stored result of a program."""
+    """Load the stored result of a program."""
     return stored.load(f"studies.paper.{name}")
 
 
@@ -35,13 +35,13 @@ def _rows(name: str, kind: str) -> list[dict[str, Any]]:
 
 
 def met(record: Mapping[str, Any]) -> str:
-    """How many of the claims that the paper makes have come out."""
+    """State how many of the paper's claims are met."""
     found = [c["met"] for c in record["claims"] if c.get("published")]
     return f"{sum(found)} of {len(found)}"
 
 
 def verdicts() -> str:
-    """What has become of every figure, and where the numbers come from."""
+    """Show the verdict on every figure, and where the numbers come from."""
     rows = []
     for name, figure in FIGURES.items():
         record = load(name)
@@ -59,7 +59,7 @@ def verdicts() -> str:
 
 
 def claims(name: str) -> str:
-    """The claims of one figure, with their limits."""
+    """Show the claims of one figure, with their limits."""
     rows = []
     for claim in load(name)["claims"]:
         limit, met = "-", "-"
@@ -74,7 +74,7 @@ def claims(name: str) -> str:
 
 
 def gradient_ratio() -> str:
-    """Ratios by sparsity, the theory's and the paper's above them."""
+    """Show ratios by sparsity, below those of the theory and the paper."""
     record = load("gradient_ratio")
     rows = _rows("gradient_ratio", "ratios")
     theory = {row["sparsity"]: f"{row['theory']:.2f}" for row in rows}
@@ -92,7 +92,7 @@ def gradient_ratio() -> str:
 
 
 def ratio_layers() -> str:
-    """The ResNet's layers at the largest sparsity that the paper has, with BN."""
+    """Show the ResNet's layers at the paper's largest sparsity, with BN."""
     rows = [
         row
         for row in _rows("gradient_ratio", "layers")
@@ -116,7 +116,7 @@ def _arm(row: Mapping[str, Any]) -> str:
 
 
 def skew() -> str:
-    """The layers of both arms."""
+    """Show the layers of both arms."""
     (found,) = load("skew")["tables"]
     head = (
         *("run", "layer", "neurons", "angle", "factors, sd", "factors, range"),
@@ -140,7 +140,7 @@ def skew() -> str:
 
 
 def one_neuron() -> str:
-    """One neuron, by rate, task and strength of HAM."""
+    """Show one neuron, by rate, task and strength of HAM."""
     head = (
         *("η", "inputs", "active", "HAM", "flips", "flips, rescaled"),
         *("converged", "converged, rescaled", "steps", "steps, rescaled"),
@@ -160,7 +160,7 @@ def one_neuron() -> str:
 
 
 def first_sizes() -> str:
-    """One neuron, by the size of its first weights."""
+    """Show one neuron, by the size of its initial weights."""
     head = (
         *("η", "inputs", "active", "first weights", "converged"),
         *("converged, rescaled", "steps", "steps, rescaled", "ratio of steps"),
@@ -177,7 +177,7 @@ def first_sizes() -> str:
 
 
 def two_neurons() -> str:
-    """A dense neuron and a sparse one: how often the dense one is off at the end."""
+    """Show how often the dense one of two neurons is off at the end."""
     scalings = {"none": "as it is", "own": "by sqrt(1 - s)", "rule": "by the rule"}
     head = (
         *("η", "inputs", "active", "HAM", "signs"),
@@ -198,7 +198,7 @@ def two_neurons() -> str:
 
 
 def explored() -> str:
-    """Explored fractions, the paper's beside ours."""
+    """Show explored fractions, with the paper's next to ours."""
     (found,) = load("explored")["tables"]
     head = ("sparsity", "correction", "explored %", "the paper's %", "accuracy %")
     lines = [
@@ -215,22 +215,22 @@ def explored() -> str:
 
 
 def accuracy_without() -> str:
-    """Accuracies without a correction, by condition and length."""
+    """Show accuracies without a correction, by condition and length."""
     return _by_length(lambda arms: when_it_helps.accuracy(arms["none"]))
 
 
 def accuracy_fan_in() -> str:
-    """What the paper's correction adds to them."""
+    """Show what the paper's correction adds to them."""
     return _by_length(lambda arms: when_it_helps.interval(arms["fan_in"]))
 
 
 def accuracy_batch_variance() -> str:
-    """What the correction by measured variances adds to them."""
+    """Show what the correction by measured variances adds to them."""
     return _by_length(lambda arms: when_it_helps.interval(arms["batch_variance"]))
 
 
 def _by_length(cell: Callable[[Mapping[str, Any]], str]) -> str:
-    """A row for each method and sparsity, a column for each way to train it."""
+    """Return a row for each method and sparsity, a column for each way to train it."""
     found: dict[str, dict[str, str]] = {}
     for entry in load("accuracy")["conditions"]:
         condition = entry["condition"]
@@ -256,7 +256,7 @@ def _task(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _speed(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What converged, as it is and rescaled, and in how many steps."""
+    """Return the converged fractions, plain and rescaled, and the numbers of steps."""
     return (
         *(_percent(row[key]) for key in ("reached", "reached_scaled")),
         *(_number(row[key]) for key in ("steps", "steps_scaled")),

@@ -1,6 +1,6 @@
-"""Accuracies that the papers give for networks and data that take more than a CPU.
+"""Published accuracies for networks and data that need more than a CPU.
 
-Percent of top-1. Each row names the command that trains it here.
+Top-1, in percent. Each row gives the command that trains it here.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,10 @@ class Published(NamedTuple):
 
     Attributes:
       what: network, data, method and sparsity.
-      numbers: as the paper has them, one for each length of training; with and without
-        the correction where there are two.
-      lengths: of the training, in epochs.
-      command: that trains the first of them here, with the correction if there is one.
+      numbers: the paper's numbers, one for each length of training; with and without
+        the correction if there are two.
+      lengths: lengths of the training, in epochs.
+      command: trains the first of them here, with the correction if there is one.
     """
 
     what: str
@@ -99,8 +99,8 @@ RIGL = (
     _wide("dense", "94.1", "dense_wrn22_2"),
 )
 
-# Gains of the correction, in points, that conditions of ``studies.convergence`` are
-# held against: ResNet-20's of 100 epochs and more, and SET's of ResNet-50.
+# Gains of the correction, in points, with which conditions of ``studies.convergence``
+# are compared: ResNet-20's of 100 epochs and more, and SET's of ResNet-50.
 GAINS = {
     "RigL, 90 %": 61.34 - 60.66,
     "RigL, 95 %": 56.80 - 55.80,
@@ -114,6 +114,6 @@ GAINS = {
     "RigL, 95 %, HAM": 57.31 - 56.72,
 }
 
-# The same of a 90-epoch run on ImageNet at 97 %, after 10, 30 and 60 epochs, read off
-# the paper's figure; by the share of the training.
+# The same for a 90-epoch run on ImageNet at 97 %, after 10, 30 and 60 epochs, read from
+# the paper's figure; by the fraction of the training.
 EARLY = {1 / 9: 0.443 - 0.334, 1 / 3: 0.524 - 0.479, 2 / 3: 0.627 - 0.600}

@@ -12,7 +12,7 @@ from sparseopt_jax.topologies.catalogue import METHODS
 
 SPARSITY = 0.9
 BLOCKS = (64, 128)  # the sizes that pay most
-# What a user wants, what gives it, and the page that has the reasons.
+# What a user wants, what provides it, and the page with the reasons.
 WHICH = (
     (
         "to start, with a fixed number of weights",
@@ -54,14 +54,14 @@ WHICH = (
 
 
 def facts() -> str:
-    """What speaks for the package: a number and a link each."""
+    """List the reasons to use the package: a number and a link each."""
     return "".join(
         f"- {fact()}\n" for fact in (_accurate, _faster, _cheap, _sorted, _complete)
     )
 
 
 def which() -> str:
-    """The method for each purpose, as a Markdown table."""
+    """Show the method for each purpose, as a Markdown table."""
     lines = [
         (wanted, ", ".join(filter(None, (f"`{call}`", note))))
         for wanted, call, note in WHICH
@@ -70,7 +70,7 @@ def which() -> str:
 
 
 def digits() -> str:
-    """The comparison that ``make demo`` makes, as a Markdown table."""
+    """Show the comparison that ``make demo`` makes, as a Markdown table."""
     head = ("method", "test accuracy %", "active weights", "explored", "ms per step")
     rows = []
     for entry in load("examples.digits")["results"]:
@@ -87,13 +87,13 @@ def digits() -> str:
 
 
 def _accuracy(entry: dict[str, Any]) -> str:
-    """Mean and standard deviation over the seeds, in per cent."""
+    """Return mean and standard deviation over the seeds, in percent."""
     mean, sd = (entry[f"test_accuracy_{name}"] for name in ("mean", "sd"))
     return f"{100 * mean:.1f} ± {100 * sd:.1f}"
 
 
 def _range(values: list[float], form: str) -> str:
-    """The least and the greatest of some numbers, once where they look alike."""
+    """Return the smallest and the largest number, once if they look alike."""
     ends = (format(end, form) for end in (min(values), max(values)))
     return " to ".join(dict.fromkeys(ends))
 
@@ -164,7 +164,7 @@ def _complete() -> str:
         and issubclass(getattr(so, name), Structure)
     ]
     return (
-        # With `phases`, which is no method of a paper.
+        # Including `phases`, which is not a method of a paper.
         f"**{len(METHODS) + 1} methods and {len(structures)} structures** with any "
         "Optax optimizer ([methods](docs/methods.md)); interrupted runs resume bit for "
         "bit ([checkpoints](docs/surviving.md))."

@@ -1,4 +1,4 @@
-"""The tables of ``docs/real_gains.md``; what has no record says that it has none."""
+"""The tables of ``docs/real_gains.md``; those without a record say so."""
 
 import functools
 from collections.abc import Callable
@@ -30,11 +30,11 @@ KINDS = {
 def if_measured(
     program: str, by: str | None = None
 ) -> Callable[[Callable[[Record], str]], Callable[[], str]]:
-    """Makes a table of a program's record, or what says that there is none.
+    """Make a table of a program's record, or a note that there is none.
 
     Args:
-      program: whose record it is.
-      by: what is run to measure it, if not the program itself.
+      program: the program of the record.
+      by: the command that measures it, if not the program itself.
     """
 
     def decorate(show: Callable[[Record], str]) -> Callable[[], str]:
@@ -52,7 +52,7 @@ def if_measured(
 def _by_block(
     record: Record, cell: Callable[[Record], str], all_cores: bool = True
 ) -> str:
-    """A line for each network, number of cores and block, a cell for each sparsity."""
+    """Return a line per network, number of cores and block, a cell per sparsity."""
     lines, seen = [], set()
     for found in record["tables"]:
         key, alike = found["key"], [found]
@@ -71,13 +71,13 @@ def _by_block(
 
 
 def select_kind(found: Record, kind: str) -> list[Record]:
-    """The rows of a table in which weights are kept so."""
+    """Return the rows of a table whose weights are stored in one way."""
     return [row for row in found["rows"] if row["kind"] == kind]
 
 
 @if_measured("benchmarks.compact_parameters")
 def compact_steps(record: Record) -> str:
-    """How many times as fast as the dense one a step is, as a Markdown table."""
+    """Show the speed of a step relative to the dense one, as a Markdown table."""
     return _steps(record)
 
 
@@ -88,7 +88,7 @@ def _steps(record: Record) -> str:
 
 @if_measured("benchmarks.compact_parameters")
 def gains(record: Record) -> str:
-    """The same with blocks of one size, network by network, for the README."""
+    """Show the same with one block size, network by network, for the README."""
     networks = dict.fromkeys(found["key"]["network"] for found in record["tables"])
     tables = [
         found | {"rows": [row for row in found["rows"] if row["block"] == README_BLOCK]}
@@ -102,7 +102,7 @@ def gains(record: Record) -> str:
 
 
 def crossover() -> str:
-    """From which sparsity products run by block, as a Markdown table."""
+    """Show from which sparsity products run by block, as a Markdown table."""
     lines = []
     for block in (16, 32, 64, 128):
         shapes = (BlockShape((block, block), (8, 8), 8, rows) for rows in (64, 1024))
@@ -112,7 +112,7 @@ def crossover() -> str:
 
 @if_measured("benchmarks.compact_parameters")
 def compact_bytes(record: Record) -> str:
-    """What is kept and what a step takes besides, as a Markdown table."""
+    """Show what is kept, and what a step needs in addition, as a Markdown table."""
     parts = ("kept_of_dense", "temporary_of_dense", "peak_of_dense")
     return _by_block(
         record, lambda row: " / ".join(f"{row[p]:.2f}" for p in parts), all_cores=False
@@ -121,7 +121,7 @@ def compact_bytes(record: Record) -> str:
 
 @if_measured("benchmarks.compact_parameters")
 def compact_aims(record: Record) -> str:
-    """The aims that were set and how often they were met, as a Markdown table."""
+    """Show the aims and how often they were met, as a Markdown table."""
     lines = []
     where = "{network}, {cores}, {block}, {sparsity}"
     for aim, words in AIMS.items():
@@ -148,7 +148,7 @@ def compact_aims(record: Record) -> str:
 
 @if_measured("benchmarks.compact_parameters")
 def dense_arrays(record: Record) -> str:
-    """What is saved where parameters stay dense arrays, as a Markdown table."""
+    """Show the savings if parameters stay dense arrays, as a Markdown table."""
     lines = [
         (
             words,
@@ -168,9 +168,9 @@ def dense_arrays(record: Record) -> str:
 
 @if_measured("benchmarks.sparse_products")
 def sparse_products(record: Record) -> str:
-    """XLA's dense time over that of other products, as a Markdown table.
+    """Show XLA's dense time over that of other products, as a Markdown table.
 
-    The dense product itself has its GFLOP a second.
+    For the dense product itself, the table shows GFLOP/s.
     """
     cells: dict[str, list[str]] = {}
     batches = list(dict.fromkeys(found["key"]["batch"] for found in record["tables"]))
@@ -192,7 +192,7 @@ def sparse_products(record: Record) -> str:
 
 @if_measured("studies.block_accuracy")
 def block_accuracy(record: Record) -> str:
-    """What blocks cost in accuracy, as a Markdown table."""
+    """Show the accuracy cost of blocks, as a Markdown table."""
     (found,) = record["tables"]
     lines = []
     for row in found["rows"]:
@@ -208,7 +208,7 @@ def block_accuracy(record: Record) -> str:
 
 @if_measured("examples.compact_transformer")
 def compact_transformer(record: Record) -> str:
-    """The curves and the costs of the example, as Markdown tables."""
+    """Show the curves and the costs of the example, as Markdown tables."""
     return report.markdown(record)
 
 

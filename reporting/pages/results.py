@@ -1,4 +1,4 @@
-"""What ``docs/results.md`` shows: the papers' claims, and what became of them here."""
+"""The tables of ``docs/results.md``: the papers' claims, and the results here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,15 +20,15 @@ KEPT = "RigL, 95 %, norms kept"  # the paper's ablation, without numbers
 
 
 def verdict(row: Mapping[str, Any], gain: float) -> str:
-    """What a paired difference says of a gain that was published.
+    """Return the verdict of a paired difference on a published gain.
 
     Args:
       row: with ``low`` and ``high``, the ends of its 95 % interval.
-      gain: the paper's, in the same unit.
+      gain: the paper's gain, in the same unit.
 
     Returns:
-      That it is reproduced, if the interval lies above 0; if it holds 0, that it is
-      not, unless it holds the paper's gain as well.
+      Reproduced, if the interval is above 0; undecided, if it contains both 0 and the
+      paper's gain; else not reproduced.
     """
     if row["low"] > 0.0:
         return "*reproduced*"
@@ -36,9 +36,9 @@ def verdict(row: Mapping[str, Any], gain: float) -> str:
 
 
 def _compared() -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """The program and the record of every condition.
+    """Return the program and the record of every condition.
 
-    The further ones are tuned at more learning rates, or by themselves.
+    The further ones are tuned at more learning rates, or separately.
     """
     return {
         entry["condition"]["name"]: (program, entry)
@@ -48,7 +48,7 @@ def _compared() -> dict[str, tuple[str, Mapping[str, Any]]]:
 
 
 def small_scale() -> str:
-    """The correction's gains, measured on a small network, beside the paper's."""
+    """Show the correction's gains on a small network, next to the paper's."""
     head = (
         *("condition", "the paper's gain", "gain here", "p", "seeds"),
         *("verdict", "command"),
@@ -73,7 +73,7 @@ def small_scale() -> str:
 
 
 def early() -> str:
-    """What is gained on the way at 97 %, beside the paper's."""
+    """Show gains during training at 97 %, next to the paper's."""
     found, lines = _compared(), []
     for name in ("RigL, 97 %", "SET, 97 %"):
         _, entry = found[name]
@@ -99,7 +99,7 @@ def early() -> str:
 
 
 def figures() -> str:
-    """The paper's figures that take little computing."""
+    """Show the paper's figures that need little computing."""
     lines = []
     for name, figure in paper_figures.FIGURES.items():
         found = paper_figures.load(name)
@@ -115,17 +115,17 @@ def figures() -> str:
 
 
 def accuracies() -> str:
-    """The accuracies of SparseOpt's paper, and how to measure them."""
+    """Show the accuracies of SparseOpt's paper, and how to measure them."""
     return _published(SPARSEOPT)
 
 
 def rigl() -> str:
-    """RigL's accuracies, and how to measure them."""
+    """Show RigL's accuracies, and how to measure them."""
     return _published(RIGL)
 
 
 def others() -> str:
-    """What the papers on memory and on large batches claim."""
+    """Show the claims of the papers on memory and on large batches."""
     head = ("claim", "here", "verdict", "command")
     return table(head, [*_smet(), *_lamb()])
 
@@ -141,7 +141,7 @@ def _published(rows: Sequence[Published]) -> str:
 
 
 def _smet() -> Iterator[tuple[str, ...]]:
-    """SMET's Figure 1 and its losses, on the small language model."""
+    """Yield SMET's Figure 1 and its losses, on the small language model."""
     entries = {
         entry["method"]: entry for entry in load("examples.language_model")["results"]
     }
@@ -179,7 +179,7 @@ def _smet() -> Iterator[tuple[str, ...]]:
 
 
 def _lamb() -> Iterator[tuple[str, ...]]:
-    """LAMB's claim, on images and on text."""
+    """Yield LAMB's claim, on images and on text."""
     for program, what in (
         ("studies.large_batch", "digits"),
         ("studies.large_batch.text", "text"),
@@ -195,7 +195,7 @@ def _lamb() -> Iterator[tuple[str, ...]]:
                 *select(claims, optimizer="LAMB"),
                 *select(claims, of="LAMB", over="Adam"),
             )
-            # Where all are good for the smallest batch alone, runs were too short.
+            # If all reach only the smallest batch, the runs were too short.
             told = any(entry["measured"] != smallest for entry in (adam, lamb))
             missed = "*not reproduced*" if told else "*undecided*"
             yield (

@@ -9,7 +9,7 @@ NETWORKS = ("MLP", "ResNet")
 
 
 def collectives() -> str:
-    """What a change of the masks sends between devices, as a Markdown table."""
+    """Show what an update of the masks sends between devices, as a Markdown table."""
     (found,) = load("benchmarks.collectives")["tables"]
     head = ("devices", "method", "sums", "arrays moved", "temporary memory")
     lines = []
@@ -27,7 +27,7 @@ def collectives() -> str:
 
 
 def devices() -> str:
-    """What sparse training costs on several devices, as a Markdown table."""
+    """Show the cost of sparse training on several devices, as a Markdown table."""
     record = load("benchmarks.devices")
     head = ("devices", *NETWORKS)
     lines = []

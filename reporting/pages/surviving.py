@@ -11,7 +11,7 @@ Line = tuple[str, str, str]
 
 
 def reliability() -> str:
-    """What runs have survived, as a Markdown table."""
+    """Show what runs have survived, as a Markdown table."""
     lines: list[Line] = []
     for part, (what, read) in _PARTS.items():
         program = f"studies.reliability.{part}"
@@ -82,7 +82,7 @@ def _flushing(record: dict[str, Any]) -> Iterator[Line]:
     )
 
 
-# What each program of the study has measured.
+# The results of each program of the study.
 _PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], Iterator[Line]]]] = {
     "kills": ("SIGKILL", _ended("SIGKILL")),
     "power": ("a power failure", _ended("a power failure, simulated")),

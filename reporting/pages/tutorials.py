@@ -1,4 +1,4 @@
-"""The tutorials of ``docs/tutorials.md``, and what they print."""
+"""The tutorials of ``docs/tutorials.md``, and their output."""
 
 import functools
 import os
@@ -12,12 +12,12 @@ OUTPUTS = ROOT / "docs" / "outputs"
 
 
 def script(name: str) -> Path:
-    """The program of a tutorial."""
+    """Return the path of a tutorial's program."""
     return ROOT / "examples" / "quickstart" / f"{name}.py"
 
 
 def run(name: str) -> str:
-    """What a tutorial prints to a terminal of 100 columns."""
+    """Return the output of a tutorial on a terminal of 100 columns."""
     done = subprocess.run(
         [sys.executable, str(script(name))],
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
@@ -29,13 +29,13 @@ def run(name: str) -> str:
 
 
 def run_all() -> None:
-    """Runs the tutorials and keeps what they print."""
+    """Run the tutorials and store their output."""
     for name in PAGE:
         (OUTPUTS / f"{name}.txt").write_text(run(name), encoding="utf-8")
 
 
 def shown(name: str) -> str:
-    """A tutorial and its output, as Markdown."""
+    """Return a tutorial and its output, as Markdown."""
     output = (OUTPUTS / f"{name}.txt").read_text(encoding="utf-8")
     code = script(name).read_text(encoding="utf-8")
     return (

@@ -1,4 +1,4 @@
-"""What ``docs/when_it_helps.md`` shows, from stored results, as Markdown."""
+"""The tables of ``docs/when_it_helps.md``, from stored results, as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +12,13 @@ from reporting.stored import load, select
 
 ARMS = ("fan_in", "batch_variance", "weight_norm")
 METHODS = {"rigl": "RigL", "set": "SET", "static": "static", "spread": "static"}
-# Those of which the learning rates are shown, where runs differ most in what they bear.
+# Conditions whose learning rates are shown: their runs differ most in the rates they
+# bear.
 BY_RATE = ("RigL, 90 %", "RigL, 95 %", "RigL, 97 %")
 
 
 def conditions() -> str:
-    """The accuracy after the last epoch, and what corrections add to it."""
+    """Show the accuracy after the last epoch, and what corrections add to it."""
     head = ("condition", "without, %", *(f"{_name(arm)}, points" for arm in ARMS))
     lines, together = [], _together(load("studies.convergence"))
     for entry in load("studies.convergence")["conditions"]:
@@ -30,7 +31,7 @@ def conditions() -> str:
 
 
 def pooled() -> str:
-    """Mean gains over several conditions, the mean taken seed by seed."""
+    """Show mean gains over several conditions, averaged seed by seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in load("studies.convergence")["conditions"]:
         condition = entry["condition"]
@@ -50,7 +51,7 @@ def pooled() -> str:
 
 
 def candidates() -> str:
-    """What the other candidates add, where they were tried."""
+    """Show what the other candidates add, where they were tried."""
     tried = [
         entry
         for entry in load("studies.convergence")["conditions"]
@@ -73,7 +74,7 @@ def candidates() -> str:
 
 
 def starts() -> str:
-    """How runs begin: accuracy after a ninth of the epochs, epochs to the target."""
+    """Show accuracy after a ninth of the epochs, and epochs to the target."""
     head = (
         *("condition", "without, %", "fan-in, points", "batch variance, points"),
         *("target, %", "epochs, fan-in", "epochs, batch variance"),
@@ -98,7 +99,7 @@ def starts() -> str:
 
 
 def rates() -> str:
-    """What tuning saw: accuracy by learning rate on images left out for it."""
+    """Show the tuning: accuracy by learning rate on held-out images."""
     tried = _tried(load("studies.convergence"), BY_RATE)
     shown = {
         name: [row for row in rows if row["arm"] in ("none", *ARMS)]
@@ -108,7 +109,7 @@ def rates() -> str:
 
 
 def further() -> str:
-    """The conditions that were added, each arm with the rate that was chosen for it."""
+    """Show the added conditions, each arm with its chosen rate."""
     record = load("studies.convergence.further")
     together = _together(record)
     arms = (*ARMS[:2], "fan_in_but_head")
@@ -129,7 +130,7 @@ def further() -> str:
 
 
 def further_rates() -> str:
-    """What their tuning saw, at all rates that any of them tried."""
+    """Show the tuning of the added conditions, at all rates that were tried."""
     record = load("studies.convergence.further")
     names = [entry["condition"]["name"] for entry in record["conditions"]]
     return _rates(_tried(record, names))
@@ -138,7 +139,7 @@ def further_rates() -> str:
 def _tried(
     record: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """What was tried in conditions of a record."""
+    """Return the trials of some conditions of a record."""
     found = {
         entry["condition"]["name"]: entry["tried"] for entry in record["conditions"]
     }
@@ -146,7 +147,7 @@ def _tried(
 
 
 def _rates(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A row for each condition and arm, a column for each rate; the best is bold."""
+    """Return a row per condition and arm, a column per rate; the best is bold."""
     steps = sorted({row["rate"] for rows in tried.values() for row in rows})
     lines = []
     for name, rows in tried.items():
@@ -165,7 +166,7 @@ def _rates(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def scales() -> str:
-    """Exponents of fan-in, from the start of a run to its end."""
+    """Show exponents of fan-in, from the start of a run to its end."""
     (found,) = select(load("studies.neuron_scales")["tables"], kind="exponents")
     head = ("run", "share of training", "deviation", "weights", "gradient", "pace")
     lines: list[tuple[str, ...]] = [("theory", "0", "0.50", "0.50", "0.00", "-0.50")]
@@ -179,7 +180,7 @@ def scales() -> str:
 
 
 def jumps() -> str:
-    """What changes of the masks do to the deviations, and what fan-in says."""
+    """Show the effect of updates on the deviations, and the fan-in's prediction."""
     (found,) = select(load("studies.neuron_scales")["tables"], kind="jumps")
     head = ("run", "changes", "fan-in says", "measured", "share that it follows")
     lines = [
@@ -196,24 +197,24 @@ def jumps() -> str:
 
 
 def accuracy(row: Mapping[str, Any]) -> str:
-    """The accuracy of an arm and its deviation over seeds, in percent."""
+    """Return the accuracy of an arm and its deviation over seeds, in percent."""
     return f"{100 * row['accuracy']:.1f} ± {100 * row['sd']:.1f}"
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """A mean difference and the ends of its interval, in points."""
+    """Return a mean difference and the ends of its interval, in points."""
     low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _together(record: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """The p-values of all tests together, by condition and arm."""
+    """Return the p-values of all tests together, by condition and arm."""
     (tests,) = select(record["tables"], kind="p_values")
     return {(row["condition"], row["arm"]): row["holm"] for row in tests["rows"]}
 
 
 def _gain(row: Mapping[str, Any], holm: float = 1.0) -> str:
-    """A difference and its interval; bold where it stands among all tests."""
+    """Return a difference and its interval; bold if significant among all tests."""
     return _bold_if(holm < 0.05, interval(row))
 
 

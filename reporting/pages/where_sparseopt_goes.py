@@ -6,7 +6,7 @@ from reporting.stored import load
 
 
 def placement() -> str:
-    """What the correction changes before an optimizer and after it, as a table."""
+    """Show the correction's effect before and after each optimizer, as a table."""
     (found,) = load("benchmarks.placement")["tables"]
     head = ("optimizer", "before", "after")
     lines = [

@@ -286,14 +286,14 @@ def test_no_round_at_all_is_refused():
 
 
 def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_measured(tmp_path):
-    with pytest.raises(SystemExit, match="is a folder; name a file"):
+    with pytest.raises(SystemExit, match="is a folder; pass a file"):
         harness.Options(output=tmp_path)
 
 
 def test_a_record_that_is_there_is_replaced_only_when_told(tmp_path):
     output = tmp_path / "record.json"
     output.write_text("kept")
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="already exists"):
         harness.Options(output=output)
     assert harness.Options(output=output, overwrite=True).output == output
     assert output.read_text() == "kept"
