@@ -1,4 +1,4 @@
-"""Masks as the places of active weights, and as transformations inside see them."""
+"""Masks as indices of active weights, and as inner transformations see them."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from sparseopt_jax.masks.layouts import (
 )
 from sparseopt_jax.trees import paths
 
-# Layout and index of leaves, by the parts of their paths.
+# The layout and index of each leaf, by the parts of its path.
 Places = dict[tuple[str, ...], tuple[Layout, Any]]
 
 
@@ -26,16 +26,17 @@ class _Parts(NamedTuple):
 
 @jax.tree_util.register_pytree_with_keys_class
 class ActiveIndices(_Parts):
-    """Masks as the places of the active weights, 4 bytes for each unit of them.
+    """Masks as indices of the active units, 4 bytes per active unit.
 
-    A named tuple to Flax's serialization and to whatever else saves those. What a
-    compiled step has to know is beside its parts, as static as a shape; written as
-    ``layout_text`` it is saved with them, and read again where nothing else tells it.
+    Flax's serialization, and any other code that saves named tuples, sees a named
+    tuple. The layouts, which a compiled step needs, are static, like a shape. A copy of
+    them, ``layout_text``, is saved with the indices and read back if no other source
+    has them.
 
     Attributes:
       tree: int32 arrays in the structure of the parameters, ``optax.MaskedNode()`` at
-        dense leaves and at full ones.
-      layout_text: uint8 array, the layouts as ``write_layouts`` gives them.
+        leaves that are dense or whose weights are all active.
+      layout_text: uint8 array, the layouts as written by ``write_layouts``.
       layouts: path and layout of every sparse leaf.
     """
 
@@ -51,7 +52,7 @@ class ActiveIndices(_Parts):
         layouts: tuple[tuple[str, Layout], ...],
         replicas: tuple[int, ...] = (),
     ) -> "ActiveIndices":
-        """Return the indices of leaves that are laid out so, once for each replica."""
+        """Return indices with these layouts, whose text is repeated per replica."""
         text = jnp.asarray(write_layouts(layouts))
         text = jnp.broadcast_to(text, (*replicas, *text.shape))
         return cls._of(tree, text, layouts)
@@ -68,18 +69,18 @@ class ActiveIndices(_Parts):
         return self
 
     def tree_flatten_with_keys(self):
-        """As JAX asks for it."""
+        """Implement JAX's pytree protocol."""
         names = map(jax.tree_util.GetAttrKey, self._fields)
         return tuple(zip(names, self, strict=True)), self.layouts
 
     @classmethod
     def tree_unflatten(cls, layouts, parts):
-        """As JAX asks for it."""
+        """Implement JAX's pytree protocol."""
         tree, layout_text = parts
         return cls._of(tree, layout_text, layouts)
 
     def masks(self) -> Any:
-        """Return the same as bool arrays."""
+        """Return the masks as bool arrays."""
         layouts = dict(self.layouts)
         replicas = jnp.shape(self.layout_text)[:-1]
 
@@ -94,7 +95,7 @@ class ActiveIndices(_Parts):
         return paths.map_with_paths(at_leaf, self.tree)
 
     def places(self) -> Places:
-        """Layout and index of every leaf that is not full, by its path's parts."""
+        """Return layout and index of every leaf that is not full, by path parts."""
         layouts = dict(self.layouts)
         return {
             paths.path_parts(key_path): (layouts[paths.path_string(key_path)], index)
@@ -102,7 +103,7 @@ class ActiveIndices(_Parts):
         }
 
     def weights(self) -> Any:
-        """Return the same as ``ActiveWeights``, a hole at full leaves."""
+        """Return the masks as ``ActiveWeights``, with holes at full leaves."""
         layouts = dict(self.layouts)
         return paths.map_with_paths(
             lambda path, index: (
@@ -112,7 +113,7 @@ class ActiveIndices(_Parts):
         )
 
     def moved(self, masks: Any) -> "ActiveIndices":
-        """Return the indices of new masks; what stays active keeps its slot."""
+        """Return the indices of new masks; units that stay active keep their slots."""
         layouts, new = dict(self.layouts), paths.leaves_by_path(masks)
 
         def at_leaf(path, index):
@@ -123,16 +124,16 @@ class ActiveIndices(_Parts):
         return self.with_tree(paths.map_with_paths(at_leaf, self.tree))
 
     def with_tree(self, tree: Any) -> "ActiveIndices":
-        """Other indices of leaves that are laid out as these are."""
+        """Return other indices with the same layouts."""
         return self._of(tree, self.layout_text, self.layouts)
 
 
 class ActiveWeights:
-    """The mask of one leaf, as a transformation inside a compact ``sparsify`` sees it.
+    """The mask of one leaf, as seen by a transformation inside a compact ``sparsify``.
 
     Attributes:
-      index: which units are active.
-      layout: how they stand side by side.
+      index: indices of the active units.
+      layout: how the active weights are arranged.
       shape: shape of the leaf, not of its active weights.
     """
 
@@ -143,31 +144,31 @@ class ActiveWeights:
 
     @property
     def size(self) -> int:
-        """Weights of the leaf, active or not."""
+        """Number of weights in the leaf, active or not."""
         return math.prod(self.shape)
 
     def take(self, x: jax.Array) -> jax.Array:
-        """What an array that broadcasts to the leaf has at the active weights."""
+        """Return the active entries of an array that broadcasts to the leaf."""
         return self.layout.take(jnp.broadcast_to(x, self.shape), self.index)
 
     def mask(self) -> jax.Array:
-        """Return the same as a bool array."""
+        """Return the mask as a bool array."""
         return self.layout.mask(self.index)
 
 
 def at_active(mask: Any, x: jax.Array) -> jax.Array:
-    """``x``, or its entries at the active weights where only those are at hand.
+    """Return ``x``, or its active entries if the mask is of active weights only.
 
     Args:
       mask: a bool array, or the ``ActiveWeights`` of a compact ``sparsify``.
       x: an array that broadcasts to the leaf.
 
     Returns:
-      What broadcasts to the updates that came with the mask.
+      An array that broadcasts to the updates that come with the mask.
     """
     return mask.take(x) if isinstance(mask, ActiveWeights) else x
 
 
 def whole_mask(mask: Any) -> jax.Array:
-    """Return the bool array of a mask, whichever of the two forms it has."""
+    """Return a mask of either form as a bool array."""
     return mask.mask() if isinstance(mask, ActiveWeights) else mask

@@ -1,4 +1,4 @@
-"""Masks as packed bits: an eighth of a byte a weight."""
+"""Masks as packed bits: one bit per weight."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from sparseopt_jax.masks.packing import pack
 
 
 class BitStorage(ByteStorage):
-    """``PackedMask`` nodes; a step reads bool arrays, as of ``ByteStorage``."""
+    """Masks kept as ``PackedMask``; a step reads bool arrays, as in ``ByteStorage``."""
 
     def pack(self, tree: Any) -> Any:
-        """As ``MaskStorage.pack``."""
+        """Implement ``MaskStorage.pack``."""
         return pack(tree)

@@ -1,4 +1,4 @@
-"""Leaves that can be kept as their active blocks alone, told from their structure."""
+"""Leaves whose structure allows only the active blocks to be kept."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ import jax.numpy as jnp
 from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.masks.layouts import Layout, write_layouts
 
-# Below it a product by blocks is slower than the dense one at any useful sparsity.
+# Products with smaller blocks are slower than the dense one at any useful sparsity.
 MIN_EXTENT = 16
 
 
 def is_matrix_of_blocks(units: Units) -> bool:
-    """Whether a leaf is a matrix of blocks that a product can go through one by one.
+    """Return whether a leaf is a matrix of blocks that a product can visit one by one.
 
-    A block reaches over two axes, over at least ``MIN_EXTENT`` of each. Besides stacks
-    of layers the leaf has at most one axis more: the heads of an attention kernel. The
-    kernel of a 3x3 convolution, which has two, is none.
+    A block extends over two axes, at least ``MIN_EXTENT`` entries along each. Besides
+    stack axes, the leaf has at most one further axis longer than 1: the heads of an
+    attention kernel. The kernel of a 3x3 convolution has two and does not qualify.
 
     Args:
-      units: how the leaf's weights are switched.
+      units: how the leaf's weights are grouped into units.
     """
     extents = [units.split[a] for a in units.inner]
     if len(extents) != 2 or min(extents) < MIN_EXTENT:
@@ -35,15 +35,15 @@ def is_matrix_of_blocks(units: Units) -> bool:
 
 
 def noted_layouts(topology: Any, params: Any) -> jax.Array | tuple[()]:
-    """Return how the sparse leaves are laid out, for ``compact_params``.
+    """Return the layouts of the sparse leaves, for ``compact_params``.
 
     Args:
-      topology: decides what is sparse.
+      topology: decides which leaves are sparse.
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-      A uint8 array, as ``write_layouts`` gives it, numbers of active units left at 0;
-      ``()`` where no leaf is a matrix of blocks, or weights stay dense.
+      A uint8 array, as written by ``write_layouts``, with numbers of active units set
+      to 0; ``()`` if no leaf is a matrix of blocks, or if weights stay dense.
     """
     if topology.stays_dense:
         return ()

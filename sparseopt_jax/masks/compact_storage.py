@@ -1,4 +1,4 @@
-"""Masks as the places of active units; the optimizer sees active weights alone."""
+"""Masks as indices of active units; the optimizer sees only active weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,31 +22,31 @@ from sparseopt_jax.trees import paths
 
 
 class CompactStorage(MaskStorage):
-    """``ActiveIndices``, which are stored and read as they are.
+    """Masks kept as ``ActiveIndices``, which a step reads in the same form.
 
-    What the topology keeps is packed. A tree without sparse leaves, such as the one of
-    placeholders by which optax finds what belongs to parameters, has no indices.
+    The topology's state is packed. A tree without sparse leaves has no indices, as with
+    the placeholders by which optax finds the parts of a state that match parameters.
     """
 
     is_compact = True
 
     def init(self, topology: Any, masks: Masks, state: Any, params: Any) -> View:
-        """As ``MaskStorage.init``: the places in ascending order."""
+        """Implement ``MaskStorage.init``: return indices in ascending order."""
         del state
         layouts = layouts_of(topology, params)
         return first_indices(layouts, masks) if layouts else jnp.zeros([])
 
     def pack(self, tree: Any) -> Any:
-        """As ``MaskStorage.pack``."""
+        """Implement ``MaskStorage.pack``."""
         return pack(tree)
 
     def view(self, stored: Stored, state: Any, params: Any) -> View:
-        """As ``MaskStorage.view``."""
+        """Implement ``MaskStorage.view``."""
         del state, params
         return stored
 
     def load(self, stored: Stored, params: Any) -> Masks:
-        """As ``MaskStorage.load``."""
+        """Implement ``MaskStorage.load``."""
         return map_masked(
             lambda param, mask: sharded(mask, explicit_sharding(param)),
             params,
@@ -56,11 +56,11 @@ class CompactStorage(MaskStorage):
     def move(
         self, stored: Stored, masks: Masks, new: Masks, state: Any
     ) -> tuple[Stored, Any]:
-        """As ``MaskStorage.move``; what stays active keeps its slot."""
+        """Implement ``MaskStorage.move``; units that stay active keep their slots."""
         return stored.moved(filled(new, masks)), state
 
     def converted(self, like: Stored, masks: Masks) -> Stored:
-        """As ``MaskStorage.converted``."""
+        """Implement ``MaskStorage.converted``."""
         by_path = paths.leaves_by_path(masks)
         for path, layout in like.layouts:
             counts = np.asarray(layout.units.count(layout.units.any(by_path[path])))
@@ -68,26 +68,26 @@ class CompactStorage(MaskStorage):
                 raise ValueError(
                     f"the masks of opt_state have between {counts.min()} and "
                     f"{counts.max()} active units in a layer or neuron of {path!r}, "
-                    f"the topology of tx {layout.per_cell}: compact=True takes over "
-                    "the masks of a topology with the same numbers only"
+                    f"but the topology of tx has {layout.per_cell}: compact=True can "
+                    "take over masks only from a topology with the same numbers"
                 )
         return first_indices(dict(like.layouts), masks)
 
     def take(self, view: View, tree: Any) -> Any:
-        """As ``MaskStorage.take``: the active entries."""
+        """Implement ``MaskStorage.take``: return the active entries."""
         return active_entries(view, tree)
 
     def weights(self, view: View, params: Any) -> Any:
-        """As ``MaskStorage.weights``: the active ones."""
+        """Implement ``MaskStorage.weights``: return the active weights."""
         return active_entries(view, params)
 
     def told(self, view: View) -> Any:
-        """As ``MaskStorage.told``: ``ActiveWeights``."""
+        """Implement ``MaskStorage.told``: return ``ActiveWeights``."""
         is_sparse = isinstance(view, ActiveIndices)
         return view.weights() if is_sparse else optax.MaskedNode()
 
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
-        """As ``MaskStorage.to_zero``; where weights are active ones, there is none."""
+        """Implement ``MaskStorage.to_zero``; compact leaves have nothing to zero."""
         layouts = dict(before.layouts)
         stepped = paths.leaves_by_path(before.tree)
         ended = paths.leaves_by_path(after.tree)
@@ -98,7 +98,7 @@ class CompactStorage(MaskStorage):
             layout, index = layouts[path], stepped[path]
             if jnp.shape(param) == layout.shape:
                 return update.astype(jnp.result_type(update, param))
-            # In the wider of both types: a narrowed -p would leave a remainder of p.
+            # In the wider of the two dtypes: a rounded -p would leave a remainder of p.
             zeroing = (-param).astype(jnp.result_type(update, param))
             if ended[path] is not index:
                 stays = layout.spread(ended[path] == index)
@@ -108,9 +108,9 @@ class CompactStorage(MaskStorage):
         return paths.map_with_paths(at_leaf, params, updates)
 
     def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
-        """As ``MaskStorage.kept_entries``: of each weight, and of each block.
+        """Implement ``MaskStorage.kept_entries``: one mask for weights, one for blocks.
 
-        All is kept where no index can have changed.
+        If no index can have changed, there is no mask, because all entries are kept.
         """
         layouts = dict(new.layouts)
         stays = paths.map_with_paths(
@@ -137,9 +137,9 @@ class CompactStorage(MaskStorage):
         )
 
     def typed(self, stored: Stored, params: Any) -> Stored:
-        """As ``MaskStorage.typed``.
+        """Implement ``MaskStorage.typed``.
 
-        A state whose shardings come from the names on boxes has none for indices.
+        Shardings of a state that come from the axis names of boxes omit the indices.
         """
         shardings = {
             path: explicit_sharding(x)
@@ -159,24 +159,24 @@ class CompactStorage(MaskStorage):
         return stored.with_tree(paths.map_with_paths(at_leaf, stored.tree))
 
     def planned(self, stored: Stored, params: Any) -> Any:
-        """As ``MaskStorage.planned``: shapes where weights are the active ones."""
+        """Implement ``MaskStorage.planned``: return dense shapes for compact leaves."""
         return planned_shapes(stored, params)
 
     def shapes(self, stored: Stored) -> dict[str, tuple[int, ...]]:
-        """As ``MaskStorage.shapes``: those of active weights."""
+        """Implement ``MaskStorage.shapes``: return the shapes of active weights."""
         return {path: layout.shape for path, layout in stored.layouts}
 
     def whole_weights(self, stored: Stored, params: Any) -> Any:
-        """As ``MaskStorage.whole_weights``: zeros beside the active ones."""
+        """Implement ``MaskStorage.whole_weights``: set zeros at inactive weights."""
         return _whole(stored, params)
 
     def whole_gradient(self, stored: Stored, grads: Any, params: Any) -> Any:
-        """As ``MaskStorage.whole_gradient``: zero where only active ones are known."""
+        """Implement ``MaskStorage.whole_gradient``: set zeros at inactive weights."""
         del params
         return _whole(stored, grads)
 
     def with_kept(self, old: Stored, new: Stored, params: Any) -> Any:
-        """As ``MaskStorage.with_kept``; what stays active has kept its slot."""
+        """Implement ``MaskStorage.with_kept``; kept units have not changed slots."""
         layouts, after = dict(old.layouts), paths.leaves_by_path(new.tree)
 
         def at_leaf(path, x, index):
@@ -191,7 +191,7 @@ class CompactStorage(MaskStorage):
 
 
 def _whole(indices: ActiveIndices, tree: Any) -> Any:
-    """Return a tree with dense arrays where it has the active entries alone."""
+    """Return a tree with dense arrays where it has only the active entries."""
     layouts = dict(indices.layouts)
 
     def at_leaf(path, x, index):
@@ -204,7 +204,7 @@ def _whole(indices: ActiveIndices, tree: Any) -> Any:
 
 
 def holds_active(masks: Any, params: Any) -> bool:
-    """Return whether the active weights alone are there of some parameters."""
+    """Return whether some parameters consist of their active weights only."""
     if not isinstance(masks, ActiveIndices):
         return False
     shapes = {path: layout.shape for path, layout in masks.layouts}
@@ -213,7 +213,7 @@ def holds_active(masks: Any, params: Any) -> bool:
 
 
 def planned_shapes(masks: Any, params: Any) -> Any:
-    """The parameters with shapes of dense arrays where they are the active weights."""
+    """Return the parameters with dense shapes in place of arrays of active weights."""
     if not isinstance(masks, ActiveIndices):
         return params
     layouts = dict(masks.layouts)
@@ -228,7 +228,7 @@ def planned_shapes(masks: Any, params: Any) -> Any:
 
 
 def active_entries(indices: ActiveIndices, tree: Any) -> Any:
-    """Return the active entries of a tree, which may have nothing else already."""
+    """Return the active entries of a tree; leaves that hold only these are kept."""
     if not isinstance(indices, ActiveIndices):
         return tree
     layouts = dict(indices.layouts)
@@ -241,8 +241,8 @@ def active_entries(indices: ActiveIndices, tree: Any) -> Any:
             return x
         if jnp.shape(x) != layout.units.shape:
             raise ValueError(
-                f"{path!r} has shape {jnp.shape(x)}, but its parameter "
-                f"{layout.units.shape} and its active weights {layout.shape}"
+                f"{path!r} has shape {jnp.shape(x)}, but its parameter has shape "
+                f"{layout.units.shape} and its active weights have shape {layout.shape}"
             )
         return layout.take(x, index)
 
@@ -252,7 +252,7 @@ def active_entries(indices: ActiveIndices, tree: Any) -> Any:
 def _at_indices(
     indices: ActiveIndices, function: Callable[[str, Any, jax.Array], Any], tree: Any
 ) -> Any:
-    """Map ``function(path, leaf, index)`` over what is sparse in a tree."""
+    """Map ``function(path, leaf, index)`` over the leaves that have an index."""
     by_path = paths.leaves_by_path(indices.tree)
     return paths.map_with_paths(
         lambda path, x: (
@@ -265,7 +265,7 @@ def _at_indices(
 
 
 def first_indices(layouts: dict[str, Layout], masks: Masks) -> ActiveIndices:
-    """Return the places of the active weights of masks, in ascending order."""
+    """Return the indices of the active units of masks, in ascending order."""
 
     def at_leaf(path, mask):
         if paths.is_hole(mask) or layouts[path].is_full:
@@ -277,18 +277,19 @@ def first_indices(layouts: dict[str, Layout], masks: Masks) -> ActiveIndices:
 
 
 def layouts_of(topology: Any, params: Any) -> dict[str, Layout]:
-    """Return how the active weights of every sparse leaf stand side by side, by path.
+    """Return the layout of the active weights of every sparse leaf, by path.
 
     Args:
-      topology: decides what is sparse.
+      topology: decides which leaves are sparse.
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-      One layout for each sparse leaf.
+      One layout per sparse leaf.
 
     Raises:
-      ValueError: as ``Topology.leaves``; for given masks whose cells have different
-        numbers of active units, and for leaves that are sharded across active weights.
+      ValueError: as ``Topology.leaves``; if the cells of given masks differ in their
+        numbers of active units; if a leaf is split along an axis that its active
+        weights cross.
     """
     found = {}
     for plan in topology.leaves(params):
@@ -301,7 +302,7 @@ def layouts_of(topology: Any, params: Any) -> dict[str, Layout]:
         if plan.units.per_cell >= 2**31:
             raise ValueError(
                 f"{plan.path!r} with shape {plan.units.shape} has more units than an "
-                "int32 can count; leave compact out, or use larger blocks"
+                "int32 can count: omit compact=True, or use larger blocks"
             )
         sharding = getattr(plan.leaf, "sharding", None)
         if isinstance(sharding, NamedSharding):
@@ -321,8 +322,8 @@ def _per_cell(plan: LeafPlan, mask: Any) -> int:
     if counts.min() != counts.max():
         raise ValueError(
             f"the mask at {plan.path!r} has between {counts.min()} and {counts.max()} "
-            "active units in a layer or neuron, but compact=True has room for one "
-            "number: leave compact out, or structure out"
+            "active units in a layer or neuron, but compact=True needs the same number "
+            "in all of them: omit compact=True or structure="
         )
     return int(counts.max())
 
@@ -332,11 +333,11 @@ def check_sharding(path: str, layout: Layout, sharding: NamedSharding) -> None:
 
     Args:
       path: the leaf's path, for the error.
-      layout: how its active weights stand.
-      sharding: how the leaf is sharded.
+      layout: the layout of its active weights.
+      sharding: the sharding of the leaf.
 
     Raises:
-      ValueError: if the leaf is split along an axis that they cross.
+      ValueError: if the leaf is split along an axis that its active weights cross.
     """
     if layout.is_full:
         return
@@ -345,10 +346,10 @@ def check_sharding(path: str, layout: Layout, sharding: NamedSharding) -> None:
     if split:
         raise ValueError(
             f"{path!r} with shape {layout.units.shape} is sharded along axis "
-            f"{split[0]} by {sharding.spec}: its active weights lie across that axis, "
-            "and every device would have to gather all of it at every step. Shard it "
-            "along other axes only: structure=ConstantFanIn() or NM(n, m) leave the "
-            "neurons' axis free, a stack of layers its own, and columns of blocks may "
-            "stand as such a stack, (devices, inputs, outputs of one), named by dims; "
-            "or leave compact out"
+            f"{split[0]} by {sharding.spec}, but its active weights cross that axis: "
+            "every device would have to gather all of it at every step. Shard it along "
+            "other axes only: structure=ConstantFanIn() or NM(n, m) leaves the axis of "
+            "neurons free, a stack of layers leaves the stack axis free, and columns "
+            "of blocks can form such a stack, (devices, inputs, outputs of one), "
+            "declared with dims; or omit compact=True"
         )

@@ -1,8 +1,8 @@
-"""What an owner of masks tells the transformations inside of it.
+"""The values that an owner of masks passes to its inner transformations.
 
 The package's own transformations read the masks from a context, not from optax's extra
-arguments: line searches and others raise on arguments that they do not know. A user's
-transformation receives those that its ``update`` names.
+arguments, because line searches and others raise for arguments that they do not know. A
+user's transformation receives the values that its ``update`` names.
 """
 
 import contextlib
@@ -17,23 +17,23 @@ import optax
 from sparseopt_jax.tracing.transformation_links import variables_of
 
 # masks: tree of masks, or of ``ActiveWeights`` in a compact ``sparsify``.
-# fan_ins: each neuron's number of active inputs, as ``TopologyState`` keeps them.
+# fan_ins: each neuron's number of active inputs, as in ``TopologyState``.
 # neuron_dims: the axes of kernels, as given to the topology.
-# batch_stats: running statistics, as a train state keeps them.
+# batch_stats: running statistics, as in a train state.
 NAMES = ("masks", "fan_ins", "neuron_dims", "batch_stats")
 
 _CURRENT: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
     "sparseopt_jax_environment", default=types.MappingProxyType({})
 )
 
-# Whose functions pass on what they are given, or read the context.
+# Functions of these packages pass on their arguments, or read the context.
 _OURS = __name__.partition(".")[0]
 _LIBRARIES = {_OURS, "optax", "jax", "jaxlib", "flax", "chex", "numpy", "functools"}
 
 
 @contextlib.contextmanager
 def telling(environment: Mapping[str, Any]) -> Iterator[None]:
-    """Tell the package's transformations something while the block runs."""
+    """Set values that the package's transformations read while the block runs."""
     token = _CURRENT.set({**_CURRENT.get(), **environment})
     try:
         yield
@@ -42,18 +42,18 @@ def telling(environment: Mapping[str, Any]) -> Iterator[None]:
 
 
 def of_masks(masks: Any, fan_ins: Any, neuron_dims: Any) -> dict[str, Any]:
-    """What an owner tells: its masks, what it has counted of them, and their axes."""
+    """Return an owner's environment: its masks, their fan-ins and the axes."""
     return {"masks": masks, "fan_ins": fan_ins, "neuron_dims": neuron_dims}
 
 
 def told(extra_args: Mapping[str, Any]) -> dict[str, Any]:
-    """What an ``update`` is told, and what it is given as keywords, which comes first.
+    """Return the environment of an ``update``, overridden by its keyword arguments.
 
     Args:
-      extra_args: the keywords.
+      extra_args: the keyword arguments.
 
     Returns:
-      Both by name.
+      The values of both by name.
     """
     return {**_CURRENT.get(), **extra_args}
 
@@ -65,14 +65,14 @@ def run(
     *args: Any,
     **extra_args: Any,
 ) -> tuple[Any, Any]:
-    """``inner.update(*args, **extra_args)``, in an environment.
+    """Call ``inner.update(*args, **extra_args)`` in an environment.
 
     Args:
       inner: the transformation.
-      named: what ``named_by(inner)`` gives, found once.
-      environment: what to tell, by name.
+      named: the result of ``named_by(inner)``, computed once.
+      environment: the values to pass, by name.
       *args: updates, state and params.
-      **extra_args: the caller's, which are all passed on.
+      **extra_args: the caller's keyword arguments, all of which are passed on.
 
     Returns:
       Updates and the new state.
@@ -83,18 +83,18 @@ def run(
 
 
 def named_by(inner: optax.GradientTransformation) -> frozenset[str]:
-    """Return which names of the environment a user's transformations inside ask for.
+    """Return the names of the environment that a user's transformations ask for.
 
     A transformation asks by naming an argument of its ``update``, such as ``*, masks``.
-    One of the package's that is compiled by itself is given everything: what it reads
-    from the context at its first call would be in the compiled function for good.
+    A jitted transformation of the package is passed all names: a value that it read
+    from the context would become a constant of the function compiled at its first call.
 
     Args:
-      inner: any transformation; links of chains and what is wrapped is found by what
-        functions refer to.
+      inner: any transformation; links of chains and wrapped transformations are found
+        by following the references of functions.
 
     Returns:
-      Some of ``NAMES``.
+      A subset of ``NAMES``.
     """
     names: set[str] = set()
     for function in _reachable(inner):
@@ -115,7 +115,7 @@ def _is_ours(function: Any) -> bool:
 
 
 def _reachable(root: Any) -> Iterator[Any]:
-    """All callables that a transformation refers to, itself included."""
+    """Yield all callables that a transformation refers to, itself included."""
     seen: set[int] = set()
     left = [root]
     while left:
@@ -143,7 +143,7 @@ def _referred(function: Any) -> list[Any]:
         return [*found, call] if isinstance(call, types.FunctionType) else found
     found += variables_of(function).values()
     if _library(function) not in _LIBRARIES:
-        # A factory that builds the transformation only when it is called.
+        # It may be a factory that builds the transformation only when called.
         known = function.__globals__
         found += [known[n] for n in function.__code__.co_names if n in known]
     return found
@@ -154,7 +154,7 @@ def _library(function: types.FunctionType) -> str:
 
 
 def _argument_names(code: types.CodeType) -> Iterator[str]:
-    """The arguments of a function and of the functions defined in it."""
+    """Yield the argument names of a function and of the functions defined in it."""
     yield from code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

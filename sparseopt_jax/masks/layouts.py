@@ -1,4 +1,4 @@
-"""How the active weights of a leaf stand side by side, and the way there and back."""
+"""How the active weights of a leaf are arranged, and conversions between the forms."""
 
 import dataclasses
 import functools
@@ -17,16 +17,16 @@ from sparseopt_jax.arrays.units import Units
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the active weights of one leaf stand side by side.
+    """The arrangement of the active weights of one leaf.
 
-    A leaf is seen as cells of items, one item being a unit of its structure: a weight,
-    a block. In an index, of the shape ``index_shape``, stands which items of each cell
-    are active. The active weights themselves have the shape ``shape``, of the leaf's
-    own rank, so that whatever tells kernels from biases by their rank still does.
+    A leaf is viewed as cells of items, where an item is a unit of the leaf's structure:
+    a weight or a block. An index of shape ``index_shape`` specifies which items of each
+    cell are active. The active weights have shape ``shape``, with the rank of the leaf,
+    so that code that distinguishes kernels from biases by rank still works.
 
     Attributes:
-      units: how the leaf's weights are switched.
-      per_cell: active units in every cell.
+      units: how the leaf's weights are grouped into units.
+      per_cell: number of active units in every cell.
     """
 
     units: Units
@@ -34,7 +34,7 @@ class Layout:
 
     @functools.cached_property
     def _axis(self) -> int:
-        """Where a cell's items stand, in the view and in the index."""
+        """The axis of a cell's items, in the view and in the index."""
         return sum(axis < self._items[0] for axis in self._others)
 
     @functools.cached_property
@@ -43,13 +43,13 @@ class Layout:
 
     @functools.cached_property
     def _others(self) -> tuple[int, ...]:
-        """Axes of ``units.split`` that tell cells apart."""
+        """Axes of ``units.split`` that distinguish cells."""
         taken = (*self._items, *self.units.inner)
         return tuple(a for a in range(len(self.units.split)) if a not in taken)
 
     @property
     def _cell_axes(self) -> tuple[int, ...]:
-        """Axes of the index that tell cells apart."""
+        """Axes of the index that distinguish cells."""
         return tuple(a for a in range(len(self._others) + 1) if a != self._axis)
 
     @functools.cached_property
@@ -72,17 +72,17 @@ class Layout:
 
     @property
     def is_full(self) -> bool:
-        """Whether every weight of the leaf is active, so that it is a dense one."""
+        """Whether every weight of the leaf is active, which makes it dense."""
         return self.per_cell == self.units.per_cell
 
     @property
     def index_shape(self) -> tuple[int, ...]:
-        """Shape of the index: one entry for every active unit."""
+        """Shape of the index: one entry per active unit."""
         return self._with_items(self.per_cell)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the active weights, of the rank of the leaf."""
+        """Shape of the active weights, with the rank of the leaf."""
         shape, axis = [*self.index_shape, *self._block], self._axis
         missing = len(self.units.shape) - len(shape)
         shape[axis:axis] = [1] * missing
@@ -94,14 +94,14 @@ class Layout:
 
     @property
     def crossed(self) -> tuple[int, ...]:
-        """Axes of the leaf that must lie on one device: active weights cross them."""
+        """Axes of the leaf that active weights cross; each must be on one device."""
         taken = {*self._items, *self.units.inner}
-        # What is cut but not crossed may be sharded between the blocks.
+        # An axis that is cut but not crossed may be sharded between the blocks.
         places = enumerate(self.units.places)
         return tuple(a for a, place in places if place[0] in taken)
 
     def _index_origins(self) -> list[int | None]:
-        """The leaf's axis that each axis of the index is, or the blocks of which."""
+        """Return the leaf's axis that each axis of the index comes from, or None."""
         found: list[int | None] = []
         for split_axis in self._others:
             axes = enumerate(self.units.places)
@@ -111,27 +111,27 @@ class Layout:
 
     @property
     def origins(self) -> tuple[int | None, ...]:
-        """The leaf's axis that each axis of the active weights is; None for none."""
+        """The leaf's axis that each axis of the active weights comes from, or None."""
         found = [*self._index_origins(), *[None] * len(self._block)]
         missing = len(self.units.shape) - len(found)
         if missing >= 0:
             found[self._axis : self._axis] = [None] * missing
         else:
-            # The items of a group have been joined with the groups.
+            # `shape` has joined the items of a group with the groups.
             del found[self._axis]
         return tuple(found)
 
     def spec(
         self, shape: tuple[int, ...], of_leaf: PartitionSpec
     ) -> PartitionSpec | None:
-        """Return how an index or active weights are sharded, if the leaf is sharded so.
+        """Return the spec of an index or of active weights from that of the leaf.
 
         Args:
-          shape: the shape of what is to be sharded.
-          of_leaf: how the leaf is; not along axes that active weights cross.
+          shape: the shape of the array to shard.
+          of_leaf: the leaf's spec, which must not split axes that active weights cross.
 
         Returns:
-          None for any other shape.
+          The spec, or None for any other shape.
         """
         entries: dict[int | None, Any] = dict(enumerate(of_leaf))
         if shape == self.index_shape:
@@ -153,7 +153,7 @@ class Layout:
         return self.units.joined(jnp.transpose(view, inverse))
 
     def _items_of(self, units: jax.Array) -> jax.Array:
-        """Return an array of units, without the axes within them."""
+        """Return the items of an array of units, without the axes within units."""
         units = jnp.squeeze(units, self.units.inner)
         order = sorted(self._order[: len(self._order) - len(self.units.inner)])
         kept = [order.index(a) for a in self._order if a in order]
@@ -168,7 +168,7 @@ class Layout:
         return jnp.expand_dims(jnp.transpose(units, inverse), self.units.inner)
 
     def in_units(self, index: jax.Array, slots: jax.Array) -> jax.Array:
-        """From a value for each slot of the index to an array of units, 0 elsewhere."""
+        """Return an array of units from a value per slot of the index, 0 elsewhere."""
         items = jnp.zeros(self._with_items(self.units.per_cell), slots.dtype)
         return self._units_of(self._put(items, index, slots))
 
@@ -207,10 +207,10 @@ class Layout:
         return self._leaf(self._put(self._view(x), index, active))
 
     def add(self, x: jax.Array, index: jax.Array, active: jax.Array) -> jax.Array:
-        """An array like the leaf with something added at the weights of active blocks.
+        """Return an array like the leaf with values added at weights of active blocks.
 
         Args:
-          x: array of the leaf's shape, which consists of blocks.
+          x: array of the leaf's shape; the leaf must consist of blocks.
           index: int32, of ``index_shape``.
           active: array of ``shape``.
 
@@ -222,7 +222,7 @@ class Layout:
     def _scattered(
         self, scatter: Any, x: jax.Array, index: jax.Array, active: jax.Array
     ) -> jax.Array:
-        """Scatters whole blocks into a leaf, which needs no view of the leaf."""
+        """Scatter whole blocks into a leaf, without building a view of it."""
         units, items, at = self.units, self._items, index.ndim
         sizes = [units.split[a] for a in units.inner]
         numbers = jax.lax.ScatterDimensionNumbers(
@@ -246,7 +246,7 @@ class Layout:
     def _put(
         self, view: jax.Array, index: jax.Array, active: jax.Array, mode: Any = None
     ) -> jax.Array:
-        """Set items; with ``mode="drop"`` those beyond the last are left out."""
+        """Set items of a view; ``mode="drop"`` ignores indices beyond the last item."""
         cells = self._cell_axes
         numbers = jax.lax.ScatterDimensionNumbers(
             update_window_dims=tuple(range(index.ndim, view.ndim)),
@@ -265,7 +265,7 @@ class Layout:
         )
 
     def mask(self, index: jax.Array) -> jax.Array:
-        """Return the mask whose active units these are: a bool array like the leaf."""
+        """Return the mask of these active units: a bool array like the leaf."""
         items = self._active(index)
         if self._has_blocks:
             block = (*items.shape, self.units.size)
@@ -277,12 +277,12 @@ class Layout:
         return self._put(items, index, jnp.ones(index.shape, jnp.bool_))
 
     def index(self, mask: jax.Array) -> jax.Array:
-        """Return where the active units of a mask stand, in ascending order: int32."""
+        """Return the int32 indices of a mask's active units, in ascending order."""
         return self._found(self._items_of(self.units.any(mask)))
 
     def _found(self, items: jax.Array) -> jax.Array:
-        """The places of the first ``per_cell`` True items of each cell, then 0."""
-        # Items that are not meant go beyond the last place, which drops them.
+        """Return the places of each cell's first ``per_cell`` True items, then 0."""
+        # Other items get a rank beyond the last slot, so that they are dropped.
         rank = jnp.cumsum(items, self._axis, dtype=jnp.int32) - 1
         rank = jnp.where(items, rank, self.per_cell)
         places = jax.lax.broadcasted_iota(jnp.int32, items.shape, self._axis)
@@ -290,15 +290,15 @@ class Layout:
         return self._put(index, rank, places, mode="drop")
 
     def moved(self, index: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return the index of a new mask, of as many units in each cell.
+        """Return the index of a new mask with the same number of units in each cell.
 
-        Units that stay keep their slot; the slots of those that left are taken by the
-        new ones in ascending order.
+        Units that stay active keep their slots; grown units take the slots of dropped
+        ones, in ascending order.
         """
         return self.moved_units(index, self.units.any(mask))
 
     def moved_units(self, index: jax.Array, units: jax.Array) -> jax.Array:
-        """As ``moved``, of a bool array of units."""
+        """Return the index like ``moved``, from a bool array of units."""
         active = self._items_of(units)
         stays = self._taken(active, index)
         grown = self._found(active & ~self._active(index))
@@ -309,7 +309,7 @@ class Layout:
         return jnp.where(stays, index, new)
 
     def spread(self, slots: jax.Array) -> jax.Array:
-        """From one value for each slot of the index to one for each active weight."""
+        """Return one value per active weight from one per slot of the index."""
         if self._has_blocks:
             slots = jnp.broadcast_to(slots[..., None], (*slots.shape, self.units.size))
         return jnp.reshape(slots, self.shape)
@@ -322,7 +322,7 @@ class Layout:
 
 
 def in_each(function: Callable[..., Any], replicas: tuple[int, ...]) -> Any:
-    """Return a function of one network's arrays, of those that ``vmap`` has stacked."""
+    """Map a function of one network's arrays over the axes that ``vmap`` has added."""
     for _ in replicas:
         function = jax.vmap(function)
     return function
@@ -332,7 +332,7 @@ _VERSION = 1
 
 
 def write_layouts(layouts: tuple[tuple[str, Layout], ...]) -> np.ndarray:
-    """Layouts by path as an array that any tool can save: JSON in UTF-8, uint8."""
+    """Return layouts by path as an array that any tool can save: JSON as uint8."""
     leaves = {
         path: layout.units._asdict() | {"per_cell": layout.per_cell}
         for path, layout in layouts
@@ -342,28 +342,28 @@ def write_layouts(layouts: tuple[tuple[str, Layout], ...]) -> np.ndarray:
 
 
 def read_layouts(text: Any) -> tuple[tuple[str, Layout], ...]:
-    """Return what ``write_layouts`` has written.
+    """Return the layouts written by ``write_layouts``.
 
     Args:
-      text: its array, alone or once for each replica.
+      text: its array, alone or repeated for each replica.
 
     Returns:
       Path and layout of every sparse leaf.
 
     Raises:
-      ValueError: for text of another version.
+      ValueError: if the text is traced, or of another version.
     """
     if isinstance(text, Tracer):
         raise ValueError(
-            "inside of jit the active weights of a compact sparsify are known only in "
-            "the state that tx.init makes: restore the checkpoint into its structure"
+            "inside jit, the layouts of a compact sparsify are known only from the "
+            "state that tx.init returns: restore the checkpoint into its structure"
         )
     text = np.asarray(text)
     written = json.loads(text.reshape(-1, text.shape[-1])[0].tobytes())
     if written["version"] != _VERSION:
         raise ValueError(
-            f"the state's active weights are laid out by version {written['version']} "
-            f"of their description, this package reads version {_VERSION}"
+            f"opt_state has layouts of version {written['version']}, but this version "
+            f"of sparseopt_jax reads {_VERSION}: use the version that saved it"
         )
     found = []
     for path, fields in written["leaves"].items():

@@ -1,4 +1,4 @@
-"""Masks that have been wiped: an eager step tells it before it wipes the weights."""
+"""Detection of wiped masks: an eager step raises before it wipes the weights."""
 
 from typing import Any
 
@@ -14,26 +14,27 @@ from sparseopt_jax.trees.boxes import unbox_tree
 
 
 def check_not_lost(topology: Any, state: Any, params: Any) -> None:
-    """Raise if a layer has no active weight left that its topology gives some.
+    """Raise if a layer that should have active weights has none.
 
-    ``optax.tree.map_params(tx, jnp.zeros_like, opt_state)``, by which moments are
-    restarted, takes masks for parameters, too: all False, the next step would set every
-    weight to zero. Inside of ``jit`` values are not known; nothing is added there.
+    ``optax.tree.map_params(tx, jnp.zeros_like, opt_state)``, a common way to reset
+    moments, also maps the masks. They become all False, and the next step would set
+    every weight to zero. Inside ``jit`` the values are unknown, so nothing is checked
+    and nothing is added to the program.
 
     Args:
-      topology: what made the masks.
+      topology: the topology that made the masks.
       state: a ``SparseState``.
       params: the weights.
 
     Raises:
-      ValueError: with the leaf's path, and what restarts moments alone.
+      ValueError: with the leaf's path, and a call that resets only the moments.
     """
     by_path = _flags(state)
     if any(isinstance(x, Tracer) for x in by_path.values()):
         return
     found = _any_of_each(tuple(by_path.values())) if by_path else ()
     if isinstance(found, Tracer):
-        return  # only the state is known, the rest of the step is being traced
+        return  # the state is concrete, but the rest of the step is being traced
     flags = zip(by_path, np.asarray(found), strict=True)
     lost = {path for path, flag in flags if not flag}
     if not lost or (topology.may_empty_layers and len(lost) < len(by_path)):
@@ -41,16 +42,16 @@ def check_not_lost(topology: Any, state: Any, params: Any) -> None:
     for plan in topology.leaves(params):
         if plan.path in lost and plan.active:
             raise ValueError(
-                f"no weight of {plan.path!r} is active, though {topology.name} gives "
-                "it some: the masks in opt_state have been lost, as "
-                "optax.tree.map_params(tx, jnp.zeros_like, opt_state) loses them. To "
-                "restart the moments, call so.reset_inner(tx, params, opt_state), "
-                "which keeps the masks"
+                f"no weight of {plan.path!r} is active, but {topology.name} keeps "
+                "some: the masks in opt_state were overwritten, for example by "
+                "optax.tree.map_params(tx, jnp.zeros_like, opt_state). To reset the "
+                "moments, call so.reset_inner(tx, params, opt_state), which keeps the "
+                "masks"
             )
 
 
 def _flags(state: Any) -> dict[str, Any]:
-    """What is not all zero in a layer that has active weights, by the layer's path."""
+    """Return, by path, an array per layer that is all zero if no weight is active."""
     counts = paths.leaves_by_path(unbox_tree(state.topology_state.fan_ins))
     if isinstance(state.masks, ActiveIndices):
         return counts

@@ -1,4 +1,4 @@
-"""Finding the owners of masks inside any nest of optax wrappers."""
+"""Owners of masks, and how to find them inside any nest of optax wrappers."""
 
 import contextvars
 from collections.abc import Mapping
@@ -17,16 +17,17 @@ from sparseopt_jax.trees.boxes import unbox_tree
 
 
 class Owner(NamedTuple):
-    """What a state with masks was made by and for.
+    """The settings with which a state with masks was made.
 
     Attributes:
-      topology: its topology.
-      inner: its inner transformation.
-      storage: how its masks are kept.
-      key: the seed or PRNG key that it was given.
-      is_link: whether the optimizer follows it in a chain, as with ``sparseopt``.
-      structure: the structure of its masks, in whatever form they are kept.
-      holes: True where a wrapper kept parameters from it, a leaf or a subtree.
+      topology: the topology.
+      inner: the inner transformation.
+      storage: how the masks are stored.
+      key: the seed or PRNG key.
+      is_link: whether the optimizer follows the owner in a chain, as with
+        ``sparseopt``.
+      structure: the tree structure of the masks, independent of their storage.
+      holes: True at leaves or subtrees that a wrapper hides from the owner.
     """
 
     topology: Any
@@ -38,13 +39,13 @@ class Owner(NamedTuple):
     holes: Any
 
     def seen(self, params: Any) -> Any:
-        """The parameters that a wrapper left to it, holes in place of the others."""
+        """Return the parameters that the owner sees, with holes for hidden ones."""
         return jax.tree.map(
             lambda hole, p: optax.MaskedNode() if hole else p, self.holes, params
         )
 
 
-# While a list is set, every `init` of an owner adds itself to it.
+# While a list is set, the `init` of every owner appends an entry to it.
 _OWNERS: contextvars.ContextVar[list[Owner] | None] = contextvars.ContextVar(
     "sparseopt_jax_owners", default=None
 )
@@ -60,10 +61,10 @@ def record_owner(
     params: Any,
     masks: Stored,
 ) -> None:
-    """Called by an owner's ``init``, with its parameters and its masks."""
+    """Record an owner, called by its ``init`` with the parameters and masks."""
     owners = _OWNERS.get()
     if owners is not None:
-        # Without boxes, they fit parameters that are boxed and such that are not.
+        # Holes without boxes fit both boxed and unboxed parameters.
         plain = unbox_tree(params)
         holes = jax.tree.map(paths.is_hole, plain, is_leaf=paths.is_hole)
         structure = structure_of(masks)
@@ -71,7 +72,7 @@ def record_owner(
 
 
 def structure_of(masks: Any) -> Any:
-    """Return the structure of masks, the same in every storage, boxed or not."""
+    """Return the structure of masks, the same for every storage, boxed or not."""
     if isinstance(masks, ActiveIndices):
         sparse = {path for path, _ in masks.layouts}
         masks = paths.map_with_paths(
@@ -82,20 +83,19 @@ def structure_of(masks: Any) -> Any:
 
 
 def are_recorded() -> bool:
-    """Return whether an ``init`` is run to find owners only."""
+    """Return whether an ``init`` runs only to find owners."""
     return _OWNERS.get() is not None
 
 
 def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
     """Return the owners within a transformation, in the order of their ``init``.
 
-    Where active blocks alone are parameters, the shapes of the dense ones stand for
-    them.
+    Compact parameters are replaced by the shapes of their dense arrays.
     """
     owners: list[Owner] = []
     token = _OWNERS.set(owners)
     try:
-        # A fresh function each time: a remembered trace would not run `init` again.
+        # A new function each time: with a cached trace, `init` would not run again.
         jax.eval_shape(lambda p: tx.init(p), dense_shapes(params))
     finally:
         _OWNERS.reset(token)
@@ -115,14 +115,14 @@ def check_update(
     Args:
       updates: the gradients.
       params: the weights.
-      extra_args: the caller's keywords.
-      shapes: shapes that gradients may have instead of the weights', by path.
-      scored_by: the topology that needs the gradients of inactive weights, too; None
-        if it needs none.
+      extra_args: the caller's keyword arguments.
+      shapes: by path, shapes that gradients may have instead of the weights'.
+      scored_by: the name of a topology that needs the gradients of inactive weights;
+        None if they are not needed.
 
     Raises:
-      ValueError: without parameters, with masks from outside, or with gradients of
-        other shapes than the parameters.
+      ValueError: if parameters are missing, masks are passed, or gradients differ in
+        shape from the parameters.
     """
     if params is None:
         raise ValueError(
@@ -131,8 +131,8 @@ def check_update(
         )
     if "masks" in extra_args:
         raise ValueError(
-            "masks must not be passed to update, sparsify owns them; to start from "
-            "given masks, pass them to the topology: static(masks=...)"
+            "masks must not be passed to update, because sparsify owns them; to start "
+            "from given masks, pass them to the topology: static(masks=...)"
         )
     leaves = paths.leaves_by_path(params)
     for path, grad in paths.leaves_by_path(updates).items():
@@ -143,17 +143,20 @@ def check_update(
         if scored_by:
             raise ValueError(
                 f"{scored_by} scores inactive weights by their gradients, which "
-                f"the compact gradient of {path!r} leaves out: pass the gradient "
-                "itself, or use a topology that grows at random"
+                f"the compact gradient of {path!r} omits: pass the dense gradient, or "
+                "use a topology that grows at random"
             )
 
 
 def _misshapen(path: str, grad: Any, param: Any) -> str:
     found, shape = jnp.shape(grad), jnp.shape(param)
-    message = f"the gradient at {path!r} has shape {found}, its parameter {shape}"
+    message = (
+        f"the gradient at {path!r} has shape {found}, but its parameter has shape "
+        f"{shape}"
+    )
     if found[1:] == shape:
         message += (
-            ": gradients of single examples are aggregated before sparsify, as in "
+            ": aggregate per-example gradients before sparsify, as in "
             "optax.chain(optax.contrib.differentially_private_aggregate(...), "
             "so.sparsify(...))"
         )

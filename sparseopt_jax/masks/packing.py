@@ -1,4 +1,4 @@
-"""Masks of one bit a weight, for states and checkpoints of an eighth of the size."""
+"""Masks of one bit per weight: states and checkpoints store an eighth of the bytes."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from sparseopt_jax.trees.paths import map_with_paths
 
 
 class PackedMask(NamedTuple):
-    """A bool array, eight entries of its last axis in a byte.
+    """A bool array with eight entries of its last axis per byte.
 
     Attributes:
-      bits: uint8 array, ``ceil(size / 8)`` long in its last axis; the first entry of
-        each eight is the lowest bit, what is beyond the last entry is 0.
-      last: uint8 array of as many ones as the last byte holds entries. Its shape tells
-        the size: what is no array gets lost where states are taken apart.
+      bits: uint8 array, ``ceil(size / 8)`` long in its last axis; the first of eight
+        entries is the lowest bit, and bits beyond the last entry are 0.
+      last: uint8 array of ones, one per entry in the last byte. Its shape encodes the
+        size, because tools that take states apart keep only arrays.
     """
 
     bits: Any
@@ -32,19 +32,19 @@ class PackedMask(NamedTuple):
 
 
 def is_packed(x: Any) -> bool:
-    """Whether ``x`` is a ``PackedMask``, or what ``nnx.Optimizer`` makes of one."""
+    """Return whether ``x`` is a ``PackedMask``, or its form in ``nnx.Optimizer``."""
     return isinstance(x, PackedMask) or _is_taken_apart(x)
 
 
 def _is_taken_apart(x: Any) -> bool:
-    # It takes named tuples apart into mappings of its own, as checkpoints do.
+    # `nnx.Optimizer` converts named tuples to mappings, and so do checkpoints.
     if not isinstance(x, Mapping) or set(x) != set(PackedMask._fields):
         return False
     return all(getattr(part, "dtype", None) == jnp.uint8 for part in x.values())
 
 
 def restored(masks: Any) -> Any:
-    """Return a tree of masks with a ``PackedMask`` where one has been taken apart."""
+    """Return a tree of masks with each mapping made from a ``PackedMask`` restored."""
 
     def at_leaf(mask):
         return PackedMask(**mask) if _is_taken_apart(mask) else mask
@@ -66,12 +66,12 @@ def pack(masks: Any) -> Any:
 
 
 def packed_bytes(shape: tuple[int, ...]) -> int:
-    """Memory of the ``PackedMask`` of a mask of this shape."""
+    """Return the size in bytes of the ``PackedMask`` for a mask of this shape."""
     return math.prod(shape[:-1]) * -(-shape[-1] // 8) + (shape[-1] - 1) % 8 + 1
 
 
 def _whole_in_last_axis(mask: jax.Array) -> jax.Array:
-    """Under explicit sharding a split axis cannot be cut into eights."""
+    """Unshard the last axis: an explicitly sharded axis cannot be cut into eights."""
     sharding = explicit_sharding(mask)
     if sharding is None or not sharding.spec:
         return mask
@@ -80,7 +80,7 @@ def _whole_in_last_axis(mask: jax.Array) -> jax.Array:
 
 
 def unpack(masks: Any) -> Any:
-    """A tree of masks with a bool array for every ``PackedMask``, itself if none is."""
+    """Return a tree of masks with bool arrays; the same tree if nothing is packed."""
 
     def at_leaf(mask):
         if not is_packed(mask):

@@ -1,4 +1,4 @@
-"""A compact kernel by which a loss is differentiated by all weights, active or not."""
+"""A compact kernel for gradients with respect to all weights, active or not."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from sparseopt_jax.masks.layouts import Layout, in_each
 class ProbedKernel(CompactKernel):
     """The active blocks of a kernel, and a dense array of zeros that is added to them.
 
-    The gradient by the zeros is the dense gradient. Nothing computes with them, so that
-    they take no memory: products are those of the active blocks.
+    The gradient with respect to the zeros is the dense gradient. Nothing computes with
+    the zeros, so they take no memory: products use only the active blocks.
 
     Attributes:
       zeros: dense array, the probe.
@@ -30,20 +30,20 @@ class ProbedKernel(CompactKernel):
 
     @classmethod
     def at(cls, kernel: CompactKernel) -> "ProbedKernel":
-        """Add zeros to a kernel."""
+        """Return a kernel with a probe of zeros added."""
         shape = (*kernel.replicas, *kernel.shape)
         zeros = jax.lax.full_like(kernel.active, 0, shape=shape)
         return cls(kernel.active, kernel.places, zeros, kernel.layout)
 
     def tree_flatten_with_keys(self):
-        """As JAX asks for it."""
+        """Implement JAX's pytree protocol."""
         name = jax.tree_util.GetAttrKey
         parts = {"active": self._active, "places": self.places, "zeros": self.zeros}
         return tuple((name(key), part) for key, part in parts.items()), self.layout
 
     @classmethod
     def tree_unflatten(cls, layout, parts):
-        """As JAX asks for it."""
+        """Implement JAX's pytree protocol."""
         active, places, zeros = parts
         return cls(active, places, zeros, layout)
 
@@ -52,24 +52,24 @@ class ProbedKernel(CompactKernel):
 
     @property
     def active(self) -> Any:
-        """What is not to be read: its gradient would lack that of inactive weights.
+        """Not readable, because its gradient would omit the inactive weights.
 
         Raises:
           TypeError: always.
         """
         raise TypeError(
-            "a loss that reads the active blocks of a compact kernel themselves has no "
-            "dense gradient: multiply by so.sparse_apply, or by the arrays of "
-            "so.dense_params"
+            "a loss that reads the active blocks of a compact kernel directly has no "
+            "dense gradient: evaluate the model with so.sparse_apply, or with the "
+            "arrays of so.dense_params"
         )
 
     @property
     def dtype(self) -> Any:
-        """Type of the weights."""
+        """Dtype of the weights."""
         return jnp.result_type(self.zeros)
 
     def fixed(self) -> CompactKernel:
-        """Return the kernel without its zeros, a constant to gradients."""
+        """Return the kernel without its zeros, constant under differentiation."""
         active = jax.lax.stop_gradient(self._active)
         return CompactKernel(active, self.places, self.layout)
 
@@ -78,10 +78,10 @@ class ProbedKernel(CompactKernel):
         return self.fixed().dense() + self.zeros
 
     def total(self, gradient: "ProbedKernel") -> jax.Array:
-        """The dense gradient, of the gradient by the zeros and by the active blocks.
+        """Return the dense gradient: that of the zeros plus that of the active blocks.
 
-        What the loss does to the leaves of the parameters, as a penalty, comes to the
-        active blocks.
+        Terms of the loss that act on the leaves of the parameters, such as a penalty,
+        contribute through the active blocks.
         """
         add = in_each(self.layout.add, self.replicas)
         return add(gradient.zeros, self.index, gradient._active)

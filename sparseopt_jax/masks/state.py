@@ -1,4 +1,4 @@
-"""Masks as pytrees: applying them, and finding them in any optimizer's state.
+"""Masks as pytrees: apply them, and find them in any optimizer's state.
 
 A tree of masks has the structure of the parameters: a bool array (True = active) at
 each sparse leaf, ``optax.MaskedNode()`` at each dense one.
@@ -25,14 +25,14 @@ class SparseState(NamedTuple):
     """State of ``sparsify``, the only place where masks are kept.
 
     Attributes:
-      count: int32 scalar, steps taken.
+      count: int32 scalar, number of steps taken.
       key: uint32 data of a PRNG key, the same on every replica and at every step.
-      masks: bool arrays, or packed ones, ``optax.MaskedNode()`` at dense leaves; or
-        the ``ActiveIndices`` of a compact ``sparsify``.
-      topology_state: what the topology keeps.
+      masks: bool or packed arrays, ``optax.MaskedNode()`` at dense leaves; or the
+        ``ActiveIndices`` of a compact ``sparsify``.
+      topology_state: state of the topology.
       inner_state: state of the inner transformation.
-      layouts: uint8 array, how blocks of weights stand in the leaves, which
-        ``compact_params`` reads; ``()`` where no leaf consists of blocks.
+      layouts: uint8 array, how blocks are arranged in the leaves, which
+        ``compact_params`` reads; ``()`` if no leaf consists of blocks.
     """
 
     count: jax.Array
@@ -53,13 +53,13 @@ def map_masked_with_path(
 ) -> Any:
     """Map ``function(path, mask, leaf, *others)`` over the sparse leaves of ``tree``.
 
-    Masks are found by path, so ``tree`` may be boxed or have holes where the masks
+    Masks are looked up by path, so ``tree`` may be boxed, or have holes where the masks
     have none.
 
     Args:
       function: called at sparse leaves only.
       masks: tree of masks.
-      tree: the tree that decides the structure; its dense leaves are kept.
+      tree: the tree that defines the structure; its dense leaves are kept.
       *rest: further trees of that structure.
 
     Returns:
@@ -77,16 +77,16 @@ def map_masked_with_path(
 
 
 def map_masked(function: Callable[..., Any], masks: Any, tree: Any, *rest: Any) -> Any:
-    """``map_masked_with_path`` for a ``function(mask, leaf, *others)``."""
+    """Map ``function(mask, leaf, *others)`` over the sparse leaves of ``tree``."""
     return map_masked_with_path(
         lambda path, *leaves: function(*leaves), masks, tree, *rest
     )
 
 
 def zero_masked(masks: Any, tree: Any) -> Any:
-    """``tree`` with exact zeros where a mask is False, NaN and infinity included.
+    """Return ``tree`` with exact zeros where a mask is False, even for NaN or infinity.
 
-    What stands for a shape only, ``jax.ShapeDtypeStruct``, is kept.
+    Leaves of type ``jax.ShapeDtypeStruct`` are kept.
     """
 
     def at_leaf(mask, x):
@@ -100,13 +100,13 @@ def zero_masked(masks: Any, tree: Any) -> Any:
 def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
     """Set every inactive weight to exactly zero.
 
-    Call it once after ``tx.init`` to start sparse; afterwards the updates keep it so.
-    For topologies whose weights stay dense (``ste``, ``sr_ste``, ``top_kast``) it gives
-    what the forward pass sees: call it at every step, outside of what is
-    differentiated, and keep the dense weights.
+    Call it once after ``tx.init`` to start sparse; updates then keep the weights
+    sparse. For topologies whose weights stay dense (``ste``, ``sr_ste``, ``top_kast``)
+    it returns the weights of the forward pass: call it at every step, outside of the
+    differentiated function, and keep the dense weights.
 
     Args:
-      params: any pytree of arrays. Compact parameters are returned as they are.
+      params: any pytree of arrays. Compact parameters are returned unchanged.
       opt_state_or_masks: an optimizer state that holds a ``SparseState`` anywhere, or
         a tree of masks.
 
@@ -128,15 +128,15 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
 
 
 def masks_for(call: str, params: Any, opt_state_or_masks: Any) -> Any:
-    """Return the masks of some parameters, from a state or a tree of masks.
+    """Return the masks of parameters, from a state or a tree of masks.
 
     Args:
-      call: the call as it is meant, for messages.
+      call: the signature of the caller, for messages.
       params: any pytree of arrays.
       opt_state_or_masks: an optimizer state, or a tree of masks.
 
     Returns:
-      Bool arrays, each of the shape of the parameter at its path.
+      Bool arrays, each with the shape of the parameter at its path.
 
     Raises:
       TypeError: if the arguments are swapped.
@@ -157,15 +157,15 @@ def masks_for(call: str, params: Any, opt_state_or_masks: Any) -> Any:
 
 
 def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
-    """``optax.apply_updates``, then exact zeros where the new masks are False.
+    """Apply updates, then set exact zeros where the new masks are False.
 
-    For chains in which something follows the masks, as ``sparseopt`` has it; what
-    ``sparsify`` returns needs only ``optax.apply_updates``.
+    Use it for chains in which a transformation follows the masks, as with
+    ``sparseopt``; updates of ``sparsify`` need only ``optax.apply_updates``.
 
     Args:
       params: any pytree of arrays.
       updates: tree like ``params``.
-      opt_state: the state that came with ``updates``.
+      opt_state: the state returned with ``updates``.
 
     Returns:
       A tree like ``params``.
@@ -193,27 +193,27 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
 
 _NO_MASKS = (
     "no masks found: the optimizer state holds no SparseState; build the optimizer "
-    "with sparsify, sparseopt, sparse_sgd or sparse_adamw, and pass what its init or "
-    "update returns"
+    "with sparsify, sparseopt, sparse_sgd or sparse_adamw, and pass the state that its "
+    "init or update returns"
 )
 
 
 def get_masks(opt_state: Any) -> Any:
-    """Return the masks in an optimizer state, wherever they are.
+    """Return the masks from anywhere in an optimizer state.
 
     Args:
       opt_state: any pytree that holds a ``SparseState``: the state of ``chain``,
         ``MultiSteps``, ``partition``, ``inject_hyperparams`` and the like, a train
-        state, an ``nnx.Optimizer``, and the dictionaries and lists that a checkpoint
-        gives when it is restored without a target. Several states, as ``partition``
-        makes them, are merged into one tree.
+        state, an ``nnx.Optimizer``, or the dictionaries and lists of a checkpoint that
+        was restored without a target. Several states, as in ``partition``, are merged
+        into one tree.
 
     Returns:
       Bool arrays in the structure of the parameters, ``optax.MaskedNode()`` at dense
       leaves.
 
     Raises:
-      ValueError: if there are none.
+      ValueError: if there are no masks.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -235,10 +235,10 @@ def _bools(masks: Any) -> Any:
 
 
 def find_states(opt_state: Any) -> list[SparseState]:
-    """Every state with masks in a pytree, or in an object's ``opt_state``.
+    """Return every state with masks in a pytree, or in an object's ``opt_state``.
 
-    Also where a tool has made dictionaries of named tuples, as a checkpoint restored
-    without a target, Flax's state dictionaries and ``nnx.state`` have it.
+    States are also found if a tool has converted named tuples to dictionaries, as in
+    checkpoints restored without a target, Flax's state dictionaries and ``nnx.state``.
     """
     tree = getattr(opt_state, "opt_state", opt_state)
     leaves = jax.tree.leaves(
@@ -249,7 +249,7 @@ def find_states(opt_state: Any) -> list[SparseState]:
 
 
 def places_of(opt_state: Any) -> Places:
-    """Layout and index of every leaf of which active weights are kept alone."""
+    """Return layout and index of every leaf whose state is kept for active weights."""
     found: Places = {}
     for state in find_states(opt_state):
         if isinstance(state.masks, ActiveIndices):
@@ -257,7 +257,7 @@ def places_of(opt_state: Any) -> Places:
     return found
 
 
-# What has no leaves is left out by some tools: ``inner_state``, ``layouts``.
+# Some tools omit fields without leaves, which ``inner_state`` and ``layouts`` may be.
 _ALWAYS_THERE = {"count", "key", "masks", "topology_state"}
 
 
@@ -268,7 +268,7 @@ def _is_taken_apart(x: Any) -> bool:
 
 
 def _rebuilt(parts: Mapping[str, Any]) -> SparseState:
-    """The state that a dictionary has been made of; its inner state stays as it is."""
+    """Return the state that a dictionary was made from; inner state is not rebuilt."""
     fields = {name: parts.get(name, ()) for name in SparseState._fields}
     masks = _with_holes(unbox(parts["masks"]))
     if isinstance(masks, Mapping) and set(masks) == set(ActiveIndices._fields):
@@ -282,7 +282,7 @@ def _rebuilt(parts: Mapping[str, Any]) -> SparseState:
 
 
 def _with_holes(masks: Any) -> Any:
-    """Holes again where a tool has put None or an empty dictionary in their place."""
+    """Restore holes that a tool has replaced by None or an empty dictionary."""
 
     def is_empty(x):
         return x is None or (isinstance(x, Mapping) and not x)
@@ -293,15 +293,15 @@ def _with_holes(masks: Any) -> Any:
 
 
 def check_order(call: str, other: Any, opt_state: Any) -> None:
-    """Raise if an optimizer's state was passed in another place than its own.
+    """Raise if an optimizer's state was passed as the wrong argument.
 
     Args:
-      call: the call as it is meant, for the message.
+      call: the signature of the caller, for the message.
       other: another argument.
-      opt_state: what was passed as the state.
+      opt_state: the argument passed as the state.
 
     Raises:
-      TypeError: if the masks are in ``other``, or ``opt_state`` is not a state at all.
+      TypeError: if the masks are in ``other``, or ``opt_state`` is a transformation.
     """
     if callable(getattr(opt_state, "init", None)):
         raise TypeError(
@@ -310,37 +310,37 @@ def check_order(call: str, other: Any, opt_state: Any) -> None:
         )
     if find_states(other) and not find_states(opt_state):
         raise TypeError(
-            f"the arguments are swapped, got {described(opt_state)} in the place of "
-            f"the optimizer's state: call so.{call}"
+            f"the arguments are swapped, got {described(opt_state)} in place of the "
+            f"optimizer's state: call so.{call}"
         )
 
 
 def stays_dense(opt_state: Any) -> bool:
-    """Whether masks are the forward pass's alone, and the weights are to stay dense."""
+    """Return whether masks act in the forward pass only, and weights stay dense."""
     return any(map(_has_dense_weights, find_states(opt_state)))
 
 
 def _has_dense_weights(state: SparseState) -> bool:
-    # What a topology of the forward pass keeps has masks of the trained weights.
+    # Topologies of the forward pass keep masks of the trained weights.
     return hasattr(state.topology_state, "trained")
 
 
 def check_masks(masks: Any) -> None:
-    """Raise unless every leaf is a bool array (or hole).
+    """Raise unless every leaf is a bool array or a hole.
 
     Raises:
-      ValueError: with the path and what stands there.
+      ValueError: with the path and the dtype or type of the leaf.
     """
     for path, mask in paths.flatten_with_paths(masks):
         if not paths.is_hole(mask) and getattr(mask, "dtype", None) != jnp.bool_:
             what = getattr(mask, "dtype", type(mask).__name__)
             raise ValueError(
-                f"masks must be bool arrays, True = active; at {path!r} stands {what}"
+                f"masks must be bool arrays, True = active; {path!r} holds {what}"
             )
 
 
 def _is_like_masks(tree: Any, params: Any) -> bool:
-    """Whether a tree may be meant as one of masks: by its paths, or by its leaves."""
+    """Return whether a tree may be one of masks, by its paths or its leaves."""
     known = {path for path, _ in paths.flatten_with_paths(params)}
     if any(path in known for path, _ in paths.flatten_with_paths(tree)):
         return True
@@ -357,17 +357,17 @@ def _check_fit(masks: Any, params: Any) -> None:
                 f"masks hold {path!r}, which is not a parameter; the parameters are "
                 f"{', '.join(leaves)}"
             )
-        # Where there is no mask may stand anything, say a module's functions.
+        # Leaves without a mask may be anything, such as a module's functions.
         shape = jnp.shape(leaves[path])
         if jnp.shape(mask) != shape:
             raise ValueError(
-                f"the mask at {path!r} has shape {jnp.shape(mask)}, its parameter "
-                f"{shape}"
+                f"the mask at {path!r} has shape {jnp.shape(mask)}, but its parameter "
+                f"has shape {shape}"
             )
 
 
 def _merge(masks: Any, others: Any) -> Any:
-    """Fills the holes of one tree from another; a hole may stand for a subtree."""
+    """Fill the holes of one tree from another; a hole may replace a subtree."""
     if paths.is_hole(masks):
         return others
     if paths.is_hole(others):
@@ -379,7 +379,7 @@ def _merge(masks: Any, others: Any) -> Any:
 
 
 def unbox(masks: Any) -> Any:
-    """Take the variables off that ``nnx.Optimizer`` wraps around every leaf."""
+    """Remove the variables that ``nnx.Optimizer`` wraps around every leaf."""
 
     def is_variable(x):
         return hasattr(x, "get_value")

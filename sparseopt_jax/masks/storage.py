@@ -1,6 +1,6 @@
-"""How masks are kept in the state, and what the optimizer inside sees of the weights.
+"""How masks are stored in the state, and which weights the inner optimizer sees.
 
-One file a form: bytes (``byte_storage``), packed bits (``bit_storage``), the places of
+One file per form: bytes (``byte_storage``), packed bits (``bit_storage``), indices of
 active weights (``compact_storage``).
 """
 
@@ -15,20 +15,20 @@ from sparseopt_jax.masks.packing import is_packed, restored, unpack
 from sparseopt_jax.masks.state import map_masked, zero_masked
 from sparseopt_jax.trees import paths
 
-# Bool arrays in the structure of the parameters, ``optax.MaskedNode()`` at dense ones.
+# Bool arrays in the structure of the parameters, ``optax.MaskedNode()`` if dense.
 Masks = Any
-# The same as the state keeps it.
+# Masks in the form that the state keeps.
 Stored = Any
-# The same as a step reads it.
+# Masks in the form that a step reads.
 View = Any
 
 
 class MaskStorage(abc.ABC):
-    """A form of masks.
+    """A way to store masks.
 
-    The engine knows masks in three forms: bool arrays, which topologies update
-    (``Masks``); what the state holds (``Stored``); and what a step reads (``View``),
-    which ``take`` and ``to_zero`` work with.
+    The engine uses masks in three forms: bool arrays, which topologies update
+    (``Masks``); the form that the state holds (``Stored``); and the form that a step
+    reads (``View``), which is passed to ``take`` and ``to_zero``.
     """
 
     is_compact = False
@@ -38,10 +38,10 @@ class MaskStorage(abc.ABC):
         """Return the first view.
 
         Args:
-          topology: what made the masks.
+          topology: the topology that made the masks.
           masks: the first masks.
-          state: what the topology keeps.
-          params: the parameters, or what stands for their shapes.
+          state: the topology's state.
+          params: the parameters, or their shapes.
 
         Raises:
           ValueError: if masks cannot be kept in this form.
@@ -49,39 +49,39 @@ class MaskStorage(abc.ABC):
 
     @abc.abstractmethod
     def pack(self, tree: Any) -> Any:
-        """Return a tree with its bool arrays as they are stored."""
+        """Return a tree with its bool arrays in the stored form."""
 
     def store(self, view: View) -> Stored:
-        """Return what the state holds of a view."""
+        """Return the stored form of a view."""
         return self.pack(view)
 
     def view(self, stored: Stored, state: Any, params: Any) -> View:
-        """Return what a step reads; ``state`` is what the topology keeps."""
+        """Return the view of stored masks; ``state`` is the topology's state."""
         del state
         return self.load(stored, params)
 
     def load(self, stored: Stored, params: Any) -> Masks:
-        """Return bool arrays, in type sharded as the weights are."""
+        """Return bool arrays with the explicit shardings of the weights."""
         return unpacked(stored, params)
 
     @abc.abstractmethod
     def move(
         self, stored: Stored, masks: Masks, new: Masks, state: Any
     ) -> tuple[Stored, Any]:
-        """Return what holds new masks, and what the topology keeps.
+        """Return the new masks in the stored form, and the topology's state.
 
         Args:
-          stored: what holds the old masks.
-          masks: the old masks; holes at leaves to leave alone.
+          stored: the old masks in the stored form.
+          masks: the old masks, with holes at leaves to leave alone.
           new: the new masks, with the same holes.
-          state: what the topology keeps.
+          state: the topology's state.
         """
 
     def converted(self, like: Stored, masks: Masks) -> Stored:
-        """Return what holds masks that another storage has kept.
+        """Return the stored form of masks that come from another storage.
 
         Args:
-          like: what holds the first masks of the same topology.
+          like: the first masks of the same topology, in the stored form.
           masks: bool arrays.
 
         Raises:
@@ -92,44 +92,44 @@ class MaskStorage(abc.ABC):
 
     @abc.abstractmethod
     def take(self, view: View, tree: Any) -> Any:
-        """Return what the optimizer sees of a tree like the parameters."""
+        """Return a tree like the parameters in the form that the optimizer sees."""
 
     def weights(self, view: View, params: Any) -> Any:
-        """Return the weights that the optimizer's ``update`` is given."""
+        """Return the weights to pass to the optimizer's ``update``."""
         del view
         return params
 
     def gradient(self, view: View, grads: Any, params: Any) -> Any:
-        """Return the gradient that the optimizer is given."""
+        """Return the gradient to pass to the optimizer."""
         del params
         return self.take(view, grads)
 
     def moved(self, view: View, updates: Any) -> Any:
-        """Return the optimizer's updates of the weights that it may move."""
+        """Return the optimizer's updates of the weights that it may change."""
         del view
         return updates
 
     @abc.abstractmethod
     def told(self, view: View) -> Any:
-        """Return the masks that transformations inside read."""
+        """Return the masks that inner transformations read."""
 
     @abc.abstractmethod
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
-        """Return updates that take inactive weights to zero.
+        """Return updates that set inactive weights to zero.
 
         Args:
-          before: what the updates were computed with.
-          after: what holds after the step.
-          updates: what the optimizer gave.
+          before: the view that the updates were computed with.
+          after: the view after the step.
+          updates: the optimizer's updates.
           params: the weights.
         """
 
     def with_kept(self, old: Stored, new: Stored, params: Any) -> Any:
-        """Return the weights after an update: zero at what was dropped or grown.
+        """Return the weights after an update of the masks: zero if dropped or grown.
 
         Args:
-          old: what holds the old masks.
-          new: what holds the new ones.
+          old: the old masks in the stored form.
+          new: the new masks in the stored form.
           params: the weights.
         """
         kept = map_masked(
@@ -139,21 +139,21 @@ class MaskStorage(abc.ABC):
 
     @abc.abstractmethod
     def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
-        """Return masks of what the optimizer's state keeps through an update.
+        """Return masks of the entries that the optimizer's state keeps in an update.
 
-        Each is a tree of bool arrays by the paths of the parameters; it is for the
-        leaves of the state that have its shapes. The rest starts anew.
+        Each is a tree of bool arrays at the paths of the parameters, and applies to the
+        leaves of the state that have its shapes. Entries where it is False are reset.
         """
 
     def before_update(
         self, old: View, new: View, state: Any, params: Any, updated: Any
     ) -> View:
-        """Return the view before an update that may have taken place in this step.
+        """Return the view before an update of the masks that this step may have made.
 
         Args:
-          old: what was read before.
-          new: what is read now.
-          state: what the topology keeps, after the update.
+          old: the view before the step.
+          new: the current view.
+          state: the topology's state after the update.
           params: the weights.
           updated: whether the masks were updated.
         """
@@ -161,22 +161,22 @@ class MaskStorage(abc.ABC):
         return old
 
     def with_old_masks(self, state: Any, masks: Masks) -> Any:
-        """Return what the topology keeps, with room for what tells the old masks."""
+        """Return the topology's state with room to record how the masks change."""
         del masks
         return state
 
     def typed(self, stored: Stored, params: Any) -> Stored:
-        """Return ``stored``, in type sharded as the weights are."""
+        """Return ``stored`` with the explicit shardings of the weights."""
         del params
         return stored
 
     def planned(self, stored: Stored, params: Any) -> Any:
-        """Return what tells a topology the shapes of the weights, active or not."""
+        """Return a tree with the dense shapes of the weights, for the topology."""
         del stored
         return params
 
     def shapes(self, stored: Stored) -> dict[str, tuple[int, ...]]:
-        """Return the shapes that gradients may have instead of the weights'."""
+        """Return, by path, shapes that gradients may have instead of the weights'."""
         del stored
         return {}
 
@@ -186,18 +186,18 @@ class MaskStorage(abc.ABC):
         return params
 
     def whole_gradient(self, stored: Stored, grads: Any, params: Any) -> Any:
-        """Return gradients like the parameters."""
+        """Return the gradients as dense arrays."""
         del stored, params
         return grads
 
 
 def load_state(state: Any, params: Any) -> Any:
-    """Return what a topology keeps, with bool arrays."""
+    """Return a topology's state with its masks as bool arrays."""
     return type(state)._make(unpacked(kept, params) for kept in state)
 
 
 def unpacked(masks: Any, params: Any) -> Masks:
-    """Mask as bool arrays, in type sharded as their weights are."""
+    """Return masks as bool arrays with the explicit shardings of their weights."""
     bools = unpack(masks)
     if bools is masks:
         return masks
@@ -207,13 +207,13 @@ def unpacked(masks: Any, params: Any) -> Masks:
 
 
 def whole(state: Any) -> Any:
-    """A state whose packed masks are nodes again, wherever it has been taken apart."""
+    """Return a state in which every packed mask that was taken apart is restored."""
     nodes = restored(state._replace(inner_state=()))
     return nodes._replace(inner_state=state.inner_state)
 
 
 def without(left_out: frozenset[str], masks: Any) -> Any:
-    """Return the masks, in bytes or bits, with holes at the paths that are left out."""
+    """Return the masks, in bytes or bits, with holes at the paths of ``left_out``."""
 
     def at_leaf(key_path, mask):
         left = paths.path_string(key_path) in left_out
@@ -225,5 +225,5 @@ def without(left_out: frozenset[str], masks: Any) -> Any:
 
 
 def filled(masks: Any, others: Any) -> Any:
-    """Return the masks, and those of the others where they have holes."""
+    """Return the masks with their holes filled from the others."""
     return map_masked(lambda new, old: new, masks, others)

@@ -63,12 +63,12 @@ def test_masks_of_a_partition_are_merged():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="no masks found"):
         so.get_masks(optax.sgd(0.1).init(PARAMS))
-    with pytest.raises(ValueError, match="at 'b' stands float32"):
+    with pytest.raises(ValueError, match="'b' holds float32"):
         so.apply_masks(PARAMS, PARAMS)
     with pytest.raises(ValueError, match=r"'c', which is not a parameter.*b, k"):
         so.apply_masks(PARAMS, {"c": jnp.ones(2, bool)})
     with pytest.raises(
-        ValueError, match=r"at 'k' has shape \(2,\), its parameter \(2, 2"
+        ValueError, match=r"at 'k' has shape \(2,\), but its parameter has shape \(2, 2"
     ):
         so.apply_masks(PARAMS, {"k": jnp.ones(2, bool)})
     with pytest.raises(ValueError, match="no masks found"):

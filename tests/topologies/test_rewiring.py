@@ -23,7 +23,7 @@ def test_sparsity_out_of_range(make, sparsity):
         ({"distribution": {"a": 1.0}}, ValueError, r"distribution\['a'\] must be in"),
         ({"where": "kernel"}, TypeError, "where must be a function"),
         ({"dims": (0, 1)}, TypeError, "dims must be None, a NeuronDims"),
-        ({"masks": {"a": jnp.ones(3)}}, ValueError, "at 'a' stands float32"),
+        ({"masks": {"a": jnp.ones(3)}}, ValueError, "'a' holds float32"),
     ],
 )
 def test_bad_arguments_are_named_at_construction(kwargs, error, message):
