@@ -1,1 +1,1 @@
-"""The step: the owner of the masks around an optimizer, in graph or host-driven."""
+"""The training step of masks around an optimizer, compiled or driven by the host."""

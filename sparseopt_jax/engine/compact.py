@@ -1,4 +1,4 @@
-"""What a compact ``sparsify`` has besides: its gradients, and what does not fit it."""
+"""Gradients of a compact ``sparsify``, and checks of what it supports."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from sparseopt_jax.topologies.base import Topology
 
 
 def compact_gradients(grads: Any, opt_state: Any) -> Any:
-    """Return the gradients of the active weights alone, for a compact ``sparsify``.
+    """Return the gradients of the active weights only, for a compact ``sparsify``.
 
-    Sum these over micro-batches instead of the gradients: what is summed then has the
-    size of the active weights, and ``tx.update`` takes it in place of the gradients.
-    A topology that scores inactive weights by their gradients (RigL) needs those; one
-    that grows at random (SET, SMET) does not.
+    Sum them over micro-batches instead of the dense gradients: the sums have the size
+    of the active weights, and ``tx.update`` accepts them in place of gradients. A
+    topology that scores inactive weights by their gradients (RigL) needs the dense
+    gradients; one that grows at random (SET, SMET) does not.
 
     Args:
       grads: tree like the parameters.
       opt_state: any pytree that holds the state of a compact ``sparsify``.
 
     Returns:
-      A tree like ``grads``, what is sparse replaced by its active entries.
+      A tree like ``grads``, with sparse leaves replaced by their active entries.
 
     Raises:
       ValueError: if ``opt_state`` holds no such state.
@@ -57,26 +57,26 @@ def compact_gradients(grads: Any, opt_state: Any) -> Any:
 
 
 def check_compact(inner: optax.GradientTransformation, topology: Topology) -> None:
-    """Raise where active weights alone do not do.
+    """Raise if an optimizer and a topology need more than the active weights.
 
     Args:
-      inner: the optimizer, which is to see no others.
-      topology: decides how many there are.
+      inner: the optimizer, which will see only active weights.
+      topology: decides how many weights are active.
 
     Raises:
-      TypeError: if weights stay dense behind the masks.
-      ValueError: if the topology changes how many weights a layer has, or the optimizer
-        would give them other updates.
+      TypeError: if the topology keeps inactive weights dense.
+      ValueError: if the topology changes the number of active weights of a layer, or
+        the optimizer would give them different updates.
     """
     if topology.stays_dense:
         raise TypeError(
-            f"{topology.name} keeps the weights behind its masks dense, so there are "
-            "no active weights alone: leave compact out"
+            f"{topology.name} keeps the weights behind its masks dense, but "
+            "compact=True keeps only active weights: omit compact=True"
         )
     if not topology.keeps_counts:
         raise ValueError(
-            f"{topology.name} changes how many weights a layer has, but compact=True "
-            "has room for one number: leave compact out, or use a topology that keeps "
-            "the number, such as set_ or rigl"
+            f"{topology.name} changes how many weights of a layer are active, but "
+            "compact=True needs a fixed number: omit compact=True, or use a topology "
+            "that keeps the number, such as set_ or rigl"
         )
-    check_inner(inner, "compact=True shows", "leave compact out")
+    check_inner(inner, "compact=True shows", "omit compact=True")

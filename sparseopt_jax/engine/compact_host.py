@@ -1,4 +1,4 @@
-"""Updates of the masks from the host where parameters are compact."""
+"""Updates of the masks of compact parameters, from the host."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,24 +30,24 @@ Update = Callable[[Any, Any, Any], tuple[Any, Any]]
 def updated_compact(
     update: Update, grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Update the masks where parameters are compact.
+    """Update the masks of compact parameters.
 
-    Everything sees active weights in their place, as in a step; what scores and selects
-    sees blocks, or dense arrays that do not outlive the update.
+    As in a step, ``update`` sees arrays of active weights in place of the parameters.
+    Scores and selection use blocks, or dense arrays that exist only during the update.
 
     Args:
-      update: updates the masks: ``update(grads, opt_state, params)`` returns parameters
-        and state.
-      grads: gradients like ``params``, compact or dense; None where they are not read.
+      update: ``update(grads, opt_state, params)`` updates the masks and returns
+        parameters and state.
+      grads: gradients like ``params``, compact or dense; None if they are not read.
       opt_state: the state.
       params: the compact parameters.
 
     Returns:
-      The new parameters, compact, and the new state.
+      The new compact parameters, and the new state.
     """
     plain, active = unbox_tree(opt_state), unbox_tree(active_arrays(params))
     before = places_of(plain)
-    # Which nobody reads where there are no gradients.
+    # If grads is None, the topology reads no gradients: any tree of this form will do.
     grads = active if grads is None else unbox_tree(active_arrays(grads))
     weights, new = update(grads, plain, active)
     after = places_of(new)
@@ -61,17 +61,17 @@ def updated_compact(
 
 
 def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> Owner:
-    """Return the owner of a state, as it is to update the masks of compact parameters.
+    """Return the owner of a state with a storage that updates compact parameters.
 
     Args:
-      owner: what ``tx`` has.
+      owner: the owner in ``tx``.
       state: the state.
-      grads: the gradients that are given, or None.
-      params: the parameters, compact where they are.
+      grads: the gradients, or None.
+      params: the parameters, some of which may be compact.
 
     Raises:
-      ValueError: if the gradients leave out what the topology reads, or the parameters
-        are not those of the state.
+      ValueError: if the gradients omit entries that the topology reads, or the
+        parameters do not belong to the state.
     """
     topology, params = owner.topology, owner.seen(params)
     if not holds_compact(params):
@@ -86,17 +86,17 @@ def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> 
         if path in given and topology.dense_gradients > 0:
             raise ValueError(
                 f"{topology.name} scores inactive weights by their gradients, which "
-                f"the compact gradient of {path!r} leaves out: {_remedy(topology)}"
+                f"the compact gradient of {path!r} omits: {_remedy(topology)}"
             )
     storage = CompactStorage() if topology.keeps_counts else _SameNumbers(topology)
     return owner._replace(storage=storage)
 
 
 def check_gradients(topology: Topology, grads: Any) -> None:
-    """Raise a ValueError where gradients are None that the topology reads."""
+    """Raise a ValueError if gradients are None but the topology reads them."""
     if grads is None and topology.reads_gradients:
         raise ValueError(
-            f"{topology.name} updates its masks by gradients, but grads is None: "
+            f"{topology.name} needs gradients to update its masks, but grads is None: "
             f"{_remedy(topology)}"
         )
 
@@ -108,7 +108,7 @@ def _remedy(topology: Topology) -> str:
 
 
 class _SameNumbers(CompactStorage):
-    """Takes new masks only if they have as many active units as the old ones."""
+    """Storage that accepts new masks only with as many active units as the old ones."""
 
     def __init__(self, topology: Topology):
         self._name = topology.name
@@ -116,15 +116,16 @@ class _SameNumbers(CompactStorage):
     def move(
         self, stored: Stored, masks: Masks, new: Masks, state: Any
     ) -> tuple[Stored, Any]:
-        """As ``MaskStorage.move``."""
+        """Implement ``MaskStorage.move``."""
         by_path = paths.leaves_by_path(new)
         for path, layout in stored.layouts:
             if path not in by_path:
                 continue
             if isinstance(by_path[path], Tracer):
                 raise ValueError(
-                    f"{self._name} may change how many blocks are active, which only "
-                    "the masks tell: call so.update_topology outside of jit"
+                    f"{self._name} may change how many blocks are active, which is "
+                    "known only from concrete masks: call so.update_topology outside "
+                    "of jit"
                 )
             counts = layout.units.count(layout.units.any(by_path[path]))
             if int(jnp.min(counts)) != layout.per_cell or int(jnp.max(counts)) > int(
@@ -133,16 +134,15 @@ class _SameNumbers(CompactStorage):
                 raise ValueError(
                     f"{self._name} changes the number of active blocks of {path!r} "
                     f"from {layout.per_cell} to {int(jnp.max(counts))} in this update, "
-                    "but compact parameters have room for one number: take "
-                    "params = so.dense_params(params), opt_state = "
-                    "so.convert_state(tx, params, opt_state), update, and call "
-                    "so.compact_params again"
+                    "but compact parameters need a fixed number: convert with params = "
+                    "so.dense_params(params) and opt_state = so.convert_state(tx, "
+                    "params, opt_state), update, and call so.compact_params again"
                 )
         return super().move(stored, masks, new, state)
 
 
 def _without_moved(opt_state: Any, before: Places, after: Places) -> Any:
-    """Zeros in what is summed around ``sparsify`` for blocks that have moved."""
+    """Zero the entries of moved blocks in sums of gradients around ``sparsify``."""
     kept = {
         parts: layout.spread(index == before[parts][1])
         for parts, (layout, index) in after.items()

@@ -1,4 +1,4 @@
-"""Which optimizers give a weight the same when they see the active ones alone."""
+"""Optimizers whose updates stay the same if they see only the active weights."""
 
 import functools
 from collections.abc import Iterator
@@ -19,19 +19,19 @@ from sparseopt_jax.tracing import transformation_links
 from sparseopt_jax.tracing.jaxpr_analysis import is_elementwise
 from sparseopt_jax.tracing.transformation_links import Link
 
-# Larger than the axes from which moments are factored by default.
+# Both axes exceed the size from which moments are factored by default.
 _SHAPE, _ACTIVE, _STEPS = (130, 132), 5000, 3
 _TOLERANCE = 1e-3
 
 
-# What these do between the transformations inside of them is known to be no trouble.
+# Wrappers that are known to fit if the transformations inside of them do.
 _WRAPPERS = frozenset(
     {
         *("chain", "named_chain", "masked", "partition", "multi_transform"),
         *("inject_hyperparams", "apply_if_finite", "with_extra_args_support"),
     }
 )
-# The package's own are made for active weights alone.
+# The package's own transformations support active weights only.
 _OURS = __name__.partition(".")[0]
 
 
@@ -42,41 +42,42 @@ class _NeedsParametersError(Exception):
 def check_inner(
     inner: optax.GradientTransformation, subject: str, way_out: str
 ) -> None:
-    """Raise unless weights get the same updates with and without inactive ones.
+    """Raise unless active weights get the same updates with and without inactive ones.
 
-    What works element by element does, and so do norms, to which zeros add nothing. The
-    others are told by trying: a few steps on a kernel most of whose weights are zero,
-    and on the rest of it alone. What cannot be tried is refused.
+    Elementwise transformations pass, and so do norms, because zeros do not contribute.
+    All others are tested: a few steps on a kernel most of whose weights are zero must
+    give the same as steps on its active weights only. Transformations that cannot be
+    tested are rejected.
 
     Args:
       inner: any transformation.
-      subject: who shows it active weights alone, for the message.
-      way_out: what to do instead of taking another optimizer, for the message.
+      subject: what shows it only active weights, for the message.
+      way_out: an alternative to another optimizer, for the message.
 
     Raises:
-      ValueError: with the name of the transformation, or of the link of the chain, that
-        is to blame, and of no other.
+      ValueError: with the names of the transformations, or links of the chain, that
+        fail.
     """
     if _holds_tracers(transformation_links.read(inner)):
-        # `inject_hyperparams` makes it anew at every trace: it was tried with numbers.
+        # `inject_hyperparams` rebuilds it in every trace; it was tested with numbers.
         return
     reason = _trouble(inner)
     if reason is None:
         return
     blamed = list(_blamed(transformation_links.read(inner)))
     if not blamed and reason is _DIFFERS:
-        # It works only among others, so that it is not told from them.
+        # A link fails only in combination with others, so the whole is named.
         blamed = [(transformation_links.read(inner).name, reason)]
     if blamed:
         listed = "; ".join(f"{name} {why}" for name, why in dict.fromkeys(blamed))
         raise ValueError(
-            f"{subject} the optimizer the active weights alone, and {listed}: use an "
+            f"{subject} the optimizer only the active weights, but {listed}: use an "
             f"elementwise optimizer, such as adam, lion or sgd, or {way_out}"
         )
 
 
-_DIFFERS = "would give a weight another update there"
-_NEEDS_ALL = "evaluates the loss, which needs all of them"
+_DIFFERS = "would then give them different updates"
+_NEEDS_ALL = "evaluates the loss, which needs all weights"
 
 
 def _holds_tracers(link: Link) -> bool:
@@ -87,7 +88,7 @@ def _holds_tracers(link: Link) -> bool:
 
 
 def _blamed(link: Link) -> Iterator[tuple[str, str]]:
-    """Names of the links that do not fit, and why."""
+    """Yield the name of each link that does not fit, and the reason."""
     is_ours = str(getattr(link.update, "__module__", "")).partition(".")[0] == _OURS
     if is_ours or (link.parts and link.name in _WRAPPERS):
         for part in link.parts:
@@ -102,7 +103,7 @@ def _blamed(link: Link) -> Iterator[tuple[str, str]]:
 
 def _trouble(inner: optax.GradientTransformation) -> str | None:
     """Return why a transformation does not fit; None if it does."""
-    # One for matrices only is tried on a matrix only.
+    # Transformations that accept only matrices are tested on a matrix only.
     reasons = [_trouble_with(inner, ("kernel", "bias"))]
     if reasons[0] not in (None, _DIFFERS, _NEEDS_ALL):
         reasons.append(_trouble_with(inner, ("kernel",)))
@@ -119,14 +120,14 @@ def _trouble_with(
             return None if fits else _DIFFERS
         except _NeedsParametersError:
             return _NEEDS_ALL
-        # Whatever a user's function raises without what a real step would give it.
+        # A user's function may raise anything without the arguments of a real step.
         except Exception as error:
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            return f"could not be tried on a small kernel ({said})"
+            return f"could not be tested on a small kernel ({said})"
 
 
 class _Trial:
-    """A few steps on one kernel and one bias, whole and without inactive weights."""
+    """A few steps on a kernel and a bias, with and without the inactive weights."""
 
     def __init__(
         self, inner: optax.GradientTransformationExtraArgs, leaves: tuple[str, ...]
@@ -141,7 +142,7 @@ class _Trial:
         self.mask = self.layout.mask(self.index)
         self.trees = [
             {
-                # Far from 0 in the mean, which many a transformation takes off.
+                # With a mean far from 0, which many transformations subtract.
                 "kernel": jnp.where(self.mask, rng.normal(1.0, size=_SHAPE), 0),
                 "bias": jnp.asarray(rng.normal(1.0, size=5)),
             }
@@ -169,7 +170,7 @@ class _Trial:
         try:
             return run()
         except TypeError as missing:
-            # What a line search is called with.
+            # Line searches need these arguments.
             loss = {"value": jnp.float32(1.0), "grad": grads, "value_fn": _value_fn}
             try:
                 return run(**loss)
@@ -210,5 +211,5 @@ class _Trial:
 
 
 def _value_fn(params: Any) -> Any:
-    """A loss cannot be evaluated without the inactive weights."""
+    """Raise, because the loss needs the inactive weights."""
     raise _NeedsParametersError

@@ -1,4 +1,4 @@
-"""Parameters of which the active blocks alone are kept, and the way there and back."""
+"""Compact parameters, which keep only active blocks, and their conversions."""
 
 import functools
 from collections.abc import Callable
@@ -48,38 +48,38 @@ def compact_params(
     *,
     where: Callable[[str, Any], bool] | None = None,
 ) -> tuple[Any, Any]:
-    """Keep the active blocks of the weights alone, and what belongs to them.
+    """Keep only the active blocks of the weights, and the state that belongs to them.
 
     A leaf whose structure is ``Block`` with extents of at least 16 becomes a node that
     holds its active blocks and their places. ``jax.grad``, ``tx.update`` of the same
-    ``tx`` and ``optax.apply_updates`` take trees with such nodes as they take others,
-    and gradients, moments and updates have the size of the active blocks. Call it
-    outside of ``jit``, once, after ``tx.init`` or in the middle of a run.
+    ``tx`` and ``optax.apply_updates`` accept trees with these nodes, and gradients,
+    moments and updates have the size of the active blocks. Call it once, outside of
+    ``jit``, after ``tx.init`` or in the middle of a run.
 
-    The masks of a topology that moves are updated by ``update_topology`` only, so build
-    ``tx`` with ``host_updates=True``. What stands around ``sparsify``, such as
-    ``optax.clip_by_global_norm``, sees the active blocks, too.
+    Only ``update_topology`` updates the masks of a dynamic topology, so build ``tx``
+    with ``host_updates=True``. Transformations around ``sparsify``, such as
+    ``optax.clip_by_global_norm``, also see the active blocks.
 
     Args:
-      params: any pytree of arrays. Weights behind the masks are left out, as
-        ``apply_masks`` makes them zero.
-      opt_state: the state of a transformation with ``sparsify`` in it.
-      where: ``where(path, leaf)`` says which leaves of blocks to take, all by default.
-        The others stay as they are, and so do convolutions wider than 1x1.
+      params: any pytree of arrays. Inactive weights are dropped, even if they are not
+        zero.
+      opt_state: the state of a transformation that contains ``sparsify``.
+      where: ``where(path, leaf)`` selects the leaves of blocks to convert; all by
+        default. Other leaves are unchanged, and so are convolutions wider than 1x1.
 
     Returns:
-      Parameters and state. Moments of sparse leaves are those of a compact
-      ``sparsify``, with the values that they had.
+      Parameters and state. Moments of sparse leaves have the form of a compact
+      ``sparsify`` and keep their values.
 
     Raises:
-      ValueError: if no leaf consists of such blocks; if ``opt_state`` is of other
-        parameters, or of a topology that remembers dense gradients or keeps weights
-        dense; if layers of a stack have different numbers of active blocks; for a leaf
-        that is split over devices within its blocks; inside of ``jit``.
+      ValueError: if no leaf consists of such blocks; if ``opt_state`` belongs to other
+        parameters, or to a topology that remembers dense gradients or keeps weights
+        dense; if layers of a stack differ in their numbers of active blocks; if a leaf
+        is split over devices within its blocks; inside ``jit``.
 
     Note:
-      An average over parameters in time is one over places, too: once masks have moved,
-      average what ``dense_params`` gives.
+      An average of compact parameters over time also averages the places of blocks:
+      once masks have moved, average the result of ``dense_params`` instead.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -102,11 +102,11 @@ def compact_params(
     call = "compact_params(params, opt_state)"
     check_order(call, params, opt_state)
     if not find_states(opt_state):
-        get_masks(opt_state)  # raises, and says how to build one with masks
+        get_masks(opt_state)  # raises, and says how to build a state with masks
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, opt_state))):
         raise ValueError(
-            f"{call} reads from the masks how many blocks are active, so call it "
-            "outside of jit"
+            f"{call} reads the number of active blocks from the masks: call it outside "
+            "of jit"
         )
     if holds_compact(params):
         raise ValueError("params are compact already")
@@ -136,15 +136,15 @@ def compact_params(
 
 
 def dense_params(params: Any) -> Any:
-    """Make compact parameters dense again: zeros, and the active blocks among them.
+    """Convert compact parameters to dense arrays, with zeros at inactive blocks.
 
-    It works inside of ``jit``, too. ``convert_state`` brings the state back.
+    It also works inside ``jit``. ``convert_state`` converts the state.
 
     Args:
-      params: any pytree, with compact parameters or without.
+      params: any pytree, with or without compact parameters.
 
     Returns:
-      The tree without compact parameters.
+      The tree with dense arrays in place of compact parameters.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -165,16 +165,17 @@ def dense_params(params: Any) -> Any:
 def dense_gradient(
     loss: Callable[..., Any], *, has_aux: bool = False
 ) -> Callable[..., Any]:
-    """Make the function of the dense gradient, by which RigL's masks are updated.
+    """Return a function that computes the dense gradient, which RigL's updates need.
 
-    It is ``jax.grad`` of the loss at ``dense_params(params)``: evaluate it at the steps
-    at which masks are updated, and give it to ``update_topology``. Where the loss
-    multiplies by ``sparse_apply``, products run as in a step, by block forward and
-    backward, but for the gradient of the kernel itself, which is one dense product.
+    The result equals ``jax.grad`` of the loss at ``dense_params(params)``. Compute it
+    at the steps at which masks are updated, and pass it to ``update_topology``. If the
+    loss uses ``sparse_apply``, products run as in a step, by block in the forward and
+    the backward pass, except that the kernel's own gradient is one dense product.
 
     Args:
-      loss: a function of the parameters first, which takes compact ones and multiplies
-        by ``sparse_apply``, or by the arrays of ``dense_params``.
+      loss: a function whose first argument is the parameters. It accepts compact
+        parameters and evaluates the model with ``sparse_apply``, or with the arrays of
+        ``dense_params``.
       has_aux: as in ``jax.grad``.
 
     Returns:
@@ -182,7 +183,7 @@ def dense_gradient(
 
     Raises:
       TypeError: when it is called, if the loss reads the active blocks of a compact
-        kernel themselves.
+        kernel directly.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -210,7 +211,7 @@ def dense_gradient(
 
 
 def _indices(state: SparseState) -> ActiveIndices | None:
-    """The active units of a state's masks; None if it holds no matrix of blocks."""
+    """Return the active units of a state's masks; None without a matrix of blocks."""
     if isinstance(state.masks, ActiveIndices):
         return state.masks
     if stays_dense(state) or not jax.tree.leaves(state.layouts):
@@ -232,14 +233,14 @@ def _indices(state: SparseState) -> ActiveIndices | None:
 
 
 def _count(path: str, mask: Any, layout: Layout, replicas: tuple[int, ...]) -> int:
-    """Active units in every cell of a leaf."""
+    """Return the number of active units in every cell of a leaf."""
     least, most = map(int, _extremes(mask, layout, replicas))
     if least != most:
         raise ValueError(
             f"{path!r} has between {least} and {most} active units in a layer of its "
-            "stack, neuron or replica, but compact parameters have room for one "
-            "number: stay dense, or take a topology that keeps the numbers, such as "
-            "so.rigl"
+            "stack, neuron or replica, but compact parameters need the same number in "
+            "all of them: keep the parameters dense, or use a topology that keeps the "
+            "numbers, such as so.rigl"
         )
     return most
 
@@ -247,7 +248,7 @@ def _count(path: str, mask: Any, layout: Layout, replicas: tuple[int, ...]) -> i
 def _chosen(
     indices: ActiveIndices, leaves: dict[tuple[str, ...], Any], where: Any
 ) -> Places:
-    """Layout and index of the leaves that are to be compact parameters."""
+    """Return layout and index of the leaves that become compact parameters."""
     places = indices.places()
     chosen: Places = {}
     for path, layout in indices.layouts:
@@ -257,9 +258,9 @@ def _chosen(
         shape = None if leaf is None else jnp.shape(leaf)
         if shape != (*replicas, *layout.units.shape):
             raise ValueError(
-                f"opt_state is not of these parameters: it has masks of shape "
-                f"{(*replicas, *layout.units.shape)} for {path!r}, where params have "
-                f"{shape or 'nothing'}"
+                f"opt_state does not belong to these parameters: it has a mask of "
+                f"shape {(*replicas, *layout.units.shape)} for {path!r}, but params "
+                f"have {'no such leaf' if shape is None else f'shape {shape}'}"
             )
         if layout.is_full or not is_matrix_of_blocks(layout.units):
             continue
@@ -275,15 +276,16 @@ def _chosen(
 def _nothing_found(opt_state: Any) -> str:
     if any(map(stays_dense, find_states(opt_state))):
         return (
-            "the topology of opt_state keeps the weights behind its masks dense, so "
-            "there are no active blocks alone"
+            "the topology of opt_state keeps the weights behind its masks dense, but "
+            "compact parameters keep only active blocks: use so.rigl, so.set_ or "
+            "so.static"
         )
     path = next(iter(paths.leaves_by_path(get_masks(opt_state))), None)
     return (
-        f"no sparse leaf is a matrix of blocks, {path!r} for one: build the topology "
-        "with structure=so.Block((64, 64)) or the like, two extents of at least "
-        f"{MIN_EXTENT} and 1 along all other axes; compact=True keeps moments of any "
-        "structure by their active weights"
+        f"no sparse leaf, such as {path!r}, is a matrix of blocks: build the topology "
+        "with structure=so.Block((64, 64)) or similar, with two extents of at least "
+        f"{MIN_EXTENT} and 1 along all other axes; compact=True of sparsify stores "
+        "moments of active weights only, for any structure"
     )
 
 

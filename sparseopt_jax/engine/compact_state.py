@@ -1,4 +1,4 @@
-"""The optimizer's state where parameters are compact, of the one where they are not."""
+"""Conversion of an optimizer's state from dense to compact parameters."""
 
 import functools
 from collections.abc import Callable
@@ -25,20 +25,20 @@ from sparseopt_jax.trees import paths
 
 
 def compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
-    """The state of a compact ``sparsify`` with the same masks, moments and counters.
+    """Return the state of a compact ``sparsify`` with the same contents.
 
     Args:
-      state: the state of an owner.
+      state: the state of an owner, with masks, moments and counters.
       indices: its masks.
 
     Raises:
-      ValueError: if it remembers dense gradients.
+      ValueError: if the state remembers dense gradients.
     """
     kept = state.topology_state
     if jax.tree.leaves(kept.memory):
         raise ValueError(
-            "opt_state remembers dense gradients, of every weight: its topology does "
-            "not go with compact parameters; use so.rigl, so.set_ or so.static"
+            "opt_state remembers gradients of all weights, so its topology does not "
+            "support compact parameters: use so.rigl, so.set_ or so.static"
         )
     return state._replace(
         masks=indices,
@@ -54,9 +54,9 @@ def compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
 
 
 def compact_around(places: Places, opt_state: Any) -> Any:
-    """A state with compact gradients around its masks, where it keeps dense ones.
+    """Return a state whose dense gradients around ``sparsify`` are made compact.
 
-    What is kept around ``sparsify``, as in ``MultiSteps``, is sums of gradients.
+    Arrays kept around ``sparsify``, as in ``MultiSteps``, are sums of gradients.
     """
 
     def gradient(x, layout, index, replicas):
@@ -67,12 +67,12 @@ def compact_around(places: Places, opt_state: Any) -> Any:
 
 
 def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
-    """Map over what a state keeps for every weight of some leaves.
+    """Map over the arrays of a state that have an entry for every weight of a leaf.
 
     Args:
       function: ``function(x, layout, index, replicas)``.
       places: layout and index of the leaves.
-      state: any pytree; a ``SparseState`` in it is left as it is.
+      state: any pytree; a ``SparseState`` in it is unchanged.
 
     Returns:
       A tree like ``state``.
@@ -96,11 +96,11 @@ def state_shapes(tx: optax.GradientTransformation, params: Any) -> Any:
 
     Args:
       tx: the transformation.
-      params: any pytree of arrays or ``jax.ShapeDtypeStruct``, compact kernels too.
+      params: any pytree of arrays or ``jax.ShapeDtypeStruct``; kernels may be compact.
 
     Returns:
-      A tree like ``tx.init(params)``, or, where parameters are compact, like the state
-      that ``compact_params`` has returned with them.
+      A tree like ``tx.init(params)``, or, if parameters are compact, like the state
+      that ``compact_params`` returns with them.
     """
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params, is_leaf=is_compact
@@ -143,7 +143,7 @@ def state_shapes(tx: optax.GradientTransformation, params: Any) -> Any:
 
 
 def _some_indices(layouts: dict[str, Layout], masks: Any) -> ActiveIndices:
-    """Indices of the right shapes."""
+    """Return indices of the right shapes, with arbitrary values."""
 
     def at_leaf(path: str, mask: Any) -> Any:
         if paths.is_hole(mask) or layouts[path].is_full:
@@ -158,5 +158,5 @@ def _some_indices(layouts: dict[str, Layout], masks: Any) -> ActiveIndices:
 def active_weights(
     x: jax.Array, index: jax.Array, layout: Layout, replicas: tuple[int, ...]
 ) -> jax.Array:
-    """Return the active weights of an array like the leaf, once for each replica."""
+    """Return the active weights of an array like the leaf, for each replica."""
     return in_each(layout.take, replicas)(x, index)

@@ -1,4 +1,4 @@
-"""The step of an owner whose parameters are compact: active blocks, no dense array."""
+"""The step with compact parameters: active blocks, no dense arrays."""
 
 import dataclasses
 import warnings
@@ -26,10 +26,10 @@ from sparseopt_jax.trees.evened_boxes import reboxed
 
 
 class CompactStep:
-    """``update`` with compact parameters, and what is checked before the first one.
+    """The ``update`` of compact parameters, with checks before the first one.
 
-    It is that of a compact ``sparsify`` whose weights are the active ones already. The
-    masks move from the host only: the step holds no dense array.
+    It is the update of a compact ``sparsify`` whose parameters are the active weights.
+    Only the host updates the masks, so that the step has no dense array.
     """
 
     def __init__(self, owner: MaskOwner):
@@ -43,13 +43,13 @@ class CompactStep:
     def update(
         self, updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
     ) -> tuple[Any, SparseState]:
-        """One step.
+        """Take one step.
 
         Args:
-          updates: the gradients, of active blocks or dense ones.
+          updates: the gradients, compact or dense.
           state: the state.
           params: the parameters.
-          extra_args: the caller's keywords.
+          extra_args: the caller's keyword arguments.
 
         Returns:
           Updates like ``params``, and the new state.
@@ -77,43 +77,45 @@ class CompactStep:
         owner = self._owner
         if owner.is_link:
             raise TypeError(
-                "sparseopt is followed by an optimizer that would move the places of "
+                "the optimizer that follows sparseopt would change the places of "
                 "compact parameters: put the optimizer inside, "
                 "so.sparsify(optax.chain(so.scale_by_sparseopt(), ...), topology)"
             )
         if not owner.storage.is_compact:
-            check_inner(owner.inner, "compact parameters show", "keep them dense")
+            check_inner(
+                owner.inner, "compact parameters show", "keep the parameters dense"
+            )
         if owner.topology.moves and not owner.host_updates:
             warnings.warn(
-                f"with compact parameters the masks of {owner.topology.name} move by "
-                "so.update_topology only, called from the host: build the optimizer "
-                "with so.sparsify(..., host_updates=True)",
+                f"with compact parameters only so.update_topology, called from the "
+                f"host, updates the masks of {owner.topology.name}: build the "
+                "optimizer with so.sparsify(..., host_updates=True)",
                 stacklevel=4,
             )
 
 
 def _update_of(kernel: CompactKernel, change: Any, index: jax.Array) -> CompactKernel:
-    """What takes a kernel to its new weights; rounded places come right by it."""
+    """Return the update of a kernel, which also corrects rounded places."""
     places = write_places(index).astype(kernel.places.dtype) - kernel.places
     return CompactKernel(change, places, kernel.layout)
 
 
 def check_kernels(state: SparseState, params: Any) -> dict[str, CompactKernel]:
-    """Return the compact parameters by path, if they are of a state.
+    """Return the compact parameters by path, after checking them against a state.
 
     Args:
       state: the state of an owner.
       params: tree with compact parameters.
 
     Raises:
-      ValueError: with the path of the first that the state does not know so.
+      ValueError: with the path of the first parameter that does not match the state.
     """
     found = paths.flatten_with_paths(params, is_leaf=is_compact)
     kernels = {path: x for path, x in found if is_compact(x)}
     if not isinstance(state.masks, ActiveIndices):
         raise ValueError(
             f"the parameter at {next(iter(kernels))!r} is compact, but opt_state is "
-            "not: so.compact_params(params, opt_state) makes both compact together"
+            "not: so.compact_params(params, opt_state) converts both together"
         )
     layouts = dict(state.masks.layouts)
     for path, kernel in kernels.items():
@@ -126,16 +128,15 @@ def check_kernels(state: SparseState, params: Any) -> dict[str, CompactKernel]:
 
 
 def check_dense(storage: MaskStorage, updates: Any, state: Any) -> None:
-    """Raise where parameters are dense and what comes with them is not."""
+    """Raise if the gradient or the state is compact although parameters are dense."""
     if holds_compact(updates):
         raise ValueError(
-            "the gradient is of compact parameters, but params are dense: pass the "
-            "parameters that the gradient was taken with"
+            "the gradient belongs to compact parameters, but params are dense: pass "
+            "the parameters at which the gradient was computed"
         )
     masks = getattr(state, "masks", None)
     if isinstance(masks, ActiveIndices) and not storage.is_compact:
         raise ValueError(
-            "opt_state was made compact, but params are dense: pass the compact "
-            "parameters, or take the state back by "
-            "so.convert_state(tx, params, opt_state)"
+            "opt_state is compact, but params are dense: pass the compact parameters, "
+            "or convert the state with so.convert_state(tx, params, opt_state)"
         )

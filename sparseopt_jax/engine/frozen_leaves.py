@@ -1,4 +1,4 @@
-"""Leaves that the inner optimizer never moves: their masks are left as they are."""
+"""Leaves that the inner optimizer never changes: their masks are not updated."""
 
 import warnings
 from typing import Any
@@ -18,20 +18,20 @@ def frozen_leaves(
     inner_state: Any,
     params: Any,
 ) -> frozenset[str]:
-    """Paths of the leaves that an optimizer gives an update of zero in any case.
+    """Return the paths of the leaves whose update by an optimizer is always zero.
 
-    Told from its update as it would be traced, as for ``optax.set_to_zero`` inside of
+    They are found by tracing the update, as with ``optax.set_to_zero`` inside
     ``partition`` or ``masked``.
 
     Args:
       inner: the transformation.
-      told: what it is told, as in ``environment.run``.
+      told: the environment, as in ``environment.run``.
       inner_state: its state.
-      params: the weights, or what stands for their shapes.
+      params: the weights, or their shapes.
 
     Returns:
-      The paths; none for an optimizer that cannot be traced without arguments that only
-      a real step has, such as the loss of a line search.
+      The paths; none if the optimizer cannot be traced without arguments that only a
+      real step has, such as the loss of a line search.
     """
     named = environment.named_by(inner)
 
@@ -39,7 +39,7 @@ def frozen_leaves(
         return environment.run(inner, named, told, *args)
 
     try:
-        # Any numbers will do for the gradients: those of the weights fit.
+        # Gradients may have any values, so the weights take their place.
         program = InnerProgram.of(step, told, params, inner_state, params)
     except Exception:
         return frozenset()
@@ -53,11 +53,11 @@ def warn_of_frozen(
     inner_state: Any,
     params: Any,
 ) -> None:
-    """Warn of frozen leaves whose masks a topology that moves has chosen.
+    """Warn of frozen leaves whose masks were chosen by a topology with updates.
 
     Args:
       inner: the transformation.
-      topology: what made the masks.
+      topology: the topology that made the masks.
       told: as in ``frozen_leaves``.
       inner_state: the state of ``inner``.
       params: as in ``frozen_leaves``.
@@ -71,9 +71,9 @@ def warn_of_frozen(
     listed = ", ".join(path for path in sparse if path in frozen)
     if listed:
         warnings.warn(
-            f"the inner optimizer never moves {listed}: what is inactive there at "
-            "first stays so, and the masks are left as they are. To keep such leaves "
-            "dense, exclude them by where=lambda path, leaf: ...; to keep masks that "
-            "they have, give masks=",
+            f"the inner optimizer never changes {listed}: the masks of these leaves "
+            "are not updated, and weights that start inactive stay inactive. To keep "
+            "the leaves dense, exclude them with where=lambda path, leaf: ...; to keep "
+            "existing masks, pass masks=",
             stacklevel=3,
         )

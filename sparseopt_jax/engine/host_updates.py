@@ -1,4 +1,4 @@
-"""Changing masks from the host, outside of the compiled step."""
+"""Updates of the masks from the host, outside of the compiled step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,31 +33,32 @@ from sparseopt_jax.trees.evened_boxes import evened
 def update_topology(
     tx: optax.GradientTransformation, grads: Any | None, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Changes the masks from the host, for ``sparsify(..., host_updates=True)``.
+    """Update the masks from the host, for ``sparsify(..., host_updates=True)``.
 
-    Compile it once and call it when ``topology.due(step)``: for a topology that
-    replaces the gradient step (RigL) before ``tx.update`` of that step, which then
-    moves no weight and only advances counters and schedules; for one that follows it
-    (SET) after the weights have been updated. The change is then the one within the
-    step, up to the rounding of another compiled program.
+    Compile it once and call it when ``topology.due(step)``. If the topology replaces
+    the gradient step (RigL), call it before ``tx.update`` of that step, which then
+    changes no weights and only advances counters and schedules. If the topology follows
+    the gradient step (SET), call it after the weights have been updated. The update
+    then equals the one within the step, up to rounding in a different program.
 
     Args:
-      tx: the transformation, or anything in optax around it.
+      tx: the transformation, or any optax wrapper around it.
       grads: the dense gradient of the step, tree like ``params``; with compact
-        parameters what ``dense_gradient`` gives. For a topology that reads no gradients
-        (SET), None will do; for one that reads those of active weights alone (MEST),
-        the compact gradient of compact parameters.
+        parameters, the result of ``dense_gradient``. It may be None if the topology
+        reads no gradients (SET), and the compact gradient of compact parameters if the
+        topology reads only the gradients of active weights (MEST).
       opt_state: the state of ``tx``.
       params: the weights, dense or compact.
 
     Returns:
-      The new optimizer state, and the weights with what was dropped or grown at zero.
+      The new optimizer state, and the weights, with zeros where dropped or grown.
 
     Raises:
-      ValueError: if ``opt_state`` holds no masks, or they were made by a topology that
-        never changes or by another ``tx``; if ``grads`` is None or, with compact
-        parameters, leaves out what the topology reads; with these also if an update
-        changes a number of active blocks.
+      TypeError: if ``tx`` is not a transformation, or arguments are swapped.
+      ValueError: if ``opt_state`` holds no masks, or masks of a static topology or of
+        another ``tx``; if ``grads`` is None although the topology reads gradients, or,
+        with compact parameters, omits entries that it reads; if an update of compact
+        parameters changes the number of active blocks.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -75,7 +76,7 @@ def update_topology(
     call = "update_topology(tx, grads, opt_state, params)"
     if not callable(getattr(tx, "init", None)):
         raise TypeError(
-            f"tx must be the transformation, got {described(tx)}: call so.{call}"
+            f"tx must be a transformation, got {described(tx)}: call so.{call}"
         )
     check_order(call, params, opt_state)
     if grads is not None:
@@ -91,9 +92,12 @@ def update_topology(
     def owner_of(state):
         owner = owners.get(structure_of(state.masks))
         if owner is None:
-            raise ValueError("opt_state was not made by this tx: other masks")
+            raise ValueError(
+                "opt_state was not made by this tx: its masks are for other leaves. "
+                "Pass the state of tx.init(params)"
+            )
         if not owner.topology.moves:
-            raise ValueError("a static topology never changes; use set_ or rigl")
+            raise ValueError("a static topology never changes: use set_ or rigl")
         check_gradients(owner.topology, grads)
         if holds_compact(params):
             return compact_owner(owner, state, grads, params)
@@ -114,7 +118,7 @@ def update_topology(
 def _all_updated(
     owner_of: Callable[[SparseState], Owner], grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Return the parameters and the state after an update by every owner in it."""
+    """Return the parameters and the state after every owner in it has been updated."""
 
     def update(node):
         nonlocal params
@@ -134,15 +138,15 @@ def _all_updated(
 def _updated(
     owner: Owner, state: SparseState, params: Any, grads: Any
 ) -> tuple[SparseState, Any]:
-    """The state after an update, and the weights, what was dropped or grown at zero."""
+    """Return the updated state, and the weights, with zeros where dropped or grown."""
     topology, storage = owner.topology, owner.storage
     state = in_types_of(params, owner.inner, storage, state)
     topology_state, count = state.topology_state, state.count
     if topology.replaces_step:
-        # The step's own gradient counts, but the step itself will remember it.
+        # The update uses this step's gradient, but only the step itself remembers it.
         topology_state = topology.observe(count, topology_state, grads)
     else:
-        # An update that follows the gradient step belongs to the step just taken.
+        # An update after the gradient step belongs to the step just taken.
         count = count - 1
     old = storage.view(state.masks, topology_state, params)
     told = environment.of_masks(

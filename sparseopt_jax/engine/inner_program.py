@@ -24,12 +24,12 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 class InnerProgram:
     """One step of an optimizer, ``step(*args) -> (updates, state)``.
 
-    The compiler would compute the step twice where the state that it returns is not the
-    one that is kept: once for the updates, from a copy of the old state that it can no
-    longer overwrite, and once for the result, at three times the cost of the dense step
-    on CPU. So the updates are computed from the state that is kept: the part of the
-    program that leads from there to them is run a second time. What has side effects is
-    not.
+    If the state that is kept differs from the one that the step returns, the compiler
+    would compute the step twice: once for the updates, from a copy of the old state
+    that it can no longer overwrite, and once for the state. On CPU this costs three
+    times as much as the dense step. Instead, the updates are computed from the state
+    that is kept, by running the part of the program that leads from it to them a second
+    time. Equations with side effects run only once.
 
     Attributes:
       jaxpr: the program; its inputs are the arrays among the arguments.
@@ -47,10 +47,10 @@ class InnerProgram:
 
         Args:
           step: returns updates and the new state.
-          *args: pytrees. What is not an array in them is part of the program.
+          *args: pytrees. Leaves that are not arrays become part of the program.
 
         Returns:
-          The program, to be run with arguments like these.
+          The program, to run with arguments like these.
         """
         leaves, structure = jax.tree.flatten(args)
 
@@ -75,14 +75,14 @@ class InnerProgram:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the updates do not depend on what only a single run can give."""
+        """Whether the updates do not depend on equations that may run only once."""
         updates, _ = self._outputs
         once = {var for eqn in self._once() for var in eqn.outvars}
         _, needed = leading_to(self._program.eqns, updates, frozenset())
         return not once & needed
 
     def updates_only(self, *args: Any) -> Any:
-        """Return the updates again, without side effects; only if ``is_repeatable``."""
+        """Compute the updates again without side effects; only if ``is_repeatable``."""
         updates, _ = self._outputs
         found = self._evaluate(_arrays(args), updates, {})
         return self.updates.unflatten(found)
@@ -93,19 +93,19 @@ class InnerProgram:
         hold: Callable[[Any], Any] = lambda state: state,
         refresh: Callable[[Any], Any] = lambda state: state,
     ) -> tuple[Any, Any]:
-        """Run the step and amends its new state, for the price of the step.
+        """Run the step and amend its new state, at the cost of one step.
 
         The values are those of ``updates, state = step(*args); state =
         refresh(hold(state))`` wherever the updates are used.
 
         Args:
-          args: as the step was traced with.
-          hold: from the new state to what is kept of it; may change anything where the
-            updates are then discarded.
-          refresh: from that to the state to keep; may change what belongs to weights
-            whose updates are discarded. An optimizer that mixes weights (by a norm, a
-            matrix product) would see it in the updates of others: its step is computed
-            from the state before.
+          args: arguments like those that the step was traced with.
+          hold: maps the new state to the part of it that is kept; it may change
+            anything if the updates are then discarded.
+          refresh: maps the result of ``hold`` to the final state; it may change entries
+            of weights whose updates are discarded. With an optimizer that mixes weights
+            (by a norm, a matrix product), this would affect the updates of other
+            weights, so they are computed from the state before ``refresh``.
 
         Returns:
           The updates and the amended state.
@@ -136,9 +136,9 @@ class InnerProgram:
         return self.updates.unflatten(self._evaluate(arrays, updates, given)), state
 
     def frozen(self) -> frozenset[str]:
-        """Paths of the leaves whose update is zero, whatever the gradient.
+        """Return the paths of the leaves whose update is zero for any gradient.
 
-        As ``optax.set_to_zero`` makes it, in ``partition`` and the like.
+        For example, ``optax.set_to_zero`` in ``partition`` has this effect.
         """
         updates, _ = self._outputs
         zeros = zero_outputs(self._program, [False] * len(self._program.invars))
@@ -157,7 +157,7 @@ class InnerProgram:
     def _evaluate(
         self, arrays: list[Any], outvars: list[Any], given: dict[Any, Any]
     ) -> list[Any]:
-        """Some variables, from others that are given in place of what computes them."""
+        """Compute variables of the program from the given values of other variables."""
         program = self._program
         eqns, _ = leading_to(program.eqns, outvars, given.keys())
 

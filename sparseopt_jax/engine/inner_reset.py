@@ -1,4 +1,4 @@
-"""Starting the inner optimizer anew in the middle of a run, under the same masks."""
+"""Reset of the inner optimizer in the middle of a run, with the same masks."""
 
 from typing import Any
 
@@ -21,23 +21,23 @@ from sparseopt_jax.masks.storage import whole
 
 
 def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
-    """Restarts the inner optimizer: its moments and counters, not the masks.
+    """Reset the moments and counters of the inner optimizer, but keep the masks.
 
-    ``optax.tree.map_params(tx, jnp.zeros_like, opt_state)``, which restarts the moments
-    of a dense optimizer, takes the masks for parameters and makes them all False.
+    ``optax.tree.map_params(tx, jnp.zeros_like, opt_state)``, which resets the moments
+    of a dense optimizer, also maps the masks and makes them all False.
 
     Args:
-      tx: the transformation, or anything in optax around it.
+      tx: the transformation, or any optax wrapper around it.
       params: the weights.
       opt_state: the state of ``tx``.
 
     Returns:
       The optimizer state in which every ``sparsify`` has the inner state that
-      ``inner.init`` gives for these weights. Masks, what the topology keeps, its steps
-      and its key are those of ``opt_state``, and so is what is around ``sparsify``: the
-      hyper-parameters of ``inject_hyperparams``, the gradients of ``MultiSteps``. Where
-      masks come from ``sparseopt``, which has no optimizer inside, everything else in
-      the state is as ``tx.init`` gives it.
+      ``inner.init`` returns for these weights. Masks, topology state, step count and
+      key are those of ``opt_state``, and so is the state of wrappers around
+      ``sparsify``: the hyperparameters of ``inject_hyperparams``, the gradients of
+      ``MultiSteps``. If masks come from ``sparseopt``, which has no inner optimizer,
+      everything else in the state is as returned by ``tx.init``.
 
     Raises:
       ValueError: if ``opt_state`` holds no masks, or they were made by another ``tx``.
@@ -69,7 +69,10 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
         state = whole(node)
         owner = by_structure.get(structure_of(state.masks))
         if owner is None:
-            raise ValueError("opt_state was not made by this tx: other masks")
+            raise ValueError(
+                "opt_state was not made by this tx: its masks are for other leaves. "
+                "Pass the state of tx.init(params)"
+            )
         seen = owner.seen(params)
         is_compact = isinstance(state.masks, ActiveIndices)
         storage = CompactStorage() if is_compact else owner.storage
@@ -96,5 +99,5 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
 
 
 def _is_variable(x: Any) -> bool:
-    # What ``nnx.Optimizer`` puts around every leaf.
+    # ``nnx.Optimizer`` wraps every leaf in a variable.
     return hasattr(x, "get_value")

@@ -1,4 +1,4 @@
-"""What an inner optimizer keeps, seen from outside: found and amended generically."""
+"""The state of any inner optimizer, read and modified from outside."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,19 +20,19 @@ Parts = tuple[str, ...]
 def map_weight_state(
     function: Callable[[jax.Array, Any, Any], Any], masks: Any, state: Any, other: Any
 ) -> Any:
-    """Map ``function(mask, leaf, other)`` over what a state keeps per sparse weight.
+    """Map ``function(mask, leaf, other)`` over a state's leaves of sparse parameters.
 
     A leaf belongs to a parameter if its path ends in the parameter's path and it has
     the mask's shape: momentum, second moments, copies of the weights, accumulated
-    gradients. It holds for every optax optimizer and wrapper, since all of them keep
-    such things in trees like the parameters. What they cache of the network as a whole,
-    as line searches do, is left out.
+    gradients. This works for every optax optimizer and wrapper, because all of them
+    keep these arrays in trees like the parameters. Values that they cache for the
+    network as a whole, as line searches do, are skipped.
 
     Args:
-      function: called at those leaves only.
+      function: called at these leaves only.
       masks: tree of masks.
       state: an optimizer state.
-      other: a tree of the structure of ``state``.
+      other: a tree with the structure of ``state``.
 
     Returns:
       A tree like ``state``.
@@ -64,17 +64,17 @@ def reset(
     params: Any,
     updated: Any,
 ) -> Any:
-    """The inner state, with what ``inner.init`` gives where nothing is to be kept.
+    """Return the inner state with initial values in all entries that are not kept.
 
     Args:
       inner: the transformation.
-      storage: what it sees of the weights.
-      old: the masks that its state was of.
-      new: those that it is of now.
+      storage: decides what it sees of the weights.
+      old: the masks for which the state was computed.
+      new: the masks for which it will be used.
       inner_state: its state.
       params: the weights.
-      updated: whether the masks were updated, a bool or bool scalar: values and
-        gradients that are cached are then of another network, and void.
+      updated: whether the masks were updated, a bool or bool scalar: cached values and
+        gradients are then of a different network and must not be used.
 
     Returns:
       A tree like ``inner_state``.
@@ -98,16 +98,16 @@ def in_types_of(
     storage: MaskStorage,
     state: SparseState,
 ) -> SparseState:
-    """Return a state with what belongs to weights in type sharded as the weights are.
+    """Return a state whose arrays have the explicit shardings of their weights.
 
     Args:
       params: the weights.
-      inner: what its inner state belongs to.
-      storage: how its masks are kept.
+      inner: the inner transformation.
+      storage: how the masks are stored.
       state: the state of an owner.
 
     Returns:
-      The same without any change where no mesh is explicit.
+      The state; it is unchanged if no mesh is explicit.
     """
     masks = storage.typed(state.masks, params)
     if masks is state.masks:
@@ -118,22 +118,22 @@ def in_types_of(
 
 
 def initial_state(inner: optax.GradientTransformation, params: Any) -> Any:
-    """``inner.init(params)`` once more, without its side effects."""
+    """Compute ``inner.init(params)`` again, without its side effects."""
     program = InnerProgram.of(lambda params: (inner.init(params), ()), params)
     return program.updates_only(params)
 
 
 def _without_caches(updated: Any, state: Any, fresh: Any) -> Any:
-    """The state with the value of every cache as it is at first, where ``updated``.
+    """Return the state with the initial value in every cache, if ``updated``.
 
-    Line searches keep the value and the gradient that they saw last, for
-    ``optax.value_and_grad_from_state``, which takes them unless the value is infinite,
-    as it is at first.
+    Line searches keep the last value and gradient for
+    ``optax.value_and_grad_from_state``, which uses them unless the value is infinite,
+    as it is initially.
 
     Args:
       updated: a bool or bool scalar.
       state: an optimizer state.
-      fresh: the state at first.
+      fresh: the initial state.
 
     Returns:
       A tree like ``state``.
@@ -151,7 +151,7 @@ def _without_caches(updated: Any, state: Any, fresh: Any) -> Any:
 
 
 def _caches(state: Any) -> set[Parts]:
-    """Where gradients are cached: ``.../grad``, beside the scalar ``.../value``."""
+    """Return paths of cached gradients: ``.../grad`` beside a scalar ``.../value``."""
     leaves = [
         (paths.path_parts(key_path), leaf)
         for key_path, leaf in paths.leaves_with_path(state)
@@ -169,13 +169,13 @@ def _caches(state: Any) -> set[Parts]:
 
 
 def hold(condition: Any, old: Any, new: Any) -> Any:
-    """The old state where the condition holds, but for counters of the run's steps.
+    """Return the old state if the condition holds, except for counters of steps.
 
-    What is counted for each weight is held as its moments are.
+    Counters per weight are held like moments.
     """
 
     def at_leaf(old, new):
-        # Some optimizers keep a plain bool where others keep an array.
+        # Some optimizers keep a Python bool where others keep an array.
         dtype = jnp.result_type(new)
         if not jnp.issubdtype(dtype, jnp.inexact) and not jnp.ndim(new):
             return new
@@ -185,7 +185,7 @@ def hold(condition: Any, old: Any, new: Any) -> Any:
 
 
 def nothing_where(condition: Any, updates: Any) -> Any:
-    """Update of zero where the condition holds, a bool or bool scalar."""
+    """Return updates of zero if the condition holds, a bool or bool scalar."""
     if condition is False:
         return updates
     return jax.tree.map(lambda u: chosen(condition, jnp.zeros_like(u), u), updates)

@@ -1,4 +1,4 @@
-"""The step of the optimizer inside, which sees what a storage of masks shows it."""
+"""The step of the inner optimizer, which sees the weights through a mask storage."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,10 +18,10 @@ class InnerStep:
     """One step, traced once.
 
     Attributes:
-      topology: whose masks they are.
-      storage: what the optimizer sees of the weights.
+      topology: the topology of the masks.
+      storage: decides what the optimizer sees of the weights.
       program: ``program(view, fan_ins, grads, inner_state, params)``.
-      taken: the updates and the new state, where the step has been taken already.
+      taken: the updates and the new state, if the step has already been taken.
     """
 
     topology: Topology
@@ -42,13 +42,13 @@ class InnerStep:
 
         Args:
           inner: the optimizer.
-          topology: whose masks they are.
-          storage: how they are kept.
+          topology: the topology of the masks.
+          storage: how the masks are stored.
           args: a view of the masks, fan-ins, gradients, state of ``inner``, weights.
-          extra_args: the caller's keywords.
+          extra_args: the caller's keyword arguments.
 
         Returns:
-          The step, to be taken with arguments like these.
+          The step, to take with arguments like these.
         """
         named = environment.named_by(inner)
 
@@ -64,15 +64,15 @@ class InnerStep:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Paths of leaves that the optimizer never moves, whose masks stay, too."""
+        """Paths of leaves that the optimizer never changes, so their masks stay."""
         fixed = not self.topology.moves or self.topology.stays_dense
         return frozenset() if fixed else self.program.frozen()
 
     def taken_if_once(self, args: tuple[Any, ...]) -> "InnerStep":
-        """Return the step, taken now where it may be taken only once.
+        """Return the step, already taken if it should be taken only once.
 
-        What the host was asked for is not to be asked for again. Nor is a step of dense
-        weights: their masks change all the time.
+        Requests to the host must not be repeated. A step of dense weights is not
+        repeated either, because their masks are updated all the time.
         """
         if self.program.is_repeatable and not self.topology.stays_dense:
             return self
@@ -83,8 +83,8 @@ class InnerStep:
     ) -> tuple[Any, Any]:
         """Return the weights after the step, and the gradient.
 
-        The step is taken a second time: handed over instead, the stepped weights would
-        have to be written out at every step, due or not.
+        The step is computed a second time. If its result were passed on instead, the
+        weights would be written out at every step, whether an update is due or not.
         """
         view = self.storage.view(masks, state, params)
         if self.taken is None:
@@ -102,12 +102,12 @@ class InnerStep:
         replaced: Any,
         reset: Callable[[Any], Any],
     ) -> tuple[Any, Any]:
-        """Take the step and amends its new state.
+        """Take the step and amend its new state.
 
         Args:
-          args: as the step was traced with.
-          replaced: whether an update of the masks takes its place, a bool or bool
-            scalar: then no weight moves, and only counters of the state do.
+          args: arguments like those that the step was traced with.
+          replaced: whether an update of the masks replaces the step, a bool or bool
+            scalar: then no weight changes, and only counters in the state advance.
           reset: as ``refresh`` in ``InnerProgram.run``.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The transformation of an owner of masks, as ``sparsify`` returns it."""
+"""The transformation of an owner of masks, which ``sparsify`` returns."""
 
 import jax
 import optax
@@ -28,7 +28,7 @@ def make_owner(
     Args:
       inner: as in ``sparsify``.
       topology: as in ``sparsify``.
-      storage: how masks are kept.
+      storage: how the masks are stored.
       key: as in ``sparsify``.
       host_updates: as in ``sparsify``.
       is_link: as in ``MaskOwner``.
@@ -37,19 +37,19 @@ def make_owner(
       The transformation.
 
     Raises:
-      TypeError: as ``sparsify``; for a link, if weights stay dense behind the masks.
+      TypeError: as ``sparsify``; for a link, if the topology keeps weights dense.
       ValueError: as ``sparsify``.
     """
     check_key(key)
     if not isinstance(topology, Topology):
         raise TypeError(
-            f"topology must be a Topology, as static, set_ and rigl make it, got "
-            f"{topology!r}"
+            f"topology must be a Topology, such as so.static(0.9), got {topology!r}"
         )
     if is_link and topology.stays_dense:
         raise TypeError(
             f"{topology.name} keeps the weights behind its masks dense, which needs "
-            "sparsify; sparseopt masks them"
+            "sparsify, because sparseopt sets them to zero: call "
+            "so.sparsify(inner, topology)"
         )
     if host_updates and topology.replaces_step is None:
         raise ValueError(
@@ -71,10 +71,10 @@ def make_owner(
 
 
 def update_of(owner: MaskOwner) -> optax.TransformUpdateExtraArgsFn:
-    """Return the update of an owner, which takes dense and compact parameters.
+    """Return the update of an owner, for dense and compact parameters.
 
     Args:
-      owner: the owner. What made a state is read off its ``init``, a method of it.
+      owner: the owner. Other code finds it through ``init``, which is its method.
     """
     compact, dense = CompactStep(owner), evened(owner.update)
 

@@ -1,4 +1,4 @@
-"""One update of the masks, as the compiled step and the host make it."""
+"""One update of the masks, in the compiled step or from the host."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from sparseopt_jax.trees.prng_keys import load_key
 
 @dataclasses.dataclass(frozen=True)
 class MaskUpdate:
-    """The update of one step.
+    """The update of the masks at one step.
 
     Attributes:
-      topology: decides about the masks.
-      storage: how they are kept.
+      topology: decides which weights are active.
+      storage: how the masks are stored.
       key: typed PRNG key, the same at every step.
       count: int32 scalar, the step.
-      left_alone: paths of leaves whose masks stay as they are.
+      left_alone: paths of leaves whose masks are not updated.
     """
 
     topology: Topology
@@ -48,7 +48,7 @@ class MaskUpdate:
         count: jax.Array,
         left_alone: frozenset[str],
     ) -> "MaskUpdate":
-        """The update of step ``count``, for a state whose owner was given ``key``."""
+        """Make the update of step ``count`` for a state whose owner has ``key``."""
         typed = load_key(state.key, key)
         return cls(topology, storage, typed, count, left_alone)
 
@@ -58,13 +58,13 @@ class MaskUpdate:
         """Update the masks.
 
         Args:
-          stored: the masks as the state keeps them.
-          state: what the topology keeps, as the state has it.
-          params: the weights, where parameters are compact their active weights.
+          stored: the masks in the stored form.
+          state: the topology's state in the stored form.
+          params: the weights; only the active ones if parameters are compact.
           grads: the gradient.
 
         Returns:
-          The new masks and what the topology keeps.
+          The new masks and the topology's state.
         """
         key = jax.random.fold_in(self.key, self.count)
         if self._goes_by_blocks(stored, params):
@@ -88,7 +88,7 @@ class MaskUpdate:
         return stored, self.storage.pack(state)
 
     def _goes_by_blocks(self, stored: Stored, params: Any) -> bool:
-        """Return whether some weights are the active ones alone, and that is enough."""
+        """Return whether weights are compact and the topology updates by blocks."""
         return self.topology.updates_blocks and holds_active(stored, params)
 
     def if_due(
@@ -98,20 +98,20 @@ class MaskUpdate:
         weights: Callable[..., tuple[Any, Any]],
         operands: tuple[Any, ...],
     ) -> tuple[Stored, Any]:
-        """Update the masks where due.
+        """Update the masks if due.
 
-        What growth remembers is only read here. Through the condition it would be
-        copied at every step, so it is kept out of what comes back from there.
+        The gradients that growth remembers are only read here. As a result of the
+        conditional they would be copied at every step, so they are not part of it.
 
         Args:
           due: a bool, or a bool scalar.
-          kept: the masks, and what the topology keeps, as in a call.
-          weights: ``weights(masks, topology_state, *operands)`` gives the weights that
-            the update goes by, and the gradient.
-          operands: pytrees that the condition reads.
+          kept: the masks and the topology's state, as in ``__call__``.
+          weights: ``weights(masks, topology_state, *operands)`` returns the weights and
+            the gradient for the update.
+          operands: pytrees that the conditional reads.
 
         Returns:
-          As a call; what was kept where not due.
+          As ``__call__``; ``kept`` if no update is due.
         """
         stored, state = kept
         memory = state.memory

@@ -1,4 +1,4 @@
-"""The owner of the masks: one step of sparse training, around one of an optimizer."""
+"""The owner of the masks: a step of sparse training around a step of an optimizer."""
 
 import dataclasses
 from typing import Any
@@ -25,16 +25,16 @@ from sparseopt_jax.trees.prng_keys import store_key, typed_key
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskOwner:
-    """An optimizer under masks: ``sparsify``, or the link of a chain, ``sparseopt``.
+    """An optimizer with masks: ``sparsify``, or ``sparseopt`` as a link of a chain.
 
     Attributes:
       inner: the optimizer.
-      topology: decides about the masks.
-      storage: how masks are kept, and what ``inner`` sees of the weights.
-      key: seed or PRNG key, as ``sparsify`` takes it.
+      topology: decides which weights are active.
+      storage: how the masks are stored, and what ``inner`` sees of the weights.
+      key: seed or PRNG key, as in ``sparsify``.
       host_updates: whether the host updates the masks.
       is_link: whether the optimizer follows in a chain. The weights after the step are
-        then not known here: updates leave inactive weights as they are, and a topology
+        then unknown here: updates do not set inactive weights to zero, and a topology
         that follows the step sees the weights before it.
     """
 
@@ -46,11 +46,11 @@ class MaskOwner:
     is_link: bool = False
 
     def init(self, params: optax.Params) -> SparseState:
-        """Make the first masks, and the optimizer's state of what is active."""
+        """Make the first masks, and the optimizer's state for the active weights."""
         if holds_compact(params):
             raise TypeError(
                 "tx.init takes dense parameters: call opt_state = tx.init(params) "
-                "before params, opt_state = so.compact_params(params, opt_state)"
+                "first, then params, opt_state = so.compact_params(params, opt_state)"
             )
         topology, storage = self.topology, self.storage
         masks_key, key = jax.random.split(typed_key(self.key))
@@ -90,12 +90,12 @@ class MaskOwner:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SparseState]:
-        """Take one step; the masks are updated within it where they are due."""
+        """Take one step, including an update of the masks if one is due."""
         topology, storage, given = self.topology, self.storage, state
         state = self._checked(updates, state, params, extra_args)
         grads, inner_state, count = updates, state.inner_state, state.count
-        # Full layers are dense to everything below: they cost nothing, and a network
-        # of sparsity 0 runs the inner optimizer's own program, to the last bit.
+        # Full layers are dense in everything below: they cost nothing, and a network of
+        # sparsity 0 runs the inner optimizer's own program, bit for bit.
         full = topology.full_leaves(storage.planned(state.masks, params))
         masks = without(full, state.masks)
         topology_state = topology.observe(count, state.topology_state, grads)
@@ -105,7 +105,7 @@ class MaskOwner:
         alone = full | step.frozen
         update_masks = MaskUpdate.of(topology, storage, state, self.key, count, alone)
 
-        if self._updates_before:  # as RigL does, in place of the step
+        if self._updates_before:  # such as RigL, whose updates replace the step
             masks, topology_state = update_masks.if_due(
                 self._due(count, before=True),
                 (masks, topology_state),
@@ -114,7 +114,7 @@ class MaskOwner:
             )
         view = storage.view(masks, topology_state, params)
         args = (view, topology_state.fan_ins, grads, inner_state, params)
-        if self._updates_after:  # as SET does, by the weights that the step leads to
+        if self._updates_after:  # such as SET, which uses the weights after the step
             step = step.taken_if_once(args)
             masks, topology_state = update_masks.if_due(
                 self._due(count, before=False),
@@ -152,7 +152,7 @@ class MaskOwner:
         params: optax.Params | None,
         extra_args: dict[str, Any],
     ) -> SparseState:
-        """Return the state as a step takes it; raises where arguments do not fit."""
+        """Return the state in the form that a step reads, after checking arguments."""
         state = whole(state)
         check_update(
             updates,
@@ -166,12 +166,12 @@ class MaskOwner:
         return in_types_of(params, self.inner, self.storage, state)
 
     def _scores_gradients(self, state: SparseState) -> bool:
-        """Return whether this step looks at the gradients of inactive weights."""
+        """Return whether this step reads the gradients of inactive weights."""
         remembers = bool(jax.tree.leaves(state.topology_state.memory))
         return remembers or (self._updates and self.topology.dense_gradients > 0)
 
     def _due(self, count: jax.Array, *, before: bool) -> Any:
-        """Return whether the masks are to be updated before the step, or after it."""
+        """Return whether an update of the masks is due before the step, or after it."""
         due = self.topology.due(count)
         if self._updates_before != self._updates_after:
             return due
@@ -183,7 +183,7 @@ class MaskOwner:
 
     @property
     def _replaces(self) -> bool:
-        """Whether updates may take the place of the step."""
+        """Whether updates of the masks may replace the step."""
         return self.topology.moves and self.topology.replaces_step is not False
 
     @property

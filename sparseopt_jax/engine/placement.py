@@ -1,4 +1,4 @@
-"""Where a correction stands among the links of an optimizer."""
+"""The position of a correction among the links of an optimizer."""
 
 import re
 import warnings
@@ -9,7 +9,7 @@ from sparseopt_jax.tracing.transformation_links import Link, read
 
 _CORRECTIONS = frozenset({"scale_by_sparseopt", "scale_by_batch_variance"})
 
-# Transformations after which the size of a weight's gradient makes no difference.
+# Transformations whose updates do not depend on the scale of a weight's gradients.
 _NORMALISING = frozenset(
     {
         "scale_by_acprop",
@@ -25,7 +25,7 @@ _NORMALISING = frozenset(
     }
 )
 
-# Words by which optax and other libraries call more of them.
+# Words in the names of further such transformations, in optax and other libraries.
 _WORDS = re.compile(
     "adabelief|adafactor|adagrad|n?adamw?|radam|adamax|adan|ademamix|adopt|amsgrad|"
     "lion|muon|novograd|prodigy|rmsprop|rprop|shampoo|signum|soap|yogi"
@@ -33,7 +33,7 @@ _WORDS = re.compile(
 
 
 def check_placement(inner: Any) -> None:
-    """Warn of a correction that a later normalisation takes back.
+    """Warn of a correction that a later normalisation cancels.
 
     Args:
       inner: the transformation inside ``sparsify``.
@@ -52,7 +52,7 @@ def check_placement(inner: Any) -> None:
             f"{correction} before {normalising} has little or no effect, because "
             f"{normalising} normalises by the gradient's own size. Put it after: "
             f"optax.chain({normalising}(...), {correction}(...), ...); "
-            "so.sparse_adamw(..., sparseopt=True) has it there",
+            "so.sparse_adamw(..., sparseopt=True) uses this order",
             UserWarning,
             stacklevel=3,  # the caller of the caller
         )
@@ -66,11 +66,11 @@ def _follow(link: Link, correction: str | None) -> tuple[str | None, _Lost]:
 
     Args:
       link: the link.
-      correction: the name of a correction that the update comes with, if any.
+      correction: the name of the correction already applied to the update, if any.
 
     Returns:
-      The correction with which the update leaves it, and pairs of a correction and the
-      normalisation that takes it back.
+      The correction in effect after the link, and pairs of a correction and the
+      normalisation that cancels it.
     """
     if link.name in _CORRECTIONS:
         return link.name, []
@@ -87,7 +87,7 @@ def _follow(link: Link, correction: str | None) -> tuple[str | None, _Lost]:
         arriving, (correction, more) = correction, _follow(part, correction)
         lost += more
         if correction and not arriving:
-            # It is corrected again, so the first was meant for a link in between.
+            # The update is corrected again: the first was meant for a link in between.
             lost = []
     return correction, lost
 

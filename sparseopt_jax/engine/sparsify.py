@@ -23,68 +23,70 @@ def sparsify(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Train sparse with any optimizer.
 
-    Each step the masked gradient goes through ``inner``, once, and the resulting update
-    makes inactive weights exactly zero:
+    In each step the masked gradient passes through ``inner`` once, and the resulting
+    update makes inactive weights exactly zero:
 
     .. math::
       u = \begin{cases} \mathrm{inner}(m \odot g) & m = 1 \\ -w & m = 0 \end{cases}
 
-    so that ``optax.apply_updates`` is all that follows. When the topology is due, its
-    masks change within the step. Whatever ``inner`` keeps for an inactive weight has
-    the value that ``inner.init`` gives, so that a newly grown weight starts at zero
-    with a fresh state, and a weight that is dropped and regrown at once keeps its own.
+    so that only ``optax.apply_updates`` follows. If an update of the masks is due, it
+    happens within the step. The state that ``inner`` keeps for an inactive weight has
+    its initial value from ``inner.init``: a newly grown weight starts at zero with a
+    fresh state, and a weight that is dropped and regrown at once keeps its state.
 
-    The package's transformations read the masks inside of it. One of your own receives
-    them if its ``update`` names them, ``def update(updates, state, params=None, *,
-    masks, **extra_args)``; all others see only the arguments that you pass.
+    The package's transformations inside ``sparsify`` read the masks. Your own
+    transformation receives them if its ``update`` names them, ``def update(updates,
+    state, params=None, *, masks, **extra_args)``; all others see only the arguments
+    that you pass.
 
-    Leaves that ``inner`` never moves, as ``optax.partition`` with ``set_to_zero`` has
-    them, keep their masks, and a warning at ``init`` names them where a topology has
-    chosen those masks.
+    Leaves that ``inner`` never changes, as with ``set_to_zero`` in
+    ``optax.partition``, keep their masks; ``init`` warns of those whose masks were
+    chosen by a topology.
 
-    Put it outermost, except for ``optax.MultiSteps``, ``optax.apply_if_finite`` and
-    the like around it: nothing may scale or narrow the update afterwards.
+    Put it outermost, except for wrappers such as ``optax.MultiSteps`` and
+    ``optax.apply_if_finite``: nothing may scale the update or lower its precision
+    afterwards.
 
     Args:
-      inner: any transformation, ready with its learning rate, say
-        ``optax.chain(scale_by_sparseopt(), optax.sgd(0.1))``. A correction before a
-        transformation that normalises the gradient, such as Adam, is divided out
-        again: that is warned of.
-      topology: which weights are active, from ``static``, ``set_``, ``rigl`` or any
+      inner: any transformation, including its learning rate, such as
+        ``optax.chain(scale_by_sparseopt(), optax.sgd(0.1))``. A transformation that
+        normalises the gradient, such as Adam, cancels a correction before it, which
+        causes a warning.
+      topology: decides which weights are active: ``static``, ``set_``, ``rigl`` or any
         other method.
       key: seed or PRNG key, the same on every replica: any integer that
         ``jax.random.key`` takes, a typed key, or its uint32 data.
-      host_updates: leave the topology's changes to ``update_topology``, called from
-        the host; the step then contains no condition.
-      packed: keep the masks as one bit a weight instead of one byte. The results are
-        the same, to the last bit; ``get_masks`` gives bool arrays in any case. In the
-        state they are ``PackedMask`` nodes, which ``optax.tree.map_params`` cannot map
+      host_updates: leave updates of the masks to ``update_topology``, called from the
+        host; the step then contains no conditional.
+      packed: store the masks with one bit per weight instead of one byte. The results
+        are identical bit for bit, and ``get_masks`` always returns bool arrays. The
+        state holds ``PackedMask`` nodes, which ``optax.tree.map_params`` cannot map
         together with trees of the parameters.
-      compact: let ``inner`` see and keep active weights alone, side by side in an array
-        of their number, so that moments take memory in proportion to the density. It
-        needs a topology that keeps the number of active weights. The results are those
-        of ``compact=False``, up to the rounding of sums over a layer, such as norms.
-        In the state masks are the places of active units, int32; ``masks=`` that a
-        transformation inside reads are ``ActiveWeights``. A leaf that is split over
-        devices may be split along axes only that its active weights do not cross: for
-        ``ConstantFanIn`` and ``NM`` the neurons'.
+      compact: show ``inner`` only the active weights, side by side in an array of their
+        number, so that moments take memory in proportion to the density. It needs a
+        topology that keeps the number of active weights. The results equal those of
+        ``compact=False``, up to rounding in sums over a layer, such as norms. The state
+        holds masks as int32 indices of active units; the ``masks`` that an inner
+        transformation reads are ``ActiveWeights``. A leaf may be split over devices
+        only along axes that its active weights do not cross: for ``ConstantFanIn`` and
+        ``NM``, the axis of the neurons.
 
     Returns:
       The transformation; its state is a ``SparseState``. ``update`` needs ``params``
-      and hands further keyword arguments down to ``inner``.
+      and passes further keyword arguments on to ``inner``.
 
     Raises:
-      TypeError: if ``topology`` is no topology, or ``inner`` no transformation.
-      ValueError: if ``inner`` holds ``optax.MultiSteps``, which belongs outside, or
+      TypeError: if ``topology`` is not a topology, or ``inner`` not a transformation.
+      ValueError: if ``inner`` contains ``optax.MultiSteps``, which belongs outside, or
         ``optax.contrib.sam`` without its opaque mode; for ``packed`` with ``compact``;
-        with ``compact``, if ``inner`` gives a weight something else when it
-        sees the active ones alone (Muon, Adafactor), named in the message, or if the
-        topology changes numbers of active weights; at ``init``, where the topology
-        does not fit the parameters; at ``update``, without ``params``, with ``masks``
-        from outside, or with gradients of other shapes than the parameters.
+        with ``compact``, if ``inner`` would give weights different updates when it sees
+        only the active ones (Muon, Adafactor; the message names it), or if the topology
+        changes the number of active weights; at ``init``, if the topology does not fit
+        the parameters; at ``update``, without ``params``, with ``masks`` from the
+        caller, or with gradients that differ in shape from the parameters.
 
     Note:
-      With ``optax.inject_hyperparams`` name ``inner``, ``topology``, ``host_updates``,
+      With ``optax.inject_hyperparams``, name ``inner``, ``topology``, ``host_updates``,
       ``packed`` and ``compact`` in ``static_args``.
 
     Examples:
@@ -103,8 +105,8 @@ def sparsify(
     check_placement(inner)
     if compact and packed:
         raise ValueError(
-            "packed and compact are two ways to keep masks: with compact=True they are "
-            "the places of active weights already; leave one of both out"
+            "packed and compact are two ways to store masks, and compact=True stores "
+            "only the indices of active weights: omit one of the two"
         )
     storage = CompactStorage() if compact else BitStorage() if packed else ByteStorage()
     return make_owner(inner, topology, storage, key=key, host_updates=host_updates)

@@ -1,4 +1,4 @@
-"""A state that another form of the same optimizer takes over in the middle of a run."""
+"""Conversion of a state, in the middle of a run, to another form of its optimizer."""
 
 from typing import Any
 
@@ -24,25 +24,25 @@ from sparseopt_jax.trees import paths
 def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
     """Convert the state of a dense run, or of another form of storage, for ``tx``.
 
-    A run may begin dense, with compact parameters, or with ``compact=False``,
-    ``packed=True`` or ``host_updates=True``, and go on in another of these forms:
-    masks, steps and key are those of ``opt_state``, and so is what the inner optimizer
-    keeps for every weight that is active. For weights that ``tx`` keeps and
-    ``opt_state`` does not, it is what ``inner.init`` gives.
+    A run may start dense, with compact parameters, or with ``compact=False``,
+    ``packed=True`` or ``host_updates=True``, and continue in another of these forms.
+    Masks, step count and key are those of ``opt_state``, and so is the inner
+    optimizer's state of every active weight. Weights that ``tx`` keeps but
+    ``opt_state`` does not start with the state from ``inner.init``.
 
     Args:
-      tx: the transformation to go on with. Its inner optimizer, and what is around
-        ``sparsify``, is that of ``opt_state``.
-      params: the weights, dense: ``dense_params`` of compact ones.
+      tx: the transformation to continue with. Its inner optimizer, and the
+        transformations around ``sparsify``, must be those of ``opt_state``.
+      params: the weights as dense arrays: ``dense_params`` of compact ones.
       opt_state: the state of a transformation with masks; or that of the inner
         optimizer alone, trained dense, for which ``tx`` makes the masks.
 
     Returns:
-      A state of ``tx``. Where masks are new, ``apply_masks`` the weights by it.
+      A state of ``tx``. If its masks are new, call ``apply_masks`` on the weights.
 
     Raises:
-      ValueError: if the states do not hold the same things for the same weights, with
-        the path of the first that differs; if the masks do not fit ``tx``.
+      ValueError: if the states hold different entries for the weights, with the path of
+        the first difference; if the masks do not fit ``tx``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -63,8 +63,8 @@ def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any)
     if not is_sparse_state(new):
         raise ValueError(
             "opt_state holds no masks, so it must be the state of the optimizer inside "
-            "of sparsify, and tx that sparsify itself: convert before tx is put into a "
-            "chain or wrapper"
+            "sparsify, and tx must be the result of sparsify itself: convert before tx "
+            "is put into a chain or wrapper"
         )
     return new._replace(inner_state=_inner_state(new, None, opt_state, params))
 
@@ -74,8 +74,8 @@ def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
     old_nodes, old_structure = jax.tree.flatten(old, is_leaf=is_sparse_state)
     if structure != old_structure:
         raise ValueError(
-            "opt_state was made by another nest of transformations than tx: "
-            f"{old_structure} instead of {structure}"
+            "opt_state was made by a transformation that is nested differently from "
+            f"tx: {old_structure} instead of {structure}"
         )
     owners = {owner.structure: owner for owner in find_owners(tx, params)}
     found = []
@@ -84,8 +84,8 @@ def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
             is_sparse_state(node) and stays_dense(node) != stays_dense(old_node)
         ):
             raise ValueError(
-                f"opt_state holds {_told(old_node)} where tx has {_told(node)}, which "
-                "do not take each other's place"
+                f"opt_state holds {_told(old_node)} where tx has {_told(node)}, and "
+                "these cannot be converted to each other"
             )
         if is_sparse_state(node):
             owner = owners[structure_of(node.masks)]
@@ -95,7 +95,7 @@ def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
 
 
 def _dense_around(opt_state: Any) -> Any:
-    """A state with dense arrays where compact gradients are kept around its masks."""
+    """Return a state with dense arrays for compact gradients around ``sparsify``."""
     places = places_of(opt_state)
 
     def at_leaf(key_path, x):
@@ -113,20 +113,20 @@ def _told(node: Any) -> str:
     if not is_sparse_state(node):
         return type(node).__name__
     if stays_dense(node):
-        return "masks of the forward pass alone (ste)"
+        return "masks of the forward pass only (ste)"
     return "masks of the weights"
 
 
 def _converted_node(owner: Owner, node: Any, old: Any, params: Any) -> Any:
-    """Return a new state with the masks of an old one and all that it keeps besides."""
+    """Return a new state with the masks and all other contents of an old one."""
     kept = {
         name: owner.storage.pack(unpack(getattr(old.topology_state, name)))
         for name in node.topology_state._fields
-        # What one of the two does not keep begins as `init` gives it.
+        # Fields that one of the two does not keep start with their initial values.
         if jax.tree.leaves(getattr(old.topology_state, name))
         and jax.tree.leaves(getattr(node.topology_state, name))
     }
-    masks = old.masks  # in the order that moments have
+    masks = old.masks  # in the order of the moments
     if jax.tree.structure(masks) != jax.tree.structure(node.masks):
         masks = owner.storage.converted(node.masks, get_masks(old))
     node = node._replace(
@@ -141,7 +141,7 @@ def _converted_node(owner: Owner, node: Any, old: Any, params: Any) -> Any:
 
 
 def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
-    """Return what the inner optimizer keeps, in the form of a new state."""
+    """Return the state of the inner optimizer in the form of a new state."""
     new_layouts, old_layouts = _places(node.masks), _places(old_masks)
     sizes = {
         paths.path_parts(key_path): jnp.shape(x)
@@ -155,8 +155,8 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
         parts = paths.path_parts(key_path)
         if parts not in given:
             raise ValueError(
-                f"opt_state holds nothing at {'/'.join(parts)!r}, which the inner "
-                "optimizer of tx keeps: give the state of the same optimizer"
+                f"opt_state holds nothing at {'/'.join(parts)!r}, but the inner "
+                "optimizer of tx does: pass the state of the same optimizer"
             )
         found = given.pop(parts)
         shape = jnp.shape(fresh)
@@ -175,11 +175,12 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
             layout, index = after
             found = layout.take(found, index)
         if found.ndim == len(shape) and found.ndim and shape[-1] == 1:
-            found = found[..., :1]  # one for each block
+            found = found[..., :1]  # one entry per block
         if jnp.shape(found) != shape:
             raise ValueError(
-                f"opt_state has shape {jnp.shape(found)} at {'/'.join(parts)!r}, the "
-                f"inner optimizer of tx {shape}: give the state of the same optimizer"
+                f"opt_state has shape {jnp.shape(found)} at {'/'.join(parts)!r}, but "
+                f"the inner optimizer of tx has shape {shape}: pass the state of the "
+                "same optimizer"
             )
         return found
 
@@ -187,18 +188,18 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
     if given:
         raise ValueError(
             f"opt_state holds {'/'.join(next(iter(given)))!r}, which the inner "
-            "optimizer of tx does not keep: give the state of the same optimizer"
+            "optimizer of tx does not keep: pass the state of the same optimizer"
         )
     return converted
 
 
 def _places(masks: Any) -> Places:
-    """Layout and index of every leaf of which active weights are kept alone."""
+    """Return layout and index of every leaf whose state is kept for active weights."""
     return masks.places() if isinstance(masks, ActiveIndices) else {}
 
 
 def _differ(parts: tuple[str, ...], new: Places, old: Places) -> bool:
-    """Return whether a leaf's active weights stand in other places than before."""
+    """Return whether a leaf's active weights are arranged differently than before."""
     after, before = (paths.longest_ending(parts, layouts) for layouts in (new, old))
     if after is None or before is None:
         return after is not before

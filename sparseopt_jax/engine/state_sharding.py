@@ -1,4 +1,4 @@
-"""How an optimizer's state is sharded, derived from its parameters."""
+"""Shardings of an optimizer's state, derived from those of its parameters."""
 
 from typing import Any
 
@@ -19,29 +19,29 @@ def state_sharding(
 ) -> Any:
     """Return the shardings of the whole optimizer state, for ``jax.jit(tx.init)``.
 
-    What belongs to a parameter and has its shape, such as a mask or a moment, is
-    sharded like it. An axis of size 1 in its place (fan-ins) is not sharded, the others
-    are; what a compact ``sparsify`` keeps is sharded along the axes that its active
-    weights do not cross, and so is what belongs to compact parameters. Everything else
-    is replicated: counters, keys, factored moments.
+    State that belongs to a parameter and has its shape, such as a mask or a moment, is
+    sharded like the parameter. If one of its axes has size 1 instead (fan-ins), that
+    axis is not sharded, but the others are. State of a compact ``sparsify``, and of
+    compact parameters, is sharded along the axes that active weights do not cross.
+    Everything else is replicated: counters, keys, factored moments.
 
     Args:
       tx: any optax transformation.
       params_or_shapes: the parameters, or ``jax.ShapeDtypeStruct`` in their place;
-        Flax's boxes and NNX variables around them stay.
-      param_shardings: a ``NamedSharding`` for each parameter, in the structure of the
-        parameters, boxed or not, or a single one for all. That of a compact parameter
-        is its dense array's.
+        Flax's boxes and NNX variables around them are kept.
+      param_shardings: a ``NamedSharding`` per parameter, in the structure of the
+        parameters, boxed or not, or a single one for all. For a compact parameter it is
+        the sharding of its dense array.
 
     Returns:
-      A tree like ``tx.init(params)``, or like the state that ``compact_params`` has
-      made compact with ``params``, with a ``NamedSharding`` at each leaf.
+      A tree like ``tx.init(params)``, or like the state that ``compact_params`` returns
+      with ``params``, with a ``NamedSharding`` at each leaf.
 
     Raises:
-      ValueError: if the shardings have another structure than the parameters, or are of
+      ValueError: if the shardings differ in structure from the parameters, or use
         several meshes; if active weights would have to be gathered from several
         devices, with the path of the first leaf that is split within its cells.
-      TypeError: if one of them is no ``NamedSharding``.
+      TypeError: if one of them is not a ``NamedSharding``.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -86,7 +86,7 @@ def state_sharding(
         parts = paths.path_parts(key_path)
         if not is_compact(leaf):
             return of_shape(leaf.shape, parts)
-        # The digits of places stand beside each other.
+        # The axis of a place's digits is not sharded.
         index = of_shape(leaf.places.shape[:-1], parts)
         return CompactKernel(of_shape(leaf.active.shape, parts), index, leaf.layout)
 
@@ -94,7 +94,7 @@ def state_sharding(
 
 
 def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], Any]:
-    """Shape and sharding of each parameter by the parts of its path, and the mesh."""
+    """Return the shape and sharding of each parameter by path parts, and the mesh."""
     leaves = paths.leaves_with_path(shapes)
     try:
         of_leaves = jax.tree.structure(shapes).flatten_up_to(shardings)
@@ -107,15 +107,15 @@ def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], 
         path = paths.path_string(key_path)
         if not isinstance(sharding, NamedSharding):
             raise TypeError(
-                f"param_shardings must hold a NamedSharding for every parameter; at "
-                f"{path!r} stands {sharding!r}"
+                f"param_shardings must hold a NamedSharding for every parameter; "
+                f"{path!r} holds {sharding!r}"
             )
         by_parts[paths.path_parts(key_path)] = leaf.shape, sharding
         meshes.setdefault(sharding.mesh, path)
     if len(meshes) != 1:
         listed = "; ".join(f"{path!r}: {mesh}" for mesh, path in meshes.items())
         raise ValueError(
-            f"param_shardings must be of one mesh, got {listed or 'no parameter'}"
+            f"param_shardings must use one mesh, got {listed or 'no parameter'}"
         )
     return by_parts, next(iter(meshes))
 
@@ -123,7 +123,7 @@ def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], 
 def _spec(
     shape: tuple[int, ...], param_shape: tuple[int, ...], sharding: NamedSharding
 ) -> PartitionSpec | None:
-    """The parameter's spec without the axes that have shrunk to 1; None if unlike."""
+    """Return the parameter's spec without axes of size 1; None if shapes do not fit."""
     if len(shape) != len(param_shape):
         return None
     if any(
@@ -138,7 +138,7 @@ def _spec(
     if shape and shape[-1] not in (param_shape[-1], 1):
         if shape[-1] != -(-param_shape[-1] // 8):
             return None
-        # Bytes of eight weights: split like them where that gives whole bytes.
+        # Bytes of eight weights are split like the weights if shards are whole bytes.
         if sharding.shard_shape(param_shape)[-1] % 8 == 0:
             spec[-1] = entries[-1]
     return PartitionSpec(*spec)

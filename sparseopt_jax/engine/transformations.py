@@ -1,4 +1,4 @@
-"""What is passed for an optax transformation."""
+"""Checks of arguments that must be optax transformations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,16 +12,16 @@ from sparseopt_jax.tracing.transformation_links import Link
 
 
 def checked_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
-    """``inner`` with support for extra arguments.
+    """Return ``inner`` with support for extra arguments.
 
     Args:
-      inner: anything with an ``init`` and an ``update``, as optax makes them.
+      inner: anything with an ``init`` and an ``update``, as in optax.
 
     Returns:
       The transformation.
 
     Raises:
-      TypeError: if it is none.
+      TypeError: if ``inner`` is not a transformation.
 
     Examples:
       >>> import optax
@@ -44,12 +44,12 @@ def checked_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def checked_inner(inner: Any) -> optax.GradientTransformationExtraArgs:
-    """As ``checked_transformation``, for what ``sparsify`` is put around.
+    """Return ``inner`` like ``checked_transformation``, if ``sparsify`` supports it.
 
     Raises:
-      TypeError: if it is no transformation.
-      ValueError: for ``optax.MultiSteps``, or ``optax.contrib.sam`` outside of its
-        opaque mode, anywhere inside.
+      TypeError: if ``inner`` is not a transformation.
+      ValueError: if it contains ``optax.MultiSteps``, or ``optax.contrib.sam`` without
+        its opaque mode.
 
     Examples:
       >>> import optax
@@ -63,13 +63,13 @@ def checked_inner(inner: Any) -> optax.GradientTransformationExtraArgs:
         if link.name == "MultiSteps":
             raise ValueError(
                 "inner holds optax.MultiSteps: put it outside, optax.MultiSteps("
-                "so.sparsify(inner, topology), k), so that the masks are updated by "
-                "the accumulated gradient, once for each step of the weights"
+                "so.sparsify(inner, topology), k), so that the masks are updated with "
+                "the accumulated gradient, once per step of the weights"
             )
         if getattr(link.update, "__name__", "") == "transparent_update_fn":
             raise ValueError(
-                "inner holds optax.contrib.sam, which moves the weights away and back "
-                "in turns, where sparsify takes every update for a step: use "
+                "inner holds optax.contrib.sam, which alternately moves the weights "
+                "away and back, but sparsify treats every update as a step: use "
                 "sam(..., opaque_mode=True), which makes both moves in one update"
             )
     return checked

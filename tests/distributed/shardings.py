@@ -119,7 +119,7 @@ def test_bad_shardings_are_named():
     good = NamedSharding(mesh, P("a"))
     with pytest.raises(ValueError, match="must have the structure of the parameters"):
         so.state_sharding(tx, params, {"kernel": good})
-    with pytest.raises(TypeError, match="at 'head/kernel' stands P"):
+    with pytest.raises(TypeError, match="'head/kernel' holds P"):
         so.state_sharding(tx, params, {"kernel": good, "head": {"kernel": P("a")}})
     with pytest.raises(ValueError, match=r"one mesh, got .*'head/kernel': Mesh"):
         elsewhere = {"kernel": NamedSharding(other, P("a"))}

@@ -374,7 +374,7 @@ def test_what_does_not_go_says_what_to_do():
     refuses("params are dense", tx.update, grads, state, params)
     refuses("convert_state", tx.update, params, state, params)
     for structure, match in {
-        so.Unstructured(): "'first/kernel' for one: build .*Block",
+        so.Unstructured(): "'first/kernel', is a matrix of blocks: build .*Block",
         so.Block((8, 16)): "at least 16",
     }.items():
         other = so.sparsify(optax.sgd(0.1), so.static(0.5, structure=structure))

@@ -114,7 +114,7 @@ def test_however_they_are_frozen_and_stored(form, wrapper):
 
 def test_masks_chosen_for_them_are_told():
     tx = so.sparsify(WRAPPERS["partition"](), TOPOLOGIES["rigl"])
-    with pytest.warns(UserWarning, match=r"never moves base/kernel: .*where="):
+    with pytest.warns(UserWarning, match=r"never changes base/kernel: .*where="):
         tx.init(PARAMS)
 
 
