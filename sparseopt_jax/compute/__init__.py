@@ -1,1 +1,1 @@
-"""Computing with the active blocks of compact kernels."""
+"""Computation with the active blocks of compact kernels."""

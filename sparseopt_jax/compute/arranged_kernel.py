@@ -1,4 +1,4 @@
-"""A compact kernel on its way through a model: transposed, reshaped, cast, sliced."""
+"""A compact kernel inside a model: transposed, reshaped, cast, sliced."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ from sparseopt_jax.masks.probed_kernel import ProbedKernel
 
 
 class Refused(Exception):
-    """Something is asked of a compact kernel that blocks cannot give; says what."""
+    """Raised if a compact kernel is used in a way that blocks do not support."""
 
 
 class KernelUseError(ValueError):
-    """A model uses a compact kernel in a way that needs the dense array.
+    """Raised if a model uses a compact kernel in a way that needs the dense array.
 
     Attributes:
       path: the kernel's path.
-      reason: what is asked of it.
+      reason: how the model uses the kernel.
     """
 
     def __init__(self, path: str, reason: str, message: str):
@@ -31,12 +31,12 @@ class KernelUseError(ValueError):
 
 
 class LeafAxis(NamedTuple):
-    """An axis of a kernel, cut as its blocks are.
+    """An axis of a kernel, cut into blocks.
 
     Attributes:
-      blocks: blocks along the axis.
-      extent: entries of one block along the axis.
-      is_stack: whether separate layers lie along it, each with blocks of its own.
+      blocks: number of blocks along the axis.
+      extent: number of entries of one block along the axis.
+      is_stack: whether the axis stacks separate layers, each with its own blocks.
     """
 
     blocks: int
@@ -45,20 +45,20 @@ class LeafAxis(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Entries along the axis."""
+        """Number of entries along the axis."""
         return self.blocks * self.extent
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """Which axes of a kernel the axes of a value are.
+    """How the axes of a value are made of the axes of a kernel.
 
     Attributes:
       path: the kernel's path.
-      origin: its number among the arguments of the model.
-      leaf: the axes of the kernel; of those that loops have sliced, nothing is left.
-      axes: for each axis of the value the axes of the kernel that are joined in it.
-      is_changed: whether the value is another than the kernel itself.
+      origin: its position among the leaves of the model's arguments.
+      leaf: the axes of the kernel, without those that loops have sliced.
+      axes: for each axis of the value, the axes of the kernel that are joined in it.
+      is_changed: whether the value differs from the kernel itself.
     """
 
     path: str
@@ -68,12 +68,12 @@ class Arrangement:
     is_changed: bool = False
 
     def size(self, axes: Sequence[int]) -> int:
-        """Entries along joined axes of the kernel."""
+        """Return the number of entries along joined axes of the kernel."""
         return math.prod(self.leaf[axis].size for axis in axes)
 
     @property
     def stacks(self) -> tuple[int, ...]:
-        """The axes of the kernel along which separate layers lie."""
+        """The axes of the kernel that stack separate layers."""
         return tuple(a for a, axis in enumerate(self.leaf) if axis.is_stack)
 
     @property
@@ -84,12 +84,12 @@ class Arrangement:
 
 @jax.tree_util.register_pytree_node_class
 class ArrangedKernel:
-    """The active blocks of a kernel, and how the value that they make is arranged.
+    """The active blocks of a kernel, and the arrangement of the value they represent.
 
     Attributes:
-      blocks: (*stacks, active, *extents along each axis of the kernel).
+      blocks: array (*stacks, active, *extents along each axis of the kernel).
       index: int32 array (*stacks, active), the numbers of the active blocks.
-      arrangement: how the value's axes are made of the kernel's.
+      arrangement: how the value's axes are made of the kernel's axes.
       zeros: dense array like the value, the probe of a ``ProbedKernel``; else None.
     """
 
@@ -103,15 +103,15 @@ class ArrangedKernel:
 
     @classmethod
     def of(cls, path: str, origin: int, kernel: CompactKernel) -> "ArrangedKernel":
-        """Take a parameter as it is.
+        """Return a parameter as a value in the model, not yet rearranged.
 
         Args:
           path: its path.
-          origin: its number among the arguments of the model.
+          origin: its position among the leaves of the model's arguments.
           kernel: the parameter.
 
         Raises:
-          ValueError: if axes were added to it, as ``vmap`` does with seeds, or lost.
+          ValueError: if axes were added to it, such as one of seeds, or removed.
         """
         zeros = None
         if isinstance(kernel, ProbedKernel):
@@ -121,8 +121,8 @@ class ArrangedKernel:
             raise ValueError(
                 f"the compact kernel {path!r} of shape {kernel.shape} holds blocks of "
                 f"shape {jnp.shape(kernel.active)} instead of {layout.shape}: wrap the "
-                "call in jax.vmap over what it was stacked by, and loop over layers "
-                "within apply_fn"
+                "call in jax.vmap over the axes along which the kernel was stacked, "
+                "and loop over layers inside apply_fn"
             )
         leaf: list[LeafAxis] = []
         at = 0
@@ -138,8 +138,8 @@ class ArrangedKernel:
             at += 1
         axes = tuple((axis,) for axis in range(len(leaf)))
         arrangement = Arrangement(path, origin, tuple(leaf), axes)
-        # Where the active blocks stand among the stacks: before the first axis of these
-        # that comes after an axis of the layer.
+        # The position of the axis of active blocks among the stack axes: before the
+        # first of these that follows an axis of the layer.
         first_item = min(arrangement.items)
         at = sum(axis < first_item for axis in arrangement.stacks)
         index = jnp.moveaxis(kernel.index, at, -1)
@@ -151,12 +151,12 @@ class ArrangedKernel:
         return cls(blocks, index, arrangement, zeros)
 
     def tree_flatten(self):
-        """As JAX asks for it."""
+        """Implement JAX's pytree protocol."""
         return (self.blocks, self.index, self.zeros), self.arrangement
 
     @classmethod
     def tree_unflatten(cls, arrangement, parts):
-        """As JAX asks for it."""
+        """Implement JAX's pytree protocol."""
         blocks, index, zeros = parts
         return cls(blocks, index, arrangement, zeros)
 
@@ -182,38 +182,38 @@ class ArrangedKernel:
         return ArrangedKernel(self.blocks, self.index, arrangement, zeros)
 
     def with_blocks(self, blocks: Any, zeros: Any = None) -> "ArrangedKernel":
-        """Other blocks at the same places, and another probe."""
+        """Return the kernel with other blocks at the same places, and another probe."""
         arrangement = dataclasses.replace(self.arrangement, is_changed=True)
         return ArrangedKernel(blocks, self.index, arrangement, zeros)
 
     def transposed(self, permutation: Sequence[int]) -> "ArrangedKernel":
-        """As ``jax.lax.transpose``."""
+        """Return the kernel transposed, as ``jax.lax.transpose`` does."""
         axes = [self.arrangement.axes[axis] for axis in permutation]
         return self._with_axes(axes, lambda x: jax.lax.transpose(x, permutation))
 
     def reshaped(self, shape: Sequence[int]) -> "ArrangedKernel":
-        """As ``jax.lax.reshape``, where every new axis is made of whole ones."""
+        """Return the kernel reshaped, if every new axis consists of whole axes."""
         left = [axis for joined in self.arrangement.axes for axis in joined]
         axes: list[tuple[int, ...]] = []
         for size in shape:
             taken: list[int] = []
-            # Axes of size 1 go with what comes before them.
+            # Axes of size 1 join the axis before them.
             while left and (
                 self.arrangement.size(taken) < size
                 or (taken and self.arrangement.leaf[left[0]].size == 1)
             ):
                 taken.append(left.pop(0))
             if self.arrangement.size(taken) != size:
-                raise Refused(f"is reshaped to {tuple(shape)}, which cuts its axes")
+                raise Refused(f"is reshaped to {tuple(shape)}, which splits its axes")
             axes.append(tuple(taken))
         if left and axes:
             axes[-1] = (*axes[-1], *left)
         return self._with_axes(axes, lambda x: jax.lax.reshape(x, shape))
 
     def by_layer(self) -> "ArrangedKernel":
-        """Return the kernel with the layers that a loop goes through as its first axis.
+        """Return the kernel with the axis of layers that a loop iterates over first.
 
-        Every slice of its arrays is one of ``layer``.
+        The loop slices its arrays; ``layer`` then makes a kernel of each slice.
         """
         stack = self._looped()
         at = self.arrangement.stacks.index(stack)
@@ -225,7 +225,7 @@ class ArrangedKernel:
         )
 
     def layer(self) -> "ArrangedKernel":
-        """One layer, of what a loop has sliced ``by_layer``."""
+        """Return one layer from a slice of ``by_layer``."""
         stack, old = self._looped(), self.arrangement
         left = [axis for axis in range(len(old.leaf)) if axis != stack]
         renamed = {axis: new for new, axis in enumerate(left)}
@@ -236,7 +236,7 @@ class ArrangedKernel:
             tuple(tuple(renamed[a] for a in joined) for joined in old.axes[1:]),
             is_changed=True,
         )
-        # The extent along the axis is 1.
+        # The extent along the sliced axis is 1.
         extents = [axis.extent for axis in arrangement.leaf]
         blocks = jnp.reshape(self.blocks, (*self.index.shape, *extents))
         return ArrangedKernel(blocks, self.index, arrangement, self.zeros)
@@ -245,9 +245,9 @@ class ArrangedKernel:
         first = self.arrangement.axes[0]
         if len(first) != 1 or not self.arrangement.leaf[first[0]].is_stack:
             raise Refused(
-                "is sliced along its first axis, which is part of its layer: say by "
-                "dims= that separate layers lie along it, as so.infer_dims reads it "
-                "off the model"
+                "is sliced along its first axis, which is part of its layer: specify "
+                "with dims= that it stacks separate layers, for example with the "
+                "result of so.infer_dims"
             )
         return first[0]
 

@@ -1,4 +1,4 @@
-"""The product of inputs with a matrix of which the active blocks alone are kept."""
+"""The product of inputs with a matrix of which only the active blocks are kept."""
 
 import dataclasses
 import functools
@@ -7,22 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Samples go through in parts, such that what is gathered for one part stays this small.
-# On CPUs it then stays in the cache: 1024 samples times 1024x4096 in blocks of 64 take
-# 0.6 of the time that they take at once. Elsewhere it bounds the memory.
+# Samples are processed in parts, so that the arrays gathered for one part are at most
+# this large. On CPUs they then stay in the cache: 1024 samples times 1024x4096 in
+# blocks of 64 take 0.6 of the time of a single part. Elsewhere this limits the memory.
 _GATHERED_BYTES = {"cpu": 4 * 2**20}
 _GATHERED_BYTES_ELSEWHERE = 256 * 2**20
 
-# Parts of fewer samples lose more in the products than they gain in the cache.
+# With smaller parts, products lose more time than the cache saves.
 _FEWEST_SAMPLES = 32
 
 
 class Places(NamedTuple):
-    """Where the active blocks of a matrix stand.
+    """The places of the active blocks of a matrix.
 
     Attributes:
-      rows: int32 array, the row of blocks that each block is in.
-      columns: int32 array, its column of blocks.
+      rows: int32 array, the row of blocks in which each block is.
+      columns: int32 array, the column of blocks in which each block is.
     """
 
     rows: jax.Array
@@ -31,12 +31,12 @@ class Places(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a product is besides its operands.
+    """The settings of a product.
 
     Attributes:
-      columns: how many columns of blocks the matrix has.
-      dtype: the result's; sums are in float32 at least.
-      precision: as ``jax.lax.dot_general`` takes it.
+      columns: number of columns of blocks in the matrix.
+      dtype: dtype of the result; sums are in float32 or wider.
+      precision: as in ``jax.lax.dot_general``.
     """
 
     columns: int
@@ -50,15 +50,16 @@ def block_product(
 ) -> jax.Array:
     """Multiply inputs with a matrix of blocks.
 
-    The inputs of every block are gathered, multiplied in one batched product, and added
-    up by the column that the block is in. So are the gradients, which keep the inputs
-    and gather them again. Blocks may stand in any order: sorting them gains nothing.
+    The inputs of all blocks are gathered, multiplied in one batched product, and summed
+    over the blocks of each column. Gradients are computed in the same way; they keep
+    the inputs and gather them again. Blocks may be in any order: sorting them gains
+    nothing.
 
     Args:
-      x: (samples, rows, b), the inputs cut as the blocks are.
+      x: (samples, rows, b), the inputs cut like the blocks.
       blocks: (active, b, c).
-      places: where the active blocks stand, no two at the same place.
-      options: the matrix's width, and how to multiply.
+      places: the places of the active blocks, without duplicates.
+      options: number of columns, dtype and precision.
 
     Returns:
       Array of shape (samples, columns, c).
@@ -74,7 +75,7 @@ def _product(
         return _summed(y, places.columns, options.columns).astype(options.dtype)
 
     parts = _parts(x, blocks)
-    # A loop of one step would hide from the compiler what is around it.
+    # The compiler would not optimise across a loop, even one of a single step.
     if parts == 1:
         return multiply(x)
     return _joined(jax.lax.map(multiply, _in_parts(x, parts)))
@@ -83,7 +84,7 @@ def _product(
 def _forward(
     x: jax.Array, blocks: jax.Array, places: Places, options: Options
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Places]]:
-    # The function itself, so that gradients can be differentiated forwards.
+    # Not `block_product`, so that forward mode can differentiate gradients.
     y = _product(x, blocks, places, options)
     return y, (x, blocks, places)
 
@@ -117,12 +118,12 @@ block_product.defvjp(_forward, _backward)
 
 
 def _taken(x: jax.Array, index: jax.Array) -> jax.Array:
-    """From (samples, n, size) to (index, samples, size)."""
+    """Gather (samples, n, size) by index to (index, samples, size)."""
     return jnp.transpose(x, (1, 0, 2)).at[index].get(mode="promise_in_bounds")
 
 
 def _summed(y: jax.Array, index: jax.Array, size: int) -> jax.Array:
-    """From (index, samples, size) to (samples, n, size), what meets added up."""
+    """Sum (index, samples, size) by index to (samples, n, size)."""
     y = jax.ops.segment_sum(y, index, size, mode="promise_in_bounds")
     return jnp.transpose(y, (1, 0, 2))
 
@@ -130,7 +131,7 @@ def _summed(y: jax.Array, index: jax.Array, size: int) -> jax.Array:
 def _multiplied(
     a: jax.Array, b: jax.Array, contracted: tuple[int, int], options: Options
 ) -> jax.Array:
-    """The products of the first matrices, the second, …, summed over an axis each."""
+    """Multiply two stacks of matrices pairwise, summed over one axis of each."""
     return jax.lax.dot_general(
         a,
         b,
@@ -145,28 +146,28 @@ def _accumulated(a: jax.Array, b: jax.Array) -> Any:
 
 
 def _parts(x: jax.Array, blocks: jax.Array) -> int:
-    """Into how many equal parts the samples are cut."""
+    """Return the number of equal parts into which the samples are cut."""
     samples = x.shape[0]
     widest = max(blocks.shape[1:]) * jnp.dtype(jnp.float32).itemsize
     bound = _GATHERED_BYTES.get(jax.default_backend(), _GATHERED_BYTES_ELSEWHERE)
     wanted = -(-samples * blocks.shape[0] * widest // bound)
     most = samples // _FEWEST_SAMPLES
     enough = (n for n in range(wanted, most + 1) if samples % n == 0)
-    # Where nothing cuts it so finely, the finest cut that there is.
+    # If no number of parts is large enough, the largest possible one.
     fewer = (n for n in range(min(wanted, most), 1, -1) if samples % n == 0)
     return next(enough, next(fewer, 1))
 
 
 def _in_parts(x: jax.Array, parts: int) -> jax.Array:
-    """From (samples, ...) to (parts, samples of a part, ...)."""
+    """Reshape (samples, ...) to (parts, samples of a part, ...)."""
     if jax.device_count() == 1:
         return jnp.reshape(x, (parts, -1, *x.shape[1:]))
-    # Every part takes samples from all over, so that a sharded batch stays sharded.
+    # Each part takes samples from the whole batch, so that it stays sharded.
     return jnp.swapaxes(jnp.reshape(x, (-1, parts, *x.shape[1:])), 0, 1)
 
 
 def _joined(x: jax.Array) -> jax.Array:
-    """Return the inverse of ``_in_parts``."""
+    """Invert ``_in_parts``."""
     if jax.device_count() > 1:
         x = jnp.swapaxes(x, 0, 1)
     return jnp.reshape(x, (-1, *x.shape[2:]))

@@ -1,4 +1,4 @@
-"""Decides product by product whether it runs by block or dense."""
+"""The decision, for each product, whether it runs by block or dense."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +17,15 @@ class Dispatch:
     """Decides whether products run by block.
 
     Attributes:
-      by: one way for all, or one for each glob over paths.
+      by: one way for all kernels, or a mapping from globs over paths to ways.
       measure: whether ``"auto"`` times both ways.
     """
 
     def __init__(self, by: str | Mapping[str, str], measure: bool):
-        """Check what was asked for.
+        """Check and store the settings.
 
         Raises:
-          ValueError: for a way that there is not, or if nothing would be measured, or
-            processes could come to different programs.
+          ValueError: for an unknown way, or if ``measure`` would have no effect.
         """
         ways = list(by.values()) if isinstance(by, Mapping) else [by]
         for way in ways:
@@ -37,19 +36,19 @@ class Dispatch:
                 )
         if measure and by in ("block", "dense"):
             raise ValueError(
-                f"measure=True decides what by='auto' leaves open, got by={by!r}: "
-                "leave out one of the two"
+                f"measure=True applies only to by='auto', got by={by!r}: omit one of "
+                "the two"
             )
         self.by = by
         self.measure = measure
 
     def check_paths(self, known: list[str]) -> None:
-        """Raise ValueError if a pattern of ``by`` names no compact kernel."""
+        """Raise a ValueError if a pattern of ``by`` matches no compact kernel."""
         if isinstance(self.by, Mapping):
             paths.check_patterns(self.by, known, "by")
 
     def way(self, path: str) -> str:
-        """Return what was asked for a kernel."""
+        """Return the way requested for a kernel."""
         if isinstance(self.by, Mapping):
             return paths.first_match(path, self.by) or "auto"
         return self.by
@@ -58,8 +57,8 @@ class Dispatch:
         """Return whether a product of this kernel runs by block.
 
         Raises:
-          ValueError: if it were to be measured by several processes, which could come
-            to different programs.
+          ValueError: if several processes would measure it, because they could then
+            compile different programs.
         """
         way = self.way(path)
         if way != "auto":
@@ -68,8 +67,8 @@ class Dispatch:
             return crossover.pays(shape)
         if jax.process_count() > 1:
             raise ValueError(
-                "measure=True could give each of several processes another program: "
-                "measure in one, and pass the others what it found as by="
+                "with measure=True several processes could compile different programs: "
+                "measure in one process, and pass its decisions to the others as by="
             )
         block, dense = measuring.times(shape, dtype)
         return block < dense

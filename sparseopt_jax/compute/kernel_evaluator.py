@@ -1,8 +1,8 @@
-"""Evaluates a model's program with the active blocks of its kernels alone.
+"""Evaluation of a model's program with only the active blocks of its kernels.
 
-Every equation is computed as it stands, but for those that a compact kernel goes into:
-products are computed by block, and what leaves a kernel's values as they are is done to
-its blocks. All else is refused, since it would need the dense array.
+Equations without a compact kernel are computed unchanged. Products with a compact
+kernel are computed by block, and operations that keep a kernel's values are applied to
+its blocks. Everything else is rejected, because it would need the dense array.
 """
 
 import math
@@ -42,11 +42,11 @@ from sparseopt_jax.tracing.primitives import (
 )
 
 ByBlock = Callable[[str, BlockShape, Any], bool]
-"""From a kernel's path, the shape of a product and its type to whether blocks pay."""
+"""Decides from a kernel's path, a product's shape and dtype whether to run by block."""
 
 
 class KernelEvaluator:
-    """Evaluates jaxprs some of whose values are compact kernels."""
+    """Evaluates jaxprs in which some values are compact kernels."""
 
     def __init__(self, by_block: ByBlock):
         self.by_block = by_block
@@ -59,10 +59,10 @@ class KernelEvaluator:
         Args:
           jaxpr: the jaxpr.
           constants: the values of its constants.
-          values: its inputs, an ``ArrangedKernel`` for each that is a compact kernel.
+          values: its inputs, with an ``ArrangedKernel`` for each compact kernel.
 
         Returns:
-          Its outputs; an ``ArrangedKernel`` for each that is still a kernel.
+          Its outputs, with an ``ArrangedKernel`` for each that is still a kernel.
 
         Raises:
           ValueError: if a kernel is used in a way that needs the dense array.
@@ -79,16 +79,16 @@ class KernelEvaluator:
             return self._with_kernels(eqn, values)
         except Refused as refused:
             path = kernels[0].path
-            # Empty for what a library has traced.
+            # Empty for equations from a library.
             line = source_info_util.summarize(eqn.source_info)
             where = f"{eqn.primitive.name} at {line}" if line else eqn.primitive.name
             raise KernelUseError(
                 path,
                 str(refused),
-                f"the compact kernel {path!r} {refused} ({where}), and its blocks can "
-                "only multiply inputs: keep this leaf dense by where= or another "
-                f"structure; sparse_apply(..., by={{{path!r}: 'dense'}}) makes a dense "
-                "array in every step",
+                f"the compact kernel {path!r} {refused} ({where}), but its blocks can "
+                "only multiply inputs: keep this leaf dense with where= or another "
+                f"structure, or let sparse_apply(..., by={{{path!r}: 'dense'}}) build "
+                "a dense array in every step",
             ) from None
 
     def _with_kernels(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
@@ -101,7 +101,7 @@ class KernelEvaluator:
         if name in CHECKPOINTS:
             return self._checkpoint(eqn, values)
         if name in CUSTOM_CALLS:
-            raise Refused("goes into a function with a derivative of its own")
+            raise Refused("is passed to a function with a custom derivative")
         if name in CALLS and (body := called_jaxpr(eqn)) is not None:
             return self.run(open_jaxpr(body), getattr(body, "consts", ()), values)
         return _arranged(eqn, values)
@@ -120,7 +120,7 @@ class KernelEvaluator:
             return jnp.transpose(y, product.order)
 
         if is_explicit(result.sharding):
-            # Inside the compiler decides about shardings.
+            # The compiler chooses the shardings inside.
             placed: Any = jax.sharding.auto_axes(
                 multiplied, out_sharding=result.sharding
             )
@@ -202,18 +202,18 @@ def _dense(value: Any) -> Any:
 
 
 def _value_of(literal: core.Literal) -> Any:
-    # Of the type that it has in the jaxpr, also where a loop carries it.
+    # With the dtype that it has in the jaxpr, which a loop that carries it needs.
     return np.asarray(literal.val, getattr(literal.aval, "dtype", None))
 
 
 def _check_carried(values: Sequence[Any]) -> None:
     if any(map(_is_kernel, values)):
-        raise Refused("is carried from step to step of a loop")
+        raise Refused("is carried between the steps of a loop")
 
 
 def _without_kernels(outputs: list[Any]) -> list[Any]:
     if any(map(_is_kernel, outputs)):
-        raise Refused("is a result of a branch or a loop")
+        raise Refused("is returned by a branch or a loop")
     return outputs
 
 
@@ -221,10 +221,10 @@ def _arranged(eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
     """Return the results of an equation that does not change a kernel's weights."""
     name, kernel = eqn.primitive.name, values[0]
     if name in PLACES and kernel.zeros is None:
-        # Where the dense array is to lie says nothing of blocks.
+        # The placement of the dense array does not apply to blocks.
         return values
     if name in KEEPS:
-        # Probes are placed as dense arrays are.
+        # Probes are dense arrays, so they are placed.
         arrays = [value.blocks if _is_kernel(value) else value for value in values]
         results = arrays if name in PLACES else evaluate(eqn, arrays)
         probes = [value.zeros if _is_kernel(value) else value for value in values]

@@ -1,4 +1,4 @@
-"""Products of inputs with compact kernels, whatever axes they sum over."""
+"""Products of inputs with compact kernels, summed over any axes."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from sparseopt_jax.compute.block_product import Options, Places, block_product
 
 
 class Sums(NamedTuple):
-    """Axes of the inputs, each with the axis of the kernel that it meets.
+    """Pairs of axes: an axis of the inputs, and the axis of the kernel that it meets.
 
     Attributes:
       contracted: pairs that are summed over.
-      batch: pairs along which there are separate products.
+      batch: pairs along which products are separate.
     """
 
     contracted: Sequence[tuple[int, int]]
@@ -24,13 +24,13 @@ class Sums(NamedTuple):
 
 
 class BlockShape(NamedTuple):
-    """A product as a matrix of blocks sees it.
+    """The shape of a product of inputs with a matrix of blocks.
 
     Attributes:
-      block: entries of a block along what is summed over, and along the rest.
-      blocks: blocks along either.
-      active: how many blocks are active.
-      samples: vectors of inputs that each matrix is multiplied with.
+      block: number of entries of a block along the summed axes, and along the others.
+      blocks: number of blocks along the summed axes, and along the others.
+      active: number of active blocks.
+      samples: number of input vectors that each matrix multiplies.
     """
 
     block: tuple[int, int]
@@ -45,7 +45,7 @@ class BlockShape(NamedTuple):
 
 
 class _Axes(NamedTuple):
-    """The axes of a kernel by what a product does with them, and the inputs' others."""
+    """The axes of a kernel by role in a product, and the other axes of the inputs."""
 
     batch: list[int]
     summed: list[int]
@@ -62,9 +62,9 @@ def _axes(kernel: ArrangedKernel, x: Any, sums: Sums) -> _Axes:
     of_batch = [axis for k in batch for axis in axes[k]]
     if not all(leaf[axis].is_stack for axis in of_batch):
         raise Refused(
-            "is multiplied apart along an axis whose blocks belong to one layer: say "
-            "by dims= that separate layers lie along it, as so.infer_dims reads it off "
-            "the model"
+            "is multiplied separately along an axis whose blocks belong to one layer: "
+            "specify with dims= that it stacks separate layers, for example with the "
+            "result of so.infer_dims"
         )
     return _Axes(
         batch=of_batch,
@@ -75,15 +75,15 @@ def _axes(kernel: ArrangedKernel, x: Any, sums: Sums) -> _Axes:
 
 
 def block_shape(kernel: ArrangedKernel, x: Any, sums: Sums) -> BlockShape:
-    """Return what decides whether a product pays by block.
+    """Return the shape of a product, which decides whether it is faster by block.
 
     Args:
       kernel: the kernel.
-      x: the inputs, or what stands for their shape.
+      x: the inputs, or their shape.
       sums: the axes that meet.
 
     Raises:
-      Refused: if blocks that belong to one layer are multiplied apart.
+      Refused: if blocks of one layer are multiplied separately.
     """
     leaf, axes = kernel.arrangement.leaf, _axes(kernel, x, sums)
     apart = math.prod(leaf[axis].blocks for axis in axes.batch)
@@ -96,7 +96,7 @@ def block_shape(kernel: ArrangedKernel, x: Any, sums: Sums) -> BlockShape:
 
 
 def _both(axes: _Axes, sizes: Sequence[int]) -> tuple[int, int]:
-    """Return the product of sizes along what is summed over, and along the rest."""
+    """Return the product of sizes along the summed axes, and along the free axes."""
     summed = math.prod(sizes[axis] for axis in axes.summed)
     return summed, math.prod(sizes[axis] for axis in axes.free)
 
@@ -110,15 +110,15 @@ def multiply(
       kernel: the kernel.
       x: the inputs.
       sums: the axes that meet.
-      dtype: the result's.
-      precision: as ``jax.lax.dot_general`` takes it.
+      dtype: dtype of the result.
+      precision: as in ``jax.lax.dot_general``.
 
     Returns:
-      The axes of the batch first, then the other axes of the inputs, then those of the
-      kernel.
+      An array with the batch axes first, then the other axes of the inputs, then those
+      of the kernel.
 
     Raises:
-      Refused: if blocks that belong to one layer are multiplied apart.
+      Refused: if blocks of one layer are multiplied separately.
     """
     leaf, axes = kernel.arrangement.leaf, _axes(kernel, x, sums)
     summed = [leaf[axis] for axis in axes.summed]
@@ -148,7 +148,7 @@ def multiply(
 
 
 def _cut(x: jax.Array, axes: Sequence[LeafAxis]) -> jax.Array:
-    """From (batch, samples, *axes) to (batch, samples, blocks, entries of one)."""
+    """Reshape (batch, samples, *axes) to (batch, samples, blocks, entries of one)."""
     cut = [n for axis in axes for n in (axis.blocks, axis.extent)]
     x = jnp.reshape(x, (*x.shape[:2], *cut))
     every = range(2, 2 + len(cut))
@@ -158,7 +158,7 @@ def _cut(x: jax.Array, axes: Sequence[LeafAxis]) -> jax.Array:
 
 
 def _joined(y: jax.Array, axes: Sequence[LeafAxis]) -> jax.Array:
-    """Return the inverse of ``_cut``."""
+    """Invert ``_cut``."""
     blocks, extents = [a.blocks for a in axes], [a.extent for a in axes]
     y = jnp.reshape(y, (*y.shape[:2], *blocks, *extents))
     order = [at for i in range(len(axes)) for at in (2 + i, 2 + len(axes) + i)]
@@ -167,7 +167,7 @@ def _joined(y: jax.Array, axes: Sequence[LeafAxis]) -> jax.Array:
 
 
 def _matrices(kernel: ArrangedKernel, axes: _Axes) -> tuple[jax.Array, Places]:
-    """The kernel's blocks as (batch, active, b, c), and their rows and columns."""
+    """Return the blocks as (batch, active, b, c), and their rows and columns."""
     arrangement = kernel.arrangement
     leaf, stacks, items = arrangement.leaf, arrangement.stacks, arrangement.items
     coordinates = dict(
@@ -181,7 +181,7 @@ def _matrices(kernel: ArrangedKernel, axes: _Axes) -> tuple[jax.Array, Places]:
         coordinates[axis] = jax.lax.broadcasted_iota(
             kernel.index.dtype, kernel.index.shape, at
         )
-    # Stacks that are no batch have their blocks in one matrix with the others.
+    # Blocks along a stack axis outside the batch are part of the same matrix.
     order = [stacks.index(axis) for axis in axes.batch]
     order += [at for at in range(len(stacks) + 1) if at not in order]
     batch = math.prod(leaf[axis].blocks for axis in axes.batch)
@@ -192,7 +192,7 @@ def _matrices(kernel: ArrangedKernel, axes: _Axes) -> tuple[jax.Array, Places]:
             number = number * leaf[axis].blocks + coordinates[axis]
         return jnp.reshape(jnp.transpose(number, order), (batch, -1))
 
-    # The entries of a block: first those along what is summed over, then the rest.
+    # The entries of a block: along the summed axes first, then along the others.
     first = len(stacks) + 1
     entries = [first + a for a in (*axes.summed, *axes.free, *axes.batch)]
     blocks = jnp.transpose(kernel.blocks, (*order, *entries))

@@ -1,4 +1,4 @@
-"""Times a product by block against the dense one, at the very shapes."""
+"""Timing of products by block and dense, at their actual shapes."""
 
 import functools
 import statistics
@@ -23,20 +23,20 @@ _MATRIX = Sums([(1, 0)])
 
 @functools.cache
 def times(shape: BlockShape, dtype: Any) -> tuple[float, float]:
-    """Seconds of a product and its gradients, by block and dense, compiled apart.
+    """Time a product with its gradients, by block and dense, compiled separately.
 
-    Each pair of shapes is timed once in a process. The dense way makes the dense array
-    of the blocks, and takes the blocks of its gradient, as training with compact
-    kernels has to.
+    Each shape and dtype is timed once per process. The dense way builds the dense array
+    from the blocks, and extracts the blocks of its gradient, as training with compact
+    kernels must.
 
     Args:
-      shape: the product's.
-      dtype: of inputs and blocks.
+      shape: the shape of the product.
+      dtype: dtype of inputs and blocks.
 
     Returns:
-      Medians over rounds in turns.
+      Seconds by block and dense: medians over rounds that alternate between the two.
     """
-    # While a model is traced, what is computed here is not part of it.
+    # If a model is being traced, these computations are not part of its program.
     with jax.ensure_compile_time_eval():
         operands = _operands(shape, dtype)
         steps = [jax.jit(_with_gradients(f)) for f in (_by_block, _dense)]

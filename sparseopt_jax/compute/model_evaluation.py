@@ -1,4 +1,4 @@
-"""One call of a model some of whose arguments are compact kernels."""
+"""One call of a model with compact kernels among its arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,12 +23,12 @@ def evaluate_model(
 
     Args:
       apply_fn: the model.
-      dispatch: which products run by block.
+      dispatch: decides which products run by block.
       args: its positional arguments.
-      kwargs: its other arguments.
+      kwargs: its keyword arguments.
 
     Returns:
-      What the model returns.
+      The result of the model.
 
     Raises:
       ValueError: if a compact kernel is used in a way that needs the dense array.
@@ -37,7 +37,7 @@ def evaluate_model(
     names = _paths((args, kwargs))
     kernels = {at: names[at] for at, leaf in enumerate(leaves) if is_compact(leaf)}
     dispatch.check_paths(list(kernels.values()))
-    # One kernel each, whatever ``vmap`` may have stacked: that is refused below.
+    # Each stands for a single kernel; kernels stacked by ``vmap`` are rejected below.
     stand_ins = map_compact(
         lambda kernel: jax.ShapeDtypeStruct(kernel.shape, kernel.dtype), (args, kwargs)
     )
@@ -52,14 +52,14 @@ def evaluate_model(
 
 
 def _value(path: str, origin: int, kernel: CompactKernel, dispatch: Dispatch) -> Any:
-    """What stands for a compact kernel: its blocks, or a dense array if asked for."""
+    """Return a compact kernel as its blocks, or as a dense array if requested."""
     if dispatch.way(path) == "dense":
         return kernel.dense()
     return ArrangedKernel.of(path, origin, kernel)
 
 
 def _returned(result: Any, leaves: Sequence[Any]) -> Any:
-    """A result of the model: a kernel that is as it came is compact, as it came."""
+    """Return a result of the model; an unchanged kernel is the original parameter."""
     if not isinstance(result, ArrangedKernel):
         return result
     if result.arrangement.is_changed:
@@ -67,7 +67,7 @@ def _returned(result: Any, leaves: Sequence[Any]) -> Any:
             result.path,
             "is returned cast or transposed",
             f"apply_fn returns the compact kernel {result.path!r} cast or transposed: "
-            "return the parameters as they are, or nothing of them",
+            "return the parameters unchanged, or do not return them",
         )
     return leaves[result.arrangement.origin]
 
@@ -81,5 +81,5 @@ def _paths(arguments: Any) -> list[str]:
 
 
 def path_of(path: str) -> str:
-    """Return a path as the optimizer knows it, who is given the parameters alone."""
+    """Return a path without ``params/``, as in the optimizer's trees."""
     return path.removeprefix("params/")

@@ -1,4 +1,4 @@
-"""What a model multiplies with its kernels, asked before they are compact."""
+"""The products of a model with its kernels, found before these become compact."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,10 +16,10 @@ from sparseopt_jax.trees import paths
 
 
 class _Recorder(Dispatch):
-    """Notes every product.
+    """Records every product.
 
     Attributes:
-      products: kernel -> the products that it is in.
+      products: for each kernel's path, the products that contain it.
     """
 
     def __init__(self):
@@ -27,7 +27,7 @@ class _Recorder(Dispatch):
         self.products: dict[str, list[BlockShape]] = {}
 
     def by_block(self, path: str, shape: BlockShape, dtype: Any) -> bool:
-        """Take note of the product."""
+        """Record the product, and run it by block."""
         self.products.setdefault(path, []).append(shape)
         return True
 
@@ -35,17 +35,16 @@ class _Recorder(Dispatch):
 def model_products(
     apply_fn: Callable[[Any], Any], params: Any, layouts: Mapping[str, Layout]
 ) -> dict[str, list[BlockShape] | str]:
-    """Ask a model what it does with kernels, without computing a number.
+    """Return the products of a model with its kernels, without computing any numbers.
 
     Args:
       apply_fn: evaluates the model on its parameters.
       params: any pytree of arrays or ``jax.ShapeDtypeStruct``.
-      layouts: by their paths, how the blocks of the kernels stand that are to be
-        compact.
+      layouts: by path, the layouts of the kernels that would become compact.
 
     Returns:
-      For each kernel its products, none if it is not used, or why blocks alone cannot
-      give what the model does with it.
+      For each kernel its products, none if it is not used, or the reason why the model
+      needs its dense array.
     """
     refused: dict[str, str] = {}
     while True:

@@ -1,4 +1,4 @@
-"""The dense gradient of a product that is computed by block."""
+"""The dense gradient of a product computed by block."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,15 @@ from sparseopt_jax.tracing.jaxprs import evaluate
 def probed_product(
     eqn: core.JaxprEqn, values: Sequence[Any], y: jax.Array
 ) -> jax.Array:
-    """Return a product as it is, with a derivative by the probe of its kernel.
+    """Return a product with a derivative with respect to the probe of its kernel.
 
-    The derivative is that of the equation by a dense kernel, one product more; the
-    other derivatives are those of ``y``.
+    This derivative is the one of the equation with respect to a dense kernel, and costs
+    one more product; the other derivatives are those of ``y``.
 
     Args:
       eqn: the equation of the product.
       values: its operands, one of which is a kernel with a probe.
-      y: the result.
+      y: the result by block, which is returned unchanged.
     """
     side = int(isinstance(values[1], ArrangedKernel))
     zeros, x = values[side].zeros, values[1 - side]

@@ -1,4 +1,4 @@
-"""Reads off an equation what its kernel multiplies, and along which axes."""
+"""What a kernel in an equation multiplies, and along which axes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ class Product(NamedTuple):
       kernel: the kernel.
       x: the inputs.
       sums: the axes that meet.
-      order: the permutation that gives the equation's result, from what has the axes
-        of the batch first, then those of the inputs, then those of the kernel.
+      order: the permutation to the equation's result, from an array with the batch axes
+        first, then those of the inputs, then those of the kernel.
     """
 
     kernel: ArrangedKernel
@@ -29,14 +29,14 @@ class Product(NamedTuple):
 
 
 def product_of(eqn: core.JaxprEqn, values: list[Any]) -> Product:
-    """Return what a matrix product or a convolution with a kernel computes.
+    """Return the product that a matrix product or convolution computes with a kernel.
 
     Args:
       eqn: the equation.
       values: its operands, one of which is a kernel.
 
     Raises:
-      Refused: if it is no product that blocks could give.
+      Refused: if blocks cannot compute it.
     """
     if all(isinstance(value, ArrangedKernel) for value in values):
         raise Refused("is multiplied with another compact kernel")
@@ -57,7 +57,7 @@ def _matrix_product(eqn: core.JaxprEqn, values: list[Any]) -> Product:
     end = last + len(kernel.shape) - first - len(contracted)
     order = [*range(end)]
     if side == 0:
-        # The axes of the operand on the left come first.
+        # The axes of the left operand come first.
         order = [*range(first), *range(last, end), *range(first, last)]
     return Product(kernel, x, Sums(contracted, batch), order)
 
@@ -83,7 +83,7 @@ def _convolution(eqn: core.JaxprEqn, values: list[Any]) -> Product:
     x = jax.lax.slice(x, [0] * len(strides), x.shape, strides)
     matrix = kernel.transposed((inputs, outputs, *window))
     matrix = matrix.reshaped(matrix.shape[:2])
-    # From the inputs' axes in their order without the channels, then the outputs.
+    # From the axes of the inputs in order, without the channels, then the outputs.
     kept = [axis for axis in range(x.ndim) if axis != channels]
     order = [0] * x.ndim
     order[numbers.out_spec[0]] = kept.index(samples)

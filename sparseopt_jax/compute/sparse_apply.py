@@ -1,4 +1,4 @@
-"""A model as it is, evaluated with compact kernels."""
+"""Evaluation of an unchanged model with compact kernels."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,36 +20,39 @@ def sparse_apply(
 ) -> Callable[..., Any]:
     """Make a model multiply with the active blocks of compact kernels.
 
-    The model is traced with dense kernels in mind and evaluated with the blocks alone:
-    every product of inputs with a compact kernel is computed by block, forward and
-    backward, and everything else as it stands. So it holds for any module library, for
-    attention, 1x1 convolutions, loops over stacked layers and rematerialization, with
-    dropout and mutable collections. Dense parameters go through ``apply_fn`` itself.
-    ``plan(params, topology, apply_fn=...)`` says beforehand what runs by block.
+    The model is traced as if its kernels were dense, and evaluated with only the
+    blocks: every product of inputs with a compact kernel is computed by block in the
+    forward and the backward pass, and everything else is computed unchanged. This works
+    for any module library, for attention, 1x1 convolutions, loops over stacked layers
+    and rematerialization, with dropout and mutable collections. If all parameters are
+    dense, ``apply_fn`` itself is called. ``plan(params, topology, apply_fn=...)`` shows
+    in advance which products run by block.
 
     Args:
-      apply_fn: evaluates the model, such as ``model.apply``. Compact kernels may stand
-        in any of its arguments. What is no array among these is passed as it is.
-      by: ``"block"`` for every product, ``"dense"`` to make the dense array within the
-        step and multiply with that, ``"auto"`` for whichever a table of measurements
-        on CPUs says is faster, given the block, the sparsity and the samples. Or a
-        mapping from globs over paths to these; what it leaves out is ``"auto"``.
-      measure: whether ``"auto"`` times both at the very shapes, once each while the
-        model is traced, instead of looking them up.
+      apply_fn: evaluates the model, such as ``model.apply``. Any of its arguments may
+        contain compact kernels. Leaves that are not arrays are passed on unchanged.
+      by: ``"block"`` for every product; ``"dense"`` to build the dense array within the
+        step and multiply with it; ``"auto"`` for the faster of the two, according to a
+        table of measurements on CPUs, given the block, the sparsity and the samples. Or
+        a mapping from globs over paths to these; kernels without a match use
+        ``"auto"``.
+      measure: whether ``"auto"`` times both ways at the actual shapes, once each while
+        the model is traced, instead of using the table.
 
     Returns:
-      A function of the same arguments and results, to be used within ``jax.jit``.
-      Parameters that it returns are compact as they came.
+      A function with the same arguments and results, for use within ``jax.jit``.
+      Compact parameters that it returns are unchanged.
 
     Raises:
-      TypeError: if ``apply_fn`` is no function.
-      ValueError: for another ``by``, and, when it is called, if a compact kernel is
-        used for anything but products: with its path, the operation and its line.
+      TypeError: if ``apply_fn`` is not a function.
+      ValueError: for an unknown ``by``, or ``measure`` with a fixed ``by``; when it is
+        called, if a compact kernel is used for anything but products, with its path,
+        the operation and its line.
 
     Note:
-      Products by block have derivatives in reverse mode, and in forward mode over
-      reverse mode, but none in forward mode alone. On a mesh, inputs may be sharded
-      along their samples, and kernels are on every device.
+      Products by block can be differentiated in reverse mode, and in forward mode over
+      reverse mode, but not in forward mode only. On a mesh, inputs may be sharded along
+      their samples, and kernels are replicated.
 
     Examples:
       >>> import flax.linen as nn
@@ -63,7 +66,8 @@ def sparse_apply(
     """
     if not callable(apply_fn):
         raise TypeError(
-            f"apply_fn must be a function, as model.apply is, got {described(apply_fn)}"
+            "apply_fn must be a function such as model.apply, got "
+            f"{described(apply_fn)}"
         )
     dispatch = Dispatch(by, measure)
 

@@ -63,5 +63,5 @@ def test_the_faster_one_is_kept(monkeypatch, by_block):
 def test_processes_must_not_measure_apart(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     dispatch = Dispatch("auto", measure=True)
-    with pytest.raises(ValueError, match="another program"):
+    with pytest.raises(ValueError, match="different programs"):
         dispatch.by_block("kernel", _shape(64, 0.9), jnp.float32)

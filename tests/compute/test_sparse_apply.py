@@ -293,11 +293,11 @@ REFUSED = {
     "passes through slice": lambda k, x: x[:, :16] @ k[:16],
     "multiplied with another compact kernel": lambda k, x: x @ (k @ k),
     "reshaped to": lambda k, x: x[:, :16] @ jnp.reshape(k, (16, 64)),
-    "a derivative of its own": lambda k, x: x @ jax.nn.relu(k),
-    "carried from step to step": lambda k, x: jax.lax.scan(
+    "function with a custom derivative": lambda k, x: x @ jax.nn.relu(k),
+    "carried between the steps": lambda k, x: jax.lax.scan(
         lambda c, _: (jnp.sin(c), None), k, None, length=2
     )[0],
-    "result of a branch or a loop": lambda k, x: jax.lax.cond(
+    "returned by a branch or a loop": lambda k, x: jax.lax.cond(
         x[0, 0] > 0, lambda k: k.T, lambda k: k, k
     ),
     "sliced along its first axis": lambda k, x: jax.lax.scan(
@@ -350,7 +350,7 @@ def test_what_is_asked_for_is_checked():
         so.sparse_apply({})  # pyright: ignore
     with pytest.raises(ValueError, match="by must be"):
         so.sparse_apply(jnp.sin, by="fast")  # pyright: ignore
-    with pytest.raises(ValueError, match="leave out one"):
+    with pytest.raises(ValueError, match="omit one"):
         so.sparse_apply(jnp.sin, by="dense", measure=True)
 
 
