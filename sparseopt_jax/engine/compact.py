@@ -64,7 +64,7 @@ def check_compact(inner: optax.GradientTransformation, topology: Topology) -> No
       topology: decides how many weights are active.
 
     Raises:
-      TypeError: if the topology keeps inactive weights dense.
+      TypeError: if the topology keeps the weights dense.
       ValueError: if the topology changes the number of active weights of a layer, or
         the optimizer would give them different updates.
     """

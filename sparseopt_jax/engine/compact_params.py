@@ -61,7 +61,7 @@ def compact_params(
     ``optax.clip_by_global_norm``, also see the active blocks.
 
     Args:
-      params: any pytree of arrays. Inactive weights are dropped, even if they are not
+      params: any pytree of arrays. Inactive weights are removed, even if they are not
         zero.
       opt_state: the state of a transformation that contains ``sparsify``.
       where: ``where(path, leaf)`` selects the leaves of blocks to convert; all by

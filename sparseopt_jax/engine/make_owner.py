@@ -74,7 +74,7 @@ def update_of(owner: MaskOwner) -> optax.TransformUpdateExtraArgsFn:
     """Return the update of an owner, for dense and compact parameters.
 
     Args:
-      owner: the owner. Other code finds it through ``init``, which is its method.
+      owner: the owner. Other code finds it through ``tx.init``, one of its methods.
     """
     compact, dense = CompactStep(owner), evened(owner.update)
 

@@ -105,7 +105,7 @@ class MaskOwner:
         alone = full | step.frozen
         update_masks = MaskUpdate.of(topology, storage, state, self.key, count, alone)
 
-        if self._updates_before:  # such as RigL, whose updates replace the step
+        if self._updates_before:  # for example RigL, whose updates replace the step
             masks, topology_state = update_masks.if_due(
                 self._due(count, before=True),
                 (masks, topology_state),
@@ -114,7 +114,7 @@ class MaskOwner:
             )
         view = storage.view(masks, topology_state, params)
         args = (view, topology_state.fan_ins, grads, inner_state, params)
-        if self._updates_after:  # such as SET, which uses the weights after the step
+        if self._updates_after:  # for example SET, which reads the weights after it
             step = step.taken_if_once(args)
             masks, topology_state = update_masks.if_due(
                 self._due(count, before=False),

@@ -27,8 +27,8 @@ def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any)
     A run may start dense, with compact parameters, or with ``compact=False``,
     ``packed=True`` or ``host_updates=True``, and continue in another of these forms.
     Masks, step count and key are those of ``opt_state``, and so is the inner
-    optimizer's state of every active weight. Weights that ``tx`` keeps but
-    ``opt_state`` does not start with the state from ``inner.init``.
+    optimizer's state of every active weight. If ``tx`` keeps state for weights for
+    which ``opt_state`` has none, it is that of ``inner.init``.
 
     Args:
       tx: the transformation to continue with. Its inner optimizer, and the
@@ -194,7 +194,7 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
 
 
 def _places(masks: Any) -> Places:
-    """Return layout and index of every leaf whose state is kept for active weights."""
+    """Return layout and index of leaves with state for the active weights only."""
     return masks.places() if isinstance(masks, ActiveIndices) else {}
 
 

@@ -1,4 +1,4 @@
-"""Leaves whose structure allows only the active blocks to be kept."""
+"""Leaves that can be kept as active blocks only, according to their structure."""
 
 from typing import Any
 

@@ -139,7 +139,7 @@ class CompactStorage(MaskStorage):
     def typed(self, stored: Stored, params: Any) -> Stored:
         """Implement ``MaskStorage.typed``.
 
-        Shardings of a state that come from the axis names of boxes omit the indices.
+        Shardings derived from the axis names of boxes do not cover the indices.
         """
         shardings = {
             path: explicit_sharding(x)

@@ -1,4 +1,4 @@
-"""How the active weights of a leaf are arranged, and conversions between the forms."""
+"""The arrangement of a leaf's active weights, with conversions to and from the leaf."""
 
 import dataclasses
 import functools

@@ -42,8 +42,8 @@ def check_not_lost(topology: Any, state: Any, params: Any) -> None:
     for plan in topology.leaves(params):
         if plan.path in lost and plan.active:
             raise ValueError(
-                f"no weight of {plan.path!r} is active, but {topology.name} keeps "
-                "some: the masks in opt_state were overwritten, for example by "
+                f"no weight of {plan.path!r} is active, but {topology.name} keeps some "
+                "active: the masks in opt_state were overwritten, for example by "
                 "optax.tree.map_params(tx, jnp.zeros_like, opt_state). To reset the "
                 "moments, call so.reset_inner(tx, params, opt_state), which keeps the "
                 "masks"

@@ -114,6 +114,7 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
       A tree like ``params``.
 
     Raises:
+      TypeError: if the arguments are swapped.
       ValueError: if no masks are found, or a mask fits no parameter.
 
     Examples:
@@ -171,6 +172,7 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
       A tree like ``params``.
 
     Raises:
+      TypeError: if the arguments are swapped.
       ValueError: if ``opt_state`` holds no masks.
 
     Examples:
@@ -249,7 +251,7 @@ def find_states(opt_state: Any) -> list[SparseState]:
 
 
 def places_of(opt_state: Any) -> Places:
-    """Return layout and index of every leaf whose state is kept for active weights."""
+    """Return layout and index of leaves with state for the active weights only."""
     found: Places = {}
     for state in find_states(opt_state):
         if isinstance(state.masks, ActiveIndices):
@@ -268,7 +270,7 @@ def _is_taken_apart(x: Any) -> bool:
 
 
 def _rebuilt(parts: Mapping[str, Any]) -> SparseState:
-    """Return the state that a dictionary was made from; inner state is not rebuilt."""
+    """Return the state that a dictionary was made from; inner state is unchanged."""
     fields = {name: parts.get(name, ()) for name in SparseState._fields}
     masks = _with_holes(unbox(parts["masks"]))
     if isinstance(masks, Mapping) and set(masks) == set(ActiveIndices._fields):

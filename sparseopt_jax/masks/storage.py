@@ -151,8 +151,8 @@ class MaskStorage(abc.ABC):
         """Return the view before an update of the masks that this step may have made.
 
         Args:
-          old: the view before the step.
-          new: the current view.
+          old: the view before the update.
+          new: the view after it.
           state: the topology's state after the update.
           params: the weights.
           updated: whether the masks were updated.
