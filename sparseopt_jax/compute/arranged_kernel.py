@@ -13,7 +13,7 @@ from sparseopt_jax.masks.probed_kernel import ProbedKernel
 
 
 class Refused(Exception):
-    """Raised if a compact kernel is used in a way that blocks do not support."""
+    """Raised for a use of a compact kernel that blocks do not support; names the use."""
 
 
 class KernelUseError(ValueError):
@@ -211,7 +211,7 @@ class ArrangedKernel:
         return self._with_axes(axes, lambda x: jax.lax.reshape(x, shape))
 
     def by_layer(self) -> "ArrangedKernel":
-        """Return the kernel with the axis of layers that a loop iterates over first.
+        """Return the kernel with the stack axis that a loop slices as its first axis.
 
         The loop slices its arrays; ``layer`` then makes a kernel of each slice.
         """
