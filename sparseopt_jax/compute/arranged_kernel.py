@@ -13,7 +13,7 @@ from sparseopt_jax.masks.probed_kernel import ProbedKernel
 
 
 class Refused(Exception):
-    """Raised for a use of a compact kernel that blocks do not support; names the use."""
+    """Raised for a use of a kernel that blocks do not support; names this use."""
 
 
 class KernelUseError(ValueError):
