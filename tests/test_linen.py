@@ -78,7 +78,7 @@ def test_batch_stats_reach_the_optimizer_and_the_state():
     assert (state.batch_stats["BatchNorm_0"]["var"] == 1).all()
     state, _ = jax.jit(step)(state, *batch(0))
     assert (state.batch_stats["BatchNorm_0"]["var"] != 1).all()
-    # Without new statistics those at hand are handed over.
+    # Without new statistics the current ones are passed.
     state.apply_gradients(grads=state.params)
 
 
@@ -160,7 +160,7 @@ def test_a_derived_state_may_have_fields_without_defaults(cls):
     stepped, _ = jax.jit(step)(state, *batch(0))
     assert type(stepped) is cls and int(stepped.step) == 1
     assert set(stepped.batch_stats) == {"BatchNorm_0"}
-    # As it is stored and copied to devices.
+    # As stored and copied to devices.
     stepped = flat(stepped)
     loaded = from_state_dict(flat(state), to_state_dict(stepped))
     jax.tree.map(np.testing.assert_array_equal, loaded, stepped)

@@ -1,4 +1,4 @@
-"""What a new user gets wrong is an error that names argument, value and remedy."""
+"""Mistakes of new users raise errors with the argument, the value and the remedy."""
 
 from typing import Any
 
@@ -191,7 +191,7 @@ BAD = {
     "a jax array": jnp.ones(2),
     "half a step": 100.5,
 }
-# Where these are meant.
+# Arguments for which these are valid.
 ALLOWED = {
     ("sparsity", "None"),
     ("last_fraction", "None"),

@@ -1,4 +1,4 @@
-"""Topologies are values: they compare and hash by what they were given."""
+"""Topologies are values: they compare and hash by their arguments."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ def only_a(path, leaf):
     return path == "a"
 
 
-# Each is built twice: nothing in it is one and the same object.
+# Each is built twice: the two share no objects.
 TOPOLOGIES = {
     "static": lambda: so.static(0.5),
     "mapping": lambda: so.rigl(0.5, distribution={"a": 0.5, "*": 0.25}, **WHEN),
@@ -126,7 +126,7 @@ def test_copies_are_equal():
     assert pickle.loads(pickle.dumps(topology)) == topology
 
 
-# Scores say what they need.
+# Scores declare what they need.
 
 
 def test_scores_are_known_by_what_they_say():

@@ -1,4 +1,4 @@
-"""What is imported is declared, and what is not needed for a use is not imported."""
+"""Imports are declared, and nothing is imported that a use does not need."""
 
 import ast
 import functools
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Folders of programs, which are not installed.
 PROGRAMS = ("examples", "benchmarks", "studies", "reporting")
 
-# Packages whose names on the index are not those of their modules.
+# Packages whose names on the index differ from their modules'.
 MODULES = {
     "dm-haiku": "haiku",
     "mkdocs-material": "material",
@@ -30,7 +30,7 @@ MODULES = {
     "importlib-resources": "importlib_resources",
     "array-record": "array_record",
 }
-# Declared, and not imported: needed by others, or run as programs.
+# Declared but not imported: needed by others, or run as programs.
 NOT_IMPORTED = {"jaxlib", "array_record", "importlib_resources", "xdist"}
 
 
@@ -40,7 +40,7 @@ def project():
 
 
 def module(requirement):
-    """The module of a requirement, such as ``etils`` of ``etils[epath]>=1.12``."""
+    """Return a requirement's module, such as ``etils`` of ``etils[epath]>=1.12``."""
     name = re.match(r"[\w.-]+", requirement).group()
     return MODULES.get(name, name)
 
@@ -60,7 +60,7 @@ def in_test_group():
 
 @functools.cache
 def imported(folder):
-    """Modules of others that the files in a folder import, with one file of each."""
+    """Return the third-party modules that a folder imports, with one file each."""
     files = sorted((ROOT / folder).rglob("*.py"))
     found = {}
     for file in files:
@@ -111,7 +111,7 @@ def test_plain_installation_brings_flax_orbax_and_rich():
     assert "chex" not in required()
 
 
-# The library where a package is missing.
+# The library without an optional package.
 
 WITHOUT = """
     import importlib.abc

@@ -1,4 +1,4 @@
-"""The number that stands for an array's bits."""
+"""The checksum of an array's bits."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Counts of what is True, whichever way they are made."""
+"""Counts of True entries, by every implementation."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def test_beyond_what_float32_counts(monkeypatch):
 
 
 def test_counts_in_one_pass_without_an_array_of_numbers():
-    """What the module is for: a compiler that needs no help makes it superfluous."""
+    """The purpose of the module: a compiler that needs no help makes it superfluous."""
     if not counting.on_one_cpu():
         pytest.skip("on one CPU device only")
     mask = jax.ShapeDtypeStruct((256, 1024), jnp.bool_)

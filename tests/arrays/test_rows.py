@@ -1,4 +1,4 @@
-"""Layers as rows: what is selected, counted and drawn is what each leaf gives alone."""
+"""Layers as rows: selections, counts and draws equal those of each leaf alone."""
 
 import math
 import re
@@ -22,7 +22,7 @@ from sparseopt_jax.layers.structures import NM, Block, ConstantFanIn, Unstructur
 
 
 def whole(shape, layer=None):
-    """Single weights, a layer one cell; axes not in ``layer`` stack layers."""
+    """Return single weights, with a layer as one cell; other axes stack layers."""
     layer = tuple(range(len(shape))) if layer is None else layer
     return Units(shape, shape, (), (), layer, layer)
 
@@ -55,7 +55,7 @@ WAYS = pytest.mark.parametrize("together", [False, True], ids=["bins", "together
 
 
 def scores_of(leaves, seed=0, distinct=6):
-    """Few different numbers, so that ties are cut, NaN and infinities among them."""
+    """Return few distinct numbers, for ties, with NaN and infinities among them."""
     rng = np.random.default_rng(seed)
     special = [np.nan, np.inf, -np.inf, -0.0]
 
@@ -73,13 +73,13 @@ def masks_of(leaves, seed=1):
 
 
 def numbers_in_rows(rows, numbers, number, units):
-    """A number for each leaf, (rows, 1)."""
+    """Return a number for each leaf, (rows, 1)."""
     table = by_bins(rows, jnp.asarray(numbers, jnp.int32))
     return of_bin(rows, table, number)[units.leaf][:, None]
 
 
 def one_by_one(mask, scores, where, k, axes):
-    """A double loop's answer: the k best of every selection, ties by the index."""
+    """Select by a double loop: the k best of every selection, ties by the index."""
     keys = np.where(where, np.where(np.isnan(scores), -np.inf, scores), 0)
     ranks = np.where(where, np.where(np.isnan(scores), 1, 2), 0)
     chosen = np.zeros(scores.shape, bool)
@@ -90,7 +90,7 @@ def one_by_one(mask, scores, where, k, axes):
             at[axis] = i
         at = tuple(at)
         order = np.lexsort((-keys[at].ravel(), -ranks[at].ravel()))
-        # A stable order: of equal ones the first comes first.
+        # A stable order: ties by the lowest index.
         part = np.zeros(order.size, bool)
         part[order[:k]] = True
         chosen[at] = part.reshape(keys[at].shape)
@@ -153,7 +153,7 @@ def test_cells_and_layers_are_counted(leaves, together):
 
     @jax.jit
     def leaf_by_leaf(masks):
-        # What is not the layer's (a stack's other layers) has numbers of its own.
+        # Other layers of a stack have their own numbers.
         return [
             [
                 jnp.broadcast_to(counts(units, mask), mask.shape)
@@ -195,7 +195,7 @@ def test_units_that_cannot_lie_in_rows_say_so():
     blocks = Block((2, 2)).units("kernel", (8, 4), axes)
     single = Unstructured().units("kernel", (8, 4), axes)
     assert rows_kind(blocks) != rows_kind(single)
-    # A neuron's weights that do not lie at even distances.
+    # A neuron's weights that are not evenly spaced.
     assert rows_kind(neurons((3, 2, 5), (0, 2))) is None
 
 
@@ -276,5 +276,5 @@ def test_code_does_not_grow_with_the_number_layer_vector():
     many = [whole((512 * n, 2)) for n in (12, 11, 10, 8, 7, 5, 4, 3, 2, 1, 9)]
     (loops, fused), (more_loops, more_fused) = kernels(few), kernels(many)
     assert loops == more_loops
-    # Two a leaf remain: its mask, and its number.
+    # Two per leaf remain: its mask, and its number.
     assert more_fused - fused <= 2 * (len(many) - len(few)) + 8

@@ -23,7 +23,7 @@ SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 4), (5, 1, 2)]
 
 
 def by_sorting(scores, k, where=None):
-    """The k largest by a sort: eligible numbers, then NaN, then what is ineligible."""
+    """Select the k largest by a sort: eligible numbers, then NaN, then ineligible."""
     flat = np.asarray(scores, np.float32).ravel()
     eligible = np.ones(flat.size, bool) if where is None else np.ravel(where)
 

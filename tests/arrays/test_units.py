@@ -1,4 +1,4 @@
-"""How leaves are switched under every structure: units, cells and layers by hand."""
+"""Units, cells and layers of leaves under every structure, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_how_much_is_switched_as_one(structure, shape, dims, size, per_cell, cel
     assert (units.size, units.per_cell, units.cells) == (size, per_cell, cells)
     assert units.per_layer == per_cell * cells
     assert units.is_layer_wide == (cells == 1)
-    # Every weight belongs to one unit, and comes back to its place.
+    # Every weight belongs to one unit, and returns to its place.
     leaf = jnp.arange(np.prod(shape)).reshape(shape)
     assert int(units.sum(jnp.ones(shape, jnp.int32)).sum()) == leaf.size
     singles = jax.eval_shape(units.sum, leaf)

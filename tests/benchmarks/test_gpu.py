@@ -1,4 +1,4 @@
-"""What is measured on an accelerator, here on CPU: that it runs, and what it leaves."""
+"""The measurements on an accelerator, on CPU: that they run, and their records."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from reporting.pages import gpu as page
 from reporting.pages import real_gains
 from tests.helpers.pages import ROOT
 
-# Of what the examples need besides, nothing is where an accelerator is.
+# Packages that only the examples need are missing on the accelerator's machine.
 MISSING = ("tyro", "PIL", "matplotlib", "tensorflow_datasets", "tensorboardX")
 
 
@@ -154,7 +154,7 @@ def test_seeds_are_summarized_by_correction():
 
 @pytest.mark.slow
 def test_a_quick_run_fills_the_page_without_what_examples_need(tmp_path, monkeypatch):
-    """With modules of these names that cannot be imported, as where there are none."""
+    """Run with modules of these names that cannot be imported."""
     for name in MISSING:
         code = f"raise ModuleNotFoundError('No module named {name!r}', name={name!r})"
         (tmp_path / f"{name}.py").write_text(code)
@@ -219,7 +219,7 @@ def test_runs_of_a_seed_differ_by_their_correction_alone():
     assert (before == before[:1]).all() and runs.state.step.tolist() == [3, 3, 3]
     for own, other in ((0, 1), (0, 2), (1, 2)):
         assert (after[own] != after[other]).any()
-    assert ((after != 0) == (before != 0)).all()  # a mask of one seed
+    assert ((after != 0) == (before != 0)).all()  # the mask of one seed
     updated = jax.jit(jax.vmap(one.update, in_axes=(0, None, None)))(
         runs, (images, labels), jnp.int32(20)
     )

@@ -81,10 +81,10 @@ def test_sorting_gives_the_masks_of_the_library(label):
     method, count = arm.build(WHEN, misfits=False), arm.change_at(WHEN)
     parts = 2 if label in ("SNFS, unstructured", "GraNet, unstructured") else 1
     params, grads = (mask_changes.kernels((32, 16), parts, seed) for seed in (0, 1))
-    # Other layers, other gradients: what is shared out is not shared evenly.
+    # Different layers, different gradients, so that nothing is distributed evenly.
     grads = {path: grad * (1 + i) for i, (path, grad) in enumerate(grads.items())}
     state, params = method_changes.begin(method, params, grads, count)
-    # Straight-through estimators begin with what they choose.
+    # Straight-through estimators start with their own choice.
     params = jax.tree.map(lambda p, g: p + 0.1 * jnp.where(p, g, 0), params, grads)
     ours = jax.jit(functools.partial(method_changes.change, method))
     theirs = jax.jit(functools.partial(method_changes.change_by_sorting, method, count))

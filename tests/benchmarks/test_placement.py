@@ -1,4 +1,4 @@
-"""What ``docs/where_sparseopt_goes.md`` shows is measured, and says what came out."""
+"""``docs/where_sparseopt_goes.md`` shows measured numbers, and describes them right."""
 
 import json
 
@@ -22,10 +22,10 @@ def test_all_optimizers_are_in_the_record():
 def test_the_record_can_be_had_again(name, monkeypatch):
     chosen = {name: placement.optimizers()[name]}
     monkeypatch.setattr(placement, "optimizers", lambda: chosen)
-    # What Adam's epsilon leaves of a scale differs by a fifth with another JAX.
+    # The remainder of a scale due to Adam's epsilon varies by a fifth with the JAX.
     same_jax = jax.__version__.split(".")[:2] == RECORDED.split(".")[:2]
     for place, change in placement.changes()[name].items():
-        # What is nothing but rounding need not be the same.
+        # Numbers that are only rounding need not be equal.
         rel = 0.05 if same_jax else 0.5
         assert change == pytest.approx(ROWS[name][place], rel=rel, abs=1e-3)
 
@@ -33,7 +33,7 @@ def test_the_record_can_be_had_again(name, monkeypatch):
 def test_what_the_page_says_of_them():
     for name in ("SGD", "SGD with momentum", "LARS", "HAM on SGD"):
         assert ROWS[name]["before"] > 0.1, name
-    # In front of what divides by the gradient's own size it does little, but for eps.
+    # Before a normalisation of the gradient it does little, except through eps.
     for name in ("Adam", "AdamW"):
         assert ROWS[name]["before"] < 0.1 < 0.5 < ROWS[name]["after"], name
     assert ROWS["LAMB"]["before"] < 0.5 * ROWS["LAMB"]["after"]

@@ -1,4 +1,4 @@
-"""The benchmarks that make their own devices, which must come before JAX starts."""
+"""The benchmarks that create their own devices, which must happen before JAX starts."""
 
 import json
 import os

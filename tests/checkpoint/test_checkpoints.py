@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back is what was saved, or a clear error."""
+"""Checkpoints: they restore what was saved, or raise a clear error."""
 
 import errno
 import json
@@ -51,12 +51,12 @@ def restore(directory, state, **options):
         return checkpoints.restore(state, **options)
 
 
-# What is saved comes back.
+# What is saved is restored.
 
 
 @both_methods
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(method, tmp_path):
-    # Masks change at steps 2 and 5: with a save before, at and behind each.
+    # Masks are updated at steps 2 and 5: save before, at and after each.
     with Checkpoints(tmp_path, max_to_keep=None) as checkpoints:
         state = new_state(method)
         for index in range(7):
@@ -114,7 +114,7 @@ def test_static_fields_are_those_of_the_given_state(tmp_path):
 
 
 def blank(x):
-    """Something of the same kind, with other contents."""
+    """Return something of the same kind, with other contents."""
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(x) * 0
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
@@ -190,7 +190,7 @@ def test_batch_statistics_and_wrapped_optimizers(tmp_path):
     zeros = jax.tree.map(
         lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x * 0, state
     )
-    # Counts of masks are compared: those must be there.
+    # Counts of masks are compared, so these must exist.
     template = zeros.replace(opt_state=tx.init(variables["params"]))
     restored, _ = restore(tmp_path, template)
     assert_same_bits(restored, state)
@@ -255,7 +255,7 @@ def test_other_programs_can_read_the_arrays(tmp_path):
     )
 
 
-# Methods whose numbers change, or that keep more than masks. Changes at 2 and 5.
+# Methods whose numbers change, or that store more than masks. Updates at 2 and 5.
 _STEPS = {"every": 3, "start": 2, "stop": 8}
 METHODS = {
     "gradual": lambda: so.gradual_magnitude(0.5, **_STEPS),
@@ -283,13 +283,13 @@ def test_any_method_is_resumed_to_the_last_bit(method, tmp_path):
         state = trained(state, 0, 4)
         checkpoints.save(4, state)
     expected = trained(state, 4, 7)
-    # As another process has it: made anew, with counts that are not those saved.
+    # As in another process: newly made, with other counts than those saved.
     with Checkpoints(tmp_path, topology=make()) as checkpoints:
         resumed, _ = checkpoints.restore(first)
     assert_same_bits(trained(resumed, 4, 7), expected)
 
 
-# Which steps there are.
+# Which steps exist.
 
 
 def test_an_empty_directory_is_a_new_run(tmp_path):
@@ -363,7 +363,7 @@ def test_another_topology_is_named(message, rigl_checkpoint):
         with pytest.raises(ValueError, match=f"topology, {message}") as caught:
             other.restore(given)
         assert str(rigl_checkpoint / "5") in str(caught.value)
-        # Meant so, it is loaded where it can be.
+        # On request, it is loaded if possible.
         state, _ = other.restore(given, check_topology=False)
     assert_same_bits(state, given)
 
@@ -436,7 +436,7 @@ def test_another_state_is_named(other, rigl_checkpoint):
             assert message in str(caught.value)
 
 
-# Damaged checkpoints, and what is none.
+# Damaged checkpoints, and other files.
 
 
 def files_of(step):
@@ -457,7 +457,7 @@ def flip(file):
     file.write_bytes(data)
 
 
-# Orbax lets its other reads run on into a closed loop when one of them fails.
+# Orbax lets its other reads continue into a closed loop if one of them fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [halve, empty, flip, pathlib.Path.unlink])
 def test_a_damaged_file_is_noticed_or_not_needed(damage, tmp_path):
@@ -578,14 +578,14 @@ def test_a_save_that_cannot_begin_leaves_nothing_that_waits(tmp_path, monkeypatc
         checkpoints.save(1, state)
         checkpoints.wait()
         before = threading.enumerate()
-        # Root may write anywhere, so that the rights of the folder do not say.
+        # Root may write anywhere, so the folder's permissions do not matter.
         with monkeypatch.context() as patch:
             patch.setattr(os, "makedirs", not_permitted)
             with pytest.raises(PermissionError):
                 checkpoints.save(2, state)
                 checkpoints.wait()
         new = [thread for thread in threading.enumerate() if thread not in before]
-        # Those of an executor end with the process.
+        # Threads of an executor end with the process.
         assert [x for x in new if not x.name.startswith("asyncio")] == []
         assert checkpoints.save(3, state)
     with Checkpoints(tmp_path) as checkpoints:
@@ -606,7 +606,7 @@ def test_a_step_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     first, second = (str(directory / str(step)) for step in (1, 2))
     for step in (first, second):
         assert disk.unflushed[step] == []
-    # The new name is there before the old step goes.
+    # The new name exists before the old step is deleted.
     named, deleted = (
         next(i for i, (*_, path) in enumerate(disk.events) if path == new)
         for new in (second, str(directory / ".deleted" / "1"))

@@ -1,4 +1,4 @@
-"""What folders, steps and leaves may be called."""
+"""Valid names of folders, steps and leaves."""
 
 import json
 import os
@@ -197,7 +197,7 @@ def test_paths_that_coincide_are_refused(state, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# What other versions wrote.
+# Records of other versions.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A checkpoint of another optimizer is told, as far as functions can be read."""
+"""A checkpoint of another optimizer is detected, as far as functions can be read."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def test_plain_trees_and_nnx_are_told_their_optimizer(tmp_path):
             pytest.raises(ValueError, match="nesterov: False in the checkpoint, True"),
         ):
             checkpoints.restore(saved)
-        # What is not known is not compared.
+        # Unknown values are not compared.
         with Checkpoints(directory) as checkpoints:
             assert checkpoints.restore(saved)
 
@@ -159,7 +159,7 @@ def test_topologies_of_one_shape_are_told_apart(name):
 
 
 def test_names_in_the_record_are_those_of_the_format():
-    # Checkpoints hold them: what is renamed in the code keeps its name here.
+    # Checkpoints hold these names: they survive a renaming in the code.
     described = describe_topology(so.rigl(0.5, every=3, stop=100, start=2))
     expected = {
         "method": "rigl",
@@ -191,7 +191,7 @@ def test_names_in_the_record_are_those_of_the_format():
 
 @pytest.mark.parametrize("kind", NAMES, ids=lambda kind: kind.__name__)
 def test_every_field_has_its_name_in_the_record(kind):
-    # A field that is new or renamed needs an entry there; the names on the right stay.
+    # A new or renamed field needs an entry there; the names on the right stay.
     _, names = NAMES[kind]
     assert set(names) == {field.name for field in dataclasses.fields(kind)}
     assert len(set(names.values())) == len(names)
@@ -218,7 +218,7 @@ def test_a_setting_that_only_one_of_them_knows_is_an_error(tmp_path, monkeypatch
 
 
 class Opaque:
-    """Says nothing about itself."""
+    """Reveals nothing about itself."""
 
     def of(self, updates):
         return updates
@@ -248,7 +248,7 @@ def test_another_way_to_choose_the_same_leaves_is_no_other_topology():
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A setting with a name of its own, which may be called otherwise in the code."""
+    """A setting with a stored name, whatever its name in the code."""
 
     start: int
     record: str = "cubic"

@@ -12,7 +12,7 @@ PROGRAM = ROOT / "tests" / "distributed" / "checkpoints_of_two.py"
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each of two processes with four devices each found."""
+    """Return the results of two processes with four devices each."""
     folder = tmp_path_factory.mktemp("processes")
     coordinator = f"localhost:{free_port()}"
     outputs = [folder / f"{i}.json" for i in range(2)]

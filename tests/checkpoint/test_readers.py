@@ -1,4 +1,4 @@
-"""Who reads checkpoints does no harm, and who writes them is alone."""
+"""Readers of checkpoints change nothing, and there is only one writer."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ def save(directory, *steps, **options):
 
 
 def contents(directory):
-    """Every path below a directory, with when it was changed."""
+    """Return every path below a directory, with its time of modification."""
     found = {path: path.lstat().st_mtime_ns for path in directory.rglob("*")}
     return found | {directory: directory.lstat().st_mtime_ns}
 
@@ -38,7 +38,7 @@ def contents(directory):
 def test_a_reader_changes_nothing(tmp_path):
     directory = tmp_path / "run"
     save(directory, 1, 2)
-    # What a trainer is writing, and what it is deleting.
+    # A step that a trainer is writing, and one that it is deleting.
     shutil.copytree(directory / "2", directory / "3.orbax-checkpoint-tmp")
     shutil.copytree(directory / "1", directory / ".deleted" / "0")
     (directory / ".writer").write_text("")
@@ -143,7 +143,7 @@ def test_a_run_goes_on_while_others_read_it(tmp_path):
                 opened += 1
                 steps = checkpoints.steps
                 if opened % 5 == 0 and steps:
-                    # Old ones may go while they are read.
+                    # Old steps may be deleted while they are read.
                     try:
                         state, _ = checkpoints.restore(template)
                         assert state["x"][-1] == 2**22 - 1

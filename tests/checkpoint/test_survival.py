@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and started again end as if nothing had happened."""
+"""Runs that are killed, stopped and restarted end like uninterrupted ones."""
 
 import concurrent.futures
 import multiprocessing
@@ -26,10 +26,10 @@ STEPS = 600
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts the program in a process of its own, without importing JAX again.
+    """Start the program in a separate process, without importing JAX again.
 
-    The processes are forked from one that has imported everything and computed
-    nothing, so that JAX is in each of them as in a new one.
+    Processes are forked from one that has imported everything and computed nothing, so
+    JAX is in its initial state in each of them.
     """
     cache = tmp_path_factory.mktemp("cache")
     context = multiprocessing.get_context("forkserver")
@@ -69,15 +69,15 @@ def wait_until(condition, seconds=120):
 
 
 def wait_for(process):
-    # Not `join`, which two threads must not call at once.
+    # Not `join`, which two threads must not call at the same time.
     assert multiprocessing.connection.wait([process.sentinel], 120), "it goes on"
 
 
 def kill_again_and_again(start, directory, method, seed):
-    """Starts and kills a run; how many of the kills were inside a save.
+    """Start and kill a run; return how many of the kills were inside a save.
 
-    In turns: at any moment of a life, start-up included; at any moment once it has
-    saved; as soon as a save is under way.
+    Alternately: at any moment of a life, start-up included; at any moment after its
+    first save; as soon as a save is under way.
     """
     rng = random.Random(seed)
     log = directory.with_suffix(".log")
@@ -100,15 +100,15 @@ def kill_again_and_again(start, directory, method, seed):
         finally:
             process.kill()
             wait_for(process)
-        # It went on from the last step that the life before had completed.
+        # It resumed from the last step that the previous life had completed.
         assert lines(log)[started:] in ([], [f"started {max(before, default=0)}"])
-        # A save that was under way is still there under its temporary name.
+        # A save that was under way still has its temporary name.
         inside += any(TEMPORARY in name for name in names(directory))
     return inside
 
 
 def finish(start, directory, method, steps=STEPS):
-    """Runs a training to its end, saving only there; its last arrays."""
+    """Run a training to its end, saving only there; return its last arrays."""
     result = directory.with_suffix(".npz")
     process = start(directory, method, steps, every=steps, result=result)
     wait_for(process)
@@ -117,7 +117,7 @@ def finish(start, directory, method, steps=STEPS):
 
 def killed_and_left_alone(start, directory, method, seed):
     alone = directory.with_name(f"{method}_alone")
-    # In two parts: afterwards nothing has to be compiled any more.
+    # In two parts: afterwards everything has been compiled.
     finish(start, alone, method, 1)
     expected = finish(start, alone, method)
     inside = kill_again_and_again(start, directory, method, seed)

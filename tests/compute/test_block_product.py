@@ -1,4 +1,4 @@
-"""The product by block: forward and backward as the dense one, whatever its parts."""
+"""The product by block equals the dense one, forward and backward, in all its parts."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Which products run by block: by the table, by what is asked for, by measuring."""
+"""Which products run by block: by the table, on request, or by measuring."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_the_faster_one_is_kept(monkeypatch, by_block):
     kernel = compact(jnp.ones((64, 96)), (16, 32), 5)
     apply_fn = so.sparse_apply(lambda kernel, x: x @ kernel, measure=True)
     program = jax.jit(apply_fn).lower(kernel, jnp.ones((8, 64))).as_text()
-    # The dense array is made of the blocks only where that is faster.
+    # The dense array is made from the blocks only if that is faster.
     assert ("tensor<64x96xf32>" in program) == (not by_block)
     assert asked == [(BlockShape((16, 32), (4, 3), 5, 8), jnp.float32)]
 

@@ -1,4 +1,4 @@
-"""One product by block in every module library, by its own ways of calling."""
+"""The same product by block in every module library, with its own way of calling."""
 
 import equinox as eqx
 import haiku as hk
@@ -42,7 +42,7 @@ def test_equinox():
     _assert_same(
         lambda params, x: jax.vmap(eqx.combine(params, static))(x), params, _draw(4, 32)
     )
-    # With functions and other leaves that are no arrays among the parameters.
+    # With functions and other leaves that are not arrays among the parameters.
     model = compacted(model, blocks)
     apply_fn = so.sparse_apply(lambda model, x: jax.vmap(model)(x))
     y = apply_fn(model, _draw(4, 32))
@@ -59,7 +59,7 @@ def test_haiku():
 
 
 class Net(nnx.Module):
-    """With batch statistics and dropout, whose counts a call changes."""
+    """With batch statistics and dropout, whose counters change in a call."""
 
     def __init__(self, rngs):
         self.first = nnx.Linear(32, 48, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Models as they are, evaluated with compact kernels: the same as with dense ones."""
+"""Unchanged models with compact kernels give the same results as with dense ones."""
 
 import functools
 import re
@@ -28,7 +28,7 @@ def _draw(*shape, seed=1):
 
 
 def _assert_same(apply_fn, params, *args, by="block", rtol=2e-5):
-    """Outputs and gradients by block are those of the same parameters, dense."""
+    """Check outputs and gradients by block against the same parameters, dense."""
 
     @jax.jit
     def loss(params, *args):
@@ -52,7 +52,7 @@ def _assert_same(apply_fn, params, *args, by="block", rtol=2e-5):
 
 
 def _dense_arrays_in(function, *args, shape):
-    """Whether the compiled program holds a floating point array of this shape."""
+    """Tell whether the compiled program holds a floating-point array of this shape."""
     text = jax.jit(function).lower(*args).compile().as_text()
     return any(
         f"{kind}[{','.join(map(str, shape))}]" in text for kind in ("f32", "bf16")
@@ -133,7 +133,7 @@ def test_the_compiled_step_holds_no_dense_array():
 
     step = jax.grad(loss("block"))
     assert not _dense_arrays_in(step, params, x, shape=(64, 96))
-    # Where the dense array is asked for, the same test finds it.
+    # If the dense array is requested, the same test finds it.
     assert _dense_arrays_in(jax.grad(loss("dense")), params, x, shape=(64, 96))
 
 
@@ -227,7 +227,7 @@ def test_bfloat16_computation_of_float32_parameters():
 
 
 class Block(nn.Module):
-    """One of several layers that a loop goes through."""
+    """One of several layers that a loop runs over."""
 
     @nn.compact
     def __call__(self, x, _):

@@ -14,7 +14,7 @@ import pytest
 from sparseopt_jax.arrays.selection import random_mask
 
 SPARSITIES = np.arange(10) / 10
-# Read off the authors' figure (arXiv 2605.27541, figure 2), with BatchNorm.
+# Read from the authors' figure (arXiv 2605.27541, figure 2), with BatchNorm.
 FIGURE_BN = [1.000, 1.058, 1.126, 1.231, 1.365, 1.537, 1.730, 1.991, 2.401, 3.549]
 
 INPUTS, HIDDEN, CLASSES, BATCH = 256, 128, 10, 512
@@ -30,7 +30,7 @@ def loss(params, x, labels, batch_norm):
 
 @functools.partial(jax.jit, static_argnames=("batch_norm", "sparse_init"))
 def squared_gradient(key, active, batch_norm, sparse_init):
-    """Mean squared gradient of an active first-layer weight, for fan-in ``active``."""
+    """Return the mean squared gradient of an active first-layer weight, by fan-in."""
     keys = jax.random.split(key, 5)
     mask = random_mask(keys[0], (INPUTS, HIDDEN), active, axis=0)
     fan_in = active if sparse_init else INPUTS

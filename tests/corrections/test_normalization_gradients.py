@@ -1,4 +1,4 @@
-"""Which normalisation scales each neuron's gradient by its own fan-in."""
+"""Which normalisations scale each neuron's gradient by its own fan-in."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 SAMPLES, NEURONS = 512, 256
-# Deviations of pre-activations, as fan-ins between 1 % and 100 % make them.
+# Deviations of pre-activations for fan-ins between 1 % and 100 %.
 DEVIATIONS = np.geomspace(0.1, 1.0, NEURONS)
 
 
@@ -24,7 +24,7 @@ def rms_norm(y):
 
 
 def gradient_norms(norm, deviations):
-    """Of each neuron, behind which gradients arrive that know nothing of it."""
+    """Return each neuron's norm, with incoming gradients that do not depend on it."""
     rng = np.random.default_rng(0)
     y = jnp.asarray(rng.normal(size=(SAMPLES, NEURONS)) * deviations, jnp.float32)
     arriving = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
@@ -33,7 +33,7 @@ def gradient_norms(norm, deviations):
 
 
 def slope(norms):
-    """Of the logarithm of gradients over that of deviations."""
+    """Return the slope of the gradients' logarithms over those of the deviations."""
     return np.polyfit(np.log(DEVIATIONS), np.log(norms), 1)[0]
 
 
@@ -45,7 +45,7 @@ def test_batch_norm_divides_by_each_neurons_own_deviation():
 def test_the_others_have_one_factor_for_all_neurons(norm):
     norms = gradient_norms(norm, DEVIATIONS)
     assert slope(norms) == pytest.approx(0, abs=0.02)
-    # A layer whose neurons are all sparser has larger gradients, all alike.
+    # A layer whose neurons are all sparser has larger gradients, all by one factor.
     ratios = gradient_norms(norm, 0.5 * DEVIATIONS) / norms
     np.testing.assert_allclose(ratios, 2.0, rtol=1e-3)
 

@@ -1,4 +1,4 @@
-"""SparseOpt against a loop over neurons, and where in the chain it acts."""
+"""SparseOpt against a loop over neurons, and its effect by place in the chain."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ KERNELS = [
 
 
 def by_loop(grad, mask, batch, reduction, output):
-    """The paper's rule, one neuron at a time, in float64."""
+    """Apply the paper's rule, one neuron at a time, in float64."""
     grad, mask = np.asarray(grad, np.float64), np.asarray(mask)
     result = np.zeros_like(grad)
     sizes = lambda axes: [grad.shape[a] for a in axes]  # noqa: E731
@@ -61,7 +61,7 @@ def test_equals_a_loop_over_neurons(shape, dims, batch, reduction, output):
     grad = jax.random.normal(KEY, shape)
     expected = by_loop(grad, mask, batch, reduction, output)
     np.testing.assert_allclose(corrected(grad, mask, dims), expected, rtol=2e-6)
-    # The dims of the topology hold where the correction has none of its own.
+    # The topology's dims apply if the correction has none of its own.
     tx = so.sparsify(so.scale_by_sparseopt(), so.static(masks={"w": mask}, dims=dims))
     params = {"w": jnp.zeros(shape)}
     updates, _ = tx.update({"w": grad}, tx.init(params), params)

@@ -1,6 +1,6 @@
-"""Parameters that Flax has boxed, sharded by the names on their boxes.
+"""Parameters boxed by Flax, sharded by the names on their boxes.
 
-Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import flax.linen as nn
@@ -65,7 +65,7 @@ def init(model, tx, key):
 def gradients(params, step):
     keys = jax.random.split(jax.random.key(step), len(jax.tree.leaves(params)))
     leaves, structure = jax.tree.flatten(params)
-    # Of a few bits, so that a step's arithmetic is exact in whatever order it is done.
+    # Few bits, so that a step's arithmetic is exact in any order.
     return structure.unflatten(
         [
             jnp.round(8 * jax.random.normal(k, x.shape)) / 8
@@ -75,7 +75,7 @@ def gradients(params, step):
 
 
 def host_steps(tx, topology, due):
-    """A step, with changes of the masks from the host where the form asks for them."""
+    """Return a step, with updates of the masks from the host if the form needs them."""
     update = jax.jit(tx.update)
     change = jax.jit(lambda g, s, p: so.update_topology(tx, g, s, p))
 

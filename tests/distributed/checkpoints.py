@@ -1,6 +1,6 @@
-"""Checkpoints of runs on several devices, and on others than they were saved from.
+"""Checkpoints of runs on several devices, restored on other devices.
 
-Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import functools
@@ -59,7 +59,7 @@ def trained(state, start, stop, step=train_step):
     return state
 
 
-# Masks change at steps 2, 5 and 8: each part of a run has a change in it.
+# Masks are updated at steps 2, 5 and 8: once in each part of a run.
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_resumed_run_under_pmap_is_the_uninterrupted_one(method, tmp_path):
         expected = trained(state, 4, 7, step)
         state, _ = one.restore(new_state(method))
         assert_same_bits(trained(replicate(state), 4, 7, step), expected)
-        # Replicas may be saved all the same, for as many devices.
+        # Replicas may still be saved, for the same number of devices.
         state, _ = all_.restore(replicate(new_state(method)))
         assert_same_bits(trained(state, 4, 7, step), expected)
 

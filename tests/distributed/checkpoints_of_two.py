@@ -1,8 +1,8 @@
-"""One of two processes that save together, whether they hold the same or not.
+"""One of two processes that save together, with equal or with different contents.
 
     python checkpoints_of_two.py RESULT PROCESSES PROCESS COORDINATOR DIRECTORY
 
-``tests/checkpoint/test_processes.py`` starts both and reads what came out.
+``tests/checkpoint/test_processes.py`` starts both and reads their results.
 """
 
 import functools
@@ -30,7 +30,7 @@ from tests.helpers.checkpoint_program import (
 
 
 def replicated(x, first, second=None):
-    """A global array of which the processes have copies: these, or all the same."""
+    """Return a global array of which each process has a copy, equal or not."""
     added = first if second is None or jax.process_index() == 0 else second
     sharding = NamedSharding(Mesh(jax.devices(), "all"), P())
     copies = [jax.device_put(x + added, device) for device in jax.local_devices()]
@@ -38,7 +38,7 @@ def replicated(x, first, second=None):
 
 
 def split_within(x, added):
-    """A global array split over the devices of a process, one copy in each process."""
+    """Return an array split over the devices of a process, one copy in each process."""
     devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
     sharding = NamedSharding(Mesh(devices, ("copies", "parts")), P("parts"))
     parts = np.split(np.asarray(x) + added, devices.shape[1])
@@ -50,7 +50,7 @@ def split_within(x, added):
 
 
 def scenarios(process):
-    """What is saved, by name: the arguments of ``save``, and of ``Checkpoints``."""
+    """Return, by name, the arguments of ``save`` and of ``Checkpoints``."""
     x = jnp.arange(8.0)
     rigl = {"topology": topology("rigl")}
     local = {"a": x, "inner": {"w": x, "b": x}}
@@ -77,7 +77,7 @@ def scenarios(process):
 
 
 def refusals(directory, process):
-    """What ``save`` says to each of them, and which steps there are afterwards."""
+    """Return the error of ``save`` for each of them, and the steps that exist then."""
     said = {}
     for name, (arguments, options) in scenarios(process).items():
         with Checkpoints(directory / "refused", **options) as checkpoints:
@@ -97,7 +97,7 @@ def replica_step(state, x, y):
 
 
 def under_pmap(directory, process):
-    """Whether a run that is saved and goes on is the one that never stopped."""
+    """Tell whether an interrupted run that resumes equals the uninterrupted one."""
     replicate, unreplicate = flax.jax_utils.replicate, flax.jax_utils.unreplicate
 
     def trained(state, start, stop):
@@ -130,7 +130,7 @@ def under_pmap(directory, process):
 
 
 def restored_otherwise(directory, process):
-    """What ``restore`` says where one process asks for something else."""
+    """Return the error of ``restore`` if one process asks for something else."""
     x = jnp.arange(8.0)
     with Checkpoints(directory / "other") as checkpoints:
         checkpoints.save(3, {"local": x, "split": split_within(x, 0)})
@@ -154,7 +154,7 @@ def restored_otherwise(directory, process):
 
 
 def second_run(directory):
-    """What all processes hear where another run writes: process 0 plays it."""
+    """Return the errors if another run writes, which process 0 simulates."""
     from sparseopt_jax.checkpoint.lock import WriterLock
 
     folder = directory / "busy"

@@ -1,6 +1,6 @@
-"""What an update sends between devices, read from the compiled program.
+"""Communication of an update between devices, read from the compiled program.
 
-Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import jax
@@ -52,7 +52,7 @@ def compact_sgd(topology):
 
 
 def compiled_step(topology, layout, kind, make=sgd):
-    """The optimizer's step with SparseOpt, everything being sharded by the layout."""
+    """Compile the optimizer's step with SparseOpt, with everything sharded."""
     shape, names, spec = LAYOUTS[layout]
     mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
     shardings = {
@@ -96,8 +96,8 @@ ON_ALL_LAYOUTS = ("static", "SET", "RigL")
 def test_a_step_moves_no_array(method, layout, kind):
     found = hlo.collectives(compiled_step(METHODS[method], layout, kind).as_text(), 16)
     assert hlo.moved(found, hlo.MOVES) == 0
-    # Counts and SparseOpt's mean are scalars, fan-ins one number for each output; a
-    # choice for each neuron needs some more of those. The kernel has 64 for an output.
+    # Counts and SparseOpt's mean are scalars, fan-ins one number per output; choices
+    # per neuron need a few more. The kernel has 64 weights per output.
     per_output = 8 if method in ("SRigL", "constant fan-in") else 1
     assert all(c.size <= 4 * (per_output * SHAPE[1] + 1) for c in found)
     if layout == "data_parallel":
@@ -127,7 +127,7 @@ def test_the_formula_of_the_docs_is_an_upper_bound():
     shapes = {"kernel": (64, 128)}
     compiled = benchmark.compile_change("RigL", shapes, mesh)
     found = benchmark.describe(compiled)
-    # Two selections, each of two searches of at most 16 passes with three counts.
+    # Two selections, each with two searches of at most 16 passes with three counts.
     assert 0 < found["summed_bytes"] <= 2 * 2 * 16 * 3 * 4 + 4 * SHAPE[1] + 64
     assert found["moved_bytes"] == 0
 

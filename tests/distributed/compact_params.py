@@ -1,6 +1,6 @@
-"""Compact parameters with the batch split over devices: what one device gives.
+"""Compact parameters with the batch split over devices give one device's results.
 
-Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import functools
@@ -35,7 +35,7 @@ def loss(params, x):
 
 
 def train(compiled, average, params, opt_state, x):
-    """Some steps, and two updates of the masks."""
+    """Take some steps, with two updates of the masks."""
 
     @compiled
     def gradient(params, x):
@@ -80,7 +80,7 @@ def test_a_batch_that_is_split_over_a_mesh(kind):
 
 
 def _columns_on(mesh):
-    """Steps and an update of a matrix whose columns are split as a stack of layers."""
+    """Take steps and an update of a matrix whose columns are split as a stack."""
     topology = so.rigl(
         0.5,
         every=2,

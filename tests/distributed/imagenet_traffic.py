@@ -1,7 +1,6 @@
-"""What a training step sends between devices, against the formulas of docs/scaling.md.
+"""Communication of a training step, compared with the formulas of docs/scaling.md.
 
-Needs eight devices: ``tests/examples/imagenet/test_program.py`` runs it where there
-are.
+Needs eight devices: ``tests/examples/imagenet/test_program.py`` provides them.
 """
 
 import functools
@@ -23,7 +22,7 @@ BATCH, SIZE, PASSES = 16, 32, 16
 
 @functools.cache
 def compiled(method, mesh):
-    """What a step sends, and the shapes of the state it is for."""
+    """Return the step's collectives, and the shapes of its state."""
     config = Config(
         recipe="rigl",
         method=method,

@@ -1,6 +1,6 @@
-"""Calibration and pruning of sharded networks: what one device gives, and as sharded.
+"""Calibration and pruning of sharded networks: one device's results, sharded alike.
 
-Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import jax
@@ -32,7 +32,7 @@ def test_a_sharded_network(kind, spec):
     x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data", None)))
 
     def apply(params, x):
-        # Gathered before the product, as explicit axes want it.
+        # Gathered before the product, as explicit axes require.
         whole = NamedSharding(mesh, PartitionSpec(None, None))
         kernel = params["kernel"]
         if kind == AxisType.Explicit:

@@ -1,6 +1,6 @@
-"""Sharded over a mesh of 2x4 devices, whose axes are explicit in types or not.
+"""Sharded over a mesh of 2x4 devices, with or without explicit axes in types.
 
-Needs eight devices: ``tests/test_sharding_types.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import re
@@ -31,8 +31,8 @@ SPECS = {
     "dense": {"kernel": P("data", "model"), "bias": P("model")},
     "norm": {"scale": P()},
 }
-# Active weights of a whole layer are refused on a mesh: `collectives.py` has those that
-# are not.
+# Active weights of a whole layer are refused on a mesh; `collectives.py` tests those
+# that are accepted.
 ROWS = {row.id: row for row in [*PACKAGE, *METHODS] if not row.id.endswith("_compact")}
 
 
@@ -59,9 +59,9 @@ def sharded(tree, mesh):
 
 
 def types(tree):
-    """Shapes, dtypes and shardings as types have them; axes that are not in them hide.
+    """Return shapes, dtypes and shardings as types show them, explicit axes only.
 
-    Not the types themselves: where no axis is explicit, they forget their mesh.
+    Not the types themselves: without explicit axes, they forget their mesh.
     """
 
     def of_leaf(x):
@@ -72,7 +72,7 @@ def types(tree):
 
 
 def moved(compiled):
-    """Which operations of a compiled program move more than they reduce."""
+    """Return the operations of a compiled program that move more than they reduce."""
     return set(
         re.findall(r"all-gather|all-to-all|collective-permute", compiled.as_text())
     )
@@ -81,7 +81,7 @@ def moved(compiled):
 def test_types_are_stable_in_a_compiled_step(row, mesh):
     tx = row.make()
     now = start(tx, sharded(random_tree(0), mesh))
-    # Traced, not run: types of shardings are known by then.
+    # Traced, not run: the types of shardings are known by then.
     new = jax.eval_shape(one_step(tx), sharded(gradients(0), mesh), *now)
     assert types(new) == types(now)
 

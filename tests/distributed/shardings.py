@@ -1,6 +1,6 @@
 """Shardings of the state, derived from those of the parameters.
 
-Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import jax
@@ -95,7 +95,7 @@ def test_a_state_is_born_sharded(shardings):
     masks = so.get_masks(state)
     for name in ("conv", "dense"):
         assert equivalent(masks[name]["kernel"], shardings[name]["kernel"])
-    # Neither where the parameters lie nor when it is made decides what the masks are.
+    # The masks depend neither on the placement of parameters nor on when they are made.
     expected = so.get_masks(tx.init(random_tree(0)))
     jax.tree.map(np.testing.assert_array_equal, masks, expected)
 

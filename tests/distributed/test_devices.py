@@ -1,4 +1,4 @@
-"""Runs the tests that need several devices, which JAX must know before it starts."""
+"""Run the tests that need several devices, which JAX must know before it starts."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def test_on_eight_devices(program):
     flags = os.environ.get("XLA_FLAGS", "")
     if program == "collectives":
-        # What it reads is decided before machine code is made of it.
+        # The tests read programs, which are decided before code generation.
         flags += " --xla_backend_optimization_level=0"
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""A run of two processes is the run of one."""
+"""A run of two processes equals the run of one."""
 
 import json
 import re
@@ -17,7 +17,7 @@ SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each of two processes wrote, then what a single one did."""
+    """Return what each of two processes wrote, then what a single one wrote."""
     folder = tmp_path_factory.mktemp("processes")
     coordinator = f"localhost:{free_port()}"
     outputs = [folder / f"{name}.json" for name in ("first", "second", "alone")]

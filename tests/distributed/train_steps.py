@@ -1,6 +1,6 @@
 """One train step for a single device, a mesh, ``pmap`` and ``shard_map``: one result.
 
-Needs eight devices: ``tests/distributed/test_devices.py`` runs it where there are.
+Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 """
 
 import functools
@@ -31,10 +31,10 @@ def note_compilation(event, seconds, **_):
 
 
 def run(step, state, steps, prepare):
-    """Trains, and returns the last state and metrics.
+    """Train, and return the last state and metrics.
 
-    Each step is waited for: with more under way than there are cores, one device could
-    wait for another that never gets to run.
+    Wait for each step: with more steps queued than cores, one device could wait for
+    another that never gets to run.
     """
     metrics = None
     for count in range(steps):
@@ -74,7 +74,7 @@ def norm_loss_fn(params, batch_stats, batch):
 
 
 def batch_at(step):
-    """Inputs, and noisy outputs of a fixed function of them."""
+    """Return inputs, and noisy outputs of a fixed function of them."""
     rng = np.random.default_rng(step)
     x = rng.normal(size=(BATCH, 8)).astype(np.float32)
     y = np.stack([x[:, 0] * x[:, 1], np.sin(x[:, 2]), x[:, 3]], 1)
@@ -126,8 +126,8 @@ def test_replicas_agree_bit_for_bit_after_a_thousand_steps(method):
     _, y = batch_at(999)
     np.testing.assert_allclose(metrics["mean_y"], np.mean(y), rtol=1e-5)
 
-    # The replicas add in another order than one device does, which moves weights by
-    # rounding: where no two scores at the threshold are that close, masks are equal.
+    # Replicas sum in another order than one device, which changes weights by rounding:
+    # masks are equal if no two scores at the threshold are that close.
     alone = trained_alone(method, 1000)
     masks, expected = (kernels(so.get_masks(s)) for s in (state, alone))
     for name, mask in masks.items():

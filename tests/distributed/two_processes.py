@@ -1,4 +1,4 @@
-"""Trains sparse in one of several processes, and writes down what its masks are.
+"""Train a sparse network in one of several processes, and record its masks.
 
     python two_processes.py OUTPUT PROCESSES PROCESS COORDINATOR
 
@@ -24,7 +24,7 @@ import sparseopt_jax as so
 STEPS = 8
 BATCH = 32
 CHANGES = {"every": 2, "start": 1, "stop": 8, "drop_fraction": 0.5}
-# Split where a neuron's inputs are in several processes, too.
+# Also split a neuron's inputs over several processes.
 SPECS = {"conv_1": P(None, None, None, "fsdp"), "conv_2": P(None, None, "fsdp")}
 
 
@@ -42,8 +42,8 @@ def main(output, processes, process, coordinator):
         jax.distributed.initialize(coordinator, processes, process)
     assert jax.process_count() == processes
     assert jax.device_count() == 8
-    # In every pair that splits the parameters both processes are, and both have copies
-    # of both parts.
+    # Every pair of devices that splits the parameters spans both processes, and both
+    # have copies of both parts.
     pairs = np.array(jax.devices()).reshape(2, 4).T
     pairs[1::2] = pairs[1::2, ::-1]
     mesh = Mesh(pairs, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
@@ -106,7 +106,7 @@ def train(mesh, topology):
 
 
 def own_rows(mesh, count):
-    """A batch as a global array, of which this process makes its own rows only."""
+    """Return a batch as a global array, of which this process makes only its rows."""
     sharding = NamedSharding(mesh, P(("fsdp", "data")))
     parts = sharding.addressable_devices_indices_map((BATCH,)).values()
     numbers = np.unique([np.arange(BATCH)[part] for part in parts])
@@ -120,7 +120,7 @@ def own_rows(mesh, count):
 
 
 def fingerprints(masks):
-    """One for every part of a mask that this process has, and has copies of."""
+    """Return a fingerprint of every part of a mask that this process has a copy of."""
     found = {}
     for name in SPECS:
         for shard in masks[name]["kernel"].addressable_shards:

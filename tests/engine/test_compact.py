@@ -1,4 +1,4 @@
-"""A compact ``sparsify``: the dense one's results from the active weights alone."""
+"""Compact ``sparsify``: the dense one's results from the active weights only."""
 
 import functools
 
@@ -66,18 +66,18 @@ INNER = {
     "ham": lambda: so.ham(optax.sgd(0.1, momentum=0.9), 0.1, alpha=2.0),
     "sign_in": lambda: so.sign_in(optax.sgd(0.1, momentum=0.9), every=3),
 }
-# Norms are sums over a layer, which are rounded as they are added up.
+# Norms are sums over a layer, so their rounding depends on the order.
 ROUNDED = {"clipped", "lamb", "trust_ratio", "ham", "sign_in"}
 
 
-# Others do what these do, so that they wait for ``make test-slow``.
+# Others cover what these do, so these wait for ``make test-slow``.
 LATER = {"lion", "rmsprop", "masked", "inject_hyperparams", "lamb", "ham"}
 LATER |= {"adamw", "batch_variance"}
 LATER |= {"rigl_averaged", "mest", "beside_a_full_layer", "fan_in"}
 
 
 def quickly(cases):
-    """Parameters, of which some wait for ``make test-slow``."""
+    """Return parameters, some of which wait for ``make test-slow``."""
     return [
         pytest.param(*case, marks=[pytest.mark.slow] if case[0] in LATER else [])
         for case in cases
@@ -144,7 +144,7 @@ def test_every_topology_gives_what_it_gives_dense(name, host_updates):
     ("name", "topology"),
     quickly(
         [
-            # The topologies are tried around Adam.
+            # The topologies are tested around Adam.
             *((name, "set") for name in INNER if name not in ("adam", "sparseopt")),
             ("sparseopt", "rigl"),
         ]
@@ -165,7 +165,7 @@ def test_operation_by_operation_it_is_the_same_to_the_last_bit(name):
     for compact in (False, True):
         tx = so.sparsify(INNER[name](), TOPOLOGIES["set"], compact=compact)
         now = begin(tx, random_tree(0))
-        for count in range(4):  # a change at 2; nothing is compiled, nothing fused
+        for count in range(4):  # an update at 2; nothing is compiled, nothing fused
             now = one_step(tx)(gradients(count), now.params, now.state)
         found.append(now.params)
     jax.tree.map(np.testing.assert_array_equal, *found)
@@ -195,7 +195,7 @@ class TestState:
                 topology = so.static(1 - density, structure=structure)
                 tx = so.sparsify(optax.adam(0.1), topology, compact=True)
                 state = jax.eval_shape(tx.init, params)
-                # Fan-ins, one number for each of 512 neurons, are beside the point.
+                # Fan-ins, one number for each of 512 neurons, do not matter here.
                 taken = so.optimizer_bytes((state.masks, state.inner_state))
                 active = topology.leaves(params)[0].active / params["kernel"].size
                 assert taken <= limit * active * dense
@@ -295,7 +295,7 @@ class TestWrappers:
         tx = so.sparsify(spy, so.static(0.5), compact=True)
         params = random_tree(0)
         state = tx.init(params)
-        seen.clear()  # construction has tried it
+        seen.clear()  # construction has called it
         tx.update(gradients(0), state, params, batch_stats=BATCH_STATS)
         updates, inner_params, masks = seen[-1]
         weights = masks["dense"]["kernel"]

@@ -1,4 +1,4 @@
-"""Methods on compact parameters: masks and weights of the same run on dense arrays."""
+"""Methods on compact parameters: masks and weights equal those on dense arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ GRADUAL = so.gradual_magnitude(
     0.75, initial_sparsity=0.25, every=20, stop=80, structure=BLOCKS
 )
 AFTER = so.set_(masks=so.PREVIOUS_MASKS, start=110, stop=190, **MOVES)
-# The topology, and the step from which on parameters are compact.
+# The topology, and the step from which parameters are compact.
 METHODS = {
     "mest": (so.mest(0.75, stop=190, **MOVES), 0),
     "gradual": (GRADUAL, 90),
@@ -82,11 +82,11 @@ def test_masks_and_weights_are_those_of_the_dense_run(name):
             params, opt_state, grads = step(params, opt_state, inputs(i))
             if not topology.due(i):
                 continue
-            # Numbers of active blocks that may change are looked at outside of jit.
+            # Numbers of active blocks that may change are inspected outside of jit.
             is_open = holds_compact(params) and not topology.keeps_counts
             grads = grads if topology.reads_gradients else None
             if grads is None and not holds_compact(params):
-                grads = params  # which nobody reads
+                grads = params  # not read
             change = update if is_open else compiled
             opt_state, params = change(grads, opt_state, params)
             moved.add(i)

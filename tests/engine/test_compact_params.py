@@ -1,4 +1,4 @@
-"""Compact parameters: the masked-dense run's results from active blocks alone."""
+"""Compact parameters: the masked-dense run's results from active blocks only."""
 
 import functools
 import math
@@ -194,7 +194,7 @@ def test_whatever_is_around_sees_active_blocks_as_it_sees_weights(name):
 
 
 def _product(x, kernel):
-    """The product of inputs with a compact kernel, without a dense array."""
+    """Multiply inputs with a compact kernel, without a dense array."""
     rows, columns = (n // 16 for n in kernel.shape)
     row, column = jnp.divmod(kernel.index, columns)
     parts = jnp.reshape(x, (len(x), rows, 16))[:, row]
@@ -348,7 +348,7 @@ def test_leaves_that_where_leaves_out_and_convolutions_stay_dense():
     found = {name for name, x in compact.items() if is_compact(x["kernel"])}
     assert found == {"one", "heads", "stack"}
     assert_same(so.dense_params(compact), params)
-    assert compact["stack"]["kernel"].index.shape[0] == 3  # a layer each
+    assert compact["stack"]["kernel"].index.shape[0] == 3  # one per layer
     updates, _ = jax.jit(tx.update)(compact, state, compact)
     moved = so.dense_params(optax.apply_updates(compact, updates))
     masks = so.get_masks(opt_state)
@@ -429,7 +429,7 @@ def test_updates_that_need_more_than_they_are_given():
     compact, state = so.compact_params(params, moving.init(params))
     with pytest.warns(UserWarning, match="host_updates=True"):
         moving.update(grads, state, compact)
-    moving.update(grads, state, compact)  # and says so once
+    moving.update(grads, state, compact)  # warns once
 
 
 @pytest.mark.parametrize("name", ["multi_steps", "partition", "compact", "mixed"])

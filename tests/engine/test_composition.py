@@ -1,4 +1,4 @@
-"""sparsify inside and around what else Optax and JAX put together."""
+"""sparsify inside and around the other transformations of Optax and JAX."""
 
 import functools
 
@@ -31,7 +31,7 @@ both_methods = pytest.mark.parametrize(
 
 
 def small(tree):
-    """One kernel and what stays dense: enough where layers do not matter."""
+    """Return one kernel and the dense leaves: enough if layers do not matter."""
     return {name: tree[name] for name in ("dense", "norm")}
 
 
@@ -50,7 +50,7 @@ assert_trees_close = functools.partial(
 
 
 def assert_intact(now, active=ACTIVE):
-    """Exact zeros, nothing but numbers, and as many active weights as there were."""
+    """Check exact zeros, finite numbers and the number of active weights."""
     assert {name: mask.sum() for name, mask in now.masks.items()} == active
     for name, mask in now.masks.items():
         np.testing.assert_array_equal(now.kernel(name)[~mask], 0.0)
@@ -100,7 +100,7 @@ def test_apply_if_finite_around_leaves_the_whole_step_out(topology):
         chex.assert_trees_all_equal(skipped.params, now.params)
         chex.assert_trees_all_equal(skipped.sparse.masks, now.sparse.masks)
         assert skipped.sparse.count == now.sparse.count == count
-        # The next finite gradient takes the step, and the change of masks with it.
+        # The next finite gradient takes the step, and the update of the masks with it.
         new = step(GRADS[count], *skipped)
         assert same_masks(new, now) == (not topology.due(count))
         assert_intact(new)
@@ -260,7 +260,7 @@ LONG = {"every": 3, "start": 2, "stop": 24, "drop_fraction": 0.5}
 
 
 def graph_and_host(method, wrap, compiled, steps):
-    """Steps with the masks updated within the step, and from the host."""
+    """Take steps with the masks updated within the step, and from the host."""
     topology = method(0.5, **LONG)
 
     def moments(*needs, **options):
@@ -290,7 +290,7 @@ def graph_and_host(method, wrap, compiled, steps):
     ids=lambda function: function.__name__,
 )
 def test_host_updates_equal_those_in_the_graph(method, wrap):
-    # Operation by operation, so that no compiler may round one of the two otherwise.
+    # Operation by operation, so that the compiler rounds both in the same way.
     def as_it_is(function):
         return function
 
@@ -339,7 +339,7 @@ def test_host_updates_of_accumulated_gradients(topology):
     assert not same_masks(host, start(tx, PARAMS))
 
 
-# What JAX does with a step.
+# Transformations of JAX on a step.
 
 
 TRACKED = rigl(track_explored=True)

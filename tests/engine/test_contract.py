@@ -1,4 +1,4 @@
-"""What every transformation of ``tests/helpers/optimizers.py`` promises."""
+"""The contract of every transformation of ``tests/helpers/optimizers.py``."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ from tests.helpers.optimizers import (
     tree_of_shapes,
 )
 
-# These of optax's own do what others do: their rows say nothing that theirs do not.
+# These optax transformations behave like others, so their rows add nothing.
 OF_A_KIND = (
     *("sgd", "rmsprop", "adagrad", "adafactor", "amsgrad", "novograd", "adan"),
     *("adabelief", "yogi", "radam", "lamb", "lars", "prodigy", "adamw", "lion"),
@@ -37,7 +37,7 @@ OF_A_KIND = (
 
 
 def quickly(names):
-    """Parameters, of which those of their kind wait for ``make test-slow``."""
+    """Return parameters, of which redundant ones wait for ``make test-slow``."""
     return [
         pytest.param(
             name,
@@ -51,7 +51,7 @@ def quickly(names):
 KERNEL_SHAPES = {SHAPES[name]["kernel"]: name for name in KERNELS}
 
 
-# Every operation of an eager step is compiled by itself: one row for each way to store
+# Every operation of an eager step is compiled separately: one row for each way to store
 # and to update masks. The others wait for ``make test-slow``.
 EAGER = (
     *("sparsify_set", "sparsify_set_packed", "sparsify_rigl_compact"),
@@ -75,7 +75,7 @@ def run(row):
     return trained(row.id)
 
 
-# That a state can be carried shows it of float32.
+# For float32, other tests show that a state can be carried.
 @pytest.fixture(params=["bfloat16", "float16"])
 def dtype(request):
     return jnp.dtype(request.param)
@@ -86,7 +86,7 @@ def types(tree):
 
 
 def per_kernel(tree):
-    """The leaves of a state that belong to a kernel, told by their shape."""
+    """Return the leaves of a state that belong to a kernel, by their shape."""
     return [
         (KERNEL_SHAPES[leaf.shape], np.asarray(leaf))
         for leaf in jax.tree.leaves(tree)
@@ -95,7 +95,7 @@ def per_kernel(tree):
 
 
 def changes(run):
-    """Each pair of moments between which the topology changed."""
+    """Return each pair of moments between which the topology changed."""
     pairs = itertools.pairwise(run.moments)
     return [(old, new) for old, new in pairs if old.changed_at != new.changed_at]
 
@@ -213,7 +213,7 @@ def test_eager_equals_compiled(row, run):
     )
 
 
-# What a step does.
+# The result of a step.
 
 
 def test_everything_stays_finite(run):
@@ -233,7 +233,7 @@ def test_inactive_weights_are_exactly_zero(row, run):
 def test_active_weights_are_conserved(row, run):
     planned = {leaf.path: leaf.active for leaf in row.topology.leaves(tree_of_shapes())}
     if not row.topology.keeps_counts:
-        # In the end there are as many in all.
+        # In the end the total number is the same.
         masks = run.moments[-1].masks
         assert sum(mask.sum() for mask in masks.values()) == sum(
             planned[f"{name}/kernel"] for name in masks
@@ -314,7 +314,7 @@ def test_regrown_weights_keep_value_and_state(row, run):
     assert regrown_weights > 0
 
 
-# What reaches the inner transformation.
+# The arguments of the inner transformation.
 
 
 def spy(seen):
@@ -344,13 +344,13 @@ def test_extra_arguments_reach_the_inner_transformation(wrap):
     params = random_tree(0)
     state = tx.init(params)
     tx.update(gradients(0), state, params, batch_stats=BATCH_STATS, unknown=1)
-    # What is frozen has been looked for before, without arguments of the caller's.
+    # Frozen leaves are detected earlier, without the caller's extra arguments.
     assert seen[-1]["batch_stats"] is BATCH_STATS
     assert seen[-1]["unknown"] == 1
     assert types(seen[-1]["masks"]) == types(so.get_masks(state))
 
 
-# Without sparsity, nothing is left of it.
+# Without sparsity, only the inner optimizer is left.
 
 
 @pytest.mark.parametrize("inner", quickly(INNER))

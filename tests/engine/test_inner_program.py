@@ -1,4 +1,4 @@
-"""The inner optimizer runs once a step, with all that it does beside its result."""
+"""The inner optimizer runs once per step, with all its side effects."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ FORMS = {
 
 
 def acting(act):
-    """A transformation that acts on a bias's gradient and passes updates on."""
+    """Return a transformation that acts on a bias's gradient and passes updates on."""
 
     def update(updates, state, params=None):
         del params
@@ -60,7 +60,7 @@ def actions(seen):
     [
         *((form, True) for form in FORMS),
         ("plain", False),
-        # Operation by operation, every step compiles the update of the masks anew.
+        # Operation by operation, every step compiles the update of the masks again.
         *(pytest.param(form, False, marks=pytest.mark.slow) for form in [*FORMS][1:]),
     ],
 )
@@ -75,7 +75,7 @@ def test_side_effects_happen_once_a_step(topology, form, compiled):
     tx = so.sparsify(inner, TOPOLOGIES[topology], **FORMS[form])
     update = jax.jit(tx.update) if compiled else tx.update
     state = tx.init(PARAMS)
-    seen.clear()  # compact has tried it
+    seen.clear()  # compact has called it
     for count in range(1, 4):
         updates, state = update(PARAMS, state, PARAMS)
         jax.block_until_ready(updates)
@@ -95,7 +95,7 @@ def test_whatever_acts_does_so_once(action):
 
 
 def asking(calls, ask):
-    """A transformation whose updates are what the host answers."""
+    """Return a transformation whose updates come from the host."""
 
     def answer(x):
         calls.append(1)
@@ -177,7 +177,7 @@ class TestZeroOutputs:
             (lambda x: jax.lax.cond(x[0] > 0, jnp.zeros_like, jnp.zeros_like, x), True),
             (lambda x: jax.lax.cond(x[0] > 0, jnp.zeros_like, jnp.sin, x), False),
             (lambda x: x, False),
-            (lambda x: x * 0.0, False),  # a learning rate that is 0 for now
+            (lambda x: x * 0.0, False),  # a learning rate that is currently 0
             (lambda x: jnp.zeros_like(x) + x, False),
             (jnp.ones_like, False),
         ],

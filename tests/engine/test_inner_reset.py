@@ -1,4 +1,4 @@
-"""Restarting the moments: by ``reset_inner``, and what is told of lost masks."""
+"""Resetting the moments with ``reset_inner``, and messages about lost masks."""
 
 import functools
 
@@ -62,7 +62,7 @@ def made(form):
 
 @functools.cache
 def trained(tx):
-    """Parameters and state after four steps, and the step."""
+    """Return parameters and state after four steps, and the step."""
 
     @jax.jit
     def step(params, state):
@@ -101,7 +101,7 @@ def test_the_inner_state_is_that_of_a_first_step_and_masks_are_kept(form):
     params, state, step = trained(tx)
     new = so.reset_inner(tx, params, state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
-    # No inner optimizer here keeps anything of the weights.
+    # No inner optimizer here stores the weights.
     first = inner_states(tx.init(PARAMS))
     assert_same(inner_states(new), first)
     before = jax.tree.leaves(inner_states(state))
@@ -201,7 +201,7 @@ def test_layers_that_are_empty_by_design_train():
         tx = sparse(so.static(masks=masks))
         state = tx.init(PARAMS)
     except ValueError:
-        return  # refused where the topology is made
+        return  # refused when the topology is made
     tx.update(PARAMS, state, PARAMS)
     competing = sparse(
         so.gradual_magnitude(0.9, every=1, start=0, stop=5, scope="global")

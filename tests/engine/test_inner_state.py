@@ -25,7 +25,7 @@ MASKS = {
 
 
 def touched(tx, params=PARAMS, masks=MASKS):
-    """Paths of the state's leaves that belong to a sparse weight."""
+    """Return the paths of the state's leaves that belong to a sparse weight."""
     state = tx.init(params)
     marked = map_weight_state(lambda mask, leaf, other: "here", masks, state, state)
     leaves = jax.tree_util.tree_leaves_with_path(marked)
@@ -65,7 +65,7 @@ def test_a_bare_array_has_the_empty_path():
 
 
 def test_updates_come_from_the_amended_state():
-    # The step makes a momentum and moves by it: doubled, the update is doubled.
+    # The step updates a momentum and moves by it: a doubled one doubles the update.
     def step():
         momentum = 3.0 * jnp.arange(4.0)
         return {"u": -momentum, "same": jnp.ones(2)}, (momentum, jnp.int32(1))
@@ -86,7 +86,7 @@ def test_a_state_that_is_passed_on_is_amended_too():
 
 
 def test_the_step_is_compiled_once_and_in_place():
-    # What the function is for: no copy of the momentum in the compiled step.
+    # The purpose of the function: no copy of the momentum in the compiled step.
     mask = jnp.arange(64 * 64).reshape(64, 64) % 3 == 0
     tx = optax.sgd(0.1, momentum=0.9)
     params = {"k": jnp.ones((64, 64))}
@@ -111,7 +111,7 @@ def test_the_step_is_compiled_once_and_in_place():
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_an_optimizer_that_mixes_weights_does_not_see_refreshed_state(nested):
-    # The refreshed entry would make the norm, and with it every update, infinite.
+    # The reset entry would make the norm, and with it every update, infinite.
     def normalized(v):
         return v / jnp.sqrt(jnp.sum(v**2))
 

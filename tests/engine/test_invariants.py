@@ -1,4 +1,4 @@
-"""What holds after every step, whatever the weights, gradients and masks are."""
+"""Invariants after every step, for any weights, gradients and masks."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ STOP = 8  # the drop fraction falls from 1 at step 0 to 0 here
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A leaf of a fixed shape, so that its compiled step is used again.
+    """A leaf of a fixed shape, so that its compiled step is reused.
 
     Attributes:
       shape: the kernel's shape.
-      dtype: its type.
+      dtype: its dtype.
       dims: its axes; None for the convention.
       layer: the axes of a single layer.
     """
@@ -38,13 +38,13 @@ class Kernel:
 
     @property
     def copies(self) -> tuple[int, ...]:
-        """The shape of one number per layer, the layer's axes kept."""
+        """Return the shape of one number per layer, with the layer's axes kept."""
         layer = range(len(self.shape)) if self.layer is None else self.layer
         return tuple(1 if a in layer else n for a, n in enumerate(self.shape))
 
     @property
     def size(self) -> int:
-        """Weights in a single layer."""
+        """Return the number of weights in a single layer."""
         return int(np.prod(self.shape) // np.prod(self.copies))
 
 
@@ -59,13 +59,13 @@ KERNELS = [
     Kernel((2, 3, 2, 4), "float16", so.NeuronDims((1, 2), 3), (1, 2, 3)),
 ]
 
-# Signed zeros, ties, the smallest and largest numbers, and what is no number.
+# Signed zeros, ties, the smallest and largest numbers; NaN and infinity come on top.
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0, 6e-8, 1e-38, -6e4, 3e38]
 BAD = [np.nan, np.inf, -np.inf]
 
 
 def arrays(shape, *, finite):
-    """Random, constant, full of ties, or full of special values."""
+    """Draw random and constant arrays, and arrays of ties or of special values."""
     normal = st.integers(0, 1000).map(
         lambda seed: np.random.default_rng(seed).normal(size=shape)
     )
@@ -80,7 +80,7 @@ def arrays(shape, *, finite):
 
 @functools.cache
 def compiled(method, kernel):
-    """A transformation that changes its masks at every step, and its step."""
+    """Compile a transformation that updates its masks at every step, and its step."""
     half = random_mask(
         jax.random.key(0), kernel.shape, kernel.size // 2, axis=kernel.layer
     )
@@ -95,7 +95,7 @@ def compiled(method, kernel):
 
     @jax.jit
     def prepare(params, active, count):
-        """Parameters and state at a step, with so many active weights of each layer."""
+        """Return parameters and state at a step, with given active counts per layer."""
         mask = random_mask(jax.random.key(1), kernel.shape, active, axis=kernel.layer)
         masks = {"kernel": mask, "bias": optax.MaskedNode()}
         params = so.apply_masks(params, masks)
@@ -156,14 +156,15 @@ def test_a_change_keeps_counts_and_zeros(method, kernel, data):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A topology with a structure or numbers of its own, for a kernel of 8 by 6.
+    """A topology with its own structure or numbers, for a kernel of 8 by 6.
 
     Attributes:
       id: its name in a report.
-      topology: it changes at every step until ``STOP``.
-      cells: shape of the kernel in which ``axes`` are cells of as many active weights.
-      axes: of ``cells``; None if all weights are counted together.
-      active: weights of a cell that are active; None if their number changes.
+      topology: updates the masks at every step until ``STOP``.
+      cells: shape of the kernel in which ``axes`` are cells of equally many active
+        weights.
+      axes: axes of ``cells``; None if all weights are counted together.
+      active: active weights per cell; None if their number changes.
     """
 
     id: str
@@ -190,7 +191,7 @@ def compiled_method(method):
     return tx, jax.jit(one_step(tx)), jax.jit(tx.init)
 
 
-# The others are held to the same by tests of their own.
+# Tests of the others check the same.
 QUICK = ("block", "srigl", "snfs")
 
 
@@ -226,7 +227,7 @@ def test_methods_keep_their_numbers_and_zeros(method, data):
         counts = new.reshape(method.cells).sum(method.axes)
         np.testing.assert_array_equal(counts, method.active)
     assert 0 < new.sum() <= old.sum()
-    # No update takes these to zero.
+    # No update can turn these into zero.
     assert new[held].all()
     if "block" in method.id:
         np.testing.assert_array_equal(new[:, ::2], new[:, 1::2])

@@ -1,6 +1,6 @@
-"""Gradients that are no numbers: masks, counts and zeros hold all the same.
+"""Non-finite gradients: masks, counts and zeros stay valid.
 
-Beside these, ``test_composition`` has ``apply_if_finite`` with nothing but NaN, and
+In addition, ``test_composition`` tests ``apply_if_finite`` with only NaN, and
 ``test_invariants`` any gradients and weights in a single step.
 """
 
@@ -49,13 +49,13 @@ bad_step = pytest.mark.parametrize("bad_step", [ORDINARY, UPDATE])
 
 
 def part(tree):
-    """One kernel and what stays dense: enough where layers do not matter."""
+    """Return one kernel and the dense leaves: enough if layers do not matter."""
     return {name: tree[name] for name in ("dense", "norm")}
 
 
 @functools.cache
 def compiled(method, inner, wrap=None):
-    """A transformation and its step; ``wrap`` puts something around the owner."""
+    """Compile a transformation and its step; ``wrap`` wraps the owner of the masks."""
     tx = so.sparsify(INNER[inner](), TOPOLOGIES[method])
     tx = tx if wrap is None else wrap(tx)
     return tx, jax.jit(one_step(tx))
@@ -66,7 +66,7 @@ def everywhere(weights, grad, bad):
 
 
 def one_active(weights, grad, bad):
-    """At the largest weight, which no change drops."""
+    """Put a bad value at the largest weight, which no update drops."""
     return grad.ravel().at[np.abs(weights).argmax()].set(bad).reshape(grad.shape)
 
 
@@ -78,13 +78,13 @@ PLACES = [everywhere, one_active, one_inactive]
 
 
 def spoiled(now, grads, place, bad):
-    """Gradients with bad values; the dense leaves stay as they are."""
+    """Return gradients with bad values; those of dense leaves are unchanged."""
     kernel = place(now.kernel("dense"), grads["dense"]["kernel"], bad)
     return {**grads, "dense": {**grads["dense"], "kernel": kernel}}
 
 
 def trained(method, inner, bad_step=None, place=everywhere, bad=jnp.nan, wrap=None):
-    """The moments of a run in which one gradient is bad."""
+    """Return the moments of a run in which one gradient is bad."""
     tx, step = compiled(method, inner, wrap)
     moments = [start(tx, part(random_tree(0)))]
     for count in range(STEPS):
@@ -128,7 +128,7 @@ def test_weights_that_are_no_numbers_stay_where_they_are(method, bad):
     assert spoiled_weights.sum() == 1
     first, last = moments[0].masks["dense"], moments[-1].masks["dense"]
     assert last[spoiled_weights].all()
-    # The others go on moving.
+    # The other weights still move.
     assert (first != last).any()
     np.testing.assert_array_equal(~finite(moments[-1]), spoiled_weights)
 
@@ -213,7 +213,7 @@ def test_apply_if_finite_inside_sees_the_gradients_of_active_weights(method):
             assert finite(now).all()
             assert (now.changed_at == count) == topology.due(count)
         skipped = int(now.sparse.inner_state.total_notfinite)
-        # What RigL grows is active at its own step, and infinity is grown first.
+        # What RigL grows is active in its own step, and infinity is grown first.
         grown = method == "rigl" and bad_step == UPDATE and jnp.isinf(bad)
         assert skipped == (place is not one_inactive or grown)
 
@@ -229,7 +229,7 @@ def test_apply_if_finite_gives_in_after_its_limit(method):
         assert finite(now).all() == (count < 1)
 
 
-# Where something else applies the updates.
+# If other code applies the updates.
 
 
 @moving_method

@@ -1,4 +1,4 @@
-"""What ``docs/partitioned_models.md`` says is so, and what boxes do to a state."""
+"""The statements of ``docs/partitioned_models.md``, and boxes in a state."""
 
 import functools
 from typing import Any
@@ -45,7 +45,7 @@ SHAPE = (8, 16)
 
 
 class Box(struct.PyTreeNode, nn.meta.AxisMetadata):
-    """Axis metadata of a user's own, whose field is not called value."""
+    """User-defined axis metadata, whose field is not called value."""
 
     content: Any
     axes: tuple = struct.field(pytree_node=False)
@@ -91,7 +91,7 @@ def gradients(params, step):
 
 
 def train(tx, params, state, *, unbox=(), steps=4):
-    """Parameters and state after some steps, with the named trees unboxed before."""
+    """Return parameters and state after some steps, unboxing the named trees before."""
     if not stays_dense(state):
         params = so.apply_masks(params, state)
     params, state = (
@@ -115,7 +115,7 @@ def trained_plain():
 
 @functools.cache
 def trained_boxed(form):
-    """A transformation and a training with it in which all trees have boxes."""
+    """Return a transformation and a training with it in which all trees have boxes."""
     tx = so.sparsify(optax.adam(0.125), TOPOLOGIES["set"](), **FORMS[form])
     boxed = boxed_params("own")
     return tx, train(tx, boxed, tx.init(boxed))

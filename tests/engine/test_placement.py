@@ -1,4 +1,4 @@
-"""A correction that a later normalisation takes back is warned of."""
+"""A warning is raised for a correction that a later normalisation cancels."""
 
 import warnings
 
@@ -112,7 +112,7 @@ def test_batch_variance_is_a_correction():
         optax.chain(optax.scale_by_adam(), CORRECTION, optax.scale(-1e-3)),
         optax.chain(optax.adam(1e-3), CORRECTION),
         optax.partition({"a": CORRECTION, "b": optax.adam(1e-3)}, labels),
-        # HAM's multiplicative step takes the first, Adam's the second.
+        # HAM's multiplicative step uses the first, Adam's step the second.
         optax.chain(
             CORRECTION,
             so.ham(optax.chain(optax.scale_by_adam(), CORRECTION, optax.scale(-1)), 1),

@@ -1,4 +1,4 @@
-"""Types are promoted nowhere in silence: everything runs under strict promotion."""
+"""No type is promoted silently: everything runs under strict promotion."""
 
 import functools
 
@@ -48,7 +48,7 @@ TOPOLOGIES = {
         (4, so.static(masks=so.PREVIOUS_MASKS)),
     ),
 }
-# Without those around ``optax.adam``, which itself asks for promotion.
+# Except those around ``optax.adam``, which itself promotes.
 OPTIMIZERS = {
     "sparseopt": lambda topology: so.sparsify(
         optax.chain(so.scale_by_sparseopt(), optax.sgd(0.1, momentum=0.9)), topology
@@ -87,7 +87,7 @@ def strict():
 
 
 def traced(tx):
-    """The first state's types, after a step of it: they show without compiling."""
+    """Return the first state's types after a step, which tracing shows."""
     state = jax.eval_shape(tx.init, PARAMS)
     jax.eval_shape(tx.update, GRADS, state, PARAMS)
     return state

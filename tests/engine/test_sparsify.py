@@ -36,7 +36,7 @@ def set_(**kwargs):
 
 
 def run(tx, params, gradients):
-    """Params, masks and states after each step."""
+    """Return parameters, masks and states after each step."""
     state = tx.init(params)
     params = so.apply_masks(params, state)
     update = jax.jit(tx.update)
@@ -58,8 +58,8 @@ def test_static_by_hand():
 
 
 def test_rigl_replaces_the_gradient_step():
-    # Step 0 changes the masks and moves nothing: 2 and -1 are dropped, indices 4 and 6
-    # grown at zero. Step 1 is an ordinary step on the new masks.
+    # Step 0 updates the masks and moves no weight: 2 and -1 are dropped, indices 4 and
+    # 6 grown at zero. Step 1 is an ordinary step with the new masks.
     grad = array(9, 9, 0, 0, 5, -1, -7, 2)
     first, second = run(so.sparsify(optax.sgd(0.5), rigl()), PARAMS, [grad, grad])
     params, mask, _ = first
@@ -73,15 +73,16 @@ def test_rigl_replaces_the_gradient_step():
 
 
 def test_set_takes_the_gradient_step_and_judges_the_weights_after_it():
-    # The step takes w to 0.5 -0.5 4 -5, so the first two are the smallest then; before
-    # it they were the largest.
+    # The step changes w to 0.5 -0.5 4 -5, so the first two are the smallest then;
+    # before it they were the largest.
     grad = array(3.5, -2.5, -2, 4, 1, 1, 1, 1)
     [(params, mask, _)] = run(so.sparsify(optax.sgd(1.0), set_()), PARAMS, [grad])
     np.testing.assert_array_equal(mask[2:4], True)
     assert int(mask.sum()) == 4
     np.testing.assert_array_equal(params["w"][2:4], array(4, -5))
     np.testing.assert_array_equal(params["b"], array(0))
-    # What was dropped and grown elsewhere is zero; what came back keeps its value.
+    # Weights dropped and grown elsewhere are zero; those that came back keep their
+    # value.
     came_back = np.where(np.asarray(mask[:2]), [0.5, -0.5], 0.0)
     np.testing.assert_array_equal(params["w"][:2], came_back)
     np.testing.assert_array_equal(params["w"][4:], 0.0)
@@ -197,13 +198,13 @@ def test_changes_from_the_host_are_those_within_the_step(make, inner):
             p = apply_updates(p, updates)
             if due and not topology.replaces_step:
                 state, p = change(None, state, p)  # SET reads no gradients
-        # What the host's form does not need it does not keep.
+        # The host's form does not store what it does not need.
         kept = state.topology_state._replace(turned=())
         assert not (host_updates and state.topology_state.turned)
         return p, state._replace(topology_state=kept)
 
     in_graph, from_host = train(False), train(True)
-    # Two programs, in which the compiler may contract other products and sums.
+    # Two programs, in which the compiler may fuse different products and sums.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         *(in_graph, from_host),
@@ -214,7 +215,7 @@ def test_changes_from_the_host_are_those_within_the_step(make, inner):
 
 
 def test_a_narrow_gradient_does_not_leave_a_remainder():
-    # 1 + 2**-20 is no bfloat16: an update of that type could not take it to zero.
+    # 1 + 2**-20 is not a bfloat16: an update of that type could not turn it into zero.
     params = {"k": jnp.full((4, 4), 1 + 2**-20, jnp.float32)}
     grads = {"k": jnp.ones((4, 4), jnp.bfloat16)}
     tx = so.sparsify(optax.sgd(0.1), so.static(0.5))

@@ -70,7 +70,7 @@ def assert_same(one, other):
 )
 def test_a_run_goes_on_in_another_form(topology):
     made = {form: make(topology, form) for form in FORMS}
-    # Between the updates at steps 2 and 5, and beyond the second.
+    # Between the updates at steps 2 and 5, and after the second.
     begun = {f: run(tx, begin(tx, random_tree(0)), range(4)) for f, tx in made.items()}
     whole = run(made["plain"], begun["plain"], range(4, 7))
     for form, other in itertools.permutations(("plain", "packed", "compact"), 2):
@@ -80,7 +80,7 @@ def test_a_run_goes_on_in_another_form(topology):
         assert jax.tree.structure(state) == structure
         now = run(tx, begun[form]._replace(state=state), range(4, 7))
         assert_same(now, whole)
-    # What the host updates has no place for what a step does.
+    # The host's form has no place for what a step computes.
     state = so.convert_state(made["host"], begun["plain"].params, begun["plain"].state)
     assert jax.tree.structure(state) == jax.tree.structure(begun["host"].state)
 
@@ -118,7 +118,7 @@ def test_a_dense_run_becomes_sparse(inner, form):
     ]
     mask = masks["dense"]["kernel"]
     np.testing.assert_array_equal(*(m[mask] for m in moments))
-    # One more step is the inner optimizer's with those moments.
+    # One more step equals the inner optimizer's with these moments.
     updates, _ = tx.update(gradients(3), state, sparse)
     expected, _ = inner.update(gradients(3), dense.state, sparse)
     np.testing.assert_allclose(

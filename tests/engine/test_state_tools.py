@@ -54,7 +54,7 @@ MAKERS = {
         so.sparseopt(so.set_(0.5, every=2, stop=20)), optax.sgd(0.1, momentum=0.9)
     ),
 }
-# Their states hold what those of others hold: they wait for ``make test-slow``.
+# Their states contain nothing that others lack: they wait for ``make test-slow``.
 LATER = ("compact blocks", "rigl", "packed ste", "snfs")
 every_form = pytest.mark.parametrize(
     "form",
@@ -67,7 +67,7 @@ every_form = pytest.mark.parametrize(
 
 @functools.cache
 def trained(form):
-    """A transformation, its step, and parameters and state after three steps."""
+    """Return a transformation, its step, and parameters and state after three steps."""
     tx = MAKERS[form]()
 
     @jax.jit
@@ -134,7 +134,7 @@ WAYS = {
 }
 
 
-# Every form by the first way, and the plain one by all.
+# Every form in the first way, and the plain one in all ways.
 @pytest.mark.parametrize(
     ("form", "way"),
     [

@@ -1,4 +1,4 @@
-"""Ready-made optimizers inside the wrappers of optax that leave leaves out or trace."""
+"""Ready-made optimizers inside the wrappers of optax that omit leaves or trace."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ PARAMS = {
     "body": {"kernel": jax.random.normal(jax.random.key(0), (8, 8))},
     "frozen": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)},
     "norm": {"scale": jnp.ones(8), "bias": jnp.ones(8)},
-    "absent": None,  # as Equinox keeps what is not trained
+    "absent": None,  # Equinox stores untrained leaves this way
 }
 BATCH_STATS = {"norm": {"mean": jnp.zeros(8), "var": jnp.arange(1.0, 9.0)}}
 LINKS = {"body/kernel": "norm"}
@@ -90,7 +90,7 @@ PAIRS = sorted(
 )
 
 
-# Wrapped as others are, they wait for ``make test-slow``.
+# Wrapped like others, these wait for ``make test-slow``.
 LATER = {
     *(("sparse_adamw", f"masked_{which}") for which in ("subtrees", "by_rank")),
     ("sparse_adamw", "conditionally_mask"),
@@ -127,7 +127,7 @@ def test_zeros_are_exact_where_a_wrapper_leaves_leaves_out(optimizer, wrapper):
     assert params["absent"] is None
 
 
-# What decides about the program, traced where it is not named in static_args.
+# Arguments that decide about the program, traced if they are not in static_args.
 INJECTED = {
     so.sparse_sgd: (
         {"learning_rate": 0.1, "topology": rigl(), "momentum": None},

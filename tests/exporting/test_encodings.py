@@ -1,4 +1,4 @@
-"""Sparse arrays as they are stored: by hand, and as other programs read them."""
+"""Encodings of sparse arrays: by hand, and as other programs read them."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ ENCODINGS = {"bitmask": BITMASK, "csr": CSR, "dense": DENSE}
 def sparse(shape, dtype=np.float32):
     rng = np.random.default_rng(0)
     mask = np.asarray(rng.random(shape) < 0.4)
-    # One active weight is zero, and one not a number.
+    # One active weight is zero, and one is NaN.
     x = np.where(mask, rng.normal(size=shape), 0).astype(dtype)
     places = np.flatnonzero(mask)
     if len(places) > 2:
@@ -67,7 +67,7 @@ def test_arrays_come_back_as_they_were(name, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_names_and_bits_are_those_of_compressed_tensors(shape):
-    # What its `bitmask_decompress` does, in NumPy.
+    # The same as its `bitmask_decompress`, in NumPy.
     x, mask = sparse(shape)
     stored = BITMASK.encode(x, mask)
     columns = shape[-1] if shape else 1
@@ -77,7 +77,7 @@ def test_the_names_and_bits_are_those_of_compressed_tensors(shape):
     again = np.zeros(stored["shape"], x.dtype)
     again[bits.astype(bool)] = stored["compressed"]
     np.testing.assert_array_equal(again, x)
-    # Where each row begins.
+    # The start of each row.
     if len(shape) == 2 and all(shape):
         for row, start in enumerate(stored["row_offsets"]):
             stop = start + mask[row].sum()

@@ -1,4 +1,4 @@
-"""Networks as files: what is written, how large it is, and what is refused."""
+"""Networks as files: their contents, their size, and what is refused."""
 
 import os
 
@@ -19,7 +19,7 @@ from sparseopt_jax.masks.compact_kernel import CompactKernel
 from sparseopt_jax.masks.layouts import Layout
 
 FORMATS = ("bitmask", "csr", "dense")
-# Of the dense kernel's bytes, at each sparsity.
+# Fractions of the dense kernel's bytes, at each sparsity.
 SPARSITIES = (0.8, 0.9, 0.95, 0.99)
 BYTES = {
     "bitmask": (0.233, 0.133, 0.083, 0.043),
@@ -34,7 +34,7 @@ def path(tmp_path):
 
 
 def network():
-    """Parameters of several shapes, and masks of some."""
+    """Return parameters of several shapes, and masks of some."""
     keys = iter(jax.random.split(jax.random.key(0), 4))
     params = {
         "conv": {"kernel": jax.random.normal(next(keys), (3, 3, 2, 5))},
@@ -53,7 +53,7 @@ def network():
 
 
 def assert_same(tree, other):
-    """Same structure, types and bits."""
+    """Check for the same structure, types and bits."""
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         x, y = np.asarray(x), np.asarray(y)
@@ -91,7 +91,7 @@ def test_every_type_comes_back_bit_for_bit(name, format, path):
         bits = np.arange(256, dtype=f"u{min(dtype.itemsize, 8)}")
         bits = bits << np.array(8 * (bits.itemsize - 1), bits.dtype)
         x = np.where(mask, bits, 0).astype(bits.dtype).view(dtype).reshape(16, 16)
-        if name == "float8_e8m0fnu":  # which has no zero
+        if name == "float8_e8m0fnu":  # has no zero
             mask[:] = True
             x = bits.view(dtype).reshape(16, 16)
     params = {"kernel": x, "scalar": x[0, 1], "empty": x[:0]}
@@ -146,7 +146,7 @@ def test_masks_of_any_state_are_written(name, path):
     loaded = so.load(path, like=params)
     assert_same(loaded.params, params)
     assert_same(loaded.masks, so.get_masks(opt_state))
-    # Grown weights are zero, and active all the same.
+    # Grown weights are zero, but active.
     active = sum(int(mask.sum()) for mask in jax.tree.leaves(loaded.masks))
     assert active == sum(x["active"] for x in _sparse(loaded.metadata))
 
@@ -334,7 +334,7 @@ def test_replicas_and_traced_values_are_an_error(path):
 
 
 def compact(shape, block, places):
-    """A kernel of which a few blocks are kept, at given places."""
+    """Return a kernel of which a few blocks are stored, at given places."""
     leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
     units = so.Block(block).units("kernel", shape, one_neuron(leaf))
     layout = Layout(units, len(places))
@@ -353,7 +353,7 @@ def test_compact_parameters_are_written_like_dense_ones(format, path):
     assert_same(loaded.params, dense)
     assert loaded.metadata["leaves"]["head/kernel"]["block"] == [16, 16]
 
-    # Into any form: dense, and as many blocks at other places.
+    # Into any form: dense, and equally many blocks at other places.
     assert_same(so.load(path, like=dense).params, dense)
     like = {**params["head"], "kernel": compact((64, 48), (16, 16), (0, 1, 2))}
     again = so.load(path, like={"head": like})

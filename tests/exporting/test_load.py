@@ -35,7 +35,7 @@ def test_without_a_structure_arrays_are_those_of_numpy(path):
     loaded = so.load(path)
     assert {type(x) for x in jax.tree.leaves(loaded.params)} == {np.ndarray}
     assert {type(x) for x in jax.tree.leaves(loaded.masks)} == {np.ndarray}
-    loaded.params["head"]["bias"][0] = 1  # which may be written to
+    loaded.params["head"]["bias"][0] = 1  # is writable
     state = so.sparsify(optax.sgd(0.1), so.rigl(masks=loaded.masks, every=2, stop=4))
     masks = so.get_masks(state.init(loaded.params))
     np.testing.assert_array_equal(masks["head"]["kernel"], MASK)
@@ -152,7 +152,7 @@ def test_other_files_are_an_error(tmp_path):
 
 
 def rewritten(path, change):
-    """A file as a forger makes it: its checksum is right again."""
+    """Change a file as a forger would: its checksum is valid again."""
     form, arrays, metadata = formats.read(bytearray(path.read_bytes()))
     change(arrays, metadata)
     metadata["checksum"] = formats._checksum(arrays, metadata)

@@ -1,4 +1,4 @@
-"""Files of arrays as NumPy has them."""
+"""Files of arrays in NumPy's format."""
 
 import io
 import pickle
@@ -85,7 +85,7 @@ def pickled():
 
 
 def shaped(shape):
-    """An array whose header has another shape."""
+    """Return an array whose header has another shape."""
     return array(np.zeros(1)).replace(b"(1,), }        ", shape)
 
 

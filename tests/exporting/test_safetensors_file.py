@@ -1,4 +1,4 @@
-"""Files of arrays as the package safetensors has them."""
+"""Files of arrays in the format of the package safetensors."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import pytest
 
 from sparseopt_jax.exporting.safetensors_file import DTYPES, read, write
 
-# What safetensors 0.8.0 has written of ARRAYS.
+# ARRAYS as written by safetensors 0.8.0.
 GOLDEN = base64.b64decode(
     "0AEAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJuYW1lIjoiXCLDqVxuIn0sIsOpIjp7ImR0eXBlIjoi"
     "STY0Iiwic2hhcGUiOltdLCJkYXRhX29mZnNldHMiOlswLDhdfSwiYS9rZXJuZWwiOnsiZHR5cGUi"

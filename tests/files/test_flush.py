@@ -1,4 +1,4 @@
-"""What is flushed to the disk, and what is not."""
+"""What is flushed to disk, and what is not."""
 
 import errno
 import os

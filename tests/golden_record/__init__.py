@@ -1,1 +1,1 @@
-"""The record of what every method does, and the commands that compare by it."""
+"""A record of the results of every method, and commands to compare with it."""

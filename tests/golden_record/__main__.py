@@ -1,14 +1,14 @@
 """Write the golden record, or compare this code with another revision bit for bit.
 
-Where results were changed on purpose, write the record anew and look at its diff::
+If results were changed on purpose, rewrite the record and look at its diff::
 
     python -m tests.golden_record --update
 
-While code is rebuilt, compare with another revision, floats to the last bit::
+While refactoring, compare with another revision, floats bit for bit::
 
     python -m tests.golden_record --against main
 
-or with another checkout or interpreter, whose half is run there::
+or with another checkout or interpreter, which runs its half itself::
 
     python -m tests.golden_record --write /tmp/before.json
     python -m tests.golden_record --write /tmp/after.json
@@ -16,8 +16,8 @@ or with another checkout or interpreter, whose half is run there::
 
 ``--only REGEX`` selects variants, ``--parts masks params`` parts of the comparison.
 
-All but the tests run without fused multiply-add: with it, the last bit depends on
-which operations XLA fuses, and so on where in the program a line stands.
+Everything but the tests runs without fused multiply-add: with it, the last bit depends
+on which operations XLA fuses, and so on the position of a line in the program.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> int:
         return _compare(*args.compare, args.only, args.parts)
     if args.against:
         return _against(args.against, args.only, args.parts)
-    # Read when the first device is asked for, which is later.
+    # Read when the first device is requested, which happens later.
     os.environ |= {"XLA_FLAGS": _flags(), "JAX_PLATFORMS": "cpu"}
     if args.update:
         store(_of_each(record, args.only))

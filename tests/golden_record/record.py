@@ -1,15 +1,16 @@
-"""What a training is compared by.
+"""What trainings are compared by.
 
 ``tests/golden_record/`` has three parts, each by variant of training:
 
 - ``masks.json``: hashes of the masks of all steps up to 10, 20 and 30. Masks are the
-  same everywhere: whatever the storage, jax, XLA's flags and the CPU.
+same
+  for every storage, jax version, XLA flag and CPU.
 - ``floats.json``: the updates and the parameters at those steps, each as one positive
-  number that moves with every entry, compared up to rounding, which is not the same
-  everywhere.
+  number that depends on every entry, compared up to rounding, which varies between
+  machines.
 - ``state.json``: the paths, types and shapes of the state's leaves with their values:
-  hashes of integers and bits, numbers as above for floats. A layout of the state that
-  is changed on purpose is a difference in this part alone.
+  hashes of integers and bits, numbers as above for floats. A deliberate change of the
+  state's layout affects only this part.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ FOLDER = Path(__file__).resolve().parent
 PARTS = ("masks", "floats", "state")
 MOMENTS = (10, 20, STEPS)
 
-# Without fused multiply-add all bits are the same; with it, numbers move by about 1e-7.
+# Without fused multiply-add all bits are equal; with it, numbers change by about 1e-7.
 ROUNDING = 2e-6
 
 
@@ -51,9 +52,9 @@ def hash_of(tree: Any, before: str = "") -> str:
 
 
 def number_of(tree: Any) -> str:
-    """Return a number that changes relatively as little as the floats of a tree.
+    """Return a number whose relative change is as small as that of the tree's floats.
 
-    Each entry's size counts by a factor of its own, another one for each sign.
+    Each entry's magnitude is weighted by its own factor, a different one for each sign.
     """
     values = [leaf.ravel().astype(np.float64) for _, leaf in leaves_of(tree)]
     flat = np.concatenate(values) if values else np.zeros(0)
@@ -136,8 +137,8 @@ def _same(expected: str, actual: str, rounding: float) -> bool:
 
 
 def _close(old: str, new: str, rounding: float) -> bool:
-    # Hashes never come here with a rounding but for those that differ: what looks like
-    # a number among them, say 1234e5, would have to be close to another such one.
+    # Hashes are compared with a rounding only if they differ: to be accepted, one that
+    # looks like a number, such as 1234e5, would have to be close to another.
     try:
         a, b = float(old), float(new)
     except ValueError:

@@ -56,15 +56,15 @@ def batch_corrected() -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A topology, and the trainings that it is recorded in.
+    """A topology, and the trainings that record it.
 
     Attributes:
       topology: builds it.
-      inner: builds what ``sparsify`` is put around.
-      updates: where the host updates the masks, ``"before"`` or ``"after"`` the step;
-        None where nothing is to be updated.
-      storages: how masks are kept.
-      stays_dense: whether masks are the forward pass's alone.
+      inner: builds the optimizer inside ``sparsify``.
+      updates: whether the host updates the masks ``"before"`` or ``"after"`` the step;
+        None if there is nothing to update.
+      storages: how masks are stored.
+      stays_dense: whether masks apply only in the forward pass.
     """
 
     topology: Callable[[], Any]
@@ -212,10 +212,10 @@ class Variant:
     """One training.
 
     Attributes:
-      make: builds the transformation, and the topology where the host updates.
-      updates: as in ``Method``; None where the graph updates the masks.
+      make: builds the transformation, and the topology if the host updates.
+      updates: as in ``Method``; None if the graph updates the masks.
       stays_dense: as in ``Method``.
-      apply_updates: what adds updates to parameters.
+      apply_updates: adds updates to parameters.
     """
 
     make: Callable[[], tuple[optax.GradientTransformation, Any]]
@@ -255,7 +255,7 @@ def _set_blocks() -> so.Topology:
     return so.set_smet(0.5, block=4, every=5, stop=24, dims=DIMS)
 
 
-# What is no topology within `sparsify`.
+# Transformations other than a topology within `sparsify`.
 OTHERS: dict[str, Variant] = {
     "sparseopt/rigl": _whole(
         lambda: optax.chain(so.sparseopt(_rigl(), dims=DIMS), momentum()),

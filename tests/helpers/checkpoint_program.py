@@ -1,6 +1,6 @@
 """A small training run that survives: tests stop it, kill it and start it again.
 
-It saves after every step, so that hardly a moment passes without a save under way.
+It saves after every step, so a save is almost always under way.
 """
 
 import argparse
@@ -21,7 +21,7 @@ METHODS = {"set": so.set_, "rigl": so.rigl}
 
 
 def topology(method, sparsity=0.5, **options):
-    """Changes the masks of the first layer at steps 2, 5, 8 and so on."""
+    """Return a topology that updates the first layer at steps 2, 5, 8 and so on."""
     schedule = {"every": 3, "start": 2, "stop": 1000, "drop_fraction": 0.5}
     return METHODS[method](sparsity, **(schedule | {"where": in_first} | options))
 
@@ -32,7 +32,7 @@ def in_first(path, leaf):
 
 @functools.cache
 def optimizer(method, sparsity=0.5):
-    """One for all states: a compiled step is of its optimizer."""
+    """Return one optimizer for all states, since a compiled step belongs to one."""
     inner = optax.chain(so.scale_by_sparseopt(), optax.sgd(0.05, momentum=0.9))
     return so.sparsify(inner, topology(method, sparsity))
 
@@ -55,7 +55,7 @@ def new_state(method, *, width=16, sparsity=0.5, tx=None):
 
 
 def shapes_on(mesh, method):
-    """Kernels, and all that has their shape, along the mesh's axes."""
+    """Shard kernels, and all that has their shape, along the mesh's axes."""
 
     def sharded(x):
         spec = P(*mesh.axis_names) if x.ndim == 2 and x.shape[0] > 1 else P()
@@ -111,12 +111,12 @@ def train_step(state, index):
 
 
 def train_step_on(mesh, method):
-    """The step of a state that stays where ``shapes_on`` has it."""
+    """Return the step of a state with the shardings of ``shapes_on``."""
     return lambda state, index: _programs_on(mesh, method)[1](state, *batch(index))
 
 
 def leaves(state):
-    """Every array of a state by its path, keys as their data."""
+    """Return every array of a state by its path, with keys as their data."""
 
     def plain(x):
         is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -127,16 +127,16 @@ def leaves(state):
 
 
 def run(directory, method="rigl", *, steps, every=1, result=None, log=None, cache=None):
-    """Trains from where the last run left off; false if it was asked to stop.
+    """Train from the last checkpoint; return False if asked to stop.
 
     Args:
-      directory: of the checkpoints.
-      method: of the topology.
-      steps: how many in all.
+      directory: directory of the checkpoints.
+      method: method of the topology.
+      steps: total number of steps.
       every: steps between checkpoints.
       result: where to write the arrays of the last state.
-      log: receives the step of the start, and of the end, as lines.
-      cache: where compiled programs are kept, for a quick start.
+      log: receives the first and the last step, as lines.
+      cache: folder of compiled programs, for a quick start.
     """
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))

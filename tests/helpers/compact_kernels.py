@@ -1,4 +1,4 @@
-"""Parameters of which the active blocks alone are kept, at random places."""
+"""Parameters that store only active blocks, at random places."""
 
 import math
 
@@ -14,7 +14,7 @@ from sparseopt_jax.trees import paths
 
 
 def compact(kernel, block, active, path="kernel", dims=None):
-    """A kernel of which so many blocks of every layer are left."""
+    """Return a kernel with a given number of active blocks in every layer."""
     axes = resolve_axes(dims, path, kernel)
     units = so.Block(block).units(path, tuple(kernel.shape), axes)
     layout = Layout(units, active)
@@ -31,11 +31,11 @@ def compact(kernel, block, active, path="kernel", dims=None):
 
 
 def compacted(params, blocks, dims=None):
-    """A tree some of whose kernels are compact.
+    """Make some kernels of a tree compact.
 
     Args:
       params: any pytree of arrays.
-      blocks: from globs over paths to the blocks' extents and how many are active.
+      blocks: from globs over paths to the blocks' extents and numbers of active blocks.
       dims: as in ``so.static``.
     """
 
@@ -47,12 +47,12 @@ def compacted(params, blocks, dims=None):
 
 
 def dense(tree):
-    """The same parameters, all of them dense."""
+    """Return the same parameters, all of them dense."""
     return map_compact(lambda kernel: kernel.dense(), tree)
 
 
 def assert_same_gradients(compact_grads, dense_grads, params, rtol=2e-5, atol=2e-5):
-    """Gradients of active weights are those of the dense arrays at their places."""
+    """Check that gradients of active weights equal those of the dense arrays."""
 
     def same(kernel, found, expected):
         if is_compact(kernel):

@@ -1,4 +1,4 @@
-"""What JAX compiles while something runs."""
+"""Programs that JAX compiles while something runs."""
 
 import contextlib
 import logging
@@ -19,10 +19,10 @@ class _Names(logging.Handler):
 
 @contextlib.contextmanager
 def compilations():
-    """A list that gets the name of every program that is compiled.
+    """Yield a list that receives the name of every program that is compiled.
 
-    It is read from JAX's log: what a compiled function knows of itself is kept in a
-    cache that all tests share, and that forgets.
+    It reads JAX's log: a compiled function's own count is kept in a cache that all
+    tests share, and that evicts entries.
     """
     names, logger = _Names(), logging.getLogger("jax")
     logger.addHandler(names)

@@ -1,4 +1,4 @@
-"""Optimizers and topologies that differ, and what tells them apart."""
+"""Optimizers and topologies that differ, and what distinguishes them."""
 
 import functools
 
@@ -24,7 +24,7 @@ def scheduled(schedule):
 
 
 def clipped(limit, axis=None):
-    """A transformation of one's own."""
+    """Return a user-defined transformation."""
 
     def update(updates, state, params=None):
         del params
@@ -39,7 +39,7 @@ def kernels(params, *, names=("kernel",)):
     )
 
 
-# Two optimizers whose states have the same shapes, and what tells them apart.
+# Two optimizers whose states have the same shapes, and what distinguishes them.
 PAIRS = {
     "the correction": (
         so.sparse_sgd(0.1, TOPOLOGY, momentum=0.9, sparseopt=True),

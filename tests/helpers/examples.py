@@ -1,15 +1,15 @@
-"""How many examples Hypothesis tries."""
+"""The number of examples that Hypothesis tries."""
 
 import os
 
 from hypothesis import settings
 
-# Asks for as many of every property, as the study of reliability does.
+# Sets the number of examples per property, as in the study of reliability.
 VARIABLE = "HYPOTHESIS_MAX_EXAMPLES"
 
 
 def examples(count: int = 100) -> settings:
-    """Tries so many, however long one takes, unless ``VARIABLE`` says how many."""
+    """Try ``count`` examples without deadline, unless ``VARIABLE`` sets the number."""
     return settings(
         deadline=None, max_examples=int(os.environ.get(VARIABLE, str(count)))
     )

@@ -1,4 +1,4 @@
-"""Two layers, and their masks while a density falls."""
+"""Two layers, and their masks while a density decreases."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ SIZES = {"a": 48, "b": 60}
 
 
 def still(topology, steps, *, params=PARAMS, grads=None):
-    """The masks before each step and after the last; weights stay as they are."""
+    """Return the masks before each step and after the last, with constant weights."""
     masks, state = topology.init(KEY, params)
     params = so.apply_masks(params, masks)
     grads = params if grads is None else grads

@@ -1,16 +1,16 @@
-"""Records what is flushed to the disk, and whether it was when it got its name."""
+"""Record what is flushed to disk, and whether that happened before its renaming."""
 
 import os
 import stat
 
 
 class Disk:
-    """What is on the disk, as far as ``os.fsync`` has put it there.
+    """The contents of the disk, as far as ``os.fsync`` has written them.
 
     Attributes:
-      events: what was flushed or renamed, in order, as ``("flush", path)`` and
+      events: flushes and renames, in order, as ``("flush", path)`` and
         ``("rename", path, new path)``.
-      unflushed: by new path, what a rename has named that was not on the disk.
+      unflushed: by new path, files that were renamed before they were flushed.
     """
 
     def __init__(self, monkeypatch):
@@ -42,14 +42,14 @@ class Disk:
 
 
 def _all(path):
-    """A file, or a folder with all that is in it."""
+    """Return a file, or a folder with everything in it."""
     yield path
     for place, folders, files in os.walk(path):
         yield from (os.path.join(place, name) for name in (*folders, *files))
 
 
 def _content(status):
-    """What changes with a file's content, or with the names in a folder."""
-    # Another name for a file changes neither.
+    """Return what changes with a file's content, or with the names in a folder."""
+    # A new name of a file changes neither.
     size = None if stat.S_ISDIR(status.st_mode) else status.st_size
     return status.st_mtime_ns, size

@@ -1,4 +1,4 @@
-"""Dense weights that are trained behind masks of the forward pass."""
+"""Training of dense weights with masks in the forward pass."""
 
 import functools
 
@@ -35,7 +35,7 @@ def momentum():
 
 @functools.cache
 def trained(method, steps=6, *, packed=False, compiled=True):
-    """Params and states, first and after each step."""
+    """Return parameters and states, initially and after each step."""
     tx = so.sparsify(momentum(), method, packed=packed)
     params, state = PARAMS, tx.init(PARAMS)
     update = jax.jit(tx.update) if compiled else tx.update

@@ -18,7 +18,7 @@ PARAMS = {
 
 
 class Step(NamedTuple):
-    """A step, with the kernel and its mask before it and after it."""
+    """A step, with the kernel and its mask before and after it."""
 
     index: int
     old: jax.Array
@@ -37,8 +37,10 @@ def gradients(step):
 
 
 def ten_steps(tx):
-    """Takes ten steps, and yields each: the mask moves, keeps its 24 weights, and
-    masks the kernel, in a program that is compiled once.
+    """Take ten steps, and yield each.
+
+    Check that the mask moves, keeps its 24 weights and masks the kernel, in a program
+    that is compiled once.
     """
     state = tx.init(PARAMS)
     params = so.apply_masks(PARAMS, state)

@@ -1,6 +1,6 @@
 """The table that all contract tests run over, and the training they watch.
 
-A new transformation of the package is one more ``Row`` here.
+Add a ``Row`` here for each new transformation of the package.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from sparseopt_jax.masks.state import is_sparse_state, stays_dense
 
 STEPS = 8
 
-# Two kernels of distinct shapes, no other leaf has the shape of either.
+# Two kernels of distinct shapes; no other leaf has the shape of either.
 SHAPES = {
     "conv": {"kernel": (3, 3, 2, 8), "bias": (8,)},
     "dense": {"kernel": (6, 8), "bias": (8,)},
@@ -47,8 +47,8 @@ def gradients(step: int) -> Any:
     return random_tree(100 + step)
 
 
-# Changes at steps 2 and 5 of a run. Half of the weights are active and up to half of
-# those are dropped, so that some of what is dropped comes back at once.
+# Updates at steps 2 and 5 of a run. Half of the weights are active and up to half of
+# those are dropped, so some dropped weights are grown back at once.
 SCHEDULE = {"every": 3, "start": 2, "stop": 9, "drop_fraction": 0.5}
 
 
@@ -74,7 +74,7 @@ def _kernel_labels(params: Any) -> Any:
 
 _NEED_VALUES = {"inject_hyperparams", "prodigy", "schedule_free"}
 
-# What sparsify is put around. Learning rates are such that every weight moves visibly
+# Optimizers inside sparsify. Learning rates are such that every weight moves visibly
 # within a run, and stays finite.
 INNER: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": lambda: optax.sgd(0.1),
@@ -124,10 +124,10 @@ class Row:
     Attributes:
       id: its name in a report.
       make: builds it.
-      topology: how its masks change.
-      needs: what it asks of its caller beyond ``update`` and ``optax.apply_updates``:
+      topology: its topology.
+      needs: what it requires beyond ``update`` and ``optax.apply_updates``:
         ``"batch_stats"``, ``"so.apply_updates"``, ``"so.update_topology"``; or the
-        ``"values"`` of the parameters at ``init``, where shapes alone will not do.
+        ``"values"`` of the parameters at ``init``, if shapes alone are not enough.
     """
 
     id: str
@@ -137,17 +137,17 @@ class Row:
 
     @property
     def prunes(self) -> bool:
-        """Whether its density falls, so that it grows nothing."""
+        """Tell whether its density decreases, so that it grows nothing."""
         return getattr(self.topology, "density", None) is not None
 
     @property
     def stays_dense(self) -> bool:
-        """Whether masks are the forward pass's alone."""
+        """Tell whether masks apply only in the forward pass."""
         return self.topology.stays_dense
 
     @property
     def starts_fresh(self) -> bool:
-        """Whether it grows weights, and they find the optimizer's initial state."""
+        """Tell whether grown weights start with the optimizer's initial state."""
         owns_grown = not (
             self.prunes or self.stays_dense or "so.apply_updates" in self.needs
         )
@@ -239,13 +239,13 @@ PACKAGE = [
     ),
 ]
 
-# Changes at 2 and 5, as the others; what prunes begins with that at 2.
+# Updates at 2 and 5, like the others; pruning starts with that at 2.
 _PRUNING = {"every": 3, "start": 2, "stop": 6, "initial_sparsity": 0.25}
 
 METHODS = [
     _row(
         "rigl_2_of_4",
-        # Groups lie along the neurons: the kernels have no four inputs.
+        # Groups run along the neurons: the kernels do not have four inputs.
         so.rigl(structure=so.NM(2, 4, axis=-1), **SCHEDULE),
         _around(_momentum),
     ),
@@ -330,13 +330,13 @@ class Moment(NamedTuple):
 
     @property
     def changed_at(self) -> int:
-        """The step of the last change, -1 before the first and without any."""
+        """Return the step of the last update; -1 if there has been none."""
         topology_state = self.sparse.topology_state
         return int(topology_state.updated_at) if topology_state else -1
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
-        """The masks by the names of their layers."""
+        """Return the masks by the names of their layers."""
         return {
             name: np.asarray(layer["kernel"])
             for name, layer in so.get_masks(self.state).items()
@@ -369,7 +369,7 @@ def start(tx: optax.GradientTransformation, params: Any) -> Moment:
 def one_step(
     tx: optax.GradientTransformation, apply_updates: Callable | None = None
 ) -> Callable[..., Moment]:
-    """A training step as a user would write it."""
+    """Return a training step as a user would write it."""
     tx = optax.with_extra_args_support(tx)
 
     def step(grads, params, state):
@@ -390,7 +390,7 @@ def train(
     part: Callable = lambda tree: tree,
     begun: tuple[int, Moment] | None = None,
 ) -> Run:
-    """Trains ``part`` of the parameters, or goes on from the moment after a step."""
+    """Train ``part`` of the parameters, from the start or from the moment of a step."""
     tx = row.make()
     apply_updates = so.apply_updates if "so.apply_updates" in row.needs else None
     traces = []

@@ -1,4 +1,4 @@
-"""What tests read in the README and the docs: code blocks and tables."""
+"""Read code blocks and tables of the README and the docs."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def read(page):
 
 
 def run_block(text, name, **given):
-    """Runs the code block ```python name, and returns what it leaves."""
+    """Run the code block ```python name, and return its variables."""
     (code,) = re.findall(rf"```python {name}\n(.*?)```", text, re.DOTALL)
     given |= {"optax": optax, "jax": jax, "so": so}
     exec(compile(code, f"{name} block", "exec"), given)
@@ -24,12 +24,12 @@ def run_block(text, name, **given):
 
 
 def block_names(text):
-    """The names of all Python blocks; one without a name has an empty one."""
+    """Return the names of all Python blocks, empty for blocks without a name."""
     return re.findall(r"^```python *(.*)$", text, re.MULTILINE)
 
 
 def rows(text, name):
-    """The cells of the table between <!-- begin name --> and <!-- end name -->."""
+    """Return the cells between <!-- begin name --> and <!-- end name -->."""
     (table,) = re.findall(
         rf"<!-- begin {name} -->\n(.*?)<!-- end {name} -->", text, re.DOTALL
     )
@@ -44,29 +44,29 @@ def rows(text, name):
 
 
 def links(text):
-    """The relative links of a page: the file, and the heading or nothing."""
+    """Return the relative links of a page: the file, and the heading or nothing."""
     found = re.findall(r"\]\(([^):#\s]+)(?:#([\w-]+))?\)", text)
     return [(target, anchor) for target, anchor in found if target]
 
 
 def anchors(text):
-    """The anchors of a page's headings."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
 
 
 def code(cell):
-    """The first piece of code in a cell."""
+    """Return the first piece of code in a cell."""
     return re.findall(r"`([^`]+)`", cell)[0]
 
 
 def names(text):
-    """Everything that the text calls by ``so.``."""
+    """Return everything that the text calls by ``so.``."""
     return set(re.findall(r"\bso\.([\w.]*\w)", text))
 
 
 def find(name):
-    """What stands under a dotted name in the package; raises if nothing does."""
+    """Return the object of a dotted name in the package; raise if there is none."""
     target = so
     for part in name.split("."):
         target = getattr(target, part)

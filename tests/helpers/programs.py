@@ -1,4 +1,4 @@
-"""Programs of the checkout as they are started, and the files that they leave."""
+"""Run programs of the checkout, and read the files that they write."""
 
 import json
 import struct
@@ -9,17 +9,17 @@ from tensorboardX.proto import event_pb2
 
 from tests.helpers.together import environment
 
-# What a comparison of methods leaves.
+# Files that a comparison of methods writes.
 FILES = {"log.jsonl", "config.json", "results.json", "results.md", "figure.png"}
 
 
 def command(module, *args):
-    """The command that starts a module of the checkout."""
+    """Return the command that starts a module of the checkout."""
     return [sys.executable, "-W", "error", "-m", module, *args]
 
 
 def help_of(module):
-    """What a program says of its options."""
+    """Return a program's help text."""
     return subprocess.run(
         command(module, "--help"),
         env=environment(1) | {"COLUMNS": "200"},
@@ -30,17 +30,17 @@ def help_of(module):
 
 
 def rows_of(path):
-    """The rows of a file with a JSON object a line."""
+    """Return the rows of a file with one JSON object per line."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def log(output):
-    """The rows that a comparison leaves in its log."""
+    """Return the rows of a comparison's log."""
     return rows_of(output / "log.jsonl")
 
 
 def events(folder):
-    """What TensorBoard shows: (step, tag, value) of every scalar."""
+    """Return what TensorBoard shows: (step, tag, value) of every scalar."""
     found = []
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()

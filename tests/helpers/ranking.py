@@ -1,15 +1,15 @@
-"""The best of an array, by a stable sort."""
+"""The best entries of an array, by a stable sort."""
 
 import numpy as np
 
 
 def highest(scores, k):
-    """The k highest scores; of equal ones the first."""
+    """Return the k highest scores; ties by the lowest index."""
     mask = np.zeros(scores.size, bool)
     mask[np.argsort(-np.ravel(scores), kind="stable")[:k]] = True
     return mask.reshape(scores.shape)
 
 
 def largest(weights, k):
-    """The k weights of the largest magnitude."""
+    """Return the k weights of largest magnitude."""
     return highest(np.abs(weights), k)

@@ -16,7 +16,7 @@ def bits(*values):
 
 
 def updated(topology, masks, params, grads, count=0):
-    """The masks after one change."""
+    """Return the masks after one update."""
     _, state = topology.init(KEY, params)
     count = jnp.int32(count)
     state = topology.observe(count, state, grads)
@@ -24,5 +24,5 @@ def updated(topology, masks, params, grads, count=0):
 
 
 def changed(topology, mask, param, grad, count=0):
-    """The mask of a single leaf after one change."""
+    """Return the mask of a single leaf after one update."""
     return updated(topology, {"w": mask}, {"w": param}, {"w": grad}, count)["w"]

@@ -1,4 +1,4 @@
-"""A network of the benchmarks, small and on noise."""
+"""A small version of the benchmarks' network, on noise."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from studies.convergence import runs
 
 
 def small_network(images, size, *, width, classes, batch, epochs):
-    """A perceptron to be trained on noise of size x size pixels, and judged by it."""
+    """Return a perceptron trained and evaluated on noise of size x size pixels."""
     draw = np.random.default_rng(0)
     noise = Split(
         draw.standard_normal((images, size, size, 1), np.float32),

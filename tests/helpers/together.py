@@ -1,4 +1,4 @@
-"""Several real processes, which find each other through a port of this machine."""
+"""Several real processes that find each other through a local port."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(devices):
-    """For a process with so many CPU devices."""
+    """Return the environment of a process with ``devices`` CPU devices."""
     # Unoptimised programs compile ten times as fast, and compute little here.
     flags = f"--xla_force_host_platform_device_count={devices}"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
-        # Threads of XLA: as many as cores, devices that wait for each other take them
-        # all, and wait for ever.
+        # Threads of XLA: with only as many as cores, devices that wait for each other
+        # occupy them all, and wait forever.
         "NPROC": "32",
         "PYTHONPATH": os.pathsep.join(
             [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -70,7 +70,7 @@ class Together:
             process.wait()
 
     def output(self):
-        """What they have said, for a report."""
+        """Return their output, for a report."""
         return "".join(
             f"\n--- {log.name} ({process.poll()}) ---\n"
             f"{log.read_text(encoding='utf-8', errors='replace')[-6000:]}"
@@ -78,7 +78,7 @@ class Together:
         )
 
     def wait_for(self, reached, timeout):
-        """Until ``reached()``; fails if a process ends before, or time does."""
+        """Wait until ``reached()``; fail if a process ends first or time runs out."""
         end = time.monotonic() + timeout
         while not reached():
             codes = [process.poll() for process in self.processes]
@@ -87,13 +87,13 @@ class Together:
             time.sleep(0.05)
 
     def finish(self, timeout, code=0):
-        """Waits for their ends; fails if one ends with another code."""
+        """Wait until all end; fail if one ends with another code."""
         end = time.monotonic() + timeout
         while True:
             codes = [process.poll() for process in self.processes]
             if all(ended == code for ended in codes):
                 return
-            # One that has failed leaves the others waiting for it.
+            # A failed process leaves the others waiting for it.
             failed = any(ended not in (None, code) for ended in codes)
             if failed or time.monotonic() > end:
                 pytest.fail(f"exit codes {codes} (None: running){self.output()}")

@@ -23,7 +23,7 @@ def test_uniform_keeps_the_first_layer_dense():
 
 
 def test_uniform_finds_the_first_layer_by_its_inputs():
-    # Tree order is alphabetical: the stem comes last, but nothing feeds its 3 inputs.
+    # Tree order is alphabetical: the stem comes last, but no layer feeds its 3 inputs.
     layers = [
         conv("Block_0", 3, 3, 16, 16),
         dense("head", 16, 10),

@@ -1,4 +1,4 @@
-"""What is made sparse without being told."""
+"""What is made sparse by default."""
 
 import jax
 import jax.numpy as jnp

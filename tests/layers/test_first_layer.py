@@ -23,7 +23,7 @@ def kernels(**shapes):
 
 
 def dense_of(params, **options):
-    """Paths that stay dense; None if the first layer cannot be told."""
+    """Return paths that stay dense; None if the first layer cannot be determined."""
     topology = so.static(0.75, distribution="uniform", **options)
     try:
         leaves = topology.leaves(params)
@@ -187,7 +187,7 @@ def test_an_embedding_before_the_kernels_is_nothing_to_guess_by():
     assert dense_of(params | tokens, first="tokens/*") == []
     position = {"pos_embedding": jax.ShapeDtypeStruct((1, 5, 64), jnp.float32)}
     assert dense_of(params | position) == ["flat/kernel"]
-    # What is asked to be sparse is sparse, first or not.
+    # A requested leaf is sparse, first or not.
     options = {"include": "tokens/*", "first": "tokens/*"}
     assert dense_of(params | tokens, **options) == []
 
@@ -255,7 +255,7 @@ def test_haiku_numbers_all_but_the_first():
         return hk.nets.MLP([16, 16])(x)
 
     params = hk.transform(forward).init(KEY, jnp.ones((2, 16)))
-    assert dense_of(params) is None  # the network of the library has numbers, too
+    assert dense_of(params) is None  # the library's network has numbers, too
     del params["mlp/~/linear_0"], params["mlp/~/linear_1"]
     assert dense_of(params) == ["linear/w"]
 

@@ -40,7 +40,8 @@ def test_a_mapping_or_function_decides_by_path():
 
 
 def test_the_factor_does_not_round_where_fan_ins_are_equal():
-    # 4097 * 12289 active weights are no float32: a plain mean would be off by rounding.
+    # 4097 * 12289 active weights are not a float32: a plain mean would be off by
+    # rounding.
     counts = jnp.full((1, 12289), 4097, jnp.int32)
     factor = correction_factor(counts, Axes((), (0,), (1,)))
     np.testing.assert_array_equal(factor, 1.0)
@@ -73,7 +74,7 @@ QUERY, OUT = Axes((), (0,), (1, 2)), Axes((), (0, 1), (2,))
         ("DenseGeneral_2/kernel", (4, 16, 64), OUT),
         ("DenseGeneral_3/kernel", (48, 4, 16), OUT),
         ("attn/attn_out_proj/kernel", (4, 16, 64), OUT),
-        # Convolutions of these names, a stack of them, and what only looks alike.
+        # Convolutions of these names, a stack of them, and a look-alike.
         ("attn/key/kernel", (3, 3, 8, 16), Axes((), (0, 1, 2), (3,))),
         ("attn/qkv/kernel", (3, 3, 8, 16), Axes((), (0, 1, 2), (3,))),
         ("attn/qkv/kernel", (1, 1, 8, 16), Axes((), (0, 1, 2), (3,))),
@@ -96,7 +97,7 @@ def test_a_glob_passes_over_what_it_does_not_fit_unless_that_is_sparse():
     with pytest.raises(ValueError, match="exceeds the rank of 'stack/gate'"):
         resolve_axes(dims, "stack/gate", bias)
     assert resolve_axes(dims, "stack/gate", bias, is_sparse=False).output == (1,)
-    # What is named by its path is meant.
+    # A leaf selected by its path must exist in that form.
     with pytest.raises(ValueError, match="exceeds the rank of 'stack/bias'"):
         resolve_axes({"stack/bias": NeuronDims(1, 2)}, "stack/bias", bias)
 
@@ -131,7 +132,7 @@ def test_fan_ins_in_a_state_tell_what_they_were_counted_over(dims, fits):
     said = counted_otherwise("a", axes_of(mask.shape, dims), mask.shape, counts)
     assert (said == "") is fits
     assert not counted_otherwise("a", None, mask.shape, counts)
-    # An axis of size 1 says nothing.
+    # An axis of size 1 carries no information.
     ones = jnp.ones((3, 1, 5), bool)
     counts = fan_in(ones, axes_of(ones.shape))
     assert not counted_otherwise("a", axes_of(ones.shape), ones.shape, counts)

@@ -1,4 +1,4 @@
-"""What structures refuse, and that every change keeps to them."""
+"""What structures refuse, and that every update respects them."""
 
 import dataclasses
 import functools
@@ -97,7 +97,7 @@ def test_a_sparsity_is_needed_where_no_structure_fixes_it():
         so.static(structure=so.Block(2))
     (a, b) = [p for p in so.static(structure=so.NM(1, 2)).leaves(PARAMS) if p.layer]
     assert (a.active, b.active) == (24, 16)
-    # The same sparsity may be said twice.
+    # The same sparsity may be given twice.
     assert so.static(0.5, structure=so.NM(1, 2)).leaves(PARAMS)
 
 
@@ -201,7 +201,8 @@ def test_a_mapping_gives_leaves_their_own_structures():
     structure = {"a/*": so.NM(1, 2), "b/*": so.Channel()}
     topology = so.static(0.75, structure=structure)
     plans = {plan.path: plan for plan in topology.leaves(PARAMS) if plan.layer}
-    # The sparsity holds for what no structure fixes: one of four channels is left.
+    # The sparsity applies where the structure does not fix it: one of four channels is
+    # left.
     assert [plan.active for plan in plans.values()] == [24, 8]
     masks, _ = topology.init(KEY, PARAMS)
     groups = np.asarray(masks["a"]["kernel"]).reshape(3, 2, 8)
@@ -210,7 +211,7 @@ def test_a_mapping_gives_leaves_their_own_structures():
     assert sorted(columns.tolist()) == [0, 0, 0, 8]
 
 
-# Changes keep to the structure.
+# Updates respect the structure.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +219,12 @@ class Case:
     """A leaf, and its structure's numbers.
 
     Attributes:
-      shape: of the leaf.
-      structure: of the topology.
+      shape: shape of the leaf.
+      structure: structure of the topology.
       groups: the shape in which axis ``axis`` is a group.
-      axis: of ``groups``.
+      axis: axis of ``groups``.
       dims: the axes of the leaf; None for the convention.
-      method: of the topology.
+      method: method of the topology.
     """
 
     shape: tuple[int, ...]
@@ -258,7 +259,7 @@ def arrays(shape):
 
 @functools.cache
 def compiled(case):
-    """A topology that replaces all at step 0, and nothing in the end; its parts."""
+    """Compile a topology that replaces all at step 0, and nothing in the end."""
     topology = case.method(
         structure=case.structure, dims=case.dims, every=1, stop=8, drop_fraction=1.0
     )
@@ -328,7 +329,7 @@ def test_channels_move_by_the_sums_of_their_scores():
 
 
 def changed(structure, mask, param, grad):
-    """The mask after one change of half of it."""
+    """Return the mask after one update of half of it."""
     topology = so.rigl(
         *(None,),
         masks={"w": mask},
@@ -348,7 +349,7 @@ def changed(structure, mask, param, grad):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_dropped_for_what_scores_infinity(bad):
     # The sum over the first block overflows; the second holds a weight that no update
-    # takes to zero.
+    # can turn into zero.
     mask = jnp.array([[1, 1, 1, 1], [0, 0, 0, 0]], bool)
     param = jnp.array([[3e38, 3e38, bad, 1], [0, 0, 0, 0]], jnp.float32)
     grad = jnp.array([[0.0, 0, 0, 0], [3, 0, 2, -2]])

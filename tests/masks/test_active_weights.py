@@ -1,4 +1,4 @@
-"""Active weights side by side, against NumPy."""
+"""Active weights stored next to each other, compared with NumPy."""
 
 import functools
 
@@ -52,8 +52,9 @@ def random_mask(layout, seed):
     scores = np.random.default_rng(seed).random(layout.units.shape)
     return best_of(layout, jnp.asarray(scores, jnp.float32))
 
+    # Each is compiled once per layout, not operation by operation for every example.
 
-# Each is compiled once for a layout, not operation by operation for every example.
+
 to_index, to_mask, take, put, moved, spread = (
     jax.jit(getattr(Layout, name), static_argnums=0)
     for name in ("index", "mask", "take", "put", "moved", "spread")
@@ -98,7 +99,7 @@ def test_what_stays_keeps_its_slot(name, seeds):
     index = to_index(layout, old)
     new_index = moved(layout, index, new)
     np.testing.assert_array_equal(to_mask(layout, new_index), new)
-    # A slot changes just if its unit has left.
+    # A slot changes only if its unit was dropped.
     numbers = jnp.arange(old.size, dtype=jnp.int32).reshape(old.shape)
     stays = np.asarray(take(layout, new, index))
     before = np.asarray(take(layout, numbers, index))

@@ -1,4 +1,4 @@
-"""What an owner tells, and whom: ours, those that name it, and nobody else."""
+"""What an owner of masks passes on, and to whom: those that ask, and nobody else."""
 
 import jax
 import jax.numpy as jnp

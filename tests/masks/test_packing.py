@@ -1,4 +1,4 @@
-"""Masks of one bit a weight."""
+"""Masks of one bit per weight."""
 
 import functools
 
@@ -119,5 +119,5 @@ def test_it_takes_an_eighth():
     params = {"kernel": jnp.ones((64, 128))}
     plain = so.sparsify(INNER, METHODS["rigl"]).init(params)
     packed = so.sparsify(INNER, METHODS["rigl"], packed=True).init(params)
-    # Eight bytes more tell how many entries the last byte of a row holds.
+    # Eight bytes more give the number of entries in the last byte of a row.
     assert size(plain) == 8 * (size(packed) - 8) == 64 * 128

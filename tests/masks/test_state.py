@@ -1,4 +1,4 @@
-"""Applying masks and finding them; containers have a file of their own."""
+"""Applying and finding masks; containers have a separate file."""
 
 import jax
 import jax.numpy as jnp

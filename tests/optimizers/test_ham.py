@@ -1,4 +1,4 @@
-"""HAM against hand-worked weights and a NumPy loop, and what it does to masks."""
+"""HAM against hand-worked weights and a NumPy loop, and its effect on masks."""
 
 import functools
 
@@ -20,7 +20,7 @@ def row(*values):
 
 
 def train(tx, params, steps, gradients=gradients, compiled=jax.jit):
-    """Params and states, first and after each step."""
+    """Return parameters and states, initially and after each step."""
     state = tx.init(params)
     update = compiled(tx.update)
     history = [(params, state)]
@@ -67,7 +67,7 @@ def test_the_exponent_is_clipped():
 
 
 def by_loop(params, steps, rate, momentum, alpha, beta):
-    """The rule, one weight at a time, in float64."""
+    """Apply the rule, one weight at a time, in float64."""
     params = {name: np.array(p, np.float64) for name, p in params.items()}
     trace = {name: np.zeros_like(p) for name, p in params.items()}
     for step in range(steps):
@@ -149,7 +149,7 @@ def test_narrow_types_are_computed_in_float32(dtype):
     params, grads = narrow(PARAMS), narrow(gradients(0))
     tx = so.ham(optax.sgd(0.1), 0.1, alpha=3.0, beta=0.1)
     updates, _ = tx.update(grads, tx.init(params), params)
-    # The inner step is narrow, what follows it is rounded once.
+    # The inner step has low precision; the result is rounded once.
     theta, u, g = (
         np.asarray(x["kernel"], np.float32)
         for x in (params, jax.tree.map(lambda g: g * dtype(-0.1), grads), grads)
@@ -241,7 +241,8 @@ def test_the_exponent_sees_the_corrected_gradient():
 
 
 def test_behind_adam_the_correction_is_needed_twice():
-    # Once for the exponent, in front; once for the step, which Adam makes free of it.
+    # Once for the exponent, before; once for the step, which Adam makes independent of
+    # it.
     mask = jnp.arange(12)[:, None] < jnp.array([1, 2, 4, 6, 8, 9, 10, 12])
     theta = jnp.where(mask, PARAMS["kernel"], 0)
     grad = jnp.where(mask, gradients(0)["kernel"], 0)
@@ -261,9 +262,9 @@ def test_behind_adam_the_correction_is_needed_twice():
         assert not np.allclose(updates(first, second, alpha), without, rtol=1e-2)
 
 
-# The balance of one neuron behind a normalisation (SparseOpt, Appendix A): gradient
-# flow keeps a^2 - gamma^2 - beta^2, so that from gamma = 1, beta = 0, a = 1 on, a
-# cannot change its sign, as the target asks. Gradient descent keeps it up to its steps.
+# The balance of one neuron with a normalisation (SparseOpt, Appendix A): gradient flow
+# preserves a^2 - gamma^2 - beta^2, so from gamma = 1, beta = 0, a = 1 on, a cannot flip
+# its sign, as the target requires. Gradient descent preserves it up to its steps.
 
 INPUTS, SAMPLES, TIME, RATE = 8, 200, 10.0, 0.02
 START = {
@@ -290,7 +291,7 @@ def balance(params):
 
 
 def on(name, chosen, others):
-    """One transformation for a parameter, another for all the others."""
+    """Use one transformation for a parameter, another for all the others."""
     labels = {key: "own" if key == name else "others" for key in START}
     return optax.partition({"own": chosen, "others": others}, labels)
 
@@ -321,7 +322,7 @@ def descent(name, rate, steps):
 
 
 def descended(name, rate):
-    """The neuron after the same time in steps of any size."""
+    """Return the neuron after the same time in steps of any size."""
     return descent(name, rate, round(TIME / rate))
 
 

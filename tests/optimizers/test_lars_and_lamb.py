@@ -1,4 +1,4 @@
-"""LARS and LAMB against loops that know of the active weights alone."""
+"""LARS and LAMB against loops over the active weights only."""
 
 import functools
 
@@ -39,7 +39,7 @@ TOPOLOGIES = {"static": static(), "set": set_(), "rigl": rigl()}
 
 
 class Flat:
-    """A layer as its active weights alone, side by side, in float64."""
+    """A layer as a flat array of its active weights, in float64."""
 
     def __init__(self, values, mask=None):
         self.is_vector = mask is None
@@ -53,7 +53,7 @@ class Flat:
         return np.flatnonzero(mask)
 
     def move(self, mask):
-        """What stays active keeps value and moments; what is new begins at zero."""
+        """Keep value and moments of weights that stay active; set new ones to zero."""
         old = {place: i for i, place in enumerate(self.index)}
         self.index = self._places(mask)
 
@@ -66,7 +66,7 @@ class Flat:
         return np.asarray(grad, np.float64).ravel()[self.index]
 
     def factors(self):
-        """SparseOpt's, by neuron: the last axis."""
+        """Return SparseOpt's factors, by neuron: the last axis."""
         if self.is_vector:
             return 1.0
         neurons = self.shape[-1]
@@ -105,7 +105,7 @@ class Flat:
 
 
 def layers_of(params, masks):
-    """``Flat`` layers by name: kernels with masks, and the rest."""
+    """Return ``Flat`` layers by name: kernels with masks, and the rest."""
     return {
         (name, leaf): Flat(x, masks[name] if leaf == "kernel" else None)
         for name, leaves in params.items()
@@ -186,7 +186,7 @@ def kernels_of(tree):
 
 
 def trained(tx, part=lambda tree: tree, steps=STEPS, dtype=jnp.float32):
-    """The parameters, or a part of them, after some steps."""
+    """Return the parameters, or a part of them, after some steps."""
     params = part(random_tree(0, dtype))
     now = Moment(params, tx.init(params))
     if sparse_states(now.state):
@@ -199,7 +199,7 @@ def trained(tx, part=lambda tree: tree, steps=STEPS, dtype=jnp.float32):
 
 
 def assert_close(actual, expected):
-    """Norms of several axes are rounded as the compiler sums them."""
+    """Compare; norms over several axes are rounded as the compiler sums them."""
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
         *(actual, expected),
@@ -221,7 +221,7 @@ def test_dense_lamb_is_optaxs():
     ours = so.sparse_lamb(0.1, so.static(0.0), weight_decay=0.1, sparseopt=True)
     theirs = optax.lamb(0.1, weight_decay=0.1)
     assert_close(trained(ours, kernels_of), trained(theirs, kernels_of))
-    # Its ratio takes no mask; this is what it is made of.
+    # Its ratio takes no mask; these are its parts.
     by_hand = optax.chain(
         optax.scale_by_adam(eps=1e-6),
         optax.add_decayed_weights(0.1, IS_KERNEL),
@@ -289,8 +289,8 @@ def test_the_correction_turns_the_step_and_keeps_its_size():
 
 @pytest.mark.parametrize("first", [optax.identity(), optax.scale_by_adam()])
 def test_what_a_layer_has_in_common_is_divided_out(first):
-    # As 1 / sqrt(1 - s_avg) is, the part of the correction that layers differ in. A
-    # power of 2 is exact.
+    # Like 1 / sqrt(1 - s_avg), the part of the correction that differs between layers.
+    # A power of 2 is exact.
     common = {"conv": {"kernel": 8.0}, "dense": {"kernel": 0.25}}
     factors = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, factor: factor * u, updates, common)
@@ -312,7 +312,7 @@ def test_what_a_layer_has_in_common_is_divided_out(first):
 
 
 def watched(tx, others):
-    """``tx`` on a single kernel; its state has the factors by which all would scale."""
+    """Use ``tx`` on a single kernel; its state has the factors of all others."""
     every = [optax.with_extra_args_support(each) for each in (tx, *others)]
 
     def update(updates, state, params=None, **extra_args):
@@ -355,7 +355,7 @@ def test_the_ratio_does_not_jump_when_weights_regrow(method):
     for count in range(change + 3):
         params, state = step(params, state, jax.random.key(count))
         found.append(np.asarray(optax.tree.get(state, "factors")))
-    # No weight is zero until then. At the change itself RigL takes no step, and SET
+    # No weight is zero until then. At the update itself RigL takes no step, and SET
     # takes it before.
     np.testing.assert_allclose(*np.transpose(found[: change + 1]), rtol=1e-5)
     ours, theirs = found[change + 1] / found[change - 1]
@@ -367,7 +367,7 @@ def test_the_ratio_does_not_jump_when_weights_regrow(method):
     assert (again < 0.75).all()
 
 
-# In company.
+# In combination.
 
 
 def test_multi_steps_around():

@@ -1,4 +1,4 @@
-"""Learning rates are found in finished transformations, or nothing is said."""
+"""Learning rates are found in finished transformations, or nothing is reported."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def warm(peak):
     return optax.warmup_cosine_decay_schedule(0.0, peak, 50, 1000)
 
 
-# Of one rate each, in chains of different forms.
+# With one rate each, in chains of different forms.
 OPTIMIZERS = {
     "sgd": optax.sgd,
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),

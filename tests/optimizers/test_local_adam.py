@@ -1,4 +1,4 @@
-"""Adam with the steps of each weight, by hand and against optax's."""
+"""Adam with a step count per weight, by hand and against optax's."""
 
 import math
 
@@ -25,7 +25,7 @@ OLD = 10_000  # steps after which the bias of Adam's moments is gone
 
 
 def grown(count, local_count):
-    """The state of one weight that was grown a while after the start."""
+    """Return the state of one weight that was grown a while after the start."""
     zero = jnp.zeros(1)
     return LocalAdamState(
         count=jnp.full(1, count, jnp.int32),
@@ -52,7 +52,7 @@ class TestLocalAdam:
         tx = so.scale_by_local_adam(warmup_steps=5)
         state = grown(OLD, 0)
         for step in range(1, 9):
-            # A constant gradient: what Adam makes of it is 1 at every step.
+            # With a constant gradient Adam's update is 1 at every step.
             update, state = tx.update(jnp.array([0.3]), state)
             np.testing.assert_allclose(update, [min(step / 5, 1.0)], rtol=1e-4)
 

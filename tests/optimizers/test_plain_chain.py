@@ -31,7 +31,7 @@ def test_the_first_link_of_a_plain_chain_corrects_and_masks():
 
 
 def trained(make, **options):
-    """First masks, and parameters and masks after ten steps of a chain."""
+    """Return the first masks, and parameters and masks after ten steps of a chain."""
     params = {"w": jax.random.normal(KEY, (12, 8)), "b": jnp.zeros(8)}
     topology = make(0.75, every=3, stop=100)
     link = so.sparseopt(topology, **options)

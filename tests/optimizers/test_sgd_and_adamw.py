@@ -1,4 +1,4 @@
-"""The ready-made optimizers are the chains that they say they are."""
+"""The ready-made optimizers equal the chains in their docstrings."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Sign-In against hand-worked weights and a NumPy loop, and what it does to masks."""
+"""Sign-In against hand-worked weights and a NumPy loop, and its effect on masks."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def row(*values):
 
 
 def train(tx, params, steps, first=0, compiled=jax.jit):
-    """Params and states, first and after each step."""
+    """Return parameters and states, initially and after each step."""
     state = tx.init(params)
     update = compiled(tx.update)
     history = [(params, state)]
@@ -40,7 +40,7 @@ def factors(state):
 def assert_balanced(state, theta):
     m, w = factors(state)
     np.testing.assert_allclose(m**2 - w**2, 1, atol=4 * EPS * np.max(m**2))
-    # Denormal numbers count as zero where they are computed.
+    # Denormal numbers are flushed to zero in computations.
     np.testing.assert_allclose(m * w, theta, rtol=4 * EPS, atol=1e-37)
     assert (m >= 1).all()
 
@@ -71,7 +71,7 @@ def test_zero_and_the_other_sign_by_hand():
 
 
 def by_loop(params, steps, rate, momentum, every):
-    """Factors in place of weights, one at a time, in float64."""
+    """Train factors instead of weights, one at a time, in float64."""
     params = {name: np.array(p, np.float64) for name, p in params.items()}
     m, w = np.zeros((12, 8)), np.zeros((12, 8))
     trace = [np.zeros((12, 8)), np.zeros((12, 8)), np.zeros(8)]
@@ -144,7 +144,7 @@ def test_the_closed_form(values):
 
 
 def test_balancing_leaves_theta_alone():
-    # Without gradients nothing but balancing happens, however often.
+    # Without gradients only balancing happens, any number of times.
     tx = so.sign_in(optax.sgd(0.1, momentum=0.9), every=2)
     state = tx.init(PARAMS)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -166,7 +166,8 @@ def test_factors_are_balanced_at_first_and_after_every_period():
 
 
 def test_theta_is_the_same_whenever_they_are_balanced_last():
-    # A period ends with step 3 for one of them; theta then is what it is for the other.
+    # A period ends with step 3 for one of them; theta is then the same as for the
+    # other.
     short, long = (
         train(so.sign_in(optax.sgd(0.1), every=every), PARAMS, 3)[-1][0]
         for every in (3, 100)
@@ -275,7 +276,7 @@ def test_eager_equals_compiled():
 
 
 def test_no_buffer_of_the_state_is_held_twice():
-    # The averaging optimizer keeps copies of what it is given.
+    # The averaging optimizer stores copies of its input.
     tx = so.sign_in(optax.contrib.schedule_free(optax.sgd(0.1), 0.1), every=2)
     step = jax.jit(tx.update, donate_argnums=1)
     _, state = step(gradients(0), tx.init(PARAMS), PARAMS)
@@ -322,7 +323,7 @@ def test_balancing_waits_for_a_step_that_is_not_replaced():
 
 
 def corrected(tx, grad, theta, mask, dims=None):
-    """An update with the extra arguments that sparsify has."""
+    """Return an update with the extra arguments that sparsify passes."""
     masks, params = {"w": mask}, {"w": theta}
     fan_ins = so.static(masks=masks, dims=dims).fan_ins(masks)
     extra_args = {"masks": masks, "fan_ins": fan_ins, "neuron_dims": dims}
@@ -346,7 +347,7 @@ def test_a_correction_acts_on_the_gradient_of_theta(dims):
     correction, sgd = so.scale_by_sparseopt(), optax.sgd(0.1)
     plain = so.sign_in(sgd, every=5)
     expected, _ = plain.update(scaled, plain.init(theta), theta)
-    # In front, or inside, where it scales the gradients of both factors.
+    # Before, or inside, where it scales the gradients of both factors.
     in_front = optax.chain(correction, plain)
     inside = so.sign_in(optax.chain(correction, sgd), every=5)
     for tx in (in_front, inside):

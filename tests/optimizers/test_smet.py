@@ -1,4 +1,4 @@
-"""SMET: the recipe around Adam with local steps, and the topology of it."""
+"""SMET: its recipe around Adam with local steps, and its topology."""
 
 import math
 
@@ -31,7 +31,7 @@ class TestSmet:
             for count in range(9):
                 now = step(gradients(count), now.params, now.state)
             found.append(now)
-        # Decays to the power of steps are rounded as the compiler has it.
+        # Powers of decays are rounded as the compiler computes them.
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7),
             *(moment.params for moment in found),
@@ -138,7 +138,7 @@ class TestSetSmet:
         )
         old, new = (np.asarray(tree["kernel"]) for tree in (masks, new))
         assert new.sum() == old.sum() == 1024
-        # A fifth of the units has left, and none of it has come back.
+        # A fifth of the units was dropped, and none of it was grown back.
         assert (old & ~new).sum() == int(0.2 * (1024 // block)) * block
 
     def test_where_nothing_else_is_left_it_grows_it_again(self):

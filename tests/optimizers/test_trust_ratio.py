@@ -16,7 +16,7 @@ ratio = so.scale_by_sparse_trust_ratio
 
 
 def scaled(updates, params, masks=None, **options):
-    """The updates of one kernel, or of a tree."""
+    """Return the updates of one kernel, or of a tree."""
     tx = ratio(**options)
     return tx.update(updates, tx.init(params), params, masks=masks)[0]
 
@@ -62,7 +62,7 @@ def test_is_one_where_either_norm_is_zero(masks):
     zeros = jnp.zeros_like(updates)
     np.testing.assert_array_equal(scaled(updates, zeros, masks, **options), updates)
     np.testing.assert_array_equal(scaled(zeros, normal(0), masks, **options), zeros)
-    # Only weights that are not zero have a say.
+    # Only nonzero weights count.
     params = zeros.at[0, 0].set(3.0)
     updates = updates.at[0, 0].set(0.0)
     np.testing.assert_array_equal(scaled(updates, params, masks, **options), updates)
@@ -106,14 +106,14 @@ def test_the_scaled_update_is_as_large_as_the_weights(seed, shape, density, grow
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_norms_are_taken_in_float32(dtype):
-    # In its own type a sum of 40,000 ones ends at 256, or is infinite.
+    # In that dtype a sum of 40,000 ones ends at 256, or is infinite.
     params, updates = jnp.ones((200, 200), dtype), jnp.full((200, 200), 2.0, dtype)
     out = scaled(updates, params)
     assert out.dtype == dtype
     np.testing.assert_array_equal(out, params)
 
 
-# What it leaves alone.
+# What it leaves unchanged.
 
 MODEL = {
     "dense": {"kernel": normal(0), "bias": normal(1, (4,))},
@@ -126,7 +126,7 @@ UPDATES = jax.tree.map(jnp.sin, MODEL)
 
 
 def unscaled(**options):
-    """Paths of the leaves that pass."""
+    """Return the paths of the leaves that pass unchanged."""
     out = jax.tree_util.tree_leaves_with_path(scaled(UPDATES, MODEL, **options))
     pairs = zip(out, jax.tree.leaves(UPDATES), strict=True)
     return {
@@ -193,7 +193,7 @@ def test_axes_that_nobody_names_are_one_layer():
     np.testing.assert_allclose(scaled(updates, params), factor * updates, rtol=1e-6)
 
 
-# What it asks for.
+# What it requires.
 
 
 def test_errors_say_what_to_do():

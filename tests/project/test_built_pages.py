@@ -1,4 +1,4 @@
-"""The site as a browser shows it: headless Chromium opens every page that is built."""
+"""The site in a browser: headless Chromium opens every page that is built."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from tests.helpers.pages import ROOT
 pytestmark = pytest.mark.slow
 
 WIDTHS = {"desktop": 1280, "phone": 360}
-# What readers look for, and does not stand in the names of the package.
+# Terms that readers search for, and that are not in the package's names.
 SOUGHT = (
     *("ViT", "Hugging Face", "Haiku", "MaxText", "wandb", "TensorBoard", "EMA"),
     *("mixed precision", "LoRA", "2:4"),
@@ -28,7 +28,7 @@ MEASURE = (ROOT / "tests/project/measure_pages.js").read_text(encoding="utf-8")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves the site and the page that measures it, and takes what that reports."""
+    """Serve the site and the page that measures it, and receive its report."""
 
     plan: dict[str, object]
     results: queue.Queue[dict[str, object]]
@@ -55,7 +55,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(site, plan):
-    """The address of a server of the site, and the queue of what is measured."""
+    """Yield the address of a server of the site, and the queue of measurements."""
     results = queue.Queue()
     members = {"plan": plan, "results": results}
     handler = functools.partial(type("Of", (Handler,), members), directory=site)
@@ -79,7 +79,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, chromium):
-    """The pages, built anew."""
+    """Return the pages, newly built."""
     place = ROOT / ".venv-docs" / "bin"
     mkdocs = shutil.which("mkdocs", path=f"{place}{os.pathsep}{os.environ['PATH']}")
     if mkdocs is None:
@@ -100,7 +100,7 @@ def site(tmp_path_factory, chromium):
 
 @pytest.fixture(scope="module")
 def seen(site, chromium, tmp_path_factory):
-    """What Chromium finds on all pages, and what it says on its console."""
+    """Return what Chromium measures on all pages, and prints on its console."""
     pages = [f"/{page.relative_to(site)}" for page in sorted(site.rglob("*.html"))]
     pages = [page for page in pages if not page.startswith("/sources/")]
     pages += ["/sources/examples/quickstart/nnx.py/index.html"]
@@ -116,7 +116,7 @@ def seen(site, chromium, tmp_path_factory):
                 "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
                 f"--user-data-dir={log.parent}/profile",
                 "--window-size=1400,1000",
-                "--remote-debugging-port=0",  # which keeps it open
+                "--remote-debugging-port=0",  # keeps it open
                 f"{address}/measure",
             ],
             stdout=subprocess.DEVNULL,
@@ -134,7 +134,7 @@ def seen(site, chromium, tmp_path_factory):
 
 
 def on(seen, name):
-    """The pages on which something was found, by what it was."""
+    """Return the pages on which something was found, by what it was."""
     return {
         f"{page['page']} on a {page['width']}": page[name]
         for page in seen["pages"]

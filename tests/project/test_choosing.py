@@ -1,4 +1,4 @@
-"""What ``docs/choosing.md`` says is so, and says where it is from."""
+"""The statements of ``docs/choosing.md`` are true and have sources."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the continuous integration decides by itself."""
+"""The decisions that continuous integration makes itself."""
 
 import os
 import pathlib
@@ -11,11 +11,11 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASH = shutil.which("bash") or "/bin/bash"
 
-# Answers as Python does to "which one are you, and can you make environments?".
+# Answers like Python to "which version are you, and can you create environments?".
 PYTHON = """#!/bin/sh
 echo {minor} {executable}
 """
-# As a shim does whose version is not chosen.
+# A shim whose version is not selected.
 SHIM = """#!/bin/sh
 echo "pyenv: $0: command not found" >&2
 exit 127
@@ -30,7 +30,7 @@ esac
 
 
 class Machine:
-    """A ``PATH`` with these programs on it, beside those that a shell needs."""
+    """A ``PATH`` with these programs on it, in addition to those that a shell needs."""
 
     def __init__(self, folder):
         self.bin, self.root = folder / "bin", folder / "pyenv"
@@ -98,7 +98,7 @@ def test_pythons_behind_shims_are_found(machine):
     machine.behind_shim("3.13.9")
     newest = machine.behind_shim("3.13.11")
     assert machine.newest() == newest
-    # A Python that is on the path by itself counts as much.
+    # A Python that is on the path itself counts as well.
     assert machine.newest() == newest
     assert machine.newest() != machine.python("3.12")
     assert machine.python("3.14") == machine.newest()
@@ -157,7 +157,7 @@ def test_the_newest_jax_goes_untested_nowhere_without_a_word(machine, tmp_path):
         for target in ("test", "test-slow"):
             assert target in made
             assert f"{target} PYTHON={newest} VENV=.venv-newest" in made
-        # What is printed last is a summary of tests.
+        # The last output is a summary of tests.
         assert made[-1].startswith("test")
 
 

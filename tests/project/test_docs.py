@@ -1,4 +1,4 @@
-"""What ``docs/methods.md`` says is so."""
+"""The statements of ``docs/methods.md`` are true."""
 
 import inspect
 
@@ -63,7 +63,7 @@ def test_the_calls_of_the_table_train(row, params):
         return
     tx = so.sparsify(optax.sgd(0.1), method)
     state = tx.init(params)
-    # Types and shapes alone: tests of the methods compile and run them.
+    # Types and shapes only: tests of the methods compile and run them.
     updates, _ = jax.eval_shape(tx.update, params, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     dense = sum(x.size for x in jax.tree.leaves(so.get_masks(state)))

@@ -1,4 +1,4 @@
-"""What ``docs/export.md`` says is so."""
+"""The statements of ``docs/export.md`` are true."""
 
 import jax
 import jax.numpy as jnp

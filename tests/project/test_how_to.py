@@ -1,4 +1,4 @@
-"""The recipes of ``docs/how_to.md``: each is run, and what it says of itself is so."""
+"""The recipes of ``docs/how_to.md`` run, and their statements are true."""
 
 import re
 import sys
@@ -39,7 +39,7 @@ def loss(params, batch):
 
 @pytest.fixture(scope="module")
 def start():
-    """What recipes begin with; blocks change none of it in place."""
+    """Return what recipes start with; no block changes it in place."""
     drawn = jax.random.normal(jax.random.key(1), (3, 8, 16))
     given = {"params": init(jax.random.key(0)), "loss": loss, "batches": list(drawn)}
     return run_block(PAGE, "setup", **given, init=init)
@@ -47,12 +47,12 @@ def start():
 
 @pytest.fixture(scope="module")
 def trained(start):
-    """What the plain loop leaves: parameters, state and a compiled step."""
+    """Return the result of the plain loop: parameters, state and a compiled step."""
     return run_block(PAGE, "plain_jax", **start)
 
 
 def assert_sparse(params, opt_state):
-    """Inactive weights are zero, and there are as many active ones as planned."""
+    """Check that inactive weights are zero, and active weights as many as planned."""
     numbers = so.metrics(params, opt_state)
     assert numbers["inactive_nonzero"] == 0
     return float(numbers["density"])
@@ -196,7 +196,7 @@ LOGGERS = ("wandb", "tensorboard", "clu")
 
 
 class Recorder(list):
-    """Stands for the loggers' objects, with the calls that recipes make."""
+    """Records the calls that recipes make to loggers."""
 
     def init(self, *, project, config):
         assert project and config["sparsity"] == 0.9
@@ -320,7 +320,7 @@ def test_scanned_layers_are_sharded_and_sparse_one_by_one(start):
 
 @pytest.fixture
 def torch_file(tmp_path, monkeypatch):
-    """A file as PyTorch's libraries write it, and safetensors' reader or one for it."""
+    """Return a file as PyTorch writes it, with safetensors' reader or a substitute."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     shapes = {

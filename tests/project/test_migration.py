@@ -1,4 +1,4 @@
-"""What ``docs/migrating_from_jaxpruner.md`` says is so."""
+"""The statements of ``docs/migrating_from_jaxpruner.md`` are true."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def batches():
 
 @pytest.fixture(scope="module")
 def at_hand():
-    """What a right-hand side may name."""
+    """Return the names that a right-hand side may use."""
     params, inner = parameters(), optax.sgd(0.1, momentum=0.9)
     topology = so.rigl(0.8, every=100, stop=7_500)
     tx = so.sparsify(inner, topology)
@@ -73,7 +73,7 @@ def replacements():
 def test_a_replacement_can_be_evaluated(row, at_hand):
     result = eval(code(row[1]), dict(at_hand))
     if isinstance(result, so.Topology):
-        # 512 and 256 weights, where not all of them at 80 %.
+        # 512 and 256 weights, if not all of them have 80 %.
         active = {
             "no_prune": 768,
             "custom_sparsity_map": 102 + 128,
@@ -160,7 +160,7 @@ def test_groups_of_four_along_their_axis():
 def test_erdos_renyi_kernel_of_the_example():
     # Raw densities 6/8, 9/18, 12/48; raw weights 6, 9, 12. At 50 % the budget is 37:
     # eps = 37/27 gives a 1.03, so it is dense; eps = 29/21 gives b 0.69 and c 0.345:
-    # sparsities of 0, 0.31 and 0.655, in JaxPruner's tests too.
+    # sparsities of 0, 0.31 and 0.655, also in JaxPruner's tests.
     shapes = {"a": (2, 4), "b": (3, 6), "c": (2, 4, 6)}
     layers = [Layer(p, s, 1, s[-2], s[-1]) for p, s in shapes.items()]
     counts = allocate("erdos_renyi_kernel", layers, 0.5)

@@ -1,4 +1,4 @@
-"""Whatever docs, docstrings and messages call ``so.<name>`` is there to be called."""
+"""Every ``so.<name>`` in docs, docstrings and messages exists."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ NAMED = re.compile(
     r"(?<![\w.])so\.((?:linen\.|nnx\.|plot\.|checkpoint\.)?[A-Za-z_]\w*)"
 )
 
-# Classes and methods that messages name without the package.
+# Classes and methods that messages mention without the package.
 BARE = re.compile(
     r"\b(?:must be|as|or|use|with|pass|needs|under) (?:a |an |another )?"
     r"([A-Z][A-Za-z]+)\("
@@ -33,7 +33,7 @@ def is_there(name):
 
 
 def strings(path):
-    """The literal parts of all strings, docstrings among them."""
+    """Return the literal parts of all strings, including docstrings."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
@@ -41,7 +41,7 @@ def strings(path):
 
 @pytest.mark.parametrize("path", [*PACKAGE, *PAGES, *EXAMPLES], ids=lambda p: p.name)
 def test_what_is_named_is_there(path):
-    pytest.importorskip("matplotlib")  # which `so.plot` needs
+    pytest.importorskip("matplotlib")  # `so.plot` needs it
     text = path.read_text(encoding="utf-8")
     missing = {name for name in NAMED.findall(text) if not is_there(name)}
     assert not missing
@@ -50,7 +50,7 @@ def test_what_is_named_is_there(path):
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.name)
 def test_what_messages_want_can_be_made(path):
     named = {name for text in strings(path) for name in BARE.findall(text)}
-    # What the checkpoints need is one import further, with Orbax.
+    # The requirements of checkpoints are one import further, with Orbax.
     places = (so, so.checkpoint)
     assert not {n for n in named if not any(hasattr(place, n) for place in places)}
 

@@ -1,4 +1,4 @@
-"""What a public function takes and returns has a public name as well."""
+"""The types that public functions take and return have public names as well."""
 
 import ast
 import inspect
@@ -18,12 +18,12 @@ PLACES = (
     so.checkpoint,
 )
 
-# What a form of masks keeps is its own and the engine's.
+# The internal storage of masks concerns only their form and the engine.
 PRIVATE = {"Masks", "Stored", "View"}
 
 
 def public():
-    """Functions and classes of the package that users call, by their names."""
+    """Return functions and classes of the package that users call, by name."""
     found = {}
     for place in (so, so.topologies, so.checkpoint):
         for name in place.__all__:
@@ -37,7 +37,7 @@ PUBLIC = public()
 
 
 def names_of_ours(value):
-    """The names that a module imports from the package, or defines."""
+    """Return the names that a module imports from the package, or defines."""
     module = ast.parse(inspect.getsource(inspect.getmodule(value)))
     for node in module.body:
         if isinstance(node, ast.ImportFrom) and node.module.startswith("sparseopt_jax"):
@@ -49,7 +49,7 @@ def names_of_ours(value):
 
 
 def annotations(value):
-    """The names in the annotations of a function, or of a class's public methods."""
+    """Return the names in the annotations of a function or a class's public methods."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):

@@ -1,4 +1,4 @@
-"""What the README and the docs say is so."""
+"""The statements of the README and the docs are true."""
 
 import re
 
@@ -32,7 +32,7 @@ X = jnp.ones((4, 16))
 
 
 def assert_trained(before, after):
-    """Nine weights of ten are exactly zero, and the others have moved."""
+    """Check that nine weights in ten are exactly zero, and the others have moved."""
     before, after = np.asarray(before), np.asarray(after)
     active = after != 0
     assert active.sum() == round(0.1 * after.size)

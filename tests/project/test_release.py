@@ -1,4 +1,4 @@
-"""What a release is made of: a version, a changelog and whole distributions."""
+"""The parts of a release: a version, a changelog and complete distributions."""
 
 import datetime
 import io
@@ -26,7 +26,7 @@ KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
 
 
 def releases():
-    """The dates of the releases by their versions, from the newest."""
+    """Return the dates of the releases by version, newest first."""
     found = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (.*)$", CHANGELOG, re.MULTILINE)
     return {version: datetime.date.fromisoformat(date) for version, date in found}
 
@@ -134,7 +134,7 @@ WHEEL, SOURCES = f"{STEM}-py3-none-any.whl", f"{STEM}.tar.gz"
 
 
 def build(folder, wheel, sources):
-    """Distributions that hold empty files of these names."""
+    """Write distributions that hold empty files of these names."""
     folder.mkdir()
     with zipfile.ZipFile(folder / WHEEL, "w") as archive:
         for name in wheel:

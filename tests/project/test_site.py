@@ -1,4 +1,4 @@
-"""What the site says: every page is on it, every public name, and its code runs."""
+"""The site has every page and every public name, and its code runs."""
 
 import re
 
@@ -26,12 +26,12 @@ START, CONCEPTS, QUESTIONS = (
     read(f"docs/{name}.md") for name in ("index", "concepts", "faq")
 )
 
-# Modules whose public names users call by the module's name.
+# Modules whose public names are used through the module's name.
 MODULES = (
     *("checkpoint", "distributions", "linen", "nnx", "plot", "schedules", "scores"),
     *("structures", "topologies"),
 )
-# What methods of one's own need, and types of fields: they have no shorter names.
+# What user-defined methods need, and types of fields: these have no shorter names.
 NAMED_IN_FULL = {
     "arrays.selection.top_k_mask",
     "arrays.units.Units",
@@ -43,7 +43,7 @@ NAMED_IN_FULL = {
     "topologies.memory.GradientMemory",
     "topologies.stages.Stage",
 }
-# What the site makes of files outside of ``docs/``.
+# Pages made of files outside of ``docs/``.
 MADE = {
     "changelog.md": "CHANGELOG.md",
     "citation.md": "CITATION.cff",
@@ -58,7 +58,7 @@ def test_every_page_is_on_the_site():
 
 
 def menu(entries, section=None):
-    """The pages of the menu with their names; a page without one has its section's."""
+    """Return the menu's pages with their names, or else their section's name."""
     for entry in entries:
         if isinstance(entry, str):
             yield entry, section
@@ -75,13 +75,13 @@ def test_headings_are_the_names_of_the_menu():
     assert len(listed) > 30
     for page, name in listed.items():
         source = MADE.get(page, f"docs/{page}")
-        # What is made of CITATION.cff is no Markdown.
+        # The page made from CITATION.cff is not Markdown.
         if source.endswith(".md"):
             assert read(source).splitlines()[0] == f"# {name}", page
 
 
 def test_every_public_name_is_on_one_page_of_the_api():
-    pytest.importorskip("matplotlib")  # which `so.plot` needs
+    pytest.importorskip("matplotlib")  # `so.plot` needs it
     pages = [page.read_text(encoding="utf-8") for page in ROOT.glob("docs/api/*.md")]
     listed = re.findall(
         r"^::: sparseopt_jax\.([\w.]+)$", "\n".join(pages), re.MULTILINE
@@ -118,7 +118,7 @@ def test_the_start_runs(network, capsys):
 
 
 class Layer(nn.Module):
-    """What a scan repeats."""
+    """The body of a scan."""
 
     @nn.compact
     def __call__(self, x, _):
@@ -173,7 +173,7 @@ def test_links_lead_somewhere(name):
 
 
 def trained_sparse(topology, shape=(16, 8), key=0):
-    """Parameters and the state after a few steps, as the answers find them."""
+    """Return parameters and state after a few steps, as the answers find them."""
     params = {"kernel": jax.random.normal(jax.random.key(0), shape)}
     tx = so.sparsify(optax.adam(0.01), topology, key=key)
     opt_state = tx.init(params)
@@ -223,7 +223,7 @@ def test_zeros_outlive_quantisation(network):
     assert codes.dtype == jnp.int8 and len(np.unique(codes)) > 3
     for x in (codes, rounded, left["params"]["kernel"]):
         assert not np.asarray(x)[~mask].any()
-    # Gradients are those at the rounded weights, and the step has been made.
+    # Gradients are taken at the rounded weights, and the step has been made.
     at_rounded = jax.grad(network["loss"])(
         {"kernel": left["rounded"](before)[0]}, batch
     )
@@ -240,7 +240,7 @@ def test_models_of_ones_own_say_what_their_axes_are(capsys):
     assert "excluded by where" in capsys.readouterr().out
     masks = so.get_masks(so.sparsify(optax.sgd(0.1), topology).init(params))
     assert masks["head"]["kernel"] == optax.MaskedNode()
-    # Layers of a stack have the same number each, which one layer would not have.
+    # Layers of a stack have the same number each, unlike a single layer.
     numbers = masks["blocks"]["query"]["kernel"].sum(axis=(1, 2))
     assert len(set(numbers.tolist())) == 1 and 45 <= int(numbers[0]) <= 55
 

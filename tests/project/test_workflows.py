@@ -1,4 +1,4 @@
-"""What GitHub and pre-commit run, and contributors are told, is what there is."""
+"""The commands of GitHub, pre-commit and the guide for contributors exist."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ from tests.helpers.pages import ROOT, read
 
 MAKEFILE = read("Makefile")
 WORKFLOWS = sorted(path.stem for path in ROOT.glob(".github/workflows/*.yml"))
-# Where commands stand, whatever the file is.
+# Where commands are, whatever the file is.
 SOURCES = [
     *(f".github/workflows/{name}.yml" for name in WORKFLOWS),
     *(".ci/run", ".pre-commit-config.yaml"),
@@ -26,7 +26,7 @@ def targets():
 
 
 def recipe(target):
-    """The lines that make a target, as the Makefile has them."""
+    """Return the lines of a target in the Makefile."""
     (lines,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
     return [line.strip() for line in lines.splitlines()]
 
@@ -46,7 +46,7 @@ def jobs():
 
 
 def commands(job):
-    """What a job runs, as pairs of a Python and a command, its matrix spelt out."""
+    """Return what a job runs: pairs of a Python and a command, for the whole matrix."""
     matrix = dict(job.get("strategy", {}).get("matrix", {}))
     included = matrix.pop("include", [])
     runs = [
@@ -68,7 +68,7 @@ def spelt_out(text, values):
 
 
 def made(text):
-    """The targets of the commands in a text: on their own line, or as code."""
+    """Return the targets of the commands in a text: on their own line, or as code."""
     return set(re.findall(r"(?:^|`|run: )make ([a-z][\w-]*)", text, re.MULTILINE))
 
 
@@ -156,7 +156,7 @@ def test_a_release_is_tested_built_and_published_without_a_token():
     assert publish["environment"]["name"] == "pypi"
     assert publish["steps"][-1] == {"uses": "pypa/gh-action-pypi-publish@release/v1"}
     assert "secrets." not in read(".github/workflows/release.yml")
-    # What is published is what was built and tried.
+    # What is published is what was built and tested.
     given, taken = build["steps"][-1]["with"], publish["steps"][0]["with"]
     assert (given["name"], given["path"]) == (taken["name"], taken["path"])
     assert "make wheel" in [run for _, run in commands(build)]
@@ -185,7 +185,7 @@ def test_commits_are_checked_by_the_commands_of_make_lint():
     hooks = repository["hooks"]
 
     def tool(command):
-        """The program and its subcommand: options differ."""
+        """Return the program and its subcommand: options differ."""
         return re.search(r"bin\)?/([\w-]+(?: (?:format|check))?)", command.lower())[1]
 
     assert [tool(hook["entry"]) for hook in hooks] == [tool(x) for x in recipe("lint")]
@@ -234,5 +234,5 @@ def test_contributors_are_sent_to_files_that_exist():
     missing = {
         path for path in named if not any((room / path).exists() for room in rooms)
     }
-    # Which `make docs` and `make test` make.
+    # Created by `make docs` and `make test`.
     assert missing <= {"site/", ".compiled/"}

@@ -1,4 +1,4 @@
-"""Statistics of inputs, compared with NumPy and with what the layers put out."""
+"""Statistics of inputs, compared with NumPy and with the layers' outputs."""
 
 import functools
 
@@ -16,12 +16,12 @@ KEY = jax.random.key(0)
 
 
 def draw(shape, seed=0):
-    # Means differ from zero: a statistic about the mean must tell.
+    # Means differ from zero, so that centring would be noticed.
     return jax.random.normal(jax.random.key(seed), shape) + 0.5
 
 
 def assert_statistics(inputs, rows):
-    """All statistics, against those of rows (..., samples, fan_in) by NumPy."""
+    """Check all statistics against those of rows (..., samples, fan_in) by NumPy."""
     rows = np.asarray(rows, np.float64)
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-4)
     assert float(inputs.count) == rows.shape[-2]
@@ -33,7 +33,7 @@ def assert_statistics(inputs, rows):
 
 
 def patches(x, window, strides, padding, dilation):
-    """All patches of NHWC images, each flattened as (height, width, channel)."""
+    """Return all patches of NHWC images, each flattened as (height, width, channel)."""
     x = np.pad(np.asarray(x), [(0, 0), *padding, (0, 0)])
     reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
     rows = [
@@ -123,7 +123,7 @@ def test_one_dimension_and_transposed_convolutions():
 
 
 def assert_gives_outputs(inputs, kernel, outputs):
-    """Mean and Gram matrix are those of inputs that give (sets, samples, neurons)."""
+    """Check mean and Gram matrix by outputs of shape (sets, samples, neurons)."""
     w, outputs = np.asarray(inputs.matrices(kernel)), np.asarray(outputs)
     assert float(inputs.count) == outputs.shape[1]
     mean, gram = inputs.flat(inputs.mean), inputs.flat(inputs.gram, 2)
@@ -264,7 +264,7 @@ def test_nested_loops_put_stack_axes_in_order():
 
             return carry, jax.lax.scan(inner, scale, w)[1]
 
-        # The outer loop goes along the second axis, the inner one along the first.
+        # The outer loop runs along the second axis, the inner one along the first.
         stacked = jnp.swapaxes(params["w"], 0, 1)
         return jax.lax.scan(outer, 0.0, (jnp.array([1.0, 2.0, 3.0]), stacked))[1]
 

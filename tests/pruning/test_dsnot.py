@@ -39,7 +39,8 @@ def test_one_exchange_by_hand():
     )
     np.testing.assert_array_equal(refined.masks["kernel"][:, 0], [1, 0, 0, 1])
     np.testing.assert_array_equal(refined.params["kernel"][:, 0], [1, 0, 0, 4])
-    # Now w_2 should come back, but what could go, w_0 and w_3, would add to the error.
+    # Now w_2 should come back, but w_0 and w_3, which could be dropped, would add to
+    # the error.
     more = so.dsnot(*refined, calibration, {"kernel": kernel}, cycles=9)
     np.testing.assert_array_equal(more.masks["kernel"], refined.masks["kernel"])
 

@@ -1,4 +1,4 @@
-"""Pruning in one shot: masks worked by hand, what the methods promise and refuse."""
+"""One-shot pruning: masks worked by hand, and what the methods promise and refuse."""
 
 from typing import Any, NamedTuple
 
@@ -77,15 +77,15 @@ def test_wanda_by_hand():
         structure=Unstructured(),
         calibration=calibration,
     )
-    # 30, 5, and of 4 and 4 the one that stands first.
+    # 30, 5, and of 4 and 4 the first.
     np.testing.assert_array_equal(
         by_layer.masks["kernel"], bits([[1, 1], [0, 1], [0, 0]])
     )
 
 
 def test_wanda_sees_the_neurons_that_the_model_sees():
-    # A query kernel (features, heads, head_dim): convention would take the heads for
-    # inputs, and look for six times as many norms.
+    # A query kernel (features, heads, head_dim): the convention would treat the heads
+    # as inputs, and expect six times as many norms.
     x = draw((9, 4)) * jnp.array([1.0, 10.0, 0.1, 3.0])
     params = {"query": {"kernel": draw((4, 2, 3), 1)}}
 
@@ -130,7 +130,7 @@ def test_a_calibration_is_compared_with_dims_whatever_the_method():
         so.prune(params, sparsity=0.5, dims=so.NeuronDims(0, 1), **given)
     with pytest.raises(ValueError, match="was made with shape"):
         so.prune({"w": draw((4, 4))}, sparsity=0.5, **given)
-    # To train on, by the same axes.
+    # To continue training, with the same axes.
     topology = so.static(masks=pruned.masks, dims=calibration.dims)
     state = so.sparsify(optax.sgd(0.1), topology).init(params)
     assert state.topology_state.fan_ins["w"].ravel().tolist() == [2, 2, 2]
@@ -205,9 +205,9 @@ def test_structures(method):
 
 
 def obs_by_hand(w, x, kept, block, damping=0.01):
-    """The published steps in double precision, every inverse Hessian by itself.
+    """Take the published steps in double precision, with a new inverse Hessian each.
 
-    ``kept`` gives the weights that stay in each block.
+    ``kept`` returns the weights that stay in each block.
     """
     w, x = np.array(w, np.float64), np.asarray(x, np.float64)
     fan_in, neurons = w.shape
@@ -248,8 +248,8 @@ def test_sparsegpt_is_the_published_algorithm(block, kept):
 
 
 def test_one_weight_is_removed_as_the_optimal_brain_surgeon_does():
-    # One input at a time, one neuron, one weight to go: the weights that stay are
-    # those of the least squares without it.
+    # One input at a time, one neuron, one weight to drop: the remaining weights are the
+    # least-squares solution without it.
     x = correlated(100, 3)
     kernel = jnp.array([[0.001], [2.0], [-1.0]])
     pruned = so.prune(
@@ -340,7 +340,7 @@ def test_sparsegpt_prunes_groups_and_stacked_layers_by_themselves():
     pruned = so.prune(params, "sparsegpt", sparsity=0.5, calibration=calibration)
     assert int(pruned.masks["conv"]["kernel"].sum()) == 81
     np.testing.assert_array_equal(pruned.masks["stack"].sum((1, 2)), 15)
-    # What is separate is pruned as if it were alone: a layer of a stack, a group.
+    # Separate parts are pruned as if they were alone: a layer of a stack, a group.
     group = params["conv"]["kernel"][..., 3:6]
     second = so.calibrate(
         lambda p, x: jax.lax.conv_general_dilated(
@@ -393,7 +393,7 @@ def test_sparsegpt_with_fewer_samples_than_inputs():
     assert error_of(x, kernel, pruned.params["kernel"]) < 1e-2 * error_of(x, kernel, 0)
 
 
-# Whatever holds the parameters.
+# Any container of parameters.
 
 
 class Pair(NamedTuple):

@@ -1,4 +1,4 @@
-"""What ``docs/gpu.md`` shows of records that are whole, in part, or not there."""
+"""The tables of ``docs/gpu.md`` with records that are complete, partial or missing."""
 
 import pytest
 
@@ -22,7 +22,7 @@ SIZES = {
 
 @pytest.fixture
 def show(monkeypatch, tmp_path):
-    """Makes a table of a record."""
+    """Make a table of a record."""
 
     def shown(name, tables, errors=(), claims=()):
         record = {**ABOUT, "tables": tables, "errors": errors, "claims": claims}

@@ -11,7 +11,7 @@ from tests.helpers.pages import ROOT
 
 
 class Pending:
-    """A result that is ready once it has been waited for."""
+    """A result that is ready once something has waited for it."""
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
@@ -22,7 +22,7 @@ class Pending:
 
 
 class Clock:
-    """Time that passes only where somebody waits."""
+    """A clock that advances only when something waits."""
 
     now = 0.0
 
@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A repository with one commit and nothing else."""
+    """Return a repository with one commit."""
     git(tmp_path, "init", "--quiet")
     (tmp_path / "code.py").write_text("x = 1\n")
     git(tmp_path, "add", ".")
@@ -121,7 +121,7 @@ def test_two_candidates_of_one_name_are_refused():
 
 
 def test_ratios_are_taken_within_a_round():
-    # The second round was slow for both; the third the baseline took no part in.
+    # The second round was slow for both; the baseline took no part in the third.
     ratio = timing(1.0, 100.0, 8.0).ratio(timing(2.0, 200.0))
     assert ratio == harness.Spread(0.5, 0.5, 0.5, 0.5, 0.5)
 

@@ -1,4 +1,4 @@
-"""Reading collectives out of compiled programs."""
+"""Collectives read from compiled programs."""
 
 import pytest
 

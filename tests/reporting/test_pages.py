@@ -1,4 +1,4 @@
-"""The parts that pages are made of."""
+"""Helpers shared by the pages."""
 
 import doctest
 

@@ -1,4 +1,4 @@
-"""What ``docs/real_gains.md`` shows, with and without records."""
+"""The tables of ``docs/real_gains.md``, with and without records."""
 
 import statistics
 
@@ -106,7 +106,7 @@ def test_dense_arrays_stand_beside_compact_parameters():
 
 
 class TestTheText:
-    """What the page says beside its tables, held against the records that exist."""
+    """The text of the page, compared with the records that exist."""
 
     def rows(self, kind):
         program = "benchmarks.compact_parameters"
@@ -149,7 +149,7 @@ def test_products_stand_beside_the_dense_ones_speed(monkeypatch, tmp_path):
 
 
 def test_blocks_cost_what_the_page_says():
-    """Ahead of single weights at 80 %, no difference at 90 %, by both methods."""
+    """Better than single weights at 80 %, no difference at 90 %, for both methods."""
     (found,) = stored.load("studies.block_accuracy")["tables"]
     compared = [(row["sparsity"], row["lost"]) for row in found["rows"] if row["lost"]]
     assert [sparsity for sparsity, _ in compared] == [0.8, 0.9, 0.8, 0.9]

@@ -1,4 +1,4 @@
-"""What ``docs/results.md`` says of the papers' claims."""
+"""The statements of ``docs/results.md`` on the papers' claims."""
 
 import numpy as np
 import pytest
@@ -101,13 +101,13 @@ def test_verdicts(low, high, wanted):
 
 
 class TestWhatIsTakenFromIt:
-    """What ``docs/when_it_helps.md`` ends with, held against the stored results."""
+    """The conclusions of ``docs/when_it_helps.md``, compared with stored results."""
 
     RECORD = stored.load("studies.convergence")
     SCALES = stored.load("studies.neuron_scales")
 
     def of(self, arm, **wanted):
-        """The rows of an arm in all conditions with such values, by name."""
+        """Return the rows of an arm in all conditions with given values, by name."""
         found = {}
         for entry in self.RECORD["conditions"]:
             condition = entry["condition"]
@@ -152,13 +152,13 @@ class TestWhatIsTakenFromIt:
             abs(found["RigL, 95 %, HAM"][arm]["mean"]) < 0.005
             for arm in ("fan_in", "batch_variance")
         )
-        # Longer runs that are tuned by themselves.
+        # Longer runs that are tuned separately.
         tuned = {n: found[f"RigL, 95 %, {n} x"]["fan_in"] for n in (2, 3, 5)}
         assert before["RigL, 95 %, 2 x"]["mean"] < tuned[2]["mean"] - 0.05
         assert all(row["high"] < 0 for row in tuned.values())
         assert tuned[2]["high"] < 0 and tuned[3]["high"] < -0.04
         assert tuned[5]["sd"] > 0.05 > tuned[3]["sd"]
-        # Masks that do not move, their fan-ins spread more and more.
+        # Fixed masks, with increasingly different fan-ins.
         spread = before["static, 95 %, fan-ins spread"]["mean"]
         by_power = found["static, 95 %, power law"]
         assert by_power["fan_in"]["mean"] < spread < 0

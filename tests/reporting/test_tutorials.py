@@ -1,4 +1,4 @@
-"""The tutorials as a user starts them, and what the docs say that they print."""
+"""The tutorials as a user starts them, and their output in the docs."""
 
 import re
 
@@ -10,7 +10,7 @@ NAMES = [*tutorials.PAGE]
 
 
 def words(output):
-    """What does not depend on the processor and the version of JAX."""
+    """Return the part that does not depend on the processor and the version of JAX."""
     letters = re.sub(r"[\d.,%/x-]+", " ", output)
     return letters.split()
 

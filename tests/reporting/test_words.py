@@ -1,4 +1,4 @@
-"""What pages say in words of the records, held against them."""
+"""The pages' statements about records, compared with the records."""
 
 import re
 

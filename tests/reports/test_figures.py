@@ -1,4 +1,4 @@
-"""Pictures hold the numbers that they are of."""
+"""Figures contain the numbers that they show."""
 
 import subprocess
 import sys
@@ -106,7 +106,7 @@ def test_what_has_moved_is_coloured():
     np.testing.assert_array_equal(image_of(figure), [[1, 3, 2], [0, 1, 2]])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["inactive: 1", "active: 2", "grown: 2", "dropped: 1"]
-    # What the legend says is what the image shows.
+    # The legend agrees with the image.
     [image] = figure.axes[0].images
     colours = [patch.get_facecolor()[:3] for patch in figure.legends[0].get_patches()]
     for code, colour in enumerate(colours):
@@ -151,7 +151,7 @@ def test_the_gif_has_a_picture_for_every_frame(tmp_path):
             blue = np.abs(pixels - to_rgb("#0072B2")).max(-1) < 0.03
             blues.append(int(blue.sum()))
     assert durations == [200, 200, 800]
-    # Two cells of six are blue only in the frame after the change; the rest is legend.
+    # Two cells of six are blue only in the frame after the update; the rest is legend.
     assert blues[0] == blues[2] < blues[1] / 10
 
 

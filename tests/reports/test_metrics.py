@@ -24,9 +24,9 @@ def check(numbers, expected):
 
 
 def of_masks(masks, dims=None, **kwargs):
-    """The metrics of given masks, and all weights 1."""
+    """Return the metrics of given masks, with all weights 1."""
     params = jax.tree.map(lambda mask: jnp.ones(mask.shape), masks)
-    # Leaves without active weights cannot be given: they are what has become of masks.
+    # Leaves without active weights cannot be passed: they arise later from masks.
     full = jax.tree.map(jnp.ones_like, masks)
     state = so.sparsify(optax.sgd(0.1), so.static(masks=full)).init(params)
     return so.metrics(params, state._replace(masks=masks), dims=dims, **kwargs)
@@ -36,7 +36,7 @@ def of_masks(masks, dims=None, **kwargs):
 def test_by_hand_under_jit(packed):
     tx = so.sparsify(optax.sgd(0.1), so.static(masks=MASKS), packed=packed)
     state = tx.init(PARAMS)
-    # Fan-ins 4 and 2 turn (1, 1, 1, 1 | 1, 1): cosine (4 a + 2 b) / ...
+    # Fan-ins 4 and 2 rotate (1, 1, 1, 1 | 1, 1): cosine (4 a + 2 b) / ...
     a, b = np.sqrt(2), 1.0
     rows = np.degrees(np.arccos((4 * a + 2 * b) / np.sqrt(6 * (4 * a**2 + 2 * b**2))))
     along, length = 4 * a + 2 * b + 4, np.sqrt(10 * (4 * a**2 + 2 * b**2 + 4))
@@ -83,8 +83,8 @@ def test_by_hand_under_jit(packed):
 
 
 def test_inputs_that_lead_nowhere():
-    # A 1x2 convolution of 3 channels into 2: channel 0 leads on from one place only,
-    # channel 1 from none, channel 2 to one of the outputs.
+    # A 1x2 convolution of 3 channels into 2: channel 0 is read at one place only,
+    # channel 1 at none, channel 2 by one of the outputs.
     kernel = np.zeros((1, 2, 3, 2), bool)
     kernel[0, 1, 0, :] = True
     kernel[0, 0, 2, 1] = True

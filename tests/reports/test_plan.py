@@ -31,7 +31,7 @@ def in_colours(printed):
 
 def of_masks(masks, dims=None):
     params = jax.tree.map(lambda mask: jnp.where(mask, 1.0, 0.0), masks)
-    # Leaves without active weights cannot be given: they are what has become of masks.
+    # Leaves without active weights cannot be passed: they arise later from masks.
     full = jax.tree.map(jnp.ones_like, masks)
     tx = so.sparsify(optax.sgd(0.1), so.static(masks=full, dims=dims))
     return so.summary(params, tx.init(params)._replace(masks=masks), dims=dims)
@@ -77,7 +77,7 @@ def test_the_plan_of_a_stack_counts_all_copies():
 
 
 def shown_axes(params, dims=None):
-    """Path -> what the plan shows of the axes of sparse leaves."""
+    """Return, by path, the axes of sparse leaves that the plan shows."""
     plan = so.plan(params, so.static(0.5, dims=dims))
     columns = [plan.page().head.index(name) for name in ("inputs", "outputs")]
     return {
@@ -145,7 +145,7 @@ def test_the_plan_marks_axes_that_are_a_guess(params, path, note):
         "? marks axes that are a guess: give the topology dims=so.i"
     )
     assert reason.startswith(f"? {path}: ") and note in reason
-    # What is given is no guess.
+    # Given axes are not a guess.
     ndim = max(len(leaf.shape) for leaf in jax.tree.leaves(params))
     dims = {path: so.NeuronDims(0, tuple(range(1, ndim)))}
     assert not so.plan(params, so.static(0.5, dims=dims)).guesses
@@ -201,7 +201,7 @@ def test_the_plan_compares_with_what_the_model_does():
     assert not plan.guesses
     plan = so.plan(params, so.static(0.5, dims=dims), dims=dims)
     assert not plan.page().warnings and not plan.guesses
-    # What the model leaves open stays a guess, with the reason.
+    # Axes that the model leaves open stay a guess, with the reason.
     dims = so.infer_dims(lambda params, x: x @ params["v"].T, params, jnp.ones((2, 8)))
     plan = so.plan(params, so.static(0.5, dims=dims))
     assert plan.guesses["w"].reason.endswith(
@@ -214,7 +214,7 @@ def test_the_plan_knows_what_masks_will_take(packed):
     params = {"a": jnp.ones((3, 17)), "b": jnp.ones((2, 8)), "c": jnp.ones(5)}
     topology = so.static(0.5)
     plan = so.plan(params, topology)
-    # Packed, as many bytes more as the last byte of a row holds entries.
+    # Packed, plus as many bytes as the last byte of a row holds entries.
     assert (plan.mask_bytes, plan.packed_mask_bytes) == (51 + 16, 3 * 3 + 1 + 2 + 8)
     state = so.sparsify(optax.sgd(0.1), topology, packed=packed).init(params)
     taken = so.summary(params, state).mask_bytes

@@ -1,4 +1,4 @@
-"""What the plan says of products that can run by block."""
+"""The plan's note on products that can run by block."""
 
 import jax.numpy as jnp
 import pytest

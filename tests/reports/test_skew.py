@@ -1,4 +1,4 @@
-"""The angle by which SparseOpt turns a gradient."""
+"""The angle by which SparseOpt rotates a gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ DENSE = Axes((), (0,), (1,))
 
 
 def skew_of(vector, factors):
-    """One weight a neuron."""
+    """Return the skew with one weight per neuron."""
     largest = np.abs(vector).max()
     return Skew(
         jnp.float32(largest),
@@ -22,7 +22,7 @@ def skew_of(vector, factors):
 
 
 def exact(vectors, factors):
-    """The angle in double precision, by its sine and cosine from orthogonal parts."""
+    """Return the angle in double precision, from its sine and cosine."""
     u = np.concatenate(vectors).astype(np.float64)
     v = u * np.concatenate(factors).astype(np.float64)
     along = u @ v / np.linalg.norm(u)
@@ -66,7 +66,7 @@ def test_several_layers_are_one_vector():
     factors = [np.array([0.5, 1.2]), np.array([0.7, 1.5, 3.0])]
     skews = [skew_of(v, f) for v, f in zip(vectors, factors, strict=True)]
     np.testing.assert_allclose(angle(skews), exact(vectors, factors), rtol=1e-5)
-    # A leaf without neurons is not turned itself, and holds the others back.
+    # A leaf without neurons is not rotated itself, and reduces the others' angle.
     plain = measure(jnp.array([True, True]), jnp.array([1e3, 0.0]), None)
     np.testing.assert_allclose(
         angle([skews[0], plain]),

@@ -1,4 +1,4 @@
-"""What a summary warns of, in whatever the masks and weights are kept."""
+"""Warnings of the summary, for every storage of masks and weights."""
 
 import functools
 
@@ -119,7 +119,7 @@ def older_than_its_masks():
 
 
 def in_a_plain_chain():
-    # `so.apply_updates` was called for: optax's knows no masks.
+    # `so.apply_updates` was needed: optax's does not know masks.
     tx = optax.chain(so.sparseopt(rigl()), optax.sgd(0.1, momentum=0.9))
     return trained(tx, PARAMS)
 

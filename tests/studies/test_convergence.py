@@ -49,7 +49,7 @@ def test_its_examples(module):
 
 
 def test_holm_steps_down_from_the_smallest():
-    # By hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the last not below those before it.
+    # By hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the last at least those before it.
     found = statistics.holm([0.04, 0.005, 0.03, 0.01])
     assert found == pytest.approx([0.06, 0.02, 0.06, 0.03])
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
@@ -82,7 +82,7 @@ class TestSummary:
         outcomes = [outcome(0.5, 0.9), outcome(0.9, 0.9), outcome(0.1, 0.2)]
         other = [outcome(0.9, 0.8), outcome(0.5, 0.9), outcome(0.9, 0.9)]
         row = compare.summary(0.1, outcomes, other, 0.9)
-        # 2 epochs against 1, and 1 against 2: as long, in the geometric mean.
+        # 2 epochs against 1, and 1 against 2: equal in the geometric mean.
         assert (row["both_reach_it"], row["epochs_ratio"]) == (2, pytest.approx(1.0))
         assert row["mean"] == pytest.approx((0.1 + 0.0 - 0.7) / 3)
         assert row["early_mean"] == pytest.approx((-0.4 + 0.4 - 0.8) / 3)
@@ -181,7 +181,7 @@ class TestSpreadMasks:
 
 
 class TestCandidates:
-    """Against loops over neurons, on masks that do not change."""
+    """Compared with loops over neurons, on fixed masks."""
 
     MASK = np.array([[1, 1, 0], [1, 0, 1], [1, 0, 0], [1, 0, 0]], bool)
     VARIANCES = np.array([4.0, 1.0, 0.25])

@@ -155,7 +155,7 @@ def test_both_densities_differ_by_the_masks_alone():
 
 
 def drawn(axes):
-    """Of each optimizer the batches with their epochs, and the batches it missed."""
+    """Return each optimizer's batches with their epochs, and the batches it missed."""
     lines = {line.get_label(): line for line in axes.get_lines()}
     reached = {
         name: {

@@ -71,14 +71,14 @@ def test_numbers_of_neurons_are_those_of_a_loop(trainer):
         np.testing.assert_allclose(
             neurons.pace[neuron], wanted[1] / wanted[0], rtol=1e-3
         )
-    # But for one factor, which exponents do not see.
+    # Up to one factor, which exponents do not depend on.
     alive = neurons.fan_in > 1
     factors = (neurons.deviation / outputs.std(axis=0))[alive]
     np.testing.assert_allclose(factors, factors[0], rtol=1e-4)
 
 
 def test_the_theory_holds_at_the_start(trainer):
-    """Weights and inputs independent, as it presumes, in the first layer."""
+    """Weights and inputs are independent, as it assumes, in the first layer."""
     params, batch_stats, opt_state = trainer.start(0.1, 0)
     masks, batch = so.get_masks(opt_state), trainer.network.data.train
     found = scales.neurons_of(trainer, params, batch_stats, masks, tuple(batch))
@@ -89,8 +89,8 @@ def test_the_theory_holds_at_the_start(trainer):
     }
     assert exponents["deviation"] == pytest.approx(0.5, abs=0.15)
     assert exponents["weights"] == pytest.approx(0.5, abs=0.15)
-    # What else differs from neuron to neuron, above all how it is listened to, leaves
-    # of these two the signs.
+    # Other differences between neurons, above all in their outgoing weights, leave only
+    # the signs of these two.
     assert exponents["pace"] < -0.15 < 0.0 < exponents["gradient"] + 0.15
 
 
@@ -98,7 +98,7 @@ def test_the_theory_holds_at_the_start(trainer):
 def test_a_course_has_every_moment_and_change(trainer):
     course = scales.follow(trainer, 0.1, 0)
     assert len(course.exponents) == len(scales.MOMENTS)
-    assert not course.jumps  # these masks rest
+    assert not course.jumps  # these masks are fixed
     (row, *_) = scales.table_of_exponents({"a": [course, course]})
     assert row["deviation_sd"] == 0.0
     assert scales.table_of_jumps({"a": [course]}) == []

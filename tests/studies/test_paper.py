@@ -36,7 +36,7 @@ def quick_record(program, tmp_path):
     return record
 
 
-# What is claimed, and how it is judged.
+# The claims, and how they are judged.
 
 
 def test_the_verdict_goes_by_the_claims_of_the_paper_alone():
@@ -63,7 +63,7 @@ def test_figures_lie_in_a_folder_of_their_own(tmp_path):
     assert json.loads((folder / "some.json").read_text())["verdict"] == "reproduced"
 
 
-# What docs/paper_figures.md says of the stored results.
+# The statements of docs/paper_figures.md on the stored results.
 
 STORED = ROOT / "studies" / "results" / "paper"
 
@@ -255,8 +255,8 @@ def test_a_quick_figure_2(tmp_path):
         for row in rows
         if row["sparsity"] == 0.5
     }
-    # It holds for noise as well, and only for networks with normalisations and weights
-    # that know nothing of fan-ins.
+    # It also holds for noise, and only for networks with normalisations and weights
+    # that do not depend on fan-ins.
     for name in gradient_ratio.MLPS:
         amplified = found.pop((name, True, "dense"))
         assert amplified == pytest.approx(2**0.5, rel=0.1)
@@ -305,7 +305,7 @@ def test_a_quick_figure_1(tmp_path):
 
 @pytest.fixture(scope="module")
 def small():
-    """Two seeds of a dense neuron and a sparse one, in lanes that differ."""
+    """Return two seeds of a dense and a sparse neuron, in lanes that differ."""
     keys = jax.random.split(jax.random.key(0), 2)
     tasks = jax.vmap(lambda key: student.make_task(key, 6, 2, dense=1))(keys)
     kinds = (("none", 0.0), ("own", 0.0), ("rule", 0.0), ("none", 9.0))
@@ -329,7 +329,7 @@ def test_a_teacher_is_within_the_students_reach(small):
     assert tasks.mask.sum(axis=1).tolist() == [[6, 2]] * 2
     np.testing.assert_array_equal(tasks.w != 0, tasks.mask)
     for z, target, mask in zip(tasks.z, tasks.target, tasks.mask, strict=True):
-        # What is linear in the teacher is in the inputs that the sparse neuron sees.
+        # The linear part of the teacher is in the inputs that the sparse neuron sees.
         weights = np.abs(np.linalg.lstsq(z, target, rcond=None)[0])
         assert weights[~mask[:, 1]].max() < 0.3 < weights.max()
 
@@ -372,7 +372,7 @@ def test_ham_alone_leaves_the_balance(small):
     assert found.heights.shape == (2, 2, 2, 4)
     drift = np.asarray(found.drift)
     assert drift[:, :3].max() < 0.01 < 0.1 < drift[:, 3].min()
-    # Lanes that begin alike and are rescaled otherwise end elsewhere.
+    # Lanes with the same start and different rescaling end differently.
     assert (np.diff(np.asarray(found.loss)[:, :3]) != 0).all()
 
 
@@ -439,7 +439,7 @@ def test_quick_figures_5_and_10(tmp_path):
     assert all(10 < row["explored_mean"] < 100 for row in table["rows"])
 
 
-# Figures 3, 4, 11, 12 and 15 to 22: accuracy against epochs.
+# Figures 3, 4, 11, 12 and 15 to 22: accuracy over epochs.
 
 
 def test_gains_are_averaged_over_conditions_seed_by_seed():
@@ -473,7 +473,7 @@ def test_learning_rates_are_the_tuned_ones():
     }
     apart = dict(zip(accuracy.ARMS, (0.8, 0.4, 0.2), strict=True))
     assert all(wanted[f"RigL, 90 %, {n} x"] == apart for n in (1, 2, 3, 5))
-    # As long a step with a correction as without.
+    # Steps have the same size with and without a correction.
     assert wanted["RigL, 90 %, norms kept"] == dict.fromkeys(accuracy.ARMS, 0.8)
     assert wanted["SET, 90 %, norms kept"] == dict.fromkeys(accuracy.ARMS, 0.1)
     assert len(wanted) == 10

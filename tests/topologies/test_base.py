@@ -1,4 +1,4 @@
-"""A mechanism that no rewiring expresses: a topology of a user's own."""
+"""A mechanism that no rewiring expresses: a user-defined topology."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,10 +18,10 @@ FIRST = so.static(0.5)
 
 @dataclasses.dataclass(frozen=True)
 class Rolling(so.Topology):
-    """Masks that move on by one neuron at an interval.
+    """Masks that shift by one neuron at an interval.
 
     Attributes:
-      every: steps from one update to the next.
+      every: steps between updates.
     """
 
     every: int

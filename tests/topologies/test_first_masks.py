@@ -1,4 +1,4 @@
-"""The masks that a run begins with."""
+"""The initial masks of a run."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Masks of the forward pass: dense weights behind them are trained."""
+"""Masks in the forward pass: the dense weights are trained."""
 
 import functools
 

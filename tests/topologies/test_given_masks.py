@@ -1,4 +1,4 @@
-"""Going on from a sparse network: its masks, and methods whose density moves."""
+"""Continuing from a sparse network: its masks, and methods with density schedules."""
 
 import itertools
 
@@ -22,7 +22,7 @@ PRESENT = int((PARAMS["kernel"] != 0).sum())
 
 
 def trained(topology, steps, params=PARAMS):
-    """The masks, first and after each step of a training with gradients everywhere."""
+    """Return masks, initially and after each step, with gradients everywhere."""
     tx = so.sparsify(optax.sgd(0.01), topology)
     state = tx.init(params)
     params = so.apply_masks(params, state)
@@ -102,7 +102,7 @@ def test_zero_biases_are_no_masks(make):
         so.sparsify(optax.sgd(0.1), make(masks)).init(PARAMS)
 
 
-# Densities that move, from masks that are given.
+# Density schedules with given masks.
 
 MASKS = so.masks_of(PARAMS)
 MOVING = {
@@ -154,7 +154,7 @@ def test_given_masks_are_pruned_to_the_initial_sparsity():
     )
     (first,) = trained(topology, 0)
     np.testing.assert_array_equal(first, largest(WEIGHTS, 150))
-    # Of shapes alone nothing is known but the masks.
+    # From shapes alone only the masks are known.
     shapes = jax.eval_shape(lambda: PARAMS)
     masks, _ = topology.init(KEY, shapes)
     assert int(masks["kernel"].sum()) == 150

@@ -35,8 +35,8 @@ def test_a_global_threshold_leaves_every_layer_its_largest_weight():
 
 
 def test_units_of_several_sizes_are_compared_by_their_mean_weight():
-    # Of the 53 weights left one block of four is kept in any case, the others are the
-    # larger single ones.
+    # Of the 53 weights left one block of four is always kept; the others are the larger
+    # single weights.
     topology = so.one_shot(0.5, at=0, scope="global", structure={"a": so.Block((2, 2))})
     params = {"a": jnp.ones((8, 6)), "b": jnp.full((6, 10), 2.0).at[0].set(0.5)}
     _, now = still(topology, 1, params=params)

@@ -1,4 +1,4 @@
-"""Active blocks alone are scored as dense arrays are, to the last bit."""
+"""Scores of active blocks equal those of dense arrays, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_updates_by_blocks_are_those_of_dense_arrays(method, name):
     shape, block, active, dims = LEAVES[name]
     random = np.random.default_rng(0)
     weights = random.standard_normal(shape).astype(np.float32)
-    weights.flat[7] = np.inf  # what is not finite is not dropped
+    weights.flat[7] = np.inf  # non-finite weights are not dropped
     grads = {"kernel": jnp.asarray(random.standard_normal(shape), jnp.float32)}
     kernel = compact(weights, block, active, dims=dims)
     params = {"kernel": kernel.dense()}
@@ -63,14 +63,14 @@ def test_updates_by_blocks_are_those_of_dense_arrays(method, name):
     found = by_blocks({"kernel": kernel.active}, grads)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert (found[1].tree["kernel"] != kernel.index).any()
-    if method == "mest":  # which reads the gradients of active weights alone
+    if method == "mest":  # reads only the gradients of active weights
         of_active = {"kernel": kernel.layout.take(grads["kernel"], kernel.index)}
         again = by_blocks({"kernel": kernel.active}, of_active)
         jax.tree.map(np.testing.assert_array_equal, again, expected)
 
 
 def _scores(leaf, topology):
-    """What drops and grows, without the scores of what cannot."""
+    """Return scores for dropping and growing, where each applies."""
     demand = Demand(jnp.float32(0.5), {}, False, True)
     draft = leaf.draft(topology, jax.random.split(jax.random.key(3)), demand)
     drop = jnp.where(draft.active, draft.drop, 0.0)

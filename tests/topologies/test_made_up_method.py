@@ -1,7 +1,8 @@
-"""A method that nobody has published, in one file: a stage of its own, and no more.
+"""An unpublished method in one file: only a new stage.
 
-An update gives up the largest weights of every layer besides the smallest, so that no
-layer leans on a few. Storages, structures, checkpoints and plans are the library's.
+An update drops the largest weights of every layer in addition to the smallest, so that
+no layer depends on a few. Storages, structures, checkpoints and plans are the
+library's.
 """
 
 import dataclasses
@@ -22,10 +23,10 @@ from sparseopt_jax.topologies import Draft, Drop, Grow, LayerStage, Rewiring
 
 @dataclasses.dataclass(frozen=True)
 class DropLargest(LayerStage):
-    """Drop the units of each layer with the highest scores, too.
+    """Also drop the units of each layer with the highest scores.
 
     Attributes:
-      count: how many.
+      count: number of units.
     """
 
     count: int
@@ -46,7 +47,7 @@ def humble(sparsity: float, *, count: int = 1, every: int, stop: int, **options)
     )
 
 
-# What shows that it works.
+# Tests that it works.
 
 PARAMS = {
     "first": {"kernel": jax.random.normal(jax.random.key(1), (8, 12))},
@@ -65,7 +66,7 @@ TOPOLOGY = humble(0.5, every=2, stop=9)
 
 @functools.cache
 def train(storage):
-    """The first masks, and the masks and the weights after each of four steps."""
+    """Return the first masks, and masks and weights after each of four steps."""
     tx = so.sparsify(optax.sgd(0.1, momentum=0.9), TOPOLOGY, **STORAGES[storage])
     state = tx.init(PARAMS)
     params = so.apply_masks(PARAMS, state)
@@ -83,7 +84,7 @@ def train(storage):
 
 
 def updated(topology):
-    """The first masks, and those after one update."""
+    """Return the first masks, and those after one update."""
 
     @jax.jit
     def both():

@@ -1,4 +1,4 @@
-"""Gradients of earlier steps that growth remembers."""
+"""Growth that remembers gradients of earlier steps."""
 
 import functools
 
@@ -18,7 +18,7 @@ def averaged(steps, **options):
 
 
 def test_the_mean_is_of_the_window_before_a_change():
-    # Changes at 3, 8, 13: windows 1-3, 6-8, 11-13.
+    # Updates at 3, 8, 13: windows 1-3, 6-8, 11-13.
     topology = averaged(3)
     grads = np.random.default_rng(0).normal(size=(14, 4, 4)).astype(np.float32)
     _, state = topology.init(KEY, {"w": grads[0]})
@@ -56,7 +56,7 @@ def test_growth_is_by_the_mean_and_by_nothing_outside_of_it():
     grown[np.argsort(-mean.ravel(), kind="stable")[:dropped]] = True
     np.testing.assert_array_equal(new, (kept | grown).reshape(6, 6))
     assert (grown != kept)[~old.ravel()].any()
-    # Gradients of no window, however large, change nothing; those of one do.
+    # Gradients outside the windows, however large, change nothing; those inside do.
     loud = grads.copy()
     loud[[0, 4, 5]] *= 1e6
     np.testing.assert_array_equal(masks_of(loud), masks)

@@ -1,4 +1,4 @@
-"""One topology after another: what is handed on, and when."""
+"""One topology after another: what is passed on, and when."""
 
 import functools
 
@@ -26,7 +26,7 @@ def grads_at(step):
 
 
 def trained(topology, steps, *, compiled=jax.jit, inner=None, **options):
-    """Params, masks and states, first and after each step."""
+    """Return parameters, masks and states, initially and after each step."""
     tx = so.sparsify(inner or optax.sgd(0.1, momentum=0.9), topology, **options)
     state = tx.init(PARAMS)
     params = so.apply_masks(PARAMS, state)
@@ -58,8 +58,8 @@ def moved(params, other):
     return not np.array_equal(params["b"], other["b"])
 
 
-# Dense, pruned gradually, moved by RigL, frozen: updates at 2, 4, 6, at 7 and 9, and at
-# the beginning of the last phase, at 11. The first follow the step, RigL replaces it.
+# Dense, pruned gradually, updated by RigL, frozen: updates at 2, 4, 6, at 7 and 9, and
+# at the start of the last phase, at 11. The first follow the step, RigL replaces it.
 HALF = {"drop_fraction": 0.5, "decay": "constant"}
 FOUR = so.phases(
     (0, so.static(0.0)),
@@ -86,7 +86,7 @@ def test_masks_are_handed_on(four):
 
 
 def test_pruning_sees_the_weights_after_the_step(four):
-    # The step that the change follows was that of the dense network.
+    # The step that the update follows was that of the dense network.
     (before, _, state), (_, mask, _) = four[4:6]
     velocity = 0.9 * state.inner_state[0].trace["k"] + grads_at(4)["k"]
     stepped = np.asarray(before["k"] - 0.1 * velocity)
@@ -131,7 +131,7 @@ def test_what_becomes_of_each_leaf_in_the_end():
     assert late.full_leaves(PARAMS) == {"k"}
 
 
-# What begins with masks of other numbers.
+# Methods that start with masks of other sizes.
 
 
 def changed(topology, count, mask, param, grad):
@@ -148,8 +148,8 @@ def changed(topology, count, mask, param, grad):
 
 
 def test_a_late_rigl_prunes_moves_and_grows_at_once():
-    # 8 of 16 weights are to stay, of which 0.5 are dropped and grown: the 4 largest
-    # weights stay, the 4 largest gradients of the others are grown.
+    # 8 of 16 weights remain, of which half are dropped and grown: the 4 largest weights
+    # stay, the 4 largest gradients of the others are grown.
     late = so.phases(
         (0, so.static(0.0)),
         (4, so.rigl(0.5, every=4, stop=9, **HALF)),
@@ -164,7 +164,7 @@ def test_a_late_rigl_prunes_moves_and_grows_at_once():
 
 
 def test_a_phase_between_two_changes_only_prunes():
-    # At 5 the phase begins, its first change is at 8.
+    # At 5 the phase begins; its first update is at 8.
     late = so.phases((0, so.static(0.0)), (5, so.rigl(0.5, every=4, stop=9)))
     assert [step for step in range(12) if late.due(step)] == [5, 8]
     param = jnp.arange(16.0, 0, -1).reshape(4, 4)

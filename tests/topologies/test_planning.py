@@ -1,4 +1,4 @@
-"""What a topology decides about leaves, and which do not fit."""
+"""What a topology decides about leaves, and which leaves do not fit."""
 
 import jax.numpy as jnp
 import optax

@@ -1,4 +1,4 @@
-"""What a composed topology takes, and what it refuses when it is made."""
+"""Arguments of a composed topology, and what its construction refuses."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""When topologies change, and by how much."""
+"""The steps and sizes of updates."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""All leaves side by side and one by one: the same results, to the last bit."""
+"""All leaves together and one by one: the same results, bit for bit."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ SHAPES = {
 
 
 def params_of(seed, dtypes=None):
-    """Weights with ties, and some that are no numbers."""
+    """Return weights with ties and non-finite values."""
     rng = np.random.default_rng(seed)
     tree = {}
     for name, shape in SHAPES.items():
@@ -36,7 +36,7 @@ def params_of(seed, dtypes=None):
 
 
 def unlike_any(key, param, grad):
-    """A score that looks at the whole leaf, and needs the key."""
+    """Return a score that depends on the whole leaf and needs the key."""
     noise = jax.random.normal(key, param.shape)
     return jnp.abs(param) / jnp.nanmax(jnp.abs(param)) + jnp.abs(grad) + noise
 
@@ -73,7 +73,7 @@ TOPOLOGIES = {
 }
 
 
-# Each way for rows to be laid and ranked once; the others wait for ``make test-slow``.
+# Each way to lay out and rank rows once; the others wait for ``make test-slow``.
 QUICK = (
     *("set", "rigl, blocks", "set, fan-in", "rigl, at least 2", "srigl", "granet"),
     "a function",
@@ -81,7 +81,7 @@ QUICK = (
 
 
 def after(topology, params, monkeypatch=None, updates=2):
-    """Masks and state after some updates, and how the last was made."""
+    """Return masks and state after some updates, and how the last was made."""
     ways = []
 
     def one_by_one(*args):
@@ -140,7 +140,7 @@ def test_leaves_may_have_different_types(name):
     dtypes = {"wide": jnp.bfloat16, "last": jnp.float16}
     params = params_of(0, dtypes)
     together, way = after(TOPOLOGIES[name], params)
-    # What crosses layers needs one type.
+    # Selections across layers need one type.
     assert way == ("one by one" if name == "granet" else "side by side")
     assert_same(together, after(TOPOLOGIES[name], params, monkeypatch=True)[0])
 
@@ -186,7 +186,7 @@ def test_code_is_that_of_one_layer_however_many_there_are():
 
 
 def test_masks_of_neurons_pass_through_a_step_as_they_lie():
-    # Were they left in the order of rows, every step would take them there and back.
+    # If they stayed in the order of rows, every step would convert them there and back.
     tx = so.sparsify(optax.sgd(0.1), so.srigl(0.5, every=10, stop=100))
     params = {"kernel": jax.ShapeDtypeStruct((24, 16), jnp.float32)}
     state = jax.eval_shape(tx.init, params)

@@ -1,4 +1,4 @@
-"""Stages by hand, and what a rewiring is by its stages and scores."""
+"""Stages by hand, and how they and the scores determine a rewiring."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ WHEN = {"every": 2, "stop": 9}
 
 
 def drafted(active, drop, grow, *, fraction=0.0, target=None, rises=True):
-    """The draft of a layer of single weights."""
+    """Return the draft of a layer of single weights."""
     active = jnp.array(active, bool)
     units = Units(active.shape, active.shape, cut=(), inner=(), cell=(0,), layer=(0,))
     present = units.count(active)
@@ -55,7 +55,7 @@ def new_masks(stages, *drafts):
 
 
 def test_drop_and_grow():
-    # Half of four weights go, 1 and 2; 9 and 8 are the largest of the others.
+    # Half of four weights are dropped, 1 and 2; 9 and 8 are the largest of the others.
     layer = drafted(
         [1, 1, 1, 1, 0, 0], [4, 1, 3, 2, 0, 0], [7, 8, 7, 1, 9, 5], fraction=0.5
     )

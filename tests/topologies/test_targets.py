@@ -1,4 +1,4 @@
-"""How many units every layer is to have, where densities move."""
+"""The number of units of every layer under a density schedule."""
 
 import jax.numpy as jnp
 import optax
@@ -21,8 +21,8 @@ def test_layers_of_their_own_sparsity_begin_like_the_others(initial):
 
 
 def test_a_schedule_beyond_its_ends_leaves_every_layer_a_weight():
-    # The sparsity goes from 0 through 0.95 to 0.5, where layers differ in theirs: drawn
-    # on in proportion, the smaller one would fall below zero.
+    # The sparsity goes from 0 through 0.95 to 0.5, where layers have different ones:
+    # with a proportional extrapolation, the smaller one would fall below zero.
     turning = optax.piecewise_interpolate_schedule("linear", 0.95, {2: 1.0, 4: 10 / 19})
     topology = so.gradual_magnitude(
         schedule=lambda step: jnp.where(step == 0, 0.0, turning(step)),

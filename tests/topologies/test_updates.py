@@ -40,7 +40,7 @@ def test_what_was_just_dropped_may_come_back():
 
 
 def test_what_is_kept_is_not_grown_again():
-    # The kept weights have the largest gradients of all; growth looks elsewhere.
+    # The kept weights have the largest gradients of all; growth ignores them.
     mask = bits(1, 1, 0, 0, 0, 0)
     new = changed(rigl(mask), mask, array(2, 1, 0, 0, 0, 0), array(99, 3, 1, 5, 4, 2))
     np.testing.assert_array_equal(new, bits(1, 0, 0, 1, 0, 0))
@@ -53,7 +53,7 @@ def test_ties_keep_and_grow_the_lowest_index():
 
 
 def test_the_number_dropped_is_rounded_down():
-    # 0.3 of 5 active weights is 1.5: one moves.
+    # 0.3 of 5 active weights is 1.5: one is replaced.
     mask = bits(1, 1, 1, 1, 1, 0, 0, 0)
     topology = rigl(mask, drop_fraction=0.3)
     new = changed(
@@ -63,7 +63,7 @@ def test_the_number_dropped_is_rounded_down():
 
 
 def test_the_cosine_slows_the_change():
-    # alpha / 2 (1 + cos(pi 90 / 100)) = 0.5 * 0.0245: nothing of 8 weights moves.
+    # alpha / 2 (1 + cos(pi 90 / 100)) = 0.5 * 0.0245: none of 8 weights is replaced.
     mask = bits(1, 1, 1, 1, 1, 1, 1, 1, 0, 0)
     topology = rigl(mask, decay="cosine")
     param, grad = jnp.arange(10.0), jnp.arange(10.0)

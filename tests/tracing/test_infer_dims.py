@@ -1,4 +1,4 @@
-"""The axes of kernels as they are read off models of all kinds."""
+"""The axes of kernels, inferred from models of all kinds."""
 
 import functools
 
@@ -91,7 +91,7 @@ def test_the_default_of_nnx_attention_is_that_of_the_model():
 
 
 def assert_default(dims, params):
-    """The convention has what is read off the model."""
+    """Check that the convention agrees with the inferred axes."""
     inferred, default = (so.static(0.5, dims=dims) for dims in (dims, None))
     assert [plan.axes for plan in inferred.leaves(params) if plan.layer] == [
         plan.axes for plan in default.leaves(params) if plan.layer
@@ -263,7 +263,7 @@ def test_equinox_has_outputs_first():
         "layers/0/weight": so.NeuronDims((1, 2, 3), 0),
         "layers/3/weight": TRANSPOSED,
     }
-    # The paths are those of what is trained.
+    # The paths are those of the trained leaves.
     params, static = eqx.partition(network, eqx.is_inexact_array)
     assert dims == so.infer_dims(
         lambda params, x: jax.vmap(eqx.combine(params, static))(x), params, images
@@ -307,7 +307,7 @@ def test_nothing_is_computed_and_arguments_of_all_kinds_are_passed():
         model, {"w": array(64, 32)}, X, 2, mask=array(64, dtype=bool), train=True
     )
     assert dims["w"] == DENSE
-    # An array is too large for any memory: only its shape is read.
+    # An array too large for any memory: only its shape is read.
     assert so.infer_dims(lambda w, x: x @ w, array(2**20, 2**20), array(1, 2**20))
 
 

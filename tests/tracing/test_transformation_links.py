@@ -1,4 +1,4 @@
-"""Finished transformations are read: what they are made of, in order, by name."""
+"""Finished transformations are read: their parts, in order, by name."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The train step on one device; ``tests/distributed`` has it on several."""
+"""The train step on one device; ``tests/distributed`` tests several."""
 
 import functools
 

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Linear:
-    """As Equinox modules are: a dataclass with absent and static parts."""
+    """Like Equinox modules: a dataclass with absent and static parts."""
 
     weight: Any
     bias: Any
@@ -103,7 +103,7 @@ def assert_sparse(params, state):
     mask = kernel_of(so.get_masks(state))
     assert mask.sum() == 24
     np.testing.assert_array_equal(kernel_of(params)[~mask], 0.0)
-    # Momentum is found inside of the container, too.
+    # Momentum is also found inside the container.
     (sparse,) = sparse_states(getattr(state, "opt_state", state))
     np.testing.assert_array_equal(kernel_of(sparse.inner_state)[~mask], 0.0)
     return mask

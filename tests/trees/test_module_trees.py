@@ -1,6 +1,6 @@
-"""Modules of Haiku, Equinox, Flax linen and NNX: what becomes of each of their leaves.
+"""Modules of Haiku, Equinox, Flax linen and NNX, and how each leaf is treated.
 
-The same network four times, and in each library what only it has.
+The same network four times, with the special features of each library.
 """
 
 import functools

@@ -46,7 +46,7 @@ def test_the_same_place_has_one_name_in_every_container():
 
 
 class Custom(nn.meta.AxisMetadata, flax.struct.PyTreeNode):
-    """A user's own metadata, under another attribute's name."""
+    """User-defined metadata, under another attribute's name."""
 
     array: jax.Array
 

@@ -1,4 +1,4 @@
-"""Seeds and keys: everything that ``jax.random.key`` takes, everywhere alike."""
+"""Seeds and keys: all that ``jax.random.key`` takes, with the same results."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from sparseopt_jax.trees.prng_keys import load_key, store_key, typed_key
 PARAMS = {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(8)}
 MASKS = {"kernel": jnp.arange(48).reshape(6, 8) % 2 == 0, "bias": optax.MaskedNode()}
 
-# What takes a seed, and what it makes of the parameters with it.
+# Functions that take a seed, and their results.
 TAKERS = {
     "sparsify": lambda key: so.sparsify(optax.sgd(0.1), so.static(0.5), key=key),
     "packed": lambda key: so.sparsify(
@@ -106,7 +106,7 @@ def test_keys_of_every_implementation_keep_it(impl, default):
     ],
 )
 def test_masks_move_by_the_implementation_of_the_key(impl, host_updates):
-    # The keys that the library drew by while it kept them typed.
+    # The library's draws while it kept its keys typed.
     key = jax.random.key(3, impl=impl)
     topology = so.set_(0.5, every=2, stop=10)
     _, step_key = jax.random.split(key)

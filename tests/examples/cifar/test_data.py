@@ -1,4 +1,4 @@
-"""Glyphs and CIFAR as bytes in memory, and what is done to them on the device."""
+"""Glyphs and CIFAR as bytes in memory, and their augmentation on the device."""
 
 import dataclasses
 import sys
@@ -20,7 +20,7 @@ SMALL = {"size": 8, "train": 250, "test": 120}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder that has the smallest glyphs."""
+    """Return a folder that has the smallest glyphs."""
     folder = tmp_path_factory.mktemp("glyphs")
     glyphs.load(folder, **SMALL)
     return folder
@@ -49,7 +49,7 @@ class TestGlyphs:
     def test_fewer_are_the_first_of_the_same(self, folder):
         few, labels = glyphs.draw(0, "train", 120, 8)
         many = glyphs.load(folder, **SMALL)
-        # Another program may round otherwise.
+        # Another program may round differently.
         assert np.abs(few - many.train_images[:120].astype(int)).max() <= 1
         np.testing.assert_array_equal(labels, many.train_labels[:120])
 
@@ -61,7 +61,7 @@ class TestGlyphs:
         assert set(images.test_labels) == set(range(100))
 
     def test_images_of_a_class_are_alike(self):
-        """Without noise and movement they are the pattern; with it they are not."""
+        """Without noise and movement they equal the pattern; with them they do not."""
         still = dataclasses.replace(
             glyphs.DIFFICULTY,
             rotation=0.0,
@@ -143,7 +143,7 @@ class TestDatasets:
         assert "tensorflow" not in sys.modules
 
     def test_the_archive_is_prepared_without_tensorflow(self, tmp_path, monkeypatch):
-        """Two images of each split, in the files that the archive consists of."""
+        """Two images of each split, in the files of the archive."""
         random = np.random.default_rng(0)
         archive = tmp_path / "archive" / "cifar-100-binary"
         archive.mkdir(parents=True)
@@ -171,7 +171,7 @@ class TestDatasets:
         np.testing.assert_array_equal(dataset.train_images, np.moveaxis(images, 1, -1))
         assert "tensorflow" not in sys.modules
 
-        # A part of what was prepared has gone.
+        # A part of the prepared files is deleted.
         for path in (tmp_path / "data" / "cifar100").rglob("*test.array_record*"):
             path.unlink()
         with pytest.raises(ValueError, match="cifar100 cannot be read from"):

@@ -18,7 +18,7 @@ from examples.common import fashion_mnist, idx
 
 
 def encoded(array, kind=8):
-    """An array as an IDX file has it."""
+    """Return an array in IDX format."""
     head = struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape)
     return head + array.astype(idx.TYPES[kind]).tobytes()
 
@@ -36,7 +36,7 @@ def arrays():
 
 @pytest.fixture
 def folder(tmp_path, arrays):
-    """A folder with the four files, one of them not compressed."""
+    """Return a folder with the four files, one of them not compressed."""
     folder = tmp_path / "files"
     folder.mkdir()
     for split, name in fashion_mnist.FILES.items():

@@ -1,4 +1,4 @@
-"""The program for CIFAR: its trainer in all its forms, and itself from end to end."""
+"""The program for CIFAR: its trainer in all its forms, and the whole program."""
 
 import contextlib
 import dataclasses
@@ -28,11 +28,11 @@ TINY |= {"epochs": 3.0, "every": 3, "warmup_epochs": 0.5, "sparsity": 0.8}
 SET = configs.Config("set_cifar100_r20", **TINY)
 RIGL = configs.Config("sparseopt_cifar100_r20", **TINY)
 STEPS, PER_EPOCH = 12, 4
-CHANGES = [0, 3, 6]  # until three quarters of the training
+CHANGES = [0, 3, 6]  # in the first three quarters of the training
 
 
 class Network(nn.Module):
-    """In the place of a residual network, which would compile for longer."""
+    """Replaces a residual network, which would take longer to compile."""
 
     width: int
     blocks: int
@@ -54,9 +54,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_trainer(folder):
-    """Makes trainers, each compiled once for all tests.
+    """Make trainers, each compiled once for all tests.
 
-    They take the test images in four batches, of which the last is not full.
+    They evaluate the test images in four batches, the last of which is not full.
     """
     dataset = data.load("glyphs16", folder, train=64, test=64)
 
@@ -77,9 +77,9 @@ def make_trainer(folder):
 
 
 def trained(trainer, seeds, steps=STEPS, starting=None):
-    """The run after so many steps, and after which of them the host was asked."""
+    """Return the run after some steps, and the step numbers at which calls returned."""
     run, step, stops = (starting or trainer).start(seeds), 0, []
-    if starting:  # which is compiled, and starts with the same
+    if starting:  # a compiled trainer with the same starting point
         run = run._replace(state=run.state.replace(tx=trainer.program.tx))
     while step < steps:
         run, step = trainer.advance(run, seeds, step)
@@ -88,13 +88,13 @@ def trained(trainer, seeds, steps=STEPS, starting=None):
 
 
 def kernel_and_mask(run):
-    """Of one layer, as arrays that outlive the run."""
+    """Return the kernel and mask of one layer, as arrays that outlive the run."""
     trees = (run.state.params, so.get_masks(run.state.opt_state))
     return (np.array(tree["head"]["kernel"]) for tree in trees)
 
 
 def assert_close(run, other):
-    """The masks are the same; the weights too, but for rounding."""
+    """Check that the masks are equal, and the weights up to rounding."""
     for one, two in zip(
         *(jax.tree.leaves(so.get_masks(r.state.opt_state)) for r in (run, other)),
         strict=True,
@@ -110,7 +110,7 @@ def assert_close(run, other):
 
 @pytest.fixture(scope="module")
 def alone(make_trainer):
-    """Two seeds with SET, one after another, step by step."""
+    """Train two seeds with SET, one after another, step by step."""
     return [trained(make_trainer(SET), [seed])[0] for seed in (0, 1)]
 
 
@@ -119,7 +119,7 @@ class TestTrainer:
         trainer = make_trainer(SET, loop=True)
         with compilations() as compiled:
             run, stops = trained(trainer, [1], starting=make_trainer(SET))
-        # Each change is a step of its own; no span crosses the end of an epoch.
+        # Each update is a separate step; no span crosses the end of an epoch.
         assert stops == [1, 3, 4, 6, 7, 8, 12]
         assert_close(run, alone[1])
         assert compiled.count(trainer._many.__name__) == 1
@@ -182,7 +182,7 @@ class TestTrainer:
         assert trainer.draw((1,), 0)[1][0].tolist() == orders[1].tolist()
 
     def test_what_a_step_sees(self, make_trainer):
-        """The next images of the order, cropped anew in every epoch."""
+        """The next images of the order, cropped again in every epoch."""
         trainer = make_trainer(SET)
         keys, orders = trainer.draw((0,), 0)
         batch = jax.jit(functools.partial(trainer.program.batch, keys[0], orders[0]))
@@ -226,7 +226,7 @@ ARGS = [
 
 @pytest.fixture
 def start(folder, make_trainer, monkeypatch):
-    """Starts the program, with a trainer that is compiled already."""
+    """Start the program, with a trainer that is already compiled."""
     monkeypatch.setattr(cifar, "Trainer", make_trainer)
 
     def start(output, *args):
@@ -238,7 +238,7 @@ def start(folder, make_trainer, monkeypatch):
 
 @pytest.fixture(scope="module")
 def output(folder, make_trainer, tmp_path_factory):
-    """The folder of a finished run."""
+    """Return the folder of a finished run."""
     output = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "Trainer", make_trainer)
@@ -249,7 +249,7 @@ def output(folder, make_trainer, tmp_path_factory):
 
 @contextlib.contextmanager
 def stopped_at(trainer, seeds, at):
-    """SIGTERM reaches the program while some seeds take the steps after one."""
+    """Send SIGTERM to the program while some seeds take the steps after one."""
     before = trainer.advance
 
     def stopped(run, number, step):
@@ -264,7 +264,7 @@ def stopped_at(trainer, seeds, at):
 
 
 def contents(folder):
-    """All files in a folder, and what they hold."""
+    """Return all files in a folder, with their contents."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -310,7 +310,7 @@ class TestProgram:
             assert last["explored"] == results["explored"][seed] > 0.25
             curve = results["curves"]["train_loss"]["values"][seed]
             assert curve == [row["loss"] for row in rows if row["event"] == "train"]
-            # Means over an epoch, of which the first are those of guessing.
+            # Means over an epoch, whose first losses are those of guessing.
             assert curve[0] == pytest.approx(np.log(100), rel=0.1)
             assert curve[-1] < curve[0]
         accuracies = results["test_accuracy"]
@@ -335,7 +335,7 @@ class TestProgram:
         saved = tmp_path / "checkpoints" / "seed_1"
         assert [path.name for path in saved.glob("[0-9]*")] == ["6"]
         with (tmp_path / "seed_1" / "log.jsonl").open("a") as file:
-            file.write('{"event": "train", "step": 8, "lo')  # cut short
+            file.write('{"event": "train", "step": 8, "lo')  # truncated
 
         start(tmp_path)
         for seed in (0, 1):
@@ -352,7 +352,7 @@ class TestProgram:
     def test_together_and_in_a_loop_goes_on_to_the_last_bit(
         self, start, make_trainer, tmp_path
     ):
-        """Stopped between two checkpoints, two changes and two evaluations."""
+        """Stopped between two checkpoints, two updates and two evaluations."""
         args = ["--together", "--loop"]
         start(tmp_path / "whole", *args)
         again = tmp_path / "again"
@@ -425,7 +425,7 @@ class TestProgram:
         assert (output / "checkpoints").exists()
 
     def test_checkpoints_of_another_run_are_refused(self, output, start, tmp_path):
-        """Moved into a folder that says otherwise."""
+        """Moved into a folder with another configuration."""
         shutil.copytree(output / "checkpoints", tmp_path / "checkpoints")
         record = json.loads((output / "config.json").read_text())
         record["evaluate_every"] = 2
@@ -437,7 +437,7 @@ class TestProgram:
     def test_parts_without_configuration_are_refused(
         self, output, start, tmp_path, part
     ):
-        """Before anything is written; then they are replaced, if told."""
+        """Refused before anything is written; then replaced, on request."""
         run = tmp_path / "run"
         shutil.copytree(output / part, run / part)
         before = contents(run)
@@ -491,7 +491,7 @@ class TestProgram:
 
 @pytest.mark.slow
 class TestDiverged:
-    """Seeds whose weights are no numbers any more."""
+    """Seeds with non-finite weights."""
 
     MODES = pytest.mark.parametrize(
         ("args", "mode"),
@@ -505,7 +505,7 @@ class TestDiverged:
     @staticmethod
     @contextlib.contextmanager
     def diverging(trainer, steps):
-        """Each of the seeds diverges at its step."""
+        """Make each of the seeds diverge at its step."""
 
         def poisoned(run, seeds, step):
             for row, seed in enumerate(seeds):
@@ -642,7 +642,7 @@ class TestDiverged:
 
 
 def test_every_network_can_be_looped_over():
-    """What a step gives has the shapes and types of what it takes."""
+    """A step returns the shapes and types of its input."""
     images = np.zeros((32, 16, 16, 3), np.uint8)
     dataset = data.Dataset("cifar10", images, np.zeros(32, int), images, None, 10)
     config = configs.Config(

@@ -1,4 +1,4 @@
-"""The networks, the ways to train them, and what can be told on the command line."""
+"""The networks, the recipes, and the options of the command line."""
 
 import dataclasses
 import re
@@ -179,7 +179,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("ham", [False, True])
     def test_the_correction_comes_first(self, ham):
-        """With neither decay nor momentum an update is the corrected gradient."""
+        """Without decay and momentum, an update is the corrected gradient."""
         recipe = dataclasses.replace(
             RECIPES["sparseopt_cifar100_r20"],
             method="static",

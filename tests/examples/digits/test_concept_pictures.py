@@ -1,4 +1,4 @@
-"""The pictures of docs/concepts.md show what the page says of them."""
+"""The pictures of docs/concepts.md show what the page says about them."""
 
 import re
 

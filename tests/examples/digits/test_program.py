@@ -1,4 +1,4 @@
-"""The comparison end to end on tiny settings, and what keeps its folder readable."""
+"""The whole comparison with tiny settings, and the consistency of its folder."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ TINY = ["--epochs", "1", "--width", "4", "--batch-size", "256"]
 
 @pytest.fixture(scope="module")
 def digits():
-    """The program, with one small residual block, which compiles faster."""
+    """Return the program, with one small residual block, which compiles faster."""
     full = training.ResNet
     training.ResNet = lambda width: full(width, strides=(1,))
     yield program
@@ -43,7 +43,7 @@ def runs_in(output):
 
 @pytest.fixture(scope="module")
 def output(digits, tmp_path_factory):
-    """The folder of a finished comparison of all methods."""
+    """Return the folder of a finished comparison of all methods."""
     output = tmp_path_factory.mktemp("comparison")
     start(digits, output, "--seeds", "1", "--sparsity", "0.8")
     return output
@@ -141,7 +141,7 @@ class TestComparison:
 class TestInterruption:
     @pytest.fixture(autouse=True)
     def interruptible(self):
-        """Ctrl-C raises, also in tests run in the background, which ignore it."""
+        """Make Ctrl-C raise, also in background tests, which ignore it."""
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
         signal.signal(signal.SIGINT, before)
@@ -425,7 +425,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def prepared(data, tmp_path_factory):
-    """A folder with prepared files, and the splits read from it."""
+    """Return a folder with prepared files, and the splits read from it."""
     folder = tmp_path_factory.mktemp("data")
     return folder, data.load(folder)
 

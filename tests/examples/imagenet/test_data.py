@@ -1,4 +1,4 @@
-"""The images: which, in which order, how they are cut, and from which files."""
+"""The images: their selection, order and crops, and the files they come from."""
 
 import itertools
 import sys
@@ -16,7 +16,7 @@ from examples.imagenet import data
 
 @pytest.fixture(scope="module")
 def source():
-    """Images of many sizes, each labelled by its place."""
+    """Return images of many sizes, each labelled by its index."""
     random = np.random.default_rng(0)
     return [
         {
@@ -184,7 +184,7 @@ class TinyImages(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder in which the tiny images are prepared."""
+    """Return a folder in which the tiny images are prepared."""
     folder = tmp_path_factory.mktemp("tfds")
     builder = TinyImages(data_dir=folder, file_format="array_record")
     tfds.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The program for a pod: its parts, and itself in two processes on invented images."""
+"""The program for a pod: its parts, and a run of two processes on invented images."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from tests.helpers.programs import events, help_of, rows_of
 from tests.helpers.together import ROOT, Together, environment, free_port
 
 MOCKED = 33  # images; not a multiple of any batch here
-STEPS = 12  # two an epoch, in the run of two processes
+STEPS = 12  # two per epoch, in the run of two processes
 TINY = [
     *("--width", "4", "--stages", "1", "--image-size", "32", "--resize", "36"),
     *("--batch-size", "16", "--workers", "2", "--log-every", "1"),
@@ -59,7 +59,7 @@ with tfds.testing.mock_data(num_examples=int(sys.argv[2])):
 
 
 def run_in(folder, processes, *args, stop_at=0):
-    """Runs the program; SIGTERM reaches one process at a step, unless that is 0."""
+    """Run the program; send SIGTERM to one process at ``stop_at``, unless that is 0."""
     name = "_".join(["logs", str(processes), str(stop_at)])
     (folder / name).mkdir()
     commands = [
@@ -87,7 +87,7 @@ def run_in(folder, processes, *args, stop_at=0):
 
 
 def slurm(processes, process):
-    """What Slurm tells a task on a single node, as far as JAX asks."""
+    """Return the variables that Slurm sets for a task on a single node, for JAX."""
     # JAX takes the port from the job's number.
     ports = range(61440, 65536)
     first = os.getpid() % len(ports)
@@ -109,7 +109,7 @@ def is_free(port):
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory):
-    """The folder of a run of two processes that was stopped, and what they said."""
+    """Return the folder of a stopped run of two processes, and their output."""
     folder = tmp_path_factory.mktemp("pod")
     said = [run_in(folder, 2, *POD, stop_at=stop_at) for stop_at in (3, 0)]
     return folder / "run", said
@@ -195,7 +195,7 @@ def mocked():
 @pytest.mark.slow
 class TestOneProcess:
     def test_finished_is_finished(self, pod):
-        """In another number of processes, and on another mesh, too."""
+        """Also with another number of processes and on another mesh."""
         folder, _ = pod
         before = rows_of(folder / "log.jsonl")
         said = run_in(folder.parent, 1, *POD, "--mesh", "data=4")
@@ -250,7 +250,7 @@ def test_a_mistake_in_one_process_ends_all(monkeypatch):
 
 
 def test_drifted_processes_end_the_run(monkeypatch):
-    """What one process would see of another that holds something else."""
+    """Simulate what one process would see of another that holds different values."""
     monkeypatch.setattr(
         mesh_of, "_gathered", lambda local: np.stack([local, local ^ np.uint8(1)])
     )
@@ -388,7 +388,7 @@ class TestObjective:
 
     @classmethod
     def trainer(cls):
-        """All of it that is not the network."""
+        """Everything except the network."""
 
         def apply(variables, images, train, mutable=()):
             return (cls.LOGITS, {"batch_stats": 5}) if train else cls.LOGITS
@@ -448,10 +448,10 @@ class TestLog:
         ("step", "shown"), [(0, [(1, 7.0)]), (1, [(1, 1.0), (2, 7.0)])]
     )
     def test_going_on_hides_later_points(self, tmp_path, step, shown):
-        """Also where it starts anew, before the first checkpoint."""
+        """Also if it starts over, before the first checkpoint."""
         self.run_with_rows(tmp_path, (1, 2, 3))
         (first,) = (tmp_path / "events").iterdir()
-        # Or the second, which the second of the day names, replaced it.
+        # Or the second, which has the same name within a second, replaced it.
         first.rename(first.with_name("events.out.tfevents.0"))
         with event_log.Log(tmp_path, {"sparsity": 0.9}) as log:
             log.begin(step)

@@ -1,4 +1,4 @@
-"""The network and the ways to train it."""
+"""The network and the recipes."""
 
 import dataclasses
 import re
@@ -78,7 +78,7 @@ class TestModel:
     def test_blocks_start_as_their_shortcuts(self, zero_init):
         model = ResNet(width=4, stages=(1,), classes=7, zero_init=zero_init)
         images = jnp.zeros((1, 32, 32, 3))
-        # The default kind of key compiles for seconds.
+        # The default kind of key takes seconds to compile.
         key = jax.random.key(0, impl="rbg")
         init = jax.jit(lambda: model.init(key, images, train=False))
         params = init()["params"]
@@ -195,7 +195,7 @@ class TestRecipes:
             return np.asarray(so.get_masks(state)["kernel"]), np.asarray(now["kernel"])
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        # The third step is the first that changes the topology.
+        # The third step is the first that updates the masks.
         first = [zeros] * 2
         together, weights = trained(2, [*first, *first, *parts[2:], *parts[2:]])
         expected, expected_weights = trained(1, [*first, mean, mean])

@@ -57,7 +57,7 @@ class TestModel:
             assert (changed[:, place:] != logits[:, place:]).any(axis=(0, 2)).all()
 
     def test_order_matters(self, model, variables):
-        # Attention without positions would not tell these from one another.
+        # Attention without positions could not tell these apart.
         tokens = np.array([[1, 2, 3, 4], [2, 1, 3, 4]])
         one, other = np.asarray(jax.jit(model.apply)(variables, tokens))[:, -1]
         assert np.abs(one - other).max() > 1e-3
@@ -150,7 +150,7 @@ class TestModel:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """A library of 60 modules, 20 of them in packages, and what is none of it."""
+    """Return a library of 60 modules, 20 of them in packages, and of other files."""
     folder = tmp_path_factory.mktemp("lib")
     for package in ("", "pack", "pack/sub"):
         (folder / package).mkdir(exist_ok=True)
@@ -283,7 +283,7 @@ class TestJumps:
         assert jumping.judged([0, 8, 9, 20, 40, 41], 51) == [9, 20, 40]
 
     def test_a_change_takes_place_after_its_steps_loss(self):
-        # The loss of a step is of the weights that it starts from.
+        # The loss of a step is measured at the weights that it starts from.
         topology = so.set_(0.5, every=3, stop=9, start=3)
         tx = so.sparsify(program.optax.sgd(0.0), topology)
         params = {"kernel": jnp.arange(1.0, 65.0).reshape(8, 8)}
@@ -330,7 +330,7 @@ class TestJumps:
 
 @pytest.fixture(scope="module", autouse=True)
 def micro():
-    """The micro size under a name."""
+    """Register the micro size under a name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(net.SIZES, "micro", MICRO)
         patch.setitem(program.LEARNING_RATE, "micro", 1e-2)
@@ -354,7 +354,7 @@ def runs_in(output):
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """The folder of a finished comparison."""
+    """Return the folder of a finished comparison."""
     output = tmp_path_factory.mktemp("comparison")
     start(output, "--seeds", "2")
     return output
@@ -381,7 +381,7 @@ class TestComparison:
         for row in rows:
             assert row["changes"] == [20, 40]
             assert len(row["train"]) == len(row["probe"]) == 51
-            # Bytes at random would take 8 bits.
+            # Random bytes would take 8 bits.
             assert row["train"][0] == pytest.approx(8.0, abs=0.3)
             assert row["validation"]["step"][-1] == 51
             assert 3 < row["validation"]["bits_per_byte"][-1] < 7.5

@@ -1,4 +1,4 @@
-"""The notebooks: pairs that agree, outputs that are stored, code that runs."""
+"""The notebooks: pairs agree, outputs are stored, code runs."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ import pytest
 from examples.notebooks import pairs
 from examples.notebooks.pairs import NAMES, Cell
 
-# What makes each a matter of seconds.
+# Constants that shorten each notebook to seconds.
 SHORTER = {
     "digits": {"EPOCHS": 1, "SPARSITIES": (0.9,)},
     "moving_topology": {"STEPS": 20, "EVERY": 10},
@@ -29,7 +29,7 @@ def stored(name):
 
 
 def outputs(name):
-    """The outputs of each cell of a notebook, as they are stored."""
+    """Return the stored outputs of each cell of a notebook."""
     return [cell.get("outputs", []) for cell in stored(name)["cells"]]
 
 

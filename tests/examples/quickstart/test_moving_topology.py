@@ -1,4 +1,4 @@
-"""The program that makes the README's moving picture."""
+"""The program that makes the README's animation."""
 
 import runpy
 
@@ -14,7 +14,7 @@ PROGRAM = ROOT / "examples" / "quickstart" / "moving_topology.py"
 def test_writes_a_picture_for_every_change(tmp_path, capsys):
     file = tmp_path / "new" / "moving.gif"
     runpy.run_path(str(PROGRAM))["main"](file, steps=16, every=3)
-    # At random, and after the changes at 0, 3, 6, 9.
+    # At random, and after the updates at 0, 3, 6, 9.
     with Image.open(file) as image:
         assert image.n_frames == 5
     assert f"{file}: 5 frames" in capsys.readouterr().out

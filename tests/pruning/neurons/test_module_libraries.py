@@ -1,4 +1,4 @@
-"""Models of every library: the smaller variables are those of a narrower model."""
+"""Models of every library: the smaller variables belong to a narrower model."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -15,7 +15,7 @@ IMAGE = jnp.asarray(np.random.default_rng(3).normal(size=(2, 5, 5, 4)), jnp.floa
 
 
 def random_like(tree, seed=0):
-    """Normal kernels, positive vectors (variances among them)."""
+    """Return normal kernels and positive vectors, variances among them."""
     draw = np.random.default_rng(seed)
 
     def fill(x):
@@ -27,7 +27,7 @@ def random_like(tree, seed=0):
 
 
 def without_neurons(params, neurons, *modules):
-    """Kernels of modules with some outputs set to zero."""
+    """Return kernels of modules with some outputs set to zero."""
     params = dict(params)
     for module in modules:
         first, *rest = module.split("/")
@@ -40,14 +40,14 @@ def without_neurons(params, neurons, *modules):
 
 
 def dead(model, inputs, neurons, *modules):
-    """Random variables of a linen model with dead neurons."""
+    """Return random variables of a linen model with dead neurons."""
     variables = random_like(jax.eval_shape(model.init, jax.random.key(0), inputs))
     params = without_neurons(variables["params"], neurons, *modules)
     return {**variables, "params": params}
 
 
 def assert_same(narrow, small, model, variables, x):
-    """The outputs of both models agree."""
+    """Check that the outputs of both models agree."""
     outputs, others = jax.jit(narrow)(small, x), jax.jit(model)(variables, x)
     np.testing.assert_allclose(outputs, others, rtol=1e-4, atol=1e-4)
 
@@ -77,13 +77,13 @@ def test_linen_dense_layers_with_batch_norm():
     )
     assert_same(narrow.apply, small, model.apply, variables, x)
     assert "old shapes; apply_fn does not accept the smaller ones: Scope" in str(report)
-    # A constant that is dropped instead of folded is far away.
+    # The output is far off if a constant is dropped instead of folded.
     bare = jax.tree.map(jnp.zeros_like, variables["params"]["Dense_2"]["bias"])
     assert not np.allclose(bare, small["params"]["Dense_2"]["bias"], atol=0.1)
 
 
 class Block(nn.Module):
-    """A bottleneck of a residual network, and its channels inside."""
+    """A bottleneck of a residual network, with its inner channels."""
 
     inner: tuple[int, int]
 
@@ -235,7 +235,7 @@ def test_boxes_keep_the_names_of_their_axes():
 
 @pytest.mark.parametrize("train", [False, True])
 def test_returned_statistics_keep_their_size(train):
-    """Batch statistics among the outputs keep their layer whole."""
+    """Batch statistics among the outputs keep the size of their layer."""
     model = nn.Sequential([nn.Dense(6), nn.BatchNorm(), nn.relu, nn.Dense(2)])
 
     def apply_fn(variables, x):

@@ -1,4 +1,4 @@
-"""Dead neurons are cut out, outputs stay, and what is not proven exact is refused."""
+"""Dead neurons are removed, outputs stay, and anything unproven is refused."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ import sparseopt_jax as so
 
 
 def arrays(seed, **shapes):
-    """Normal numbers in these shapes."""
+    """Return normal numbers in these shapes."""
     draw = np.random.default_rng(seed)
     return {
         name: jnp.asarray(draw.normal(size=shape), jnp.float32)
@@ -21,7 +21,7 @@ def arrays(seed, **shapes):
 
 
 def without(params, name, entries, axis=-1):
-    """The same with some slices of an array set to zero."""
+    """Return the same with some slices of an array set to zero."""
     array = np.array(params[name])
     np.moveaxis(array, axis, 0)[entries] = 0.0
     return {**params, name: jnp.asarray(array)}
@@ -43,7 +43,7 @@ def shapes(tree):
 
 
 def removed(apply_fn, params, *args, **options):
-    """The smaller parameters and the report, outputs compared once more."""
+    """Return the smaller parameters and the report, after comparing outputs again."""
     small, report = so.remove_neurons(apply_fn, params, *args, **options)
     for now, before in zip(
         jax.tree.leaves(jax.jit(apply_fn)(small, *args)),
@@ -55,7 +55,7 @@ def removed(apply_fn, params, *args, **options):
 
 
 def reason(apply_fn, params, *args, name="w1"):
-    """Why a kernel with dead neurons stays as it is."""
+    """Return why a kernel with dead neurons is not changed."""
     small, report = so.remove_neurons(apply_fn, params, *args)
     (layer,) = (layer for layer in report.layers if layer.path == name)
     assert layer.neurons_left == layer.neurons
@@ -79,7 +79,7 @@ def test_a_constant_goes_into_the_next_bias():
     assert (report.parameters, report.parameters_left) == (17, 12)
     assert (report.flops, report.flops_left) == (24, 16)
     assert report.verified == "Outputs of the smaller model agree for the given inputs."
-    # What the activation makes of it counts: relu(-0.5) is 0.
+    # The output of the activation counts: relu(-0.5) is 0.
     negative = {**params, "b1": -params["b1"]}
     small, _ = so.remove_neurons(mlp, negative, jnp.ones((1, 2)))
     np.testing.assert_array_equal(small["b2"], [1.0, 2.0])
@@ -95,7 +95,7 @@ def test_a_neuron_that_nothing_reads_goes_and_what_feeds_it_alone():
     params = arrays(0, w0=(3, 4), w1=(4, 5), w2=(5, 2))
     params = without(params, "w2", [1], axis=0)
     w1 = np.array(params["w1"])
-    w1[2] = [0, 7.0, 0, 0, 0]  # neuron 2 of the first layer feeds neuron 1 alone
+    w1[2] = [0, 7.0, 0, 0, 0]  # neuron 2 of the first layer feeds only neuron 1
     small, report = removed(deep, {**params, "w1": jnp.asarray(w1)}, jnp.ones((2, 3)))
     assert shapes(small) == {"w0": (3, 3), "w1": (3, 4), "w2": (4, 2)}
     assert report.layers[0].why == ""
@@ -110,7 +110,7 @@ def test_the_layers_behind_a_dead_neuron_are_dead_too():
     params = arrays(0, w1=(3, 4), b1=(4,), w2=(4, 5), b2=(5,), w3=(5, 2), b3=(2,))
     params = without(params, "w1", [0, 3])
     w2 = np.array(params["w2"])
-    w2[[1, 2], 4] = 0.0  # hears of neurons 0 and 3 alone
+    w2[[1, 2], 4] = 0.0  # reads only neurons 0 and 3
     small, _ = removed(deep, {**params, "w2": jnp.asarray(w2)}, jnp.ones((2, 3)))
     assert shapes(small)["w2"] == (2, 4)
     assert shapes(small)["w3"] == (4, 2)
@@ -476,7 +476,7 @@ def test_kernels_in_loops_are_named():
 
 
 def test_a_product_of_kernels_is_cut_as_one():
-    """A low-rank update of a kernel: its own axes go, its rank stays."""
+    """A low-rank update of a kernel: its own axes shrink, its rank stays."""
 
     def lora(params, x):
         kernel = params["w2"] + params["a"] @ params["b"]

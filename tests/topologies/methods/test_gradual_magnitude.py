@@ -19,7 +19,7 @@ def test_every_layer_follows_the_cubic():
     masks = still(topology, 11)
     assert [step for step in range(11) if topology.due(step)] == [2, 5, 8]
     for step, now in enumerate(masks[1:]):
-        # What the last change before has left.
+        # The result of the last update before.
         changed_at = max([t for t in (2, 5, 8) if t <= step], default=2)
         left = (1 - (changed_at - 2) / 6) ** 3
         for name, size in SIZES.items():

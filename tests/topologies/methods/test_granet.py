@@ -21,7 +21,7 @@ def test_granet_prunes_all_weights_together_and_regrows_each_layer():
         if step not in (0, 2, 4, 6):
             assert all((old[name] == new[name]).all() for name in SIZES)
             continue
-        # What was grown is at zero, and stays there without a step.
+        # Grown weights are zero, and stay zero without a step.
         for name in SIZES:
             weight = weights.get(
                 name, np.where(masks[0][name], np.abs(PARAMS[name]), 0)

@@ -1,4 +1,4 @@
-"""What methods take: the same arguments, under their own names."""
+"""Arguments of methods: the same arguments, under their own names."""
 
 import jax
 import jax.numpy as jnp

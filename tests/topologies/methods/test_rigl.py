@@ -1,4 +1,4 @@
-"""What RigL offers beside its published form, worked by hand."""
+"""RigL's options beyond its published form, worked by hand."""
 
 import numpy as np
 import optax
@@ -9,7 +9,7 @@ from tests.helpers.single_updates import ALWAYS, array, bits, changed
 
 def test_corrected_growth_grows_another_weight():
     # Fan-ins 3 and 1, mean 2: factors sqrt(3/2) = 1.22 and sqrt(1/2) = 0.71. Of the
-    # gradients 1.2 and 1 the second is the larger one, corrected.
+    # gradients 1.2 and 1 the second is larger once corrected.
     mask = bits([1, 1], [1, 0], [1, 0], [0, 0])
     param = array([5, 4], [3, 0], [1, 0], [0, 0])
     grad = array([0, 0], [0, 1.2], [0, 0], [1, 0])
@@ -41,7 +41,7 @@ def test_a_schedule_of_optax_gives_the_fraction_itself():
     mask = bits(1, 1, 1, 1, 0, 0, 0, 0)
     topology = so.rigl(masks={"w": mask}, **ALWAYS | {"decay": decay})
     param, grad = array(4, 3, 2, 1, 0, 0, 0, 0), array(0, 0, 0, 0, 1, 2, 3, 4)
-    # More than all is all.
+    # More than all means all.
     new = changed(topology, mask, param, grad, count=0)
     np.testing.assert_array_equal(new, bits(0, 0, 0, 0, 1, 1, 1, 1))
     new = changed(topology, mask, param, grad, count=6)

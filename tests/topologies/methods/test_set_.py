@@ -26,6 +26,6 @@ def test_set_drops_by_magnitude_and_grows_anywhere():
     news = np.stack([change(jax.random.key(seed)) for seed in range(300)])
     np.testing.assert_array_equal(news.sum(1), 4)
     assert news[:, :2].all()
-    # Two of the fourteen others, those just dropped included: probability 1/7 each,
+    # Two of the fourteen others, including those just dropped: probability 1/7 each,
     # within five standard deviations of 300 draws.
     np.testing.assert_allclose(news[:, 2:].mean(0), 1 / 7, atol=0.101)

@@ -1,4 +1,4 @@
-"""ITOP is SET and RigL with settings of its own."""
+"""ITOP equals SET and RigL with its own settings."""
 
 import sparseopt_jax as so
 from sparseopt_jax.topologies.schedules import UpdateSchedule

@@ -1,4 +1,4 @@
-"""SMET's topology: what it takes from SET, and what it cannot do."""
+"""SMET's topology: what it shares with SET, and what it cannot do."""
 
 import jax
 import jax.numpy as jnp

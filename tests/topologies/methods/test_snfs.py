@@ -1,4 +1,4 @@
-"""SNFS: what layers share out, worked by hand."""
+"""SNFS: redistribution between layers, worked by hand."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ from tests.helpers.single_updates import ALWAYS, KEY, array, bits, updated
 
 
 def test_snfs_shares_out_what_all_layers_drop():
-    # Layers a and b drop 2 of 4 each. The mean momenta of their active weights are
-    # 0.1 times 3 and 1, so that of the 4 lost weights a gets 3 and b one.
+    # Layers a and b drop 2 of 4 each. The mean momenta of their active weights are 0.1
+    # times 3 and 1, so of the 4 lost weights a gets 3 and b gets one.
     mask = bits(1, 1, 1, 1, 0, 0, 0, 0)
     param = array(4, -3, 2, -1, 0, 0, 0, 0)
     masks = {"a": mask, "b": mask, "bias": optax.MaskedNode()}
@@ -59,7 +59,7 @@ def test_snfs_grows_by_the_mean_of_all_gradients():
 
 
 def test_snfs_conserves_the_total_within_any_room():
-    # The first layer has room for one more weight only.
+    # The first layer has room for only one more weight.
     topology = so.snfs(0.4, distribution={"a": 0.1}, **ALWAYS | {"stop": 9})
     params = {"a": jnp.ones((2, 5)), "b": jnp.ones((4, 6))}
     masks, state = topology.init(KEY, params)

@@ -63,8 +63,8 @@ def test_no_neuron_gets_more_than_it_has_inputs():
 
 
 def test_an_ablated_neuron_does_not_come_back():
-    # Its gradients are the largest of all. Counted as salient they would ablate the
-    # others for it.
+    # Its gradients are the largest of all. If they counted as salient, the others would
+    # be ablated in its favour.
     mask = bits([1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0])
     topology = srigl(LOST, 0.6, drop_fraction=1.0)
     param, grad = LOST_PARAM * mask, array([0, 0, 9], [0, 0, 9], [2, 3, 9], [3, 2, 9])
