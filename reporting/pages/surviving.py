@@ -27,7 +27,7 @@ def _ended(by: str) -> Callable[[dict[str, Any]], Iterator[Line]]:
         for row in record["tables"][0]["rows"]:
             yield (
                 f"{by}: {row['training']}",
-                f"{row['ended']}, {row['inside a save']} of them inside a save",
+                f"{row['interrupted']}, {row['inside a save']} of them during a save",
                 f"{row['lost']} checkpoints lost, {row['corrupt']} corrupt, "
                 f"{row['different']} different from the uninterrupted run",
             )
@@ -39,9 +39,9 @@ def _faults(record: dict[str, Any]) -> Iterator[Line]:
     for row in record["tables"][0]["rows"]:
         yield (
             f"{row['fault']} during a save",
-            f"{row['met']}, {row['heard of']} of them raised an error",
+            f"{row['saves']}, {row['raised']} of them raised an error",
             f"{row['lost']} checkpoints lost, {row['corrupt']} corrupt; "
-            f"{row['went on']} runs went on and saved again",
+            f"{row['recovered']} runs continued and saved again",
         )
 
 
@@ -52,9 +52,9 @@ def _non_finite(record: dict[str, Any]) -> Iterator[Line]:
         sum(row[what] for row in rows) for what in ("nonzero", "miscounted")
     )
     yield (
-        f"NaN and infinite gradients at every step of {rows[0]['steps']}",
+        f"NaN and infinite gradients at each of {rows[0]['steps']} steps",
         f"{len(rows)} topologies, {trainings:,} trainings",
-        f"{nonzero} masked weights nonzero, {miscounted} steps with another number of "
+        f"{nonzero} masked weights nonzero, {miscounted} steps with a wrong number of "
         "active weights",
     )
 
@@ -75,21 +75,21 @@ def _flushing(record: dict[str, Any]) -> Iterator[Line]:
     times = {row["name"]: row["median_ms"] for row in timed["rows"]}
     flushes = {row["checkpoint"]: row["flushes"] for row in counted["rows"]}
     yield (
-        "the price: flushing a checkpoint to the disk, in the background",
+        "cost of flushing a checkpoint to disk, in the background",
         f"{timed['key']['weights']:,} weights with momentum and masks",
         f"{flushes['with']} flushes; {times['with']:.0f} ms a save, "
         f"{times['without']:.0f} ms without them",
     )
 
 
-# The results of each program of the study.
+# For each program of the study: the row without a record, and how to read a record.
 _PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], Iterator[Line]]]] = {
     "kills": ("SIGKILL", _ended("SIGKILL")),
     "power": ("a power failure", _ended("a power failure, simulated")),
     "faults": ("a full disk, an unwritable folder", _faults),
     "non_finite": ("NaN and infinite gradients", _non_finite),
     "invariants": ("random weights, gradients, masks", _invariants),
-    "flushing": ("the price of flushing", _flushing),
+    "flushing": ("cost of flushing", _flushing),
 }
 
 PAGE = named(reliability)

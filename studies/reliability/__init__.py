@@ -1,1 +1,1 @@
-"""Whether runs survive: kills, full disks, power cuts, and numbers that are none."""
+"""Whether runs survive kills, full disks, power failures and non-finite gradients."""

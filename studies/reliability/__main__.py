@@ -1,11 +1,11 @@
-"""Whether runs survive: every program of this study, one after the other.
+"""Run every program of the reliability study, one after the other.
 
     python -m studies.reliability
     nice -n 19 python -m studies.reliability --parts kills faults
 
-Each program stores a record of its own once it is through. Where one was stopped, the
-same command goes on, as long as the commit is the same. ``power`` and a part of
-``faults`` need root, who may mount file systems, and are left out without.
+Each program stores its own record when it finishes. If the study is interrupted, the
+same command resumes it, provided the commit is unchanged. ``power`` and part of
+``faults`` mount file systems, which needs root, and are skipped without it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from studies.reliability import (
     non_finite,
     power,
 )
-from studies.reliability.images import can_mount
+from studies.reliability.disk_images import can_mount
 from studies.reliability.options import Options
 
 PROGRAMS = {
@@ -35,10 +35,10 @@ PROGRAMS = {
 
 @dataclasses.dataclass(frozen=True)
 class AllOptions(Options):
-    """Whether runs survive: every program of this study, one after the other.
+    """Options of the whole study.
 
     Attributes:
-      parts: Which of the programs to run.
+      parts: Which programs to run.
     """
 
     parts: tuple[
@@ -50,20 +50,20 @@ class AllOptions(Options):
         super().__post_init__()
         if self.output is not None:
             raise SystemExit(
-                "--output names the record of one program: start that one, such as "
+                "--output names the record of one program: run that program, such as "
                 "python -m studies.reliability.kills"
             )
 
 
 def main(options: AllOptions) -> None:
-    """Runs the programs."""
+    """Run the programs."""
     shared = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(Options)
     }
     for part in options.parts:
         if part == "power" and not can_mount():
-            print("power needs root: left out.")
+            print("power needs root: skipped.")
             continue
         PROGRAMS[part].main(Options(**shared))
 

@@ -1,14 +1,17 @@
-"""Saves to where nothing, or not enough, can be written.
+"""Save checkpoints where they cannot be written, or not completely.
 
     python -m studies.reliability.faults
 
-Each time a training saves a checkpoint, meets a fault while it saves the next one,
-hears of it as an exception, goes on, and saves again once the fault is over. Then every
-checkpoint is compared with the same step of a run without faults, bit by bit. The
-faults: a limit on the size of files (``RLIMIT_FSIZE``) somewhere within the largest
-one; a disk that is full somewhere within the checkpoint, an ext4 file system in a file
-that only root may mount; a folder that may not be written to, for which root is another
-user meanwhile, since root may write anywhere.
+In each trial a training saves a checkpoint, fails to save the next one because of a
+fault, sees the exception, continues, and saves again once the fault is gone. Every
+checkpoint is then compared, bit for bit, with the same step of a run without faults.
+There are three faults:
+
+- a file size limit (``RLIMIT_FSIZE``) below the size of the largest file;
+- a disk that fills up part of the way through the checkpoint: an ext4 file system in a
+  file, which only root may mount;
+- an unwritable folder. Root may write anywhere, so a trial run by root acts as another
+  user during that save.
 """
 
 import contextlib
@@ -24,37 +27,37 @@ import numpy as np
 
 from reporting import harness
 from sparseopt_jax.checkpoint import Checkpoints
-from studies.reliability.images import Image, can_mount
-from studies.reliability.lives import Trials
+from studies.reliability.disk_images import DiskImage, can_mount
+from studies.reliability.interruptions import Trials
 from studies.reliability.options import Notes, Options
 from studies.reliability.trainings import State, build, digest
-from studies.reliability.worker import Place
+from studies.reliability.worker import Setup
 
 TRAINING = "language model"
 FAULTS = {
-    "a limit on the size of files": 10,
+    "a file size limit": 10,
     "a full disk": 10,
     "an unwritable folder": 5,
 }
 _NOBODY = 65534
-# Steps of the checkpoints: before the fault, with it, and after it.
-BEFORE, WITH, AFTER = 2, 4, 6
+# Steps of the three checkpoints: before, during and after the fault.
+BEFORE, DURING, AFTER = 2, 4, 6
 
 
 def main(options: Options) -> None:
-    """Runs the program."""
+    """Run the program."""
     report = harness.Report("studies.reliability.faults", options)
     notes = Notes(report, options)
     trials = Trials(notes.folder / "runs", TRAINING, options.quick)
     rows = []
     for fault, count in FAULTS.items():
         if fault == "a full disk" and not can_mount():
-            print("A full disk needs root, who may mount one: left out.")
+            print("A full disk needs root, who may mount one: skipped.")
             continue
         for seed in range(len(notes.select(fault=fault)), options.count_or(count)):
             notes.add({"fault": fault, **_once(trials, fault, seed)})
         rows.append(_summary(notes, fault))
-    report.listing("Saves that met a fault", rows, kind="faults")
+    report.listing("Saves during a fault", rows, kind="faults")
     for what in ("lost", "corrupt"):
         total = sum(row[what] for row in rows)
         report.claim(f"checkpoints {what}", total, at_most=0, kind=what)
@@ -62,41 +65,41 @@ def main(options: Options) -> None:
 
 
 def _once(trials: Trials, fault: str, seed: int) -> dict[str, Any]:
-    """One fault, met in a process of its own; what came of it."""
+    """Run one trial in its own process; return what came of it."""
     result = trials.folder / "result.json"
     result.unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         made = tempfile.TemporaryDirectory(dir=trials.folder)
         folder = Path(stack.enter_context(made))
-        folder.chmod(0o755)  # others may look into it, as into most folders
+        folder.chmod(0o755)  # readable by other users, as most folders are
         if fault == "a full disk":
-            folder = stack.enter_context(Image(folder, 8).mounted())
-        (process,) = trials.start(meet, fault, folder, seed, result)
+            folder = stack.enter_context(DiskImage(folder, 8).mounted())
+        (process,) = trials.start(attempt, fault, folder, seed, result)
         process.join()
     if not result.exists():
-        raise SystemExit(f"{fault}: the training failed, as said above")
-    found = json.loads(result.read_text())
-    digests = found.pop("digests")
-    kept = {BEFORE, AFTER} if found["heard"] else {BEFORE, WITH, AFTER}
-    found["lost"] = sum(str(step) not in digests for step in kept)
-    found["corrupt"] = sum(
-        trials.digests[int(step)] != there for step, there in digests.items()
+        raise SystemExit(f"{fault}: the training failed with the error above")
+    outcome = json.loads(result.read_text())
+    digests = outcome.pop("digests")
+    expected = {BEFORE, AFTER} if outcome["error"] else {BEFORE, DURING, AFTER}
+    outcome["lost"] = sum(str(step) not in digests for step in expected)
+    outcome["corrupt"] = sum(
+        trials.digests[int(step)] != restored for step, restored in digests.items()
     )
-    return found
+    return outcome
 
 
-def meet(place: Place, fault: str, folder: Path, seed: int, result: Path) -> None:
-    """Saves three times, the second time with a fault; writes what was found.
+def attempt(setup: Setup, fault: str, folder: Path, seed: int, result: Path) -> None:
+    """Save three times, the second time with a fault; write what happened.
 
     Args:
-      place: of the training.
+      setup: of this process.
       fault: one of ``FAULTS``.
       folder: where to save.
-      seed: decides how much is written before the fault.
-      result: receives it as JSON.
+      seed: chooses how much can be written before the fault.
+      result: JSON file to write.
     """
-    place.join()
-    program = build(place.name, place.data)
+    setup.configure()
+    program = build(setup.name, setup.data)
     directory = folder / "checkpoints"
 
     def train(state: State, first: int, last: int) -> State:
@@ -105,31 +108,31 @@ def meet(place: Place, fault: str, folder: Path, seed: int, result: Path) -> Non
         return state
 
     def save(checkpoints: Checkpoints, step: int, state: State) -> str:
-        """What is heard of it."""
+        """Save and wait; return the error, empty if there was none."""
         try:
             checkpoints.save(step, state, {"index": step})
             checkpoints.wait()
-        except Exception as error:  # of whatever kind: that is what is looked at
+        except Exception as error:  # of any kind: which one is recorded
             return f"{type(error).__name__}: {error}"[:200]
         return ""
 
     state = train(program.start(), 0, BEFORE)
     with Checkpoints(directory, topology=program.topology) as checkpoints:
         assert not save(checkpoints, BEFORE, state)
-        state = train(state, BEFORE, WITH)
+        state = train(state, BEFORE, DURING)
         with _FAULTY[fault](directory, np.random.default_rng(seed)):
-            heard = save(checkpoints, WITH, state)
-        state = train(state, WITH, AFTER)
-        again = save(checkpoints, AFTER, state)
+            error = save(checkpoints, DURING, state)
+        state = train(state, DURING, AFTER)
+        later_error = save(checkpoints, AFTER, state)
     digests = {}
     with Checkpoints(directory, topology=program.topology) as checkpoints:
         for step in checkpoints.steps:
-            # One that cannot be read is not what was saved.
+            # A checkpoint that cannot be read has no digest and counts as corrupt.
+            digests[step] = ""
             with contextlib.suppress(ValueError):
-                digests[step] = ""
-                found = checkpoints.restore(program.start(), step=step)
-                digests[step] = digest(found[0]) if found else ""
-    content = {"heard": heard, "went_on": not again, "digests": digests}
+                restored = checkpoints.restore(program.start(), step=step)
+                digests[step] = digest(restored[0]) if restored else ""
+    content = {"error": error, "recovered": not later_error, "digests": digests}
     aside = result.with_suffix(".part")
     aside.write_text(json.dumps(content))
     aside.rename(result)
@@ -139,7 +142,7 @@ def meet(place: Place, fault: str, folder: Path, seed: int, result: Path) -> Non
 def _file_limit(directory: Path, rng: np.random.Generator) -> Iterator[None]:
     largest = max(path.stat().st_size for path in _files(directory))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Compressed, the next checkpoint may be a little smaller.
+    # At most half: compressed, the next checkpoint may be a little smaller.
     limit = int(rng.integers(1, largest // 2))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
@@ -191,11 +194,11 @@ def _summary(notes: Notes, fault: str) -> dict[str, Any]:
     rows = notes.select(fault=fault)
     return {
         "fault": fault,
-        "met": len(rows),
-        "heard of": sum(bool(row["heard"]) for row in rows),
+        "saves": len(rows),
+        "raised": sum(bool(row["error"]) for row in rows),
         "lost": sum(row["lost"] for row in rows),
         "corrupt": sum(row["corrupt"] for row in rows),
-        "went on": sum(row["went_on"] for row in rows),
+        "recovered": sum(row["recovered"] for row in rows),
     }
 
 

@@ -1,11 +1,11 @@
-"""What it costs to have a checkpoint on the disk before it has its name.
+"""Measure the cost of flushing a checkpoint to disk before it gets its name.
 
     python -m studies.reliability.flushing
 
-A state of the size of a small network's is saved again and again, from the call until
-the step is complete: as it is, and without the flushes that the library adds to those
-of Orbax. Training goes on meanwhile, so that it is the time until the next checkpoint
-may begin, and not time lost.
+The state of a small network is saved repeatedly, with and without the flushes that the
+library adds to Orbax's own. Each save is timed from the call until the step is
+complete. Training continues in the meantime, so this is the time until the next
+checkpoint can begin, not time lost to training.
 """
 
 import itertools
@@ -27,15 +27,15 @@ _LEAVES = 20
 
 
 def main(options: Options) -> None:
-    """Runs the program."""
+    """Run the program."""
     report = harness.Report("studies.reliability.flushing", options)
     weights = 20_000 if options.quick else WEIGHTS
     with (
         tempfile.TemporaryDirectory(dir=_work(options)) as folder,
-        Checkpoints(Path(folder, "as_is"), max_to_keep=1) as as_is,
+        Checkpoints(Path(folder, "flushed"), max_to_keep=1) as flushed,
         Checkpoints(Path(folder, "unflushed"), max_to_keep=1) as unflushed,
     ):
-        save = _saving(as_is, weights)
+        save = _saving(flushed, weights)
         save_unflushed = _saving(unflushed, weights)
 
         def without() -> None:
@@ -55,7 +55,7 @@ def main(options: Options) -> None:
 
 
 def _work(options: Options) -> Path:
-    """On the disk that users have, which a folder for temporary files may not be."""
+    """Return a folder on a real disk, where temporary folders may be in memory."""
     options.work.mkdir(parents=True, exist_ok=True)
     return options.work
 
@@ -82,7 +82,7 @@ def _flushes(save: Callable[[], None]) -> int:
 
 
 def _nothing(path: object, flags: int) -> None:
-    """Flushes nothing."""
+    """Replace the flush."""
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Tries the properties that the tests check with very many examples, once.
+"""Check the properties that the tests check, with many more examples.
 
     python -m studies.reliability.invariants
 
-The tests are those of the repository; an environment variable asks Hypothesis for more
-examples of each. They are: what holds after every step, whatever the weights, the
-gradients and the masks are (numbers of active weights, exact zeros, fresh states of
-grown weights); exact selection; and the units of structures.
+These are the repository's own tests; an environment variable asks Hypothesis for more
+examples of each. They check what holds after every step for any weights, gradients and
+masks (numbers of active weights, exact zeros, fresh optimizer state of grown weights),
+exact selection, and the groups of structures.
 """
 
 import os
@@ -27,7 +27,7 @@ FILES = (
 
 
 def main(options: Options) -> None:
-    """Runs the program."""
+    """Run the program."""
     report = harness.Report("studies.reliability.invariants", options)
     notes = Notes(report, options)
     examples = options.count_or(EXAMPLES)
@@ -35,14 +35,15 @@ def main(options: Options) -> None:
     for name in chosen[:1] if options.quick else chosen:
         if not notes.select(property=name, examples=examples):
             notes.add({"property": name, "examples": examples, **_try(name, examples)})
-    report.listing("Properties", notes.rows, kind="invariants")
-    failed = sum(row["failed"] for row in notes.rows)
+    rows = notes.select(examples=examples)
+    report.listing("Properties", rows, kind="invariants")
+    failed = sum(row["failed"] for row in rows)
     report.claim("properties that failed", failed, at_most=0, kind="failed")
     report.store()
 
 
 def properties() -> list[str]:
-    """The tests that Hypothesis gives examples to, by their ids."""
+    """Return the ids of the tests that draw examples with Hypothesis."""
     said = _pytest("--collect-only", "-q", *FILES).stdout
     ids = [line for line in said.splitlines() if "::" in line]
     drawn = {name for file in FILES for name in _drawn((ROOT / file).read_text())}
@@ -50,7 +51,7 @@ def properties() -> list[str]:
 
 
 def _drawn(source: str) -> list[str]:
-    """The functions of a file that are given examples."""
+    """Return the names of the functions decorated with ``given``."""
     return re.findall(r"^@given\((?:.|\n)*?^def (\w+)", source, re.MULTILINE)
 
 
@@ -67,7 +68,7 @@ def _try(name: str, examples: int) -> dict[str, float | bool]:
 
 def _pytest(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        # The slow ones too, which the repository's own settings leave out.
+        # Include slow tests, which the repository's settings leave out.
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", *args],
         cwd=ROOT,
         env=os.environ | variables,

@@ -1,14 +1,14 @@
-"""Ends trainings by SIGKILL, again and again, and looks at what they have left.
+"""Kill training runs with SIGKILL, over and over, and inspect their checkpoints.
 
     python -m studies.reliability.kills
 
-A small ResNet on scanned digits with RigL and SparseOpt, a small language model with
-SMET, and the ResNet in two processes that save together. Each saves at random steps,
-one to five apart, in the background, and is killed at a random moment: at any, start-up
-included; at any once it has saved; or, as half of them, as soon as its first to fourth
-save is under way. The next process goes on from the last checkpoint. It compares every
-checkpoint it finds with the same step of a run that nothing has interrupted, bit by
-bit, and so the end.
+Three trainings: a small ResNet on scanned digits with RigL and SparseOpt, a small
+language model with SMET, and the ResNet in two processes that save together. Each saves
+in the background every one to five steps, at random, and is killed. Of every four
+kills, one comes at any time, start-up included, one soon after a completed save, and
+two during a save or just after it. The next process resumes from the last checkpoint.
+It compares every checkpoint it finds, bit for bit, with the same step of an
+uninterrupted run, and the final state too.
 """
 
 import shutil
@@ -17,67 +17,69 @@ from pathlib import Path
 from typing import Any
 
 from reporting import harness
-from studies.reliability.lives import Found, Trials, kill
+from studies.reliability.interruptions import Interrupt, Outcome, Trials, kill
 from studies.reliability.options import Notes, Options
 
-# Processes on a busy machine may not find each other in time.
+# Processes on a busy machine may time out while they look for each other.
 _TRIES = 5
 KILLS = {"digits": 40, "language model": 40, "digits, two processes": 20}
 
 
 def main(options: Options) -> None:
-    """Runs the program."""
+    """Run the program."""
     report = harness.Report("studies.reliability.kills", options)
     notes = Notes(report, options)
     rows = []
     for name, count in KILLS.items():
         trials = Trials(notes.folder / name.replace(" ", "_"), name, options.quick)
-        end_often(notes, trials, name, options.count_or(count), kill)
+        interrupt_often(notes, trials, name, options.count_or(count), kill)
         rows.append(summary(notes, name))
-    report.listing("Trainings ended by SIGKILL", rows, kind="kills")
+    report.listing("Training runs killed by SIGKILL", rows, kind="kills")
     for what in ("lost", "corrupt", "different"):
         total = sum(row[what] for row in rows)
         report.claim(f"checkpoints {what}", total, at_most=0, kind=what)
     report.store()
 
 
-def end_often(
+def interrupt_often(
     notes: Notes,
     trials: Trials,
     name: str,
     count: int,
-    end: Callable[[list[Any], Any], None],
-    after: Callable[[], None] = lambda: None,
+    interrupt: Interrupt,
+    recover: Callable[[], None] = lambda: None,
     place: Path | None = None,
 ) -> None:
-    """Ends a training until it has been ended so often, then lets it end by itself.
+    """Interrupt a training ``count`` times, then let it run to its end.
 
     Args:
-      notes: what has been done is not done again.
-      trials: of the training.
-      name: that the rows have.
-      count: how often.
-      end: ends its processes.
-      after: called after each end, before anything is read.
-      place: where the checkpoints lie; beside everything else if None.
+      notes: what was done before; it is not repeated.
+      trials: runs the training.
+      name: name of the training in the notes.
+      count: number of interruptions.
+      interrupt: interrupts the processes.
+      recover: called after each interruption, before anything is read.
+      place: folder of the checkpoints; ``trials.folder`` if None.
     """
     directory, log = (place or trials.folder) / "checkpoints", trials.folder / "log"
+    # A study that was itself stopped starts a new training: its disk may be gone.
+    _remove(directory, log)
 
-    def end_and_mend(processes, rng):
-        end(processes, rng)
+    def interrupt_and_recover(processes, rng):
+        interrupt(processes, rng)
         for process in processes:
             process.join()
-        after()
+        recover()
 
-    while len(notes.select(training=name, event="end")) < count:
-        # Also those that were over before they could be ended.
+    while len(notes.select(training=name, event="interrupted")) < count:
+        # Runs that ended before they could be interrupted count towards the seed too.
         seed = len(notes.select(training=name))
-        found = trials.life(directory, log, seed, end_and_mend)
-        _note(notes, name, found)
-        if found.ended or found.unreadable:
+        outcome = trials.run_interrupted(directory, log, seed, interrupt_and_recover)
+        _note(notes, name, outcome)
+        if outcome.ended or outcome.unreadable:
             _remove(directory, log)
     while notes.select(training=name)[-1]["event"] != "over":
-        _note(notes, name, trials.finish(directory, log))
+        _note(notes, name, trials.run_to_end(directory, log))
     _remove(directory, log)
 
 
@@ -86,29 +88,30 @@ def _remove(directory: Path, log: Path) -> None:
     log.unlink(missing_ok=True)
 
 
-def _note(notes: Notes, name: str, found: Found) -> None:
-    """Notes a life, and gives up if one after the other fails by itself."""
-    if found.unreadable or found.ended:
+def _note(notes: Notes, name: str, outcome: Outcome) -> None:
+    """Note the outcome of a run; give up if the training keeps failing on its own."""
+    if outcome.unreadable or outcome.ended:
         event = "over"
     else:
-        event = "failed" if found.failed else "end"
-    notes.add({"training": name, "event": event, **found._asdict()})
+        event = "failed" if outcome.failed else "interrupted"
+    notes.add({"training": name, "event": event, **outcome._asdict()})
     last = notes.select(training=name)[-_TRIES:]
     if [row["event"] for row in last] == ["failed"] * _TRIES:
         raise SystemExit(
-            f"{name}: the training has failed {_TRIES} times in a row, as said above, "
-            "and not for its checkpoints; start again when the machine has less to do"
+            f"{name}: the training failed {_TRIES} times in a row with the errors "
+            "above, none of them about its checkpoints; run the same command again "
+            "when the machine is less busy"
         )
 
 
 def summary(notes: Notes, name: str) -> dict[str, Any]:
-    """What has become of a training, as a row."""
+    """Return the counts of a training as a row of the record."""
     rows = notes.select(training=name)
-    ends = notes.select(training=name, event="end")
+    interrupted = notes.select(training=name, event="interrupted")
     return {
         "training": name,
-        "ended": len(ends),
-        "inside a save": sum(row["inside"] for row in ends),
+        "interrupted": len(interrupted),
+        "inside a save": sum(row["inside"] for row in interrupted),
         "lost": sum(row["lost"] for row in rows),
         "corrupt": sum(row["unreadable"] for row in rows),
         "different": sum(row["different"] for row in rows),

@@ -1,14 +1,14 @@
-"""Gives every topology gradients that are not finite, at every step of a training.
+"""Give every topology non-finite gradients, at every step of a training.
 
     python -m studies.reliability.non_finite
 
-Every method in every structure that it has trains two small kernels for 200 steps, by
-SGD with momentum: once for each step at which all gradients are NaN, once for each at
-which a single one is, once for each at which they are NaN and infinite in turns, and
-once with NaN throughout. After each step it is counted how many masked weights are not
-exactly zero, and, where a topology keeps the number of active weights, whether as many
-are active as in a training in which all gradients are finite. Methods that keep dense
-weights and mask the forward pass are judged by the weights of that pass.
+Every method, with every structure it supports, trains two small kernels for 200 steps
+of SGD with momentum. There are three kinds of gradients: all NaN, a single NaN, and NaN
+and infinities in turn. Each kind comes once at each step alone, and once at all steps.
+After every step the program counts the masked weights that are not exactly zero. Where
+a topology keeps the number of active weights, it also compares that number with a
+training whose gradients are all finite. Methods that keep dense weights and mask the
+forward pass are judged by the weights of that pass.
 """
 
 import functools
@@ -31,7 +31,7 @@ _EVERY, _STOP = 5, 150
 
 
 def topologies() -> dict[str, so.Topology]:
-    """Every method in every structure, by name."""
+    """Return every method with every structure, by name."""
     built = {
         label: arm.build(When(_EVERY, _STOP), misfits=False)
         for label, arm in ARMS.items()
@@ -49,7 +49,7 @@ def topologies() -> dict[str, so.Topology]:
 
 
 def main(options: Options) -> None:
-    """Runs the program."""
+    """Run the program."""
     report = harness.Report("studies.reliability.non_finite", options)
     notes = Notes(report, options)
     steps = 20 if options.quick else STEPS
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     for label, topology in chosen.items():
         if not notes.select(topology=label):
             notes.add({"topology": label, **count(topology, steps)})
-    report.listing("Gradients that are not finite", notes.rows, kind="non_finite")
+    report.listing("Non-finite gradients", notes.rows, kind="non_finite")
     for what in ("nonzero", "miscounted"):
         total = sum(row[what] for row in notes.rows)
         report.claim(f"{what}, all topologies", total, at_most=0, kind=what)
@@ -67,21 +67,22 @@ def main(options: Options) -> None:
 
 
 def count(topology: so.Topology, steps: int) -> dict[str, int]:
-    """What goes wrong with a topology.
+    """Train with non-finite gradients of each kind, and count what goes wrong.
 
     Args:
-      topology: one whose masks fit ``_SHAPES``.
-      steps: of each training, and how many trainings there are of each kind.
+      topology: a topology whose masks fit ``_SHAPES``.
+      steps: number of steps of each training.
 
     Returns:
-      The trainings; masked weights that were not zero, and, of a topology that keeps
-      the number of active weights, steps with another one, summed over all of them.
+      The numbers of trainings and steps; how many masked weights were nonzero, summed
+      over all steps; and, for a topology that keeps the number of active weights, after
+      how many steps that number was wrong.
     """
-    places = jnp.concatenate([jnp.arange(steps), jnp.array([-1])])
+    spoiled_steps = jnp.concatenate([jnp.arange(steps), jnp.array([-1])])
     kinds = jnp.arange(len(KINDS))
     train = functools.partial(_train, topology, steps)
     every = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))
-    nonzero, active = jax.device_get(every(places, kinds))
+    nonzero, active = jax.device_get(every(spoiled_steps, kinds))
     expected = active
     if topology.keeps_counts:
         _, expected = jax.device_get(jax.jit(train)(jnp.int32(steps), jnp.int32(0)))
@@ -94,12 +95,12 @@ def count(topology: so.Topology, steps: int) -> dict[str, int]:
 
 
 def _train(
-    topology: so.Topology, steps: int, place: jax.Array, kind: jax.Array
+    topology: so.Topology, steps: int, spoiled_step: jax.Array, kind: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One training, with a kind of gradient at one step, at all of them for -1.
+    """Train once, with non-finite gradients at one step, or at all of them for -1.
 
     Returns:
-      After each step: masked weights that are not zero; active weights.
+      After each step, the number of nonzero masked weights and of active weights.
     """
     tx = so.sparsify(optax.sgd(0.1, momentum=0.9), topology, key=0)
     params = _random(jax.random.key(0))
@@ -109,7 +110,7 @@ def _train(
 
     def step(carry, index):
         params, state = carry
-        hit = (index == place) | (place < 0)
+        hit = (index == spoiled_step) | (spoiled_step < 0)
         key = jax.random.fold_in(jax.random.key(1), index)
         grads = jax.tree.map(
             lambda g: jnp.where(hit, _spoiled(g, kind), g), _random(key)
@@ -122,7 +123,7 @@ def _train(
 
 
 def _spoiled(grads: jax.Array, kind: jax.Array) -> jax.Array:
-    """Gradients of one of ``KINDS``."""
+    """Return non-finite gradients of one of ``KINDS``."""
     place = jnp.arange(grads.size).reshape(grads.shape)
     nan, inf = jnp.float32(jnp.nan), jnp.float32(jnp.inf)
     return jnp.select(
@@ -133,8 +134,9 @@ def _spoiled(grads: jax.Array, kind: jax.Array) -> jax.Array:
 
 
 def _counted(params: Any, state: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the numbers of nonzero masked weights and of active weights."""
     masks = so.get_masks(state)
-    # Dense weights are masked for the forward pass alone.
+    # Dense weights are masked in the forward pass only.
     used = so.apply_masks(params, masks) if stays_dense(state) else params
     pairs = [
         (layer["kernel"], used[name]["kernel"])

@@ -1,4 +1,4 @@
-"""What the programs of this study can be told, and where they note what is done."""
+"""Options of the programs of this study, and their notes of what is done."""
 
 import dataclasses
 import json
@@ -13,13 +13,13 @@ from reporting import harness
 
 @dataclasses.dataclass(frozen=True)
 class Options(harness.Options):
-    """What every program of this study can be told.
+    """Options of every program of this study.
 
     Attributes:
-      count: How often to kill, break or cut, or how many examples to try of each
-        property; by default as often as the text of the program says.
-      work: Where runs lie, and notes of what is done. The same command goes on from
-        there, as long as the commit is the same.
+      count: How many interruptions of each training, faults of each kind, or examples
+        of each property; by default the numbers in the program.
+      work: Folder for runs and for notes of what is done. The same command resumes from
+        them, provided the commit is unchanged.
     """
 
     count: int | None = None
@@ -31,20 +31,20 @@ class Options(harness.Options):
             raise SystemExit(f"--count must be at least 1, got {self.count}")
 
     def count_or(self, default: int) -> int:
-        """The count asked for, else 2 if quick, else the default."""
+        """Return the requested count, or else 2 if quick, or else the default."""
         return self.count or (2 if self.quick else default)
 
 
 class Notes:
-    """What one program has done at one commit.
+    """Notes of what one program has done at one commit.
 
     Attributes:
-      folder: for whatever it needs.
-      rows: what was noted.
+      folder: folder for the notes and for anything else the program needs.
+      rows: the notes.
     """
 
     def __init__(self, report: harness.Report, options: Options):
-        """Opens the notes of a program, empty ones if the code has changed."""
+        """Open the notes of a program; they start empty if the code has changed."""
         program = report.record["program"].rpartition(".")[2]
         commit, dirty = report.record["commit"], report.record["dirty"]
         name = f"{program}-{'quick' if options.quick else (commit or '')[:12]}"
@@ -55,12 +55,12 @@ class Notes:
         self.rows = read_log(self.folder)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Notes a row, which is not done again."""
+        """Add a row, on disk at once, so that it is not done again."""
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         self.rows.append(dict(row))
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
     def select(self, **key: Any) -> list[dict[str, Any]]:
-        """The rows with these values."""
+        """Return the rows with these values."""
         return [row for row in self.rows if key.items() <= row.items()]

@@ -1,28 +1,29 @@
-"""Takes the disk away from trainings that save, as a power failure does.
+"""Cut the power of the disk to which training runs save.
 
     python -m studies.reliability.power
 
-As ``studies.reliability.kills``, but the checkpoints lie on an ext4 file system in a
-file, which is shut down at the random moment without a flush of anything: what the
-program has not flushed itself is lost. Then the processes are killed, the file system
-is mounted again, and the next one goes on with what is there. Needs root, and Linux.
+This is ``studies.reliability.kills`` with the checkpoints on an ext4 file system in a
+file. At the random moment the file system is shut down without flushing anything, so
+that everything the program has not flushed itself is lost, and the processes are
+killed. The file system is then mounted again, and the next process resumes from what it
+finds there. Needs root, and Linux.
 """
 
 from typing import Any
 
 from reporting import harness
-from studies.reliability.images import Image, can_mount
-from studies.reliability.kills import end_often, summary
-from studies.reliability.lives import Trials
+from studies.reliability.disk_images import DiskImage, can_mount
+from studies.reliability.interruptions import Trials
+from studies.reliability.kills import interrupt_often, summary
 from studies.reliability.options import Notes, Options
 
-CUTS = {"digits": 10, "language model": 10}
+CUTS = {"digits": 20, "language model": 20}
 # Enough for a few checkpoints.
 _MEGABYTES = 64
 
 
 def main(options: Options) -> None:
-    """Runs the program."""
+    """Run the program."""
     if not can_mount():
         raise SystemExit("Only root may mount a file system and shut it down.")
     report = harness.Report("studies.reliability.power", options)
@@ -31,19 +32,19 @@ def main(options: Options) -> None:
     for name, count in CUTS.items():
         folder = notes.folder / name.replace(" ", "_")
         trials = Trials(folder, name, options.quick)
-        image = Image(folder, _MEGABYTES)
-        with image.mounted() as place:
+        disk = DiskImage(folder, _MEGABYTES)
+        with disk.mounted() as place:
 
-            def cut(processes: list[Any], rng: Any, image: Image = image) -> None:
+            def cut(processes: list[Any], rng: Any, disk: DiskImage = disk) -> None:
                 del rng
-                image.cut()
+                disk.cut_power()
                 for process in processes:
                     process.kill()
 
             count = options.count_or(count)
-            end_often(notes, trials, name, count, cut, image.mount_again, place)
+            interrupt_often(notes, trials, name, count, cut, disk.restart, place)
         rows.append(summary(notes, name))
-    report.listing("Trainings whose disk was taken away", rows, kind="cuts")
+    report.listing("Training runs whose disk lost power", rows, kind="cuts")
     for what in ("lost", "corrupt", "different"):
         total = sum(row[what] for row in rows)
         report.claim(f"checkpoints {what}", total, at_most=0, kind=what)

@@ -1,4 +1,4 @@
-"""What is trained while it is killed: the networks of two examples, smaller."""
+"""The trainings that are interrupted: smaller networks of two examples."""
 
 import functools
 import hashlib
@@ -23,7 +23,7 @@ from reporting.training import load_digits
 STEPS = 100
 _ROWS = 32
 
-# By name, how many processes train it together.
+# The trainings by name, with their number of processes.
 TRAININGS = {"digits": 1, "language model": 1, "digits, two processes": 2}
 
 State = so.linen.TrainState
@@ -33,9 +33,9 @@ class Program(NamedTuple):
     """One training.
 
     Attributes:
-      topology: of its masks.
-      start: makes the state before the first step.
-      step: from a state and the number of the step to the next state.
+      topology: topology of its masks.
+      start: returns the state before the first step.
+      step: takes a state and the number of the step; returns the next state.
     """
 
     topology: so.Topology
@@ -44,7 +44,7 @@ class Program(NamedTuple):
 
 
 def prepare(path: Path, quick: bool) -> None:
-    """Writes the images and the text of all trainings, unless they are there."""
+    """Write the images and the text of all trainings, unless the file exists."""
     if path.exists():
         return
     train, _ = load_digits(quick)
@@ -59,11 +59,11 @@ def prepare(path: Path, quick: bool) -> None:
 
 
 def build(name: str, data: Path) -> Program:
-    """The training of a name; call it once in a process.
+    """Build a training; call this once in a process.
 
     Args:
       name: one of ``TRAININGS``.
-      data: what ``prepare`` has written.
+      data: file that ``prepare`` wrote.
 
     Returns:
       The training.
@@ -75,14 +75,14 @@ def build(name: str, data: Path) -> Program:
 
 
 def _digits(images: np.ndarray, labels: np.ndarray, processes: int) -> Program:
-    """RigL with SparseOpt and momentum; shared out by images if there are several."""
+    """RigL with SparseOpt and momentum; several processes share out the images."""
     config = DigitsConfig(width=4, epochs=5)
     correction = so.scale_by_sparseopt()
     make = functools.partial(digits.make_optimizer, config, "rigl", correction)
     tx = make(key=0)
 
     def start() -> State:
-        # One optimizer for every state: a compiled step is of its optimizer.
+        # All states share one optimizer, because a step is compiled for its optimizer.
         return digits.start(ResNet(config.width), make, seed=0).replace(tx=tx)
 
     def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ def _digits(images: np.ndarray, labels: np.ndarray, processes: int) -> Program:
 
 
 def _language_model(windows: np.ndarray) -> Program:
-    """SMET, whose topology moves weights at random."""
+    """SMET, whose topology drops and grows weights at random."""
     config = language.Config(every=20, steps=STEPS, length=32)
     model = language.make_model(config)
     tx = language.make_optimizer(config, "smet", key=0)
@@ -134,7 +134,7 @@ def _language_model(windows: np.ndarray) -> Program:
 
 
 def digest(state: State) -> str:
-    """What tells two states apart by a single bit."""
+    """Return a hash of a state, which differs if a single bit does."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if isinstance(leaf, jax.Array):

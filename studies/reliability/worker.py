@@ -1,4 +1,4 @@
-"""Processes that train, which others kill: what they do is in their log."""
+"""Training processes that others interrupt; they log what they do."""
 
 import json
 import os
@@ -11,20 +11,20 @@ import numpy as np
 from sparseopt_jax.checkpoint import Checkpoints
 from studies.reliability.trainings import STEPS, State, build, digest
 
-# Steps between two checkpoints are fewer.
+# Two checkpoints are fewer than this many steps apart.
 MOST = 6
 
 
-class Place(NamedTuple):
-    """What the processes of a training share.
+class Setup(NamedTuple):
+    """What a process needs to take part in a training.
 
     Attributes:
-      name: of the training.
-      data: its images and texts.
-      cache: of compiled programs.
-      process: which of several this is.
-      coordinator: where they meet; None if there is one.
-      processes: how many.
+      name: name of the training.
+      data: file with its images and texts.
+      cache: folder of compiled programs.
+      process: number of this process.
+      coordinator: address at which several processes meet; None for one process.
+      processes: number of processes.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Place(NamedTuple):
     coordinator: str | None = None
     processes: int = 1
 
-    def join(self) -> None:
-        """Configures the process, before it computes anything."""
+    def configure(self) -> None:
+        """Configure JAX; call it before anything is computed."""
         jax.config.update("jax_compilation_cache_dir", str(self.cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -43,40 +43,46 @@ class Place(NamedTuple):
             jax.distributed.initialize(self.coordinator, self.processes, self.process)
 
 
-def uninterrupted(place: Place, result: Path) -> None:
-    """Trains without checkpoints; writes the digest of the state after each step."""
-    place.join()
-    program = build(place.name, place.data)
+def uninterrupted(setup: Setup, result: Path) -> None:
+    """Train without checkpoints; write the digest of the state after every step."""
+    setup.configure()
+    program = build(setup.name, setup.data)
     state = program.start()
     digests = [digest(state)]
     for index in range(STEPS):
         state = program.step(state, index)
         digests.append(digest(state))
-    if place.process == 0:
+    if setup.process == 0:
         aside = result.with_suffix(".part")
         aside.write_text(json.dumps(digests))
         aside.rename(result)
 
 
-def live(place: Place, directory: Path, log: Path, seed: int, most: int) -> None:
-    """Goes on from the last checkpoint and saves at random steps, until the end.
+def train(setup: Setup, directory: Path, log: Path, seed: int, most: int) -> None:
+    """Resume from the last checkpoint and train to the end, saving at random steps.
 
-    Fewer than ``most`` steps lie between two checkpoints; the seed decides how many.
+    The log gets ``checked STEP DIGEST`` for every checkpoint found, or ``unreadable
+    STEP``; then ``started STEP DIGEST``, ``saving STEP``, ``saved STEP`` after waiting
+    for that save, and ``ended STEP DIGEST``.
 
-    Its log has ``checked STEP DIGEST`` for every checkpoint that it finds, or
-    ``unreadable STEP``, then ``started STEP DIGEST``, ``saving STEP``, ``saved STEP``
-    once it has waited for a save, and ``ended STEP DIGEST``.
+    Args:
+      setup: of this process.
+      directory: folder of the checkpoints.
+      log: file to append to.
+      seed: chooses the steps to save at.
+      most: two checkpoints are fewer than this many steps apart.
     """
-    place.join()
-    program = build(place.name, place.data)
+    setup.configure()
+    program = build(setup.name, setup.data)
     # The same steps in all processes.
     rng = np.random.default_rng(seed)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def say(what: str, step: int, state: State | None = None) -> None:
-        # All wait for what they have computed together, and one of them tells.
+        # Every process waits here for the computation that all of them share; one
+        # that ran ahead and exited would break it for the others.
         words = [what, str(step), *([] if state is None else [digest(state)])]
-        if place.process == 0:
+        if setup.process == 0:
             os.write(descriptor, f"{' '.join(words)}\n".encode())
 
     state, first = program.start(), 0
@@ -107,6 +113,6 @@ def live(place: Place, directory: Path, log: Path, seed: int, most: int) -> None
 
 
 def _restored(checkpoints: Checkpoints, state: State, step: int) -> tuple[State, Any]:
-    found = checkpoints.restore(state, step=step)
-    assert found is not None
-    return found
+    restored = checkpoints.restore(state, step=step)
+    assert restored is not None
+    return restored

@@ -1,7 +1,8 @@
-"""The study of reliability: its programs, and what they would not overlook."""
+"""The reliability study: its programs, and what they must not overlook."""
 
 import json
 import os
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,15 @@ from reporting.pages import surviving
 from sparseopt_jax.topologies.catalogue import METHODS
 from studies.reliability import (
     __main__,
+    disk_images,
     faults,
     flushing,
-    images,
     invariants,
     kills,
     non_finite,
     power,
 )
-from studies.reliability.lives import Found, Trials
+from studies.reliability.interruptions import Outcome, Trials, _Moment
 from studies.reliability.options import Notes, Options
 
 QUICK = {"quick": True, "allow_dirty": True}
@@ -30,7 +31,7 @@ QUICK = {"quick": True, "allow_dirty": True}
 
 @pytest.fixture
 def record(tmp_path):
-    """Runs a program quickly; its record."""
+    """Run a program with --quick; return its record."""
 
     def run(program, **options):
         output = tmp_path / "record.json"
@@ -47,7 +48,7 @@ def met(record):
 
 @pytest.fixture
 def shown(tmp_path, monkeypatch):
-    """The table of the page, with this record alone."""
+    """Return the table of the page with this record alone."""
 
     def show(part, record):
         path = tmp_path / f"{part}.json"
@@ -71,65 +72,79 @@ def test_killed_trainings_are_those_left_alone(record, shown, monkeypatch):
     monkeypatch.setattr(kills, "KILLS", {"language model": 40})
     found = record(kills)
     (row,) = found["tables"][0]["rows"]
-    assert row["ended"] == 2 and row["runs to the end"] >= 1 and met(found)
+    assert row["interrupted"] == 2 and row["runs to the end"] >= 1 and met(found)
     assert "| SIGKILL: language model | 2, " in shown("kills", found)
 
 
 @pytest.fixture
 def trials(tmp_path):
-    """A training whose uninterrupted run has states a, b and c."""
+    """Trials whose uninterrupted run has the states a, b and c."""
     found = Trials.__new__(Trials)
     found.digests = ["a", "b", "c"]
     return found
 
 
-def read(trials, folder, *lines, steps=(), over=False):
+def inspect(trials, folder, *lines, steps=(), over=False):
     directory, log = folder / "checkpoints", folder / "log"
     for step in steps:
         (directory / str(step)).mkdir(parents=True)
     log.write_text("".join(f"{line}\n" for line in lines))
-    return trials.read(directory, log, 0, over)
+    return trials.inspect(directory, log, 0, over)
 
 
 def test_what_was_reported_as_saved_must_be_there(trials, tmp_path):
-    assert read(trials, tmp_path, "saved 1", steps=()).lost == 1
+    assert inspect(trials, tmp_path, "saved 1", steps=()).lost == 1
 
 
 def test_a_later_step_stands_for_an_earlier_one(trials, tmp_path):
-    found = read(trials, tmp_path, "saved 1", "saving 2", steps=(2,))
+    found = inspect(trials, tmp_path, "saved 1", "saving 2", steps=(2,))
     assert found.lost == 0 and found.latest == 2
 
 
 def test_what_is_found_must_be_the_uninterrupted_run(trials, tmp_path):
     lines = ("checked 1 b", "checked 2 x", "started 2 x", "sav")
-    assert read(trials, tmp_path, *lines, steps=(1, 2)).different == 2
+    assert inspect(trials, tmp_path, *lines, steps=(1, 2)).different == 2
 
 
 def test_a_checkpoint_that_cannot_be_read_is_counted(trials, tmp_path):
     lines = ("checked 1 b", "unreadable 2")
-    assert read(trials, tmp_path, *lines, steps=(1, 2), over=True).unreadable == 1
+    assert inspect(trials, tmp_path, *lines, steps=(1, 2), over=True).unreadable == 1
 
 
 def test_a_process_that_ends_too_early_has_failed(trials, tmp_path):
-    assert read(trials, tmp_path, "started 0 a", over=True).failed
-    assert not read(trials, tmp_path, "started 0 a", "ended 2 c", over=True).failed
+    assert inspect(trials, tmp_path, "started 0 a", over=True).failed
+    assert not inspect(trials, tmp_path, "started 0 a", "ended 2 c", over=True).failed
 
 
-FAILED = Found(False, 3, 0, 0, 0, failed=True, ended=False)
+def test_a_save_that_an_earlier_run_left_is_not_under_way(tmp_path):
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    moment = _Moment(tmp_path, tmp_path / "log", 0)
+    assert not moment.is_saving
+    # The first save of a run removes what is left, and may use the same name.
+    (tmp_path / "2.orbax-checkpoint-tmp").rmdir()
+    assert not moment.is_saving
+    time.sleep(0.02)  # times of change are that coarse
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    assert moment.is_saving
+    (tmp_path / "2.orbax-checkpoint-tmp").rename(tmp_path / "2")
+    assert not moment.is_saving
+
+
+FAILED = Outcome(False, 3, 0, 0, 0, failed=True, ended=False)
 KILLED = FAILED._replace(failed=False)
 ENDED = FAILED._replace(failed=False, ended=True)
 
 
-class Lives:
-    """Stands for a training whose lives are known."""
+class KnownTrials:
+    """Trials whose outcomes are given."""
 
-    def __init__(self, folder, *lives):
-        self.folder, self.lives = folder, list(lives)
+    def __init__(self, folder, *outcomes):
+        self.folder, self.outcomes = folder, list(outcomes)
 
-    def life(self, *args):
-        return self.lives.pop(0)
+    def run_interrupted(self, *args):
+        return self.outcomes.pop(0)
 
-    finish = life
+    run_to_end = run_interrupted
 
 
 @pytest.fixture
@@ -141,41 +156,55 @@ def notes(tmp_path):
 
 def test_every_kill_counts_and_the_last_run_ends(notes, tmp_path):
     unreadable = FAILED._replace(unreadable=1)
-    lives = Lives(tmp_path, KILLED, ENDED, FAILED, unreadable, KILLED, FAILED, ENDED)
-    kills.end_often(notes, lives, "digits", 2, kills.kill)
-    assert not lives.lives
+    outcomes = (KILLED, ENDED, FAILED, unreadable, KILLED, FAILED, ENDED)
+    trials = KnownTrials(tmp_path, *outcomes)
+    kills.interrupt_often(notes, trials, "digits", 2, kills.kill)
+    assert not trials.outcomes
     row = kills.summary(notes, "digits")
-    assert (row["ended"], row["corrupt"], row["runs to the end"]) == (2, 1, 2)
+    assert (row["interrupted"], row["corrupt"], row["runs to the end"]) == (2, 1, 2)
 
 
 def test_a_training_that_fails_by_itself_is_not_tried_for_ever(notes, tmp_path):
-    lives = Lives(tmp_path, KILLED, *[FAILED] * 10)
+    trials = KnownTrials(tmp_path, KILLED, *[FAILED] * 10)
     with pytest.raises(SystemExit, match="failed 5 times in a row"):
-        kills.end_often(notes, lives, "digits", 2, kills.kill)
+        kills.interrupt_often(notes, trials, "digits", 2, kills.kill)
     assert len(notes.rows) == 6
+
+
+def test_a_study_that_was_stopped_starts_a_new_training(notes, tmp_path):
+    class NewTrials(KnownTrials):
+        def run_interrupted(self, directory, log, *args):
+            assert not log.exists() and not directory.exists()
+            return super().run_interrupted()
+
+    # What the old one reported as saved may have been on a disk that is gone.
+    (tmp_path / "log").write_text("saved 3\n")
+    (tmp_path / "checkpoints").mkdir()
+    trials = NewTrials(tmp_path, KILLED, ENDED)
+    kills.interrupt_often(notes, trials, "digits", 1, kills.kill)
 
 
 # Faults and power failures.
 
 
 @pytest.mark.slow
-def test_faults_are_heard_of_and_cost_nothing(record, shown):
+def test_faults_raise_and_cost_no_other_checkpoint(record, shown):
     found = record(faults, count=1)
     rows = found["tables"][0]["rows"]
-    assert len(rows) == len(faults.FAULTS) - (not images.can_mount())
+    assert len(rows) == len(faults.FAULTS) - (not disk_images.can_mount())
     for row in rows:
-        assert row["met"] == row["went on"] == 1
+        assert row["saves"] == row["recovered"] == 1
     assert met(found)
     assert "an unwritable folder during a save | 1, " in shown("faults", found)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not images.can_mount(), reason="only root may mount")
+@pytest.mark.skipif(not disk_images.can_mount(), reason="only root may mount")
 def test_trainings_outlast_a_power_failure(record, monkeypatch):
     monkeypatch.setattr(power, "CUTS", {"language model": 10})
     found = record(power)
     (row,) = found["tables"][0]["rows"]
-    assert row["ended"] == 2 and met(found)
+    assert row["interrupted"] == 2 and met(found)
 
 
 def test_a_power_failure_needs_root(monkeypatch):
@@ -184,7 +213,7 @@ def test_a_power_failure_needs_root(monkeypatch):
         power.main(Options(**QUICK))
 
 
-# Gradients that are not finite.
+# Non-finite gradients.
 
 
 def test_every_method_is_tried():
@@ -231,17 +260,17 @@ def test_more_examples_are_asked_for(record, shown):
     assert "1 properties, 2 examples each" in shown("invariants", found)
 
 
-# The price.
+# The cost of flushing.
 
 
-def test_the_price_of_flushing_is_measured(record, shown):
+def test_the_cost_of_flushing_is_measured(record, shown):
     found = record(flushing)
     assert "20,000 weights with momentum and masks" in shown("flushing", found)
     counted = {row["checkpoint"]: row["flushes"] for row in found["tables"][1]["rows"]}
     assert counted["without"] == 0 < counted["with"]
 
 
-# The whole.
+# The whole study.
 
 
 def test_what_is_not_measured_is_said_to_be(shown):
