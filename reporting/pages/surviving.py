@@ -27,7 +27,7 @@ def _ended(by: str) -> Callable[[dict[str, Any]], Iterator[Line]]:
         for row in record["tables"][0]["rows"]:
             yield (
                 f"{by}: {row['training']}",
-                f"{row['interrupted']}, {row['inside a save']} of them during a save",
+                f"{row['ended']}, half of them aimed at a save",
                 f"{row['lost']} checkpoints lost, {row['corrupt']} corrupt, "
                 f"{row['different']} different from the uninterrupted run",
             )
@@ -39,9 +39,9 @@ def _faults(record: dict[str, Any]) -> Iterator[Line]:
     for row in record["tables"][0]["rows"]:
         yield (
             f"{row['fault']} during a save",
-            f"{row['saves']}, {row['raised']} of them raised an error",
+            f"{row['met']}, {row['heard of']} of them raised an error",
             f"{row['lost']} checkpoints lost, {row['corrupt']} corrupt; "
-            f"{row['recovered']} runs continued and saved again",
+            f"{row['went on']} runs continued and saved again",
         )
 
 

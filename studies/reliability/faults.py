@@ -194,11 +194,11 @@ def _summary(notes: Notes, fault: str) -> dict[str, Any]:
     rows = notes.select(fault=fault)
     return {
         "fault": fault,
-        "saves": len(rows),
-        "raised": sum(bool(row["error"]) for row in rows),
+        "met": len(rows),
+        "heard of": sum(bool(row["error"]) for row in rows),
         "lost": sum(row["lost"] for row in rows),
         "corrupt": sum(row["corrupt"] for row in rows),
-        "recovered": sum(row["recovered"] for row in rows),
+        "went on": sum(row["recovered"] for row in rows),
     }
 
 

@@ -110,7 +110,7 @@ def summary(notes: Notes, name: str) -> dict[str, Any]:
     interrupted = notes.select(training=name, event="interrupted")
     return {
         "training": name,
-        "interrupted": len(interrupted),
+        "ended": len(interrupted),
         "inside a save": sum(row["inside"] for row in interrupted),
         "lost": sum(row["lost"] for row in rows),
         "corrupt": sum(row["unreadable"] for row in rows),

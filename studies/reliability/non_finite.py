@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import sparseopt_jax as so
@@ -78,19 +79,18 @@ def count(topology: so.Topology, steps: int) -> dict[str, int]:
       over all steps; and, for a topology that keeps the number of active weights, after
       how many steps that number was wrong.
     """
-    spoiled_steps = jnp.concatenate([jnp.arange(steps), jnp.array([-1])])
+    # The last of these never comes: in that training all gradients are finite.
+    spoiled_steps = jnp.array([*range(steps), -1, steps])
     kinds = jnp.arange(len(KINDS))
     train = functools.partial(_train, topology, steps)
     every = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))
     nonzero, active = jax.device_get(every(spoiled_steps, kinds))
-    expected = active
-    if topology.keeps_counts:
-        _, expected = jax.device_get(jax.jit(train)(jnp.int32(steps), jnp.int32(0)))
+    wrong = active[:-1] != active[-1] if topology.keeps_counts else np.zeros(1)
     return {
-        "trainings": nonzero.shape[0] * nonzero.shape[1],
+        "trainings": (len(spoiled_steps) - 1) * len(KINDS),
         "steps": steps,
         "nonzero": int(nonzero.sum()),
-        "miscounted": int((active != expected).sum()),
+        "miscounted": int(wrong.sum()),
     }
 
 

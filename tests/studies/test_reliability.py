@@ -72,7 +72,7 @@ def test_killed_trainings_are_those_left_alone(record, shown, monkeypatch):
     monkeypatch.setattr(kills, "KILLS", {"language model": 40})
     found = record(kills)
     (row,) = found["tables"][0]["rows"]
-    assert row["interrupted"] == 2 and row["runs to the end"] >= 1 and met(found)
+    assert row["ended"] == 2 and row["runs to the end"] >= 1 and met(found)
     assert "| SIGKILL: language model | 2, " in shown("kills", found)
 
 
@@ -161,7 +161,7 @@ def test_every_kill_counts_and_the_last_run_ends(notes, tmp_path):
     kills.interrupt_often(notes, trials, "digits", 2, kills.kill)
     assert not trials.outcomes
     row = kills.summary(notes, "digits")
-    assert (row["interrupted"], row["corrupt"], row["runs to the end"]) == (2, 1, 2)
+    assert (row["ended"], row["corrupt"], row["runs to the end"]) == (2, 1, 2)
 
 
 def test_a_training_that_fails_by_itself_is_not_tried_for_ever(notes, tmp_path):
@@ -193,7 +193,7 @@ def test_faults_raise_and_cost_no_other_checkpoint(record, shown):
     rows = found["tables"][0]["rows"]
     assert len(rows) == len(faults.FAULTS) - (not disk_images.can_mount())
     for row in rows:
-        assert row["saves"] == row["recovered"] == 1
+        assert row["met"] == row["went on"] == 1
     assert met(found)
     assert "an unwritable folder during a save | 1, " in shown("faults", found)
 
@@ -204,7 +204,7 @@ def test_trainings_outlast_a_power_failure(record, monkeypatch):
     monkeypatch.setattr(power, "CUTS", {"language model": 10})
     found = record(power)
     (row,) = found["tables"][0]["rows"]
-    assert row["interrupted"] == 2 and met(found)
+    assert row["ended"] == 2 and met(found)
 
 
 def test_a_power_failure_needs_root(monkeypatch):
