@@ -3,7 +3,6 @@
 import contextlib
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import random
 import socket
