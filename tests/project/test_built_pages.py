@@ -17,11 +17,20 @@ from tests.helpers.pages import ROOT
 pytestmark = pytest.mark.slow
 
 WIDTHS = {"desktop": 1280, "phone": 360}
-# Terms that readers search for, and that are not in the package's names.
-SOUGHT = (
-    *("ViT", "Hugging Face", "Haiku", "MaxText", "wandb", "TensorBoard", "EMA"),
-    *("mixed precision", "LoRA", "2:4"),
-)
+# Terms that readers search for, and that are not in the package's names: the recipe that
+# the search has to find first.
+SOUGHT = {
+    "ViT": "vision-transformer-vit",
+    "Hugging Face": "hugging-face-weights",
+    "Haiku": "haiku",
+    "MaxText": "scanned-and-partitioned-models-as-in-maxtext",
+    "wandb": "weights-biases-tensorboard-clu",
+    "TensorBoard": "weights-biases-tensorboard-clu",
+    "EMA": "ema-of-the-weights",
+    "mixed precision": "mixed-precision",
+    "LoRA": "lora-on-a-sparse-network",
+    "2:4": "24-sparsity",
+}
 
 PAGE = '<!doctype html><meta charset="utf-8"><body><script>{}</script>'
 MEASURE = (ROOT / "tests/project/measure_pages.js").read_text(encoding="utf-8")
@@ -104,7 +113,7 @@ def seen(site, chromium, tmp_path_factory):
     pages = [f"/{page.relative_to(site)}" for page in sorted(site.rglob("*.html"))]
     pages = [page for page in pages if not page.startswith("/sources/")]
     pages += ["/sources/examples/quickstart/nnx.py/index.html"]
-    plan = {"pages": pages, "widths": WIDTHS, "sought": SOUGHT}
+    plan = {"pages": pages, "widths": WIDTHS, "sought": list(SOUGHT)}
     log = tmp_path_factory.mktemp("chromium") / "log.txt"
     with served(site, plan) as (address, results), log.open("w") as stderr:
         browser = subprocess.Popen(
@@ -168,3 +177,18 @@ def test_the_console_stays_empty(seen):
 def test_search_finds_what_readers_look_for(seen):
     found = {entry["text"]: entry["found"].lower() for entry in seen["searches"]}
     assert not {text for text in SOUGHT if text.lower() not in found[text]}
+
+
+def test_search_finds_the_recipe_first(site):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no Node.js: apt-get install nodejs")
+    script = ROOT / "tests/project/search_pages.js"
+    done = subprocess.run(
+        [node, script, site, json.dumps(list(SOUGHT))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first = {text: pages[0][0] for text, pages in json.loads(done.stdout).items()}
+    assert first == {text: f"how_to/#{section}" for text, section in SOUGHT.items()}
