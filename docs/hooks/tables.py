@@ -7,8 +7,8 @@ from typing import Any
 LONGEST = 16
 # Cells of at most this many characters stay on one line.
 SHORT = 22
-# Long tables that are references, or the subject of a page.
-OPEN = ("methods", "keys", "memory")
+# Long tables to look things up in.
+OPEN = ("methods", "keys")
 
 _MARKED = re.compile(
     r"<!-- begin (\w+) -->\s*(<table>.*?</table>)(.*?)<!-- end \1 -->", re.DOTALL
