@@ -17,8 +17,8 @@ from tests.helpers.pages import ROOT
 pytestmark = pytest.mark.slow
 
 WIDTHS = {"desktop": 1280, "phone": 360}
-# Terms that readers search for, and that are not in the package's names: the recipe that
-# the search has to find first.
+# Terms that readers search for, and that are not in the package's names, and the recipe
+# that the search has to find first.
 SOUGHT = {
     "ViT": "vision-transformer-vit",
     "Hugging Face": "hugging-face-weights",
