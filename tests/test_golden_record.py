@@ -1,4 +1,4 @@
-"""Every method does what it did: see ``tests/golden_record``."""
+"""Every method gives the recorded results: see ``tests/golden_record``."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.golden_record.variants import METHODS, VARIANTS
 
 STORED = stored()
 
-# Every storage and way to update, and every kind of method; `make test-slow` has all.
+# Every storage and way to update, and every kind of method; `make test-slow` runs all.
 QUICK = {
     "set/packed/host",
     "set/compact/graph",

@@ -30,6 +30,8 @@ class ResNet(nn.Module):
       classes: number of classes.
       dtype: dtype of the computation up to the head.
       dropout: must be 0; ``WideResNet`` has dropout.
+
+    References:
       He et al., Deep residual learning, 2015 (arXiv 1512.03385), section 4.2.
     """
 

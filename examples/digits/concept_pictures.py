@@ -137,7 +137,7 @@ def amplification() -> Figure:
     theory = {"color": "black", "linewidth": 0.8, "label": "1 / sqrt(density)"}
     axes.loglog(density, density**-0.5, **theory)
     for gradient, color, label in (
-        (with_norm, ORANGE, "behind Batch Normalization"),
+        (with_norm, ORANGE, "with Batch Normalization"),
         (corrected, BLUE, "the same, corrected"),
         (without, GREY, "without normalisation"),
     ):

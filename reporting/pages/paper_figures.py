@@ -178,7 +178,7 @@ def first_sizes() -> str:
 
 def two_neurons() -> str:
     """Show how often the dense one of two neurons is off at the end."""
-    scalings = {"none": "as it is", "own": "by sqrt(1 - s)", "rule": "by the rule"}
+    scalings = {"none": "unscaled", "own": "by sqrt(1 - s)", "rule": "by the rule"}
     head = (
         *("η", "inputs", "active", "HAM", "signs"),
         *(f"off, {words}" for words in scalings.values()),

@@ -22,8 +22,8 @@ class Condition(NamedTuple):
       name: its name in tables.
       network: a key of a study's ``networks()``.
       method: "rigl", "set" or "static"; "spread" and "power_law" are static with
-        fan-ins that differ between neurons by a log-normal law or a power law, which
-        maximises the gradient's skew.
+        fan-ins that differ between neurons by a log-normal law or a power law, for the
+        largest skew of the gradient.
       sparsity: fraction of zeros.
       distribution: how the active weights are distributed over the layers.
       sparse_init: whether weights are drawn by the fan-in of their neuron.

@@ -1,4 +1,4 @@
-"""Links are compared with what the models below are written to do, one by one."""
+"""Links inferred from models are compared with what the models compute, one by one."""
 
 import copy
 import functools
@@ -31,7 +31,7 @@ def variables_of(model, x):
 
 
 def links_of(forward, x=VECTOR):
-    """The links of an inline linen model, given as a function of its input."""
+    """Return the links of an inline linen model, given as a function of its input."""
 
     class Model(nn.Module):
         @nn.compact
@@ -113,7 +113,7 @@ class ResNetV2(nn.Module):
 def test_pre_activation_resnet_links_only_the_inner_convolutions():
     model = ResNetV2()
     links = infer_norm_links(model.apply, variables_of(model, IMAGE), IMAGE)
-    # By name, Conv_0 belongs to BatchNorm_0; in truth it feeds BatchNorm_1.
+    # By name, Conv_0 belongs to BatchNorm_0; in fact it feeds BatchNorm_1.
     assert dict(links) == {
         "BlockV2_0/Conv_0/kernel": "BlockV2_0/BatchNorm_1",
         "BlockV2_1/Conv_0/kernel": "BlockV2_1/BatchNorm_1",
@@ -667,7 +667,7 @@ def test_nnx_scan_over_stacked_blocks():
 
 
 def plain_variables():
-    """Weights in another order than Flax has them, next to what is no kernel."""
+    """Return weights in another order than Flax's, and arrays that are not kernels."""
     return {
         "params": {
             "linear": {"weight": jnp.ones((4, 3))},
@@ -773,7 +773,7 @@ def test_variables_without_arrays_are_an_error():
 
 
 def test_variables_without_a_running_mean_are_an_error():
-    # A mean is a running mean only beside a variance.
+    # A mean is a running mean only next to a variance.
     variables = {
         "params": {"mean": jnp.ones(3)},
         "batch_stats": {"my_mean": 0.0, "my_var": 1.0},
@@ -799,7 +799,7 @@ def test_inputs_that_are_closed_over_are_an_error():
         infer_norm_links(lambda variables: model.apply(variables, x), variables)
 
 
-# Statistics that other libraries keep under other names.
+# Statistics that other libraries store under other names.
 
 
 def haiku_net(x, is_training):

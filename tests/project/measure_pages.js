@@ -1,5 +1,5 @@
-// Opens each page in a frame of each width, one after another, searches, and reports what
-// it finds. PLAN is what the test asks for.
+// Open each page in a frame of each width, one after another, search, and report what
+// is found. PLAN is what the test requests.
 const {pages, widths, sought} = PLAN;
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -27,7 +27,7 @@ function words(root) {
   return found.join(" ");
 }
 
-// What reaches out of the page without a box of its own that scrolls.
+// Elements that extend beyond the page without a scrolling box.
 function wide(view) {
   const edge = view.document.documentElement.clientWidth + 1;
   const found = [];

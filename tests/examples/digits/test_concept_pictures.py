@@ -51,7 +51,7 @@ def test_batch_normalization_amplifies_and_the_correction_makes_it_flat():
         return np.polyfit(density, gradient, 1)[0]
 
     assert exponent("1 / sqrt(density)") == pytest.approx(-0.5)
-    assert exponent("behind Batch Normalization") == pytest.approx(-0.5, abs=0.05)
+    assert exponent("with Batch Normalization") == pytest.approx(-0.5, abs=0.05)
     assert exponent("the same, corrected") == pytest.approx(0.0, abs=0.05)
     assert exponent("without normalisation") == pytest.approx(0.0, abs=0.05)
 

@@ -1,4 +1,4 @@
-"""The catalogue: every method that ``@method`` has entered is public, in its file."""
+"""The catalogue: every method registered with ``@method`` is public, in its file."""
 
 import inspect
 
@@ -38,5 +38,5 @@ def test_a_paper_is_one_of_arxiv(name):
 
 
 def test_what_every_method_does_is_recorded():
-    # The function that learns thresholds is no topology.
+    # The function that learns thresholds is not a topology.
     assert {name.rstrip("_") for name in METHODS} - {"str"} <= set(RECORDED)
