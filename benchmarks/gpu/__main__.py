@@ -7,9 +7,9 @@ from the checkout, without installing the package. Parts, in this order:
 
   optimizers        selection, updates of the masks, the optimizer's step
   resnet50          a training step of ResNet-50, time and memory
-  seeds             ResNet-20 with RigL, with and without corrections, five seeds at
-  once language_model    a training step of LLaMA-130M, Adam against SMET, time and
-  memory compact_kernels   training steps on active blocks only
+  seeds             ResNet-20 with RigL, with and without corrections, five seeds
+  language_model    a training step of LLaMA-130M, Adam against SMET, time, memory
+  compact_kernels   training steps on active blocks only
 
 Each part runs in a separate process for its share of the remaining time, and rewrites
 DIR/<part>.json with every result: a part that fails or is stopped leaves its results so

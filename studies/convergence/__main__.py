@@ -11,8 +11,7 @@ the variances that Batch Normalization measures, or by the norms of the weights 
 What makes the comparison fair and repeatable:
 
 - The criteria were fixed before anything was compared: the accuracy after the last
-epoch
-  and after a ninth of them, and the number of epochs until a test accuracy is reached.
+  epoch and after a ninth of them, and the epochs until a test accuracy is reached.
 - Every arm of every condition has the same tuning budget: five learning rates, a factor
   of 2 apart, with two seeds each that no other run uses. They are judged on held-out
   training images, never on the test images.

@@ -15,15 +15,13 @@ What makes the comparison fair and repeatable:
   fewest steps. At every other batch the rule alone decides, for SGD and LARS as for
   Adam and LAMB.
 - A run has 40 epochs at every batch: warm-up, then linear decay to zero. It ends when
-it
-  reaches the loss. A run that does not is reported as such, not left out.
+  it reaches the loss. A run that does not is reported as such, not left out.
 - The warm-up takes 1/160 of the training at a batch of 32 and 1/5 at 1,024, the largest
   share in the paper. In steps this is the same at every batch.
 - The loss is taken over all training images at once, normalised by their own
-statistics,
-  so it depends neither on the batch nor on the lag of running statistics. It is
-  evaluated after each epoch and interpolated linearly in its logarithm in between. The
-  target was fixed beforehand, the same for all.
+  statistics, so it depends neither on the batch nor on the lag of running statistics.
+  It is evaluated after each epoch and interpolated linearly in its logarithm in
+  between. The target was fixed beforehand, the same for all.
 - RigL updates the masks every four epochs, equally often at every batch. An update
   replaces a step, and large batches have few steps.
 - Momentum and weight decay are those of the other benchmarks: 5e-4 in the gradient for

@@ -12,11 +12,9 @@ What is measured here, in runs of RigL on scanned digits (the ResNet of the exam
 - for each layer and step the angle between its gradient and the corrected one;
 - the spread of the factors sqrt(1 - s_i) / sqrt(1 - s_avg) over the layer's neurons;
 - at each update of the masks, how much the factors move, and the difference of the
-angles
-  by the old and the new masks for the same gradient;
+  angles by the old and the new masks for the same gradient;
 - for comparison, how much the angle differs between steps without an update, which is
-the
-  noise of the batches.
+  the noise of the batches.
 
 The head is left out, since no normalisation follows it.
 """

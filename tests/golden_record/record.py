@@ -3,8 +3,7 @@
 ``tests/golden_record/`` has three parts, each by variant of training:
 
 - ``masks.json``: hashes of the masks of all steps up to 10, 20 and 30. Masks are the
-same
-  for every storage, jax version, XLA flag and CPU.
+  same for every storage, jax version, XLA flag and CPU.
 - ``floats.json``: the updates and the parameters at those steps, each as one positive
   number that depends on every entry, compared up to rounding, which varies between
   machines.
