@@ -67,9 +67,9 @@ def update_topology(
       >>> tx = so.sparsify(optax.sgd(0.1), topology, host_updates=True)
       >>> params = {"kernel": jnp.ones((4, 8))}
       >>> state = tx.init(params)
-      >>> change = jax.jit(lambda g, s, p: so.update_topology(tx, g, s, p))
+      >>> update_masks = jax.jit(lambda g, s, p: so.update_topology(tx, g, s, p))
       >>> if topology.due(0):
-      ...     state, params = change(params, state, params)
+      ...     state, params = update_masks(params, state, params)
       >>> updates, state = tx.update(params, state, params)
       >>> params = optax.apply_updates(params, updates)
     """
