@@ -1,4 +1,4 @@
-"""Leaves that the inner optimizer never moves keep their masks and their weights."""
+"""Leaves that the inner optimizer never changes keep their masks and their weights."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def assert_base_rests_and_head_moves(first, last):
     assert (first[1]["head"]["kernel"] != last[1]["head"]["kernel"]).any()
 
 
-@pytest.mark.filterwarnings("ignore:the inner optimizer never moves")
+@pytest.mark.filterwarnings("ignore:the inner optimizer never changes")
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_no_topology_touches_them(name):
     topology = TOPOLOGIES[name]
@@ -89,7 +89,7 @@ def test_no_topology_touches_them(name):
     assert_base_rests_and_head_moves(*trained(tx, topology))
 
 
-@pytest.mark.filterwarnings("ignore:the inner optimizer never moves")
+@pytest.mark.filterwarnings("ignore:the inner optimizer never changes")
 @pytest.mark.parametrize(
     ("form", "wrapper"),
     [

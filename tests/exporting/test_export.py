@@ -310,7 +310,7 @@ WRONG = {
     "swapped": (a_state(), KERNEL, "the arguments are swapped"),
     "a transformation": (KERNEL, optax.adam(0.1), "must be an optimizer's state"),
     "a key": ({**KERNEL, "a": jax.random.key(0)}, MASK, "a PRNG key at 'a'"),
-    "a function": ({**KERNEL, "a": jnp.sum}, MASK, "at 'a': leave it out"),
+    "a function": ({**KERNEL, "a": jnp.sum}, MASK, "at 'a': omit it"),
     "a text": ({**KERNEL, "a": "b"}, MASK, "got 'b' at 'a'"),
     "four bits": ({**KERNEL, "a": jnp.ones(2, jnp.int4)}, MASK, "hold int4 at 'a'"),
     "wide": ({**KERNEL, "a": 1j}, MASK, "hold complex128 at 'a'"),

@@ -153,7 +153,7 @@ class TestSpreadMasks:
 
     @pytest.mark.parametrize("total", [7, 73])
     def test_what_cannot_add_up(self, total):
-        with pytest.raises(ValueError, match=f"cannot have {total} in all"):
+        with pytest.raises(ValueError, match=f"cannot have {total} in total"):
             masks_of.spread_fan_ins(total, 9, np.ones(8))
 
     def test_proportions_are_kept_where_they_fit(self):
