@@ -17,6 +17,7 @@ from studies.paper.accuracy import LENGTHS
 
 PROGRAMS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
     "studies.convergence": convergence.draw_gains,
+    "studies.photographs": convergence.draw_gains,
     "studies.paper.accuracy": lambda record: convergence.draw(
         record["conditions"], columns=len(LENGTHS)
     ),

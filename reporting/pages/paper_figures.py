@@ -9,7 +9,7 @@ from typing import Any
 
 from examples.common.markdown import table
 from reporting import stored
-from reporting.pages import when_it_helps
+from reporting.pages import gains, when_it_helps
 from reporting.pages.parts import named
 from reporting.statistics import by_arm
 
@@ -216,17 +216,17 @@ def explored() -> str:
 
 def accuracy_without() -> str:
     """Show accuracies without a correction, by condition and length."""
-    return _by_length(lambda arms: when_it_helps.accuracy(arms["none"]))
+    return _by_length(lambda arms: gains.accuracy(arms["none"]))
 
 
 def accuracy_fan_in() -> str:
     """Show what the paper's correction adds to them."""
-    return _by_length(lambda arms: when_it_helps.interval(arms["fan_in"]))
+    return _by_length(lambda arms: gains.interval(arms["fan_in"]))
 
 
 def accuracy_batch_variance() -> str:
     """Show what the correction by measured variances adds to them."""
-    return _by_length(lambda arms: when_it_helps.interval(arms["batch_variance"]))
+    return _by_length(lambda arms: gains.interval(arms["batch_variance"]))
 
 
 def _by_length(cell: Callable[[Mapping[str, Any]], str]) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 
 from examples.common.markdown import table
 from reporting.pages import paper_figures
+from reporting.pages.gains import interval
 from reporting.pages.parts import named
 from reporting.pages.published import EARLY, GAINS, RIGL, SPARSEOPT, Published
 from reporting.pages.readme import digits
-from reporting.pages.when_it_helps import interval
 from reporting.statistics import accuracies as accuracies_of
 from reporting.statistics import by_arm, difference, epochs_at
 from reporting.stored import load, select
@@ -67,6 +67,28 @@ def small_scale() -> str:
                     str(len(entry["accuracies"][0])),
                     verdict(row, (gain or 0.0) / 100),
                     f"`python -m {program}`",
+                )
+            )
+    return table(head, lines)
+
+
+def photographs() -> str:
+    """The correction's gains in a ResNet-8 on photographs, beside the paper's."""
+    head = ("condition", "the paper's gain", "gain here", "p", "seeds", "verdict")
+    lines = []
+    for entry in load("studies.photographs")["conditions"]:
+        name = entry["condition"]["name"]
+        gain = GAINS.get(name.removeprefix("ResNet, "))
+        if name.startswith("ResNet, ") and gain is not None:
+            row = by_arm(entry)["fan_in"]
+            lines.append(
+                (
+                    name,
+                    f"{gain:+.2f}",
+                    interval(row),
+                    f"{row['p']:.2g}",
+                    str(len(entry["accuracies"][0])),
+                    verdict(row, gain / 100),
                 )
             )
     return table(head, lines)
@@ -206,4 +228,4 @@ def _lamb() -> Iterator[tuple[str, ...]]:
             )
 
 
-PAGE = named(digits, small_scale, early, figures, accuracies, rigl, others)
+PAGE = named(digits, small_scale, photographs, early, figures, accuracies, rigl, others)

@@ -53,6 +53,8 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
     Note:
       The paper does not say whether layers without a following normalisation are
       corrected; here every sparse kernel is. ``optax.masked`` limits it to some.
+      With RigL, give the topology ``min_fan_in=2``: neurons with few inputs, whose
+      gradients this shrinks, would lose them all (docs/when_it_helps.md).
 
     References:
       Adnan et al., SparseOpt, 2026 (arXiv 2605.27541): equation 11 and the rule.

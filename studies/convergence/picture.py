@@ -25,7 +25,8 @@ def draw_gains(record: Mapping[str, Any]) -> Figure:
     """
     (tests,) = select(record["tables"], kind="p_values")
     holm = {(row["condition"], row["arm"]): row["holm"] for row in tests["rows"]}
-    arms = [arm for arm in STYLE if arm != "none"]
+    compared = {arm for _, arm in holm}
+    arms = [arm for arm in STYLE if arm in compared]
     names = [entry["condition"]["name"] for entry in record["conditions"]]
     size = (3.0 * len(arms) + 1.5, 0.24 * len(names) + 1.2)
     figure, places = panels(1, len(arms), size, sharey=True)

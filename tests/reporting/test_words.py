@@ -54,3 +54,80 @@ def test_what_choosing_says_of_its_table():
     best = max(sum(accuracy[name]) for name in few)
     assert all(accuracy[name][0] - accuracy[name][1] > best for name in more)
     assert accuracy["RigL"][0] < accuracy["SET"][0]
+
+
+def test_what_when_it_helps_says_of_dying_neurons():
+    page = " ".join(read("docs/when_it_helps.md").split())
+    (found,) = stored.select(
+        stored.load("studies.photographs.neurons")["tables"], kind="neurons"
+    )
+    rows = {(r["network"], r["arm"], r["rule"]): r for r in found["rows"]}
+    perceptron, resnet = "perceptron, 98 %", "ResNet, 98 %"
+    none, fan_in = (rows[perceptron, arm, "none"] for arm in ("none", "fan_in"))
+    assert "twice as large a share of the long-standing weights" in page
+    assert 1.9 < fan_in["dropped_few"] / fan_in["dropped_many"] < 2.3
+    assert "half as large a share of those just grown" in page
+    assert 0.4 < fan_in["kept_few"] / fan_in["kept_many"] < 0.55
+    assert "it is the other way round" in page
+    assert none["dropped_few"] < none["dropped_many"]
+    assert none["kept_few"] > none["kept_many"]
+    assert "three inputs before" in page and round(fan_in["fan_in_before"]) == 3
+    relative = rows[perceptron, "fan_in", "relative magnitude"]
+    assert relative["dead"] < 0.002 and relative["accuracy"] < none["accuracy"]
+    assert "a tenth of the neurons die" in page
+    decayed = rows[perceptron, "fan_in", "no weight decay"]
+    assert 0.08 < decayed["dead"] < 0.13
+    assert "three quarters of the perceptron's dead neurons" in page
+    assert 0.7 < fan_in["closed"] < 0.8
+    perceptrons = [row for key, row in rows.items() if key[0] == perceptron]
+    assert all(row["revived_closed"] == 0 for row in perceptrons)
+    assert "about half of those that die do" in page
+    for arm in ("none", "fan_in"):
+        row = rows[resnet, arm, "none"]
+        assert 0.5 < row["revived"] / row["died"] < 0.65
+    assert "more than thirty inputs" in page and none["fan_in_before"] > 30
+    dead = [rows[resnet, arm, "none"]["dead"] for arm in ("none", "fan_in")]
+    assert "loses a fifth of them by RigL alone, and twice as many" in page
+    assert 0.18 < dead[0] < 0.25 and 1.8 < dead[1] / dead[0] < 2.2
+    (milder,) = (
+        entry
+        for entry in stored.load("studies.photographs")["conditions"]
+        if entry["condition"]["name"] == "ResNet, RigL, 95 %"
+    )
+    without, corrected = (row["dead"] for row in milder["arms"][:2])
+    assert "no neuron by RigL alone, but 4 % of them" in page
+    assert without == 0.0 and round(100 * corrected) == 4
+
+
+def test_what_when_it_helps_says_of_photographs():
+    page = " ".join(read("docs/when_it_helps.md").split())
+    record = stored.load("studies.photographs")
+    rows = {
+        (entry["condition"]["name"], row["arm"]): row
+        for entry in record["conditions"]
+        for row in entry["arms"]
+    }
+
+    def gain(condition, arm):
+        return 100 * rows[condition, arm]["mean"]
+
+    assert "its mean gain is below zero in every condition" in page
+    assert all(row["mean"] < 0 for (_, arm), row in rows.items() if arm == "fan_in")
+    assert "cost RigL about a point at 95 %" in page and "four points at 98 %" in page
+    resnet, perceptron = "ResNet, RigL, 98 %", "perceptron, RigL, 98 %"
+    assert -1.3 < gain("ResNet, RigL, 95 %", "fan_in") < -0.8
+    assert -1.3 < gain(perceptron, "fan_in") < -0.8
+    assert -4.2 < gain(resnet, "fan_in") < -3.5
+    assert "gains three points in that one condition" in page
+    assert gain(resnet, "batch_variance") > 3.0
+    others = {name for name, _ in rows} - {resnet}
+    assert all(abs(gain(name, "batch_variance")) < 0.5 for name in others)
+    (table,) = stored.select(record["tables"], kind="least_fan_in")
+    ruled = {(r["condition"], r["arm"], r["against"]): r for r in table["rows"]}
+    assert "by four points in the ResNet-8 at 98 %" in page
+    assert 3.5 < 100 * ruled[resnet, "none", "none"]["mean"] < 4.5
+    assert "the rule changes nothing" in page
+    assert abs(ruled[perceptron, "none", "none"]["mean"]) < 0.002
+    assert "the correction still ends behind" in page
+    for network in (resnet, perceptron):
+        assert rows[f"{network}, least fan-in 2", "fan_in"]["high"] < 0

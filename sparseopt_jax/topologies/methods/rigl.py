@@ -61,7 +61,8 @@ def rigl(
       include: as in ``static``.
       masks: as in ``static``.
       dims: as in ``static``.
-      min_fan_in: as in ``static``.
+      min_fan_in: as in ``static``. At very high sparsity, and with SparseOpt, 2 keeps
+        neurons from losing all their inputs: a rule of ours (docs/when_it_helps.md).
       averaged_steps: number of steps whose gradients are averaged for growth, the last
         being the step of the update; more than 1 stores a float32 for each weight of
         every sparse kernel, active or not.
