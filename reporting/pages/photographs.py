@@ -1,4 +1,4 @@
-"""What ``docs/when_it_helps.md`` shows of photographs, from stored results."""
+"""The tables of ``docs/when_it_helps.md`` on photographs, from stored results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +16,7 @@ from reporting.pages.gains import (
     table_of_rates,
     tried_in,
 )
+from reporting.statistics import by_arm
 from reporting.stored import load, select
 
 PROGRAM = "studies.photographs"
@@ -24,7 +25,7 @@ CLASSES = ("few", "usual", "many")
 
 
 def photographs() -> str:
-    """Accuracy after the last epoch, what corrections gain, and dead neurons."""
+    """Show accuracy after the last epoch, what corrections gain, and dead neurons."""
     record = load(PROGRAM)
     together = p_together(record)
     head = (
@@ -33,7 +34,7 @@ def photographs() -> str:
     )
     lines = []
     for entry in record["conditions"]:
-        name, rows = entry["condition"]["name"], _rows(entry)
+        name, rows = entry["condition"]["name"], by_arm(entry)
         none, *others = (rows[arm] for arm in ARMS)
         cells = [f"{accuracy(none)} ({none['rate']:g})"]
         for row in others:
@@ -49,10 +50,10 @@ def photographs() -> str:
 
 
 def photograph_starts() -> str:
-    """Accuracy after the first epochs, and what corrections gain there."""
+    """Show the accuracy after the first epochs, and what corrections gain there."""
     lines = []
     for entry in load(PROGRAM)["conditions"]:
-        none, *others = (_rows(entry)[arm] for arm in ARMS)
+        none, *others = (by_arm(entry)[arm] for arm in ARMS)
         gains = (points(row["early_mean"], row["early_p"]) for row in others)
         early = f"{100 * none['early_accuracy']:.1f}"
         lines.append((entry["condition"]["name"], early, *gains))
@@ -61,7 +62,7 @@ def photograph_starts() -> str:
 
 
 def least_fan_in() -> str:
-    """What a least fan-in gains over none."""
+    """Show what a least fan-in gains over none."""
     (found,) = select(load(PROGRAM)["tables"], kind="least_fan_in")
     lines = [
         (
@@ -77,7 +78,7 @@ def least_fan_in() -> str:
 
 
 def photograph_rates() -> str:
-    """Accuracy by learning rate, on the images held out for tuning."""
+    """Show accuracy by learning rate, on the images held out for tuning."""
     record = load(PROGRAM)
     tuned = [
         entry["condition"]["name"] for entry in record["conditions"] if entry["tried"]
@@ -86,7 +87,7 @@ def photograph_rates() -> str:
 
 
 def neuron_deaths() -> str:
-    """What updates of the masks do to neurons, by fan-in."""
+    """Show what updates of the masks do to neurons, by fan-in."""
     (found,) = select(load(f"{PROGRAM}.neurons")["tables"], kind="neurons")
     head = (
         *("network", "correction", "rule", "dropped, %", "grown and kept, %"),
@@ -112,13 +113,9 @@ def neuron_deaths() -> str:
 
 
 def photograph_scales() -> str:
-    """Exponents of fan-in, from the start of an uncorrected run to its end."""
+    """Show exponents of fan-in, from the start of an uncorrected run to its end."""
     (found,) = select(load(f"{PROGRAM}.neurons")["tables"], kind="exponents")
     return table_of_exponents(found["rows"])
-
-
-def _rows(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {row["arm"]: row for row in entry["arms"]}
 
 
 def _arm(arm: str) -> str:

@@ -56,42 +56,34 @@ def small_scale() -> str:
     lines = []
     for name, (program, entry) in _compared().items():
         if name in GAINS or name == KEPT:
-            row = by_arm(entry)["fan_in"]
-            gain = GAINS.get(name)
-            lines.append(
-                (
-                    name,
-                    "not given" if gain is None else f"{gain:+.2f}",
-                    interval(row),
-                    f"{row['p']:.2g}",
-                    str(len(entry["accuracies"][0])),
-                    verdict(row, (gain or 0.0) / 100),
-                    f"`python -m {program}`",
-                )
-            )
+            cells = _against_the_paper(entry, GAINS.get(name))
+            lines.append((*cells, f"`python -m {program}`"))
     return table(head, lines)
 
 
 def photographs() -> str:
-    """The correction's gains in a ResNet-8 on photographs, beside the paper's."""
+    """Show the correction's gains in a ResNet-8 on photographs, next to the paper's."""
     head = ("condition", "the paper's gain", "gain here", "p", "seeds", "verdict")
     lines = []
     for entry in load("studies.photographs")["conditions"]:
         name = entry["condition"]["name"]
         gain = GAINS.get(name.removeprefix("ResNet, "))
         if name.startswith("ResNet, ") and gain is not None:
-            row = by_arm(entry)["fan_in"]
-            lines.append(
-                (
-                    name,
-                    f"{gain:+.2f}",
-                    interval(row),
-                    f"{row['p']:.2g}",
-                    str(len(entry["accuracies"][0])),
-                    verdict(row, gain / 100),
-                )
-            )
+            lines.append(_against_the_paper(entry, gain))
     return table(head, lines)
+
+
+def _against_the_paper(entry: Mapping[str, Any], gain: float | None) -> tuple[str, ...]:
+    """Return a condition's cells, from its name to the verdict on the paper's gain."""
+    row = by_arm(entry)["fan_in"]
+    return (
+        entry["condition"]["name"],
+        "not given" if gain is None else f"{gain:+.2f}",
+        interval(row),
+        f"{row['p']:.2g}",
+        str(len(entry["accuracies"][0])),
+        verdict(row, (gain or 0.0) / 100),
+    )
 
 
 def early() -> str:

@@ -93,6 +93,7 @@ def summary(
         "fan_in_spread": float(
             np.mean([outcome.fan_in_spread for outcome in outcomes])
         ),
+        "dead": float(np.mean([outcome.dead for outcome in outcomes])),
     }
 
 
@@ -109,9 +110,8 @@ def compare(
     added.
     """
     tuning_seeds = TUNING_SEEDS[:1] if report.options.quick else TUNING_SEEDS
-    data, tried, rows = network.data, [], []
-    target = network.targets.get(condition.sparsity)
-    rates[condition.name], uncorrected, curves = {}, None, []
+    data, tried, outcomes = network.data, [], {}
+    rates[condition.name] = {}
     for arm in condition.arms:
         trainer = Trainer(network, condition, arm)
         if condition.like is not None:
@@ -125,16 +125,42 @@ def compare(
             )
             tried += [{"arm": arm, **row} for row in tried_rates]
         rates[condition.name][arm] = rate
-        outcomes = [trainer.run(rate, seed, data.test) for seed in seeds]
-        uncorrected = uncorrected or outcomes
-        rows.append({"arm": arm, **summary(rate, outcomes, uncorrected, target)})
-        curves.append([outcome.accuracies for outcome in outcomes])
-        print(f"  {condition.name}, {arm}: {rows[-1]['accuracy']:.4f}", flush=True)
+        outcomes[arm] = [trainer.run(rate, seed, data.test) for seed in seeds]
+        mean = np.mean([outcome.accuracy for outcome in outcomes[arm]])
+        print(f"  {condition.name}, {arm}: {mean:.4f}", flush=True)
+    target = network.targets.get(condition.sparsity)
+    return add(report, condition, tried, rates[condition.name], outcomes, target)
+
+
+def add(
+    report: harness.Report,
+    condition: Condition,
+    tried: Sequence[Mapping[str, Any]],
+    rates: Mapping[str, float],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    target: float | None = None,
+) -> list[dict[str, Any]]:
+    """Add a condition to the record, and return a row for each arm.
+
+    Args:
+      report: of the study.
+      condition: how all arms were trained.
+      tried: rows of the learning rates that were tried.
+      rates: the chosen learning rate of each arm.
+      outcomes: the runs of each arm, by seed, those of the uncorrected arm first.
+      target: the accuracy until which epochs are counted.
+    """
+    uncorrected = next(iter(outcomes.values()))
+    rows = [
+        {"arm": arm, **summary(rates[arm], runs, uncorrected, target)}
+        for arm, runs in outcomes.items()
+    ]
     if tried:
         harness.show(f"{condition.name}: learning rates tried", tried)
-    harness.show(f"{condition.name}: {len(seeds)} seeds", rows)
+    harness.show(f"{condition.name}: {len(uncorrected)} seeds", rows)
     record = {"condition": condition._asdict(), "tried": tried, "arms": rows}
     # Last in the record: the curves of every seed.
+    curves = [[outcome.accuracies for outcome in runs] for runs in outcomes.values()]
     report.record.setdefault("conditions", []).append(record | {"accuracies": curves})
     return rows
 

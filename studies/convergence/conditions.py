@@ -68,8 +68,10 @@ class Condition(NamedTuple):
 
     def topology(self, steps: int, params: Any, seed: int) -> so.Topology:
         """Return the topology."""
-        shared: dict[str, Any] = {"distribution": self.distribution}
-        shared["min_fan_in"] = self.min_fan_in
+        shared: dict[str, Any] = {
+            "distribution": self.distribution,
+            "min_fan_in": self.min_fan_in,
+        }
         if self.method == "static":
             return so.static(self.sparsity, **shared)
         if self.method in LAWS:

@@ -12,18 +12,19 @@ Tuning and statistics are those of ``studies.convergence``: every arm of every c
 is given the same learning rates, a factor of 2 apart, and a further one while its best
 is the highest or the lowest; with two seeds that no result uses, judged by images held
 out of training. Then all arms train with the same seeds, and differences are taken by
-seed. Runs three times as long take the rates of the short
-ones. Finished runs are kept in ``--folder``, and the next call trains what is missing.
+seed. Runs three times as long take the rates of the short ones. Finished runs are kept
+in ``--folder``, and the next call trains what is missing.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from reporting import harness
 from reporting.statistics import difference
-from studies.convergence.compare import judge, summary
+from studies.convergence.compare import add, judge
 from studies.convergence.conditions import Condition
 from studies.convergence.picture import draw_gains
-from studies.convergence.runs import Network
+from studies.convergence.runs import Network, Outcome
 from studies.photographs.conditions import CONDITIONS
 from studies.photographs.networks import networks
 from studies.photographs.training import Options, Runs, train_missing
@@ -31,24 +32,15 @@ from studies.photographs.training import Options, Runs, train_missing
 
 def compare(
     report: harness.Report, condition: Condition, network: Network, runs: Runs
-) -> list[dict[str, object]]:
-    """Add a finished condition to the record; return a row for each arm."""
-    tried, rows, curves = [], [], []
-    uncorrected = None
+) -> list[dict[str, Any]]:
+    """Add a finished condition to the record, and return a row for each arm."""
+    tried, rates, outcomes = [], {}, {}
     for arm in condition.arms:
-        rate, rates = runs.tried(condition, arm, network)
+        rates[arm], rows = runs.tried(condition, arm, network)
         if condition.like is None:
-            tried += [{"arm": arm, **row} for row in rates]
-        outcomes = _outcomes(runs, condition, arm, network)
-        uncorrected = uncorrected or outcomes
-        dead = sum(outcome.dead for outcome in outcomes) / len(outcomes)
-        row = summary(rate, outcomes, uncorrected, target=None)
-        rows.append({"arm": arm, **row, "dead": dead})
-        curves.append([outcome.accuracies for outcome in outcomes])
-    harness.show(condition.name, rows)
-    entry = {"condition": condition._asdict(), "tried": tried, "arms": rows}
-    report.record["conditions"].append(entry | {"accuracies": curves})
-    return rows
+            tried += [{"arm": arm, **row} for row in rows]
+        outcomes[arm] = _outcomes(runs, condition, arm, network)
+    return add(report, condition, tried, rates, outcomes)
 
 
 def compare_least_fan_in(
@@ -76,7 +68,9 @@ def compare_least_fan_in(
         report.listing("A least fan-in against none", rows, kind="least_fan_in")
 
 
-def _outcomes(runs: Runs, condition: Condition, arm: str, network: Network):
+def _outcomes(
+    runs: Runs, condition: Condition, arm: str, network: Network
+) -> list[Outcome]:
     final = runs.final(condition, arm, network)
     assert final is not None  # only finished conditions are compared
     return [runs.outcomes[run] for run in final]
@@ -90,7 +84,7 @@ def main(options: Options) -> None:
     runs = train_missing(options, conditions)
     finished = [c for c in conditions if runs.is_finished(c, available[c.network])]
     missing = [c.name for c in conditions if c not in finished]
-    report.record |= {"missing": missing, "conditions": []}
+    report.record["missing"] = missing
     if missing:
         print(f"\nNot finished, and left out: {'; '.join(missing)}")
     if not finished:

@@ -1,5 +1,6 @@
 """Two networks that a CPU can train, and the photographs that they learn."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ RESNET_IMAGES = 20_000
 RESNET_RATES, MLP_RATES = (0.1, 0.2, 0.4), (0.05, 0.1, 0.2)
 
 
+@functools.cache
 def networks(folder: Path | None, quick: bool) -> dict[str, Network]:
-    """Return the networks by name.
+    """Return the networks by name; a process reads the images once.
 
     Args:
       folder: where the files of Fashion-MNIST are; None for the system's folder.

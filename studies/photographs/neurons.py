@@ -37,7 +37,7 @@ from studies.convergence.conditions import Condition
 from studies.convergence.runs import Network, Trainer
 from studies.photographs.conditions import LEAST_FAN_IN
 from studies.photographs.networks import networks
-from studies.photographs.training import Options
+from studies.photographs.training import DataOptions
 
 SEEDS = 3
 RATES = {"mlp": 0.1, "resnet": 0.2}
@@ -70,7 +70,7 @@ class RelativeDrop(Condition):
     __slots__ = ()
 
     def topology(self, steps: int, params: Any, seed: int) -> so.Topology:
-        """Which weights are active, and when that changes."""
+        """Return the topology."""
         plain: Any = super().topology(steps, params, seed)
         return dataclasses.replace(plain, drop=RelativeMagnitude())
 
@@ -287,7 +287,7 @@ def measure_exponents(
     return neuron_scales.table_of_exponents(courses)
 
 
-def main(options: Options) -> None:
+def main(options: DataOptions) -> None:
     """Run the study."""
     report = harness.Report("studies.photographs.neurons", options)
     available = networks(options.data_dir, options.quick)
@@ -307,4 +307,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    harness.start(main, __doc__, Options)
+    harness.start(main, __doc__, DataOptions)

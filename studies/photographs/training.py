@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import multiprocessing
 import os
 import time
@@ -20,25 +19,33 @@ from studies.photographs.networks import networks
 
 # Learning rates beyond the network's that an arm may be given.
 MORE_RATES = 2
-# Two processes with a thread each train twice as much as one with two: these layers
-# are too small to be shared between cores.
+# A second thread does not make layers as small as these faster.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(harness.Options):
-    """What this study can be told.
+class DataOptions(harness.Options):
+    """The options of every program that learns photographs.
 
     Attributes:
       data_dir: The folder of Fashion-MNIST's four IDX files; by default where Debian's
         package dataset-fashion-mnist installs them.
+    """
+
+    data_dir: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(DataOptions):
+    """The options of the comparison.
+
+    Attributes:
       folder: Where finished runs are kept; the next call trains only what is missing.
       processes: How many runs to train at a time, each with one thread.
       minutes: Start no run after so many minutes. The record then has the conditions
         of which every run is finished.
     """
 
-    data_dir: Path | None = None
     folder: Path = Path("runs/photographs")
     processes: int = 2
     minutes: float | None = None
@@ -109,7 +116,7 @@ class Runs:
         tuning = self.tuning(condition, arm, network)
         if any(run not in self.outcomes for run in tuning):
             return None
-        best, _ = self.tried(condition, arm, network)
+        best, _ = self._best(tuning)
         return best
 
     def tried(
@@ -182,7 +189,7 @@ def train_missing(options: Options, conditions: Sequence[Condition]) -> Runs:
 
 def _train(options: Options, condition: Condition, arm: str, end: float | None) -> None:
     """Train the missing runs of one arm: those that tune it, then the others."""
-    network = _networks(options.data_dir, options.quick)[condition.network]
+    network = networks(options.data_dir, options.quick)[condition.network]
     folder = _open(options)
     trainer = None
     for run in _missing(options, condition, arm, network):
@@ -212,7 +219,3 @@ def _missing(
         runs = Runs(options.folder, options.quick)
     final = runs.final(condition, arm, network) or []
     yield from (run for run in final if run not in runs.outcomes)
-
-
-# A process reads the images once.
-_networks = functools.cache(networks)
