@@ -75,14 +75,14 @@ def check_same(arm: Arm, found: Any, expected: Any) -> None:
     Another program may round sums differently: over blocks and channels, which may swap
     two of them, and over layers, which may swap a few weights.
     """
-    for own, other in zip(
+    for mask, other in zip(
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
     ):
-        allowed = {"blocks of 1x4": 2 * 4, "channels": 2 * own.shape[0]}
+        allowed = {"blocks of 1x4": 2 * 4, "channels": 2 * mask.shape[0]}
         limit = allowed.get(arm.structure, 0)
         if arm.method == "SNFS":
-            limit = own.size // 100_000
-        differing = int((own != other).sum())
+            limit = mask.size // 100_000
+        differing = int((mask != other).sum())
         if differing > limit:
             raise AssertionError(
                 f"{arm.label}: {LIBRARY} and {SORTING} differ in {differing} weights"

@@ -177,13 +177,13 @@ def main(options: harness.Options) -> None:
     }
     rows, claims = [], []
 
-    def measure(own: Optimizer, density: float, block: int) -> None:
+    def measure(optimizer: Optimizer, density: float, block: int) -> None:
         moving = topology(density, block)
-        tx = own.make(moving, True)
+        tx = optimizer.make(moving, True)
         state = jax.eval_shape(tx.init, params)
         bytes_of_leaf = of_leaf(state, leaf)
         row = {
-            "optimizer": own.name,
+            "optimizer": optimizer.name,
             "density": density,
             "block": block,
             "state": so.optimizer_bytes(state),
@@ -192,15 +192,17 @@ def main(options: harness.Options) -> None:
             "change": None,
             "step_with_change": None,
         }
-        if own.changes:
+        if optimizer.changes:
             row["change"] = change_peak(tx, params)
             if density == TOGETHER:
-                row["step_with_change"] = step_peak(own.make(moving, False), params)
+                row["step_with_change"] = step_peak(
+                    optimizer.make(moving, False), params
+                )
         rows.append(row)
-        print(f"  {own.name}, {density}, {block}", flush=True)
-        label = f"{own.name}, density {density}, block {block}"
+        print(f"  {optimizer.name}, {density}, {block}", flush=True)
+        label = f"{optimizer.name}, density {density}, block {block}"
         ratio = bytes_of_leaf / (density * dense["leaf"])
-        limit = own.limits.get(block)
+        limit = optimizer.limits.get(block)
         claims.append((f"{label}: bytes / (density x Adam's)", ratio, limit))
         for what in ("step", "change", "step_with_change"):
             if row[what] is not None:
@@ -211,8 +213,8 @@ def main(options: harness.Options) -> None:
     densities, blocks = DENSITIES, BLOCKS
     if options.quick:
         densities, blocks = (TOGETHER,), (1, 128)
-    for own, density, block in itertools.product(OPTIMIZERS, densities, blocks):
-        measure(own, density, block)
+    for optimizer, density, block in itertools.product(OPTIMIZERS, densities, blocks):
+        measure(optimizer, density, block)
     nothing = {"change": None, "step_with_change": None}
     first = {"optimizer": "Adam, dense", "density": 1.0, "block": 1, **dense, **nothing}
     report.listing(f"bytes; a sparse leaf of {weights:,} weights", [first, *rows])

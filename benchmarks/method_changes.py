@@ -190,9 +190,9 @@ class _Leaf(NamedTuple):
 
 def _largest_by_sorting(method: ForwardMasks, params: Arrays) -> list[Arrays]:
     """Return masks of the largest weights; one sort serves used and trained ones."""
-    own = [method.topology, *([method.trained] if method.trained else [])]
-    plans = [{plan.path: plan for plan in t.leaves(params)} for t in own]
-    masks: list[Arrays] = [{} for _ in own]
+    topologies = [method.topology, *([method.trained] if method.trained else [])]
+    plans = [{plan.path: plan for plan in t.leaves(params)} for t in topologies]
+    masks: list[Arrays] = [{} for _ in topologies]
     for path, param in params.items():
         cut = Cut.of(method.topology.structure, param.shape)
         for found, plan in zip(masks, plans, strict=True):
@@ -228,9 +228,9 @@ def _pruned(
     kept = largest(scores, sum(targets.values()), active)
     new, start = {}, 0
     for path, leaf in leaves.items():
-        own = kept[start : start + leaf.active.size]
-        new[path] = leaf._replace(active=own.reshape(leaf.active.shape))
-        start += own.size
+        end = start + leaf.active.size
+        still_active = kept[start:end].reshape(leaf.active.shape)
+        new[path], start = leaf._replace(active=still_active), end
     return new
 
 

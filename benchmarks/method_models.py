@@ -233,11 +233,15 @@ class Trainer:
             both = (state.params["weights"], state.params["thresholds"])
             masks = self.method.masks(*both)
             return self.method(*both), _density(masks), both[1]
-        own: Any = state.opt_state
-        assert is_sparse_state(own)
-        masks = so.get_masks(own)
+        sparse_state: Any = state.opt_state
+        assert is_sparse_state(sparse_state)
+        masks = so.get_masks(sparse_state)
         weights = so.apply_masks(state.params, masks)
-        return weights, _density(masks), (own.masks, own.topology_state)
+        return (
+            weights,
+            _density(masks),
+            (sparse_state.masks, sparse_state.topology_state),
+        )
 
 
 def _thresholded(loss_fn: Callable[..., Any], soft: SoftThreshold) -> Callable:

@@ -36,7 +36,7 @@ def train(
     for label, trainer in trainers.items():
         arm = ARMS[label]
         outcomes = [trainer.run(seed) for seed in range(seeds)]
-        accuracies = [own.accuracy for own in outcomes]
+        accuracies = [outcome.accuracy for outcome in outcomes]
         rows.append(
             {
                 "method": arm.method,
@@ -44,7 +44,9 @@ def train(
                 "sparsity": arm.sparsity,
                 "accuracy_mean": statistics.mean(accuracies),
                 "accuracy_sd": statistics.stdev(accuracies) if seeds > 1 else None,
-                "density": round(statistics.mean(own.density for own in outcomes), 4),
+                "density": round(
+                    statistics.mean(outcome.density for outcome in outcomes), 4
+                ),
                 "state_bytes": outcomes[-1].state_bytes,
             }
         )
@@ -60,14 +62,18 @@ def time_steps(
     """Time the steps of all methods, and the updates of those whose masks move."""
     steps = 2 if report.options.quick else STEPS
     timings = harness.measure(
-        [own.steps_from_last(label, steps) for label, own in trainers.items()],
+        [trainer.steps_from_last(label, steps) for label, trainer in trainers.items()],
         report.options.rounds_or(20),
     )
     network = task.name
     title = f"{network}: a step"
     report.table(title, timings, BASELINE, network=network, kind="step")
     timings = harness.measure(
-        [own.change_of_first() for own in trainers.values() if own.arm.moves],
+        [
+            trainer.change_of_first()
+            for trainer in trainers.values()
+            if trainer.arm.moves
+        ],
         report.options.rounds_or(20),
     )
     title = f"{network}: a change"

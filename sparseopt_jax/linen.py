@@ -93,12 +93,12 @@ class TrainState(train_state.TrainState):
         Returns:
           The next state.
         """
-        told = {} if self.batch_stats is None else {"batch_stats": self.batch_stats}
+        values = {} if self.batch_stats is None else {"batch_stats": self.batch_stats}
         tx = optax.with_extra_args_support(self.tx)
         updates, opt_state = environment.run(
             tx,
             environment.named_by(tx),
-            told,
+            values,
             grads,
             self.opt_state,
             self.params,

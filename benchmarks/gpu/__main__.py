@@ -68,9 +68,11 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             why = _run(options, name, seconds - GRACE / 2, left)
         record = _finished(options.output / f"{name}.json", name, why)
-        told = [f"{own['what']}: {own['error']}" for own in record["errors"]]
-        failed += [name] * bool(told)
-        print(f"== {name}: {'; '.join(told) or 'done'}", flush=True)
+        messages = [
+            f"{failure['what']}: {failure['error']}" for failure in record["errors"]
+        ]
+        failed += [name] * bool(messages)
+        print(f"== {name}: {'; '.join(messages) or 'done'}", flush=True)
     taken = time.perf_counter() - begin
     print(f"{taken:.0f} s in total; records are in {options.output}")
     return 1 if failed else 0
@@ -151,7 +153,7 @@ def _measure(options: argparse.Namespace) -> None:
     jax.config.update("jax_compilation_cache_dir", str(options.cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     (name,) = options.parts
-    told = Options(
+    part_options = Options(
         quick=options.quick,
         output=options.output / f"{name}.json",
         overwrite=True,
@@ -159,7 +161,7 @@ def _measure(options: argparse.Namespace) -> None:
         data_dir=options.data_dir,
         cache=options.cache,
     )
-    report = Report(f"benchmarks.gpu.{name}", told)
+    report = Report(f"benchmarks.gpu.{name}", part_options)
     try:
         importlib.import_module(f"benchmarks.gpu.{name}").measure(report, budget)
     except Exception as error:

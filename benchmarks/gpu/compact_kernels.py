@@ -68,8 +68,8 @@ def _measure_width(
 
 
 def _dense(model: MLP, params: Any, batch: tuple) -> Arm:
-    own = jax.tree.map(jnp.copy, params)
-    return _arm(DENSE, optax.adamw(1e-3), model.apply, own, batch)
+    copied = jax.tree.map(jnp.copy, params)
+    return _arm(DENSE, optax.adamw(1e-3), model.apply, copied, batch)
 
 
 def _compact(model: MLP, params: Any, batch: tuple, block: int, sparsity: float) -> Arm:
@@ -82,11 +82,11 @@ def _compact(model: MLP, params: Any, batch: tuple, block: int, sparsity: float)
     )
     tx = so.sparsify(optax.adamw(1e-3), topology, host_updates=True)
     state = tx.init(params)
-    own = so.apply_masks(params, state)
-    own, state = so.compact_params(own, state)
+    sparse = so.apply_masks(params, state)
+    sparse, state = so.compact_params(sparse, state)
     apply = so.sparse_apply(model.apply, by="block")
     name = f"blocks of {block}, {sparsity:.0%} zeros"
-    arm = _arm(name, tx, apply, own, batch, state)
+    arm = _arm(name, tx, apply, sparse, batch, state)
     arm.about |= {"block": block, "sparsity": sparsity}
     return arm
 

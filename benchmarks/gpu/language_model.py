@@ -35,7 +35,7 @@ def measure(report: Report, budget: Budget) -> None:
     key = jax.random.key(0, impl="rbg")
     tokens = jax.random.randint(key, (rows, length + 1), 0, model.vocabulary)
     params = jax.jit(model.init)(key, tokens[:1, :-1])["params"]
-    smet = next(own for own in memory.OPTIMIZERS if own.name == "SMET")
+    smet = next(entry for entry in memory.OPTIMIZERS if entry.name == "SMET")
     optimizers = {DENSE: optax.adam(1e-3)} | {
         f"SMET, density {density:g}, block {block}": smet.make(
             memory.topology(density, block), True
@@ -87,11 +87,11 @@ def _arm(
 
     state = tx.init(params)
     # A copy, because steps donate their inputs.
-    own = jax.tree.map(jnp.copy, params)
+    carried = jax.tree.map(jnp.copy, params)
     if isinstance(state, so.SparseState):
-        own = so.apply_masks(own, state)
+        carried = so.apply_masks(carried, state)
     about = {"state_bytes": so.optimizer_bytes(state)}
-    return Arm(name, step, (state, own), (tokens,), about=about)
+    return Arm(name, step, (state, carried), (tokens,), about=about)
 
 
 def _update(name: str, tx: Any, params: Any) -> Arm:

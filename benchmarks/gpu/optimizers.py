@@ -29,7 +29,7 @@ from sparseopt_jax.trees import paths
 EVERY, STOP = 100, 10**9
 TOGETHER = 20  # steps in one program
 BARE, FROM_HOST = "AdamW alone", "RigL, from the host"
-ADAMW = next(own for own in steps.OPTIMIZERS if own.name == "adamw")
+ADAMW = next(entry for entry in steps.OPTIMIZERS if entry.name == "adamw")
 Shapes = Any
 
 
@@ -73,17 +73,18 @@ def time_steps(report: Report, network: str, shapes: Shapes, budget: Budget) -> 
     """Time steps without an update of the masks, and steps with one."""
     params, grads = random_leaves(shapes, 0), random_leaves(shapes, 1)
     compiling = Budget(0.7 * budget.left)
-    own = build(report, _makers(params, grads).items(), compiling)
-    if not own:
+    built = build(report, _makers(params, grads).items(), compiling)
+    if not built:
         return
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     title = f"AdamW on {network}, {size:,} parameters"
     key = {"network": network, "weights": size}
-    host = [arm for arm in own if not arm.donates]
-    own = [arm for arm in own if arm.donates]
-    single = [arm for arm in own if not arm.about["together"]]
+    host = [arm for arm in built if not arm.donates]
+    training = [arm for arm in built if arm.donates]
+    single = [arm for arm in training if not arm.about["together"]]
+    several = [arm for arm in training if arm.about["together"]]
     for words, together in (("one by one", 1), (f"{TOGETHER} to a program", TOGETHER)):
-        arms = single if together == 1 else [a for a in own if a.about["together"]]
+        arms = single if together == 1 else several
         if not arms:
             continue
         count = steps_at_once(report, arms[0]) if together == 1 else 1
@@ -252,7 +253,7 @@ def update(report: Report, network: str, shapes: Shapes, budget: Budget) -> None
                 jax.tree.leaves(theirs(state, sparse, grads)),
                 strict=True,
             )
-            differing = sum(int(jnp.sum(own != other)) for own, other in pairs)
+            differing = sum(int(jnp.sum(mask != other)) for mask, other in pairs)
             report.claim(
                 f"{title}: weights in which both differ", differing, at_most=0, **key
             )

@@ -47,8 +47,8 @@ def choose(
 
     def update_fn(updates, state, params=None, *, correction: Any = None, **extra_args):
         ways = [updates]
-        for own in corrections:
-            ways.append(own.update(updates, own.init({}), params, **extra_args)[0])
+        for tx in corrections:
+            ways.append(tx.update(updates, tx.init({}), params, **extra_args)[0])
         chosen = jax.tree.map(
             lambda *leaves: jax.lax.select_n(correction, *leaves), *ways
         )

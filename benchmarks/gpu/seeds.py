@@ -74,9 +74,9 @@ class Compiled:
         return [
             (
                 f"{name}, {program.sparsity:.0%} zeros",
-                functools.partial(Arm, name, *own, about=about),
+                functools.partial(Arm, name, *built, about=about),
             )
-            for name, own in steps.items()
+            for name, built in steps.items()
         ]
 
     def begin(self) -> Run:
@@ -119,30 +119,32 @@ def measure(report: Report, budget: Budget) -> None:
     shape = {"width": 4, "blocks": 1} if quick else {"width": 16, "blocks": 3}
     batch, seeds, timed, every = (4, 2, 1, 2) if quick else (128, 5, 20, 100)
     sparsities = SPARSITIES[:1] if quick else SPARSITIES
-    own = {
+    programs = {
         sparsity: Compiled(
             Program(dataset, sparsity, batch=batch, **shape), dataset, seeds
         )
         for sparsity in sparsities
     }
-    makers = [maker for compiled in own.values() for maker in compiled.makers()]
+    makers = [maker for compiled in programs.values() for maker in compiled.makers()]
     arms = build(report, makers, Budget(0.6 * budget.left))
     for arm in arms:
-        own[arm.about["sparsity"]].arms[arm.name] = arm
-    own = {
-        s: c for s, c in own.items() if len(c.arms) == len(makers) // len(sparsities)
+        programs[arm.about["sparsity"]].arms[arm.name] = arm
+    programs = {
+        s: c
+        for s, c in programs.items()
+        if len(c.arms) == len(makers) // len(sparsities)
     }
-    if not own:
+    if not programs:
         return
-    seconds = sum(compiled.step_seconds(timed) for compiled in own.values())
+    seconds = sum(compiled.step_seconds(timed) for compiled in programs.values())
     images = len(dataset.train_labels)
     steps = min(0.85 * budget.left / seconds, MOST_EPOCHS * images / batch)
     total = 6 if quick else int(steps)
-    report.record["step_ms"] = 1e3 * seconds / len(own)
+    report.record["step_ms"] = 1e3 * seconds / len(programs)
     if total < 2 * every:
         report.error("training", f"there was time for {total} steps only")
         return
-    for sparsity, compiled in own.items():
+    for sparsity, compiled in programs.items():
         runs, accuracies = compiled.trained(total, every)
         numbers = jax.device_get(compiled.arms["numbers"].program(runs))
         key = {

@@ -208,10 +208,10 @@ def report(
     parts += [recipe.method, f"correction: {recipe.correction}"]
     if plan:
         parts.append(f"sparsity {1 - plan.active / plan.size:.3g}")
-    told = cifar_report.told(results)
+    accuracy = cifar_report.accuracy(results)
     with folder.writing("figure.png") as path:
-        cifar_report.draw(results, f"{', '.join(parts)}. {told}", path)
-    console.print(f"{told}. {note}")
+        cifar_report.draw(results, f"{', '.join(parts)}. {accuracy}", path)
+    console.print(f"{accuracy}. {note}")
     console.print(f"Written to {folder.path}: results.json, figure.png.")
 
 

@@ -76,7 +76,7 @@ def summarize(logs: Sequence[Rows]) -> dict[str, Any]:
     }
 
 
-def told(results: Mapping[str, Any]) -> str:
+def accuracy(results: Mapping[str, Any]) -> str:
     """State the accuracy in words; at least one seed must not have diverged."""
     mean, sd = results["test_accuracy_mean"], results["test_accuracy_sd"]
     diverged = results["diverged"]

@@ -138,8 +138,8 @@ def load(
       The training and the test split.
     """
     path = folder / f"glyphs_{size}_seed_{seed}_{train}_{test}.npz"
-    told = json.dumps(dataclasses.asdict(difficulty))
-    images = _read(path, told, (train, test), size)
+    settings = json.dumps(dataclasses.asdict(difficulty))
+    images = _read(path, settings, (train, test), size)
     if images is None:
         images = Images(
             *draw(seed, "train", train, size, difficulty),
@@ -149,7 +149,7 @@ def load(
         # With the process id: several processes may be writing the same file.
         aside = folder / f".{path.name}.{os.getpid()}"
         with aside.open("wb") as file:
-            np.savez(file, difficulty=np.array(told), **images._asdict())
+            np.savez(file, difficulty=np.array(settings), **images._asdict())
         os.replace(aside, path)
     return images
 

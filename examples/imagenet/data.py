@@ -104,7 +104,7 @@ def open_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Any]:
         *(ValueError, tfds.core.DatasetNotFoundError),
     ) as error:
         by_hand = dataset.startswith("imagenet2012")
-        told = MISSING.format(
+        message = MISSING.format(
             dataset=dataset,
             data_dir=data_dir
             or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"),
@@ -112,7 +112,7 @@ def open_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Any]:
             download=DOWNLOAD if by_hand else "",
             manual=MANUAL if by_hand else "",
         )
-        raise ValueError(told) from error
+        raise ValueError(message) from error
 
 
 def class_count(source: Any) -> int:

@@ -25,7 +25,7 @@ METHODS = {
 def methods_chosen() -> str:
     """Compare the accuracies of methods on two networks, as a Markdown table."""
     found = select(load("benchmarks.methods")["tables"], kind="training")
-    tables = {own["key"]["network"]: own["rows"] for own in found}
+    tables = {entry["key"]["network"]: entry["rows"] for entry in found}
     lines = [("dense", "all", *_accuracies(tables, "dense", None))]
     for method, trained in METHODS.items():
         lines.append((method, trained, *_accuracies(tables, method, SPARSITY)))

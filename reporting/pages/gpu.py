@@ -23,7 +23,10 @@ def _part(name: str) -> Callable[[Callable[[Record], str]], Callable[[], str]]:
         def whole(record: Record) -> str:
             shown = show(record)
             about = f"{record['device']['name']}, jax {record['versions']['jax']}."
-            left_out = [f"{own['what']} ({own['error']})" for own in record["errors"]]
+            left_out = [
+                f"{failure['what']} ({failure['error']})"
+                for failure in record["errors"]
+            ]
             if left_out:
                 about += f" Left out: {'; '.join(left_out)}."
             return f"{shown}\n{about}\n" if shown else f"{about}\n"
@@ -55,7 +58,7 @@ def _gib(row: Record | None, name: str = "peak_bytes") -> str:
 @_part("optimizers")
 def gpu_steps(record: Record) -> str:
     """Show what masks add to AdamW's step, as a Markdown table."""
-    found = [own["key"] for own in select(record["tables"], kind="step")]
+    found = [entry["key"] for entry in select(record["tables"], kind="step")]
     networks = list(dict.fromkeys(key["network"] for key in found))
     head, columns = ["AdamW's step"], []
     for network in networks:
@@ -175,9 +178,9 @@ def gpu_compact(record: Record) -> str:
         width = found["key"]["width"]
         sizes = _rows(record, kind="bytes", width=width)
         for row in found["rows"]:
-            own, dense = sizes[row["name"]], sizes[found["baseline"]]
+            sparse, dense = sizes[row["name"]], sizes[found["baseline"]]
             kept, peak = (
-                f"{own[name] / dense[name]:.2f}"
+                f"{sparse[name] / dense[name]:.2f}"
                 for name in ("kept_bytes", "peak_bytes")
             )
             speedup = f"{1 / row['ratio']['median']:.2f}x"

@@ -210,8 +210,8 @@ def _lamb() -> Iterator[tuple[str, ...]]:
                 *select(claims, of="LAMB", over="Adam"),
             )
             # If all reach only the smallest batch, the runs were too short.
-            told = any(entry["measured"] != smallest for entry in (adam, lamb))
-            missed = "*not reproduced*" if told else "*undecided*"
+            decided = any(entry["measured"] != smallest for entry in (adam, lamb))
+            missed = "*not reproduced*" if decided else "*undecided*"
             yield (
                 f"LAMB: its rule holds further than Adam's, {what}, {density}",
                 f"Adam: {adam['measured']}, LAMB: {lamb['measured']}",

@@ -106,9 +106,9 @@ def _settings(link: Link) -> Iterator[tuple[str, Any]]:
         yield f"{_OWNER}.host_updates", _leaves_updates_to_the_host(link)
     elif not link.in_turn:
         for name, value in sorted(_held(link).items()):
-            if _is_told_elsewhere(name, value):
+            if _is_recorded_elsewhere(name, value):
                 continue
-            described = describe(value, _is_told_elsewhere)
+            described = describe(value, _is_recorded_elsewhere)
             if not _is_helper(described):
                 yield f"{link.name}.{name}", described
     for part in link.parts:
@@ -137,7 +137,7 @@ def _leaves_updates_to_the_host(link: Link) -> bool:
     return topology is not None and topology.moves and held["host_updates"]
 
 
-def _is_told_elsewhere(name: str, value: Any) -> bool:
+def _is_recorded_elsewhere(name: str, value: Any) -> bool:
     """Tell whether a value is a seed, or is or holds something recorded elsewhere."""
     if name in _SEEDS:
         return True
@@ -146,7 +146,7 @@ def _is_told_elsewhere(name: str, value: Any) -> bool:
     if isinstance(value, Mapping):
         value = list(value.values())
     return isinstance(value, tuple | list) and any(
-        _is_told_elsewhere("", entry) for entry in value
+        _is_recorded_elsewhere("", entry) for entry in value
     )
 
 

@@ -88,8 +88,8 @@ def scale_by_batch_variance(
 
     def update_fn(updates, state, params=None, **extra_args):
         del params
-        told = environment.told(extra_args)
-        batch_stats = told.get("batch_stats")
+        values = environment.values(extra_args)
+        batch_stats = values.get("batch_stats")
         if batch_stats is None:
             raise ValueError(
                 "scale_by_batch_variance needs the running variances: call "
@@ -99,8 +99,8 @@ def scale_by_batch_variance(
             path: jnp.asarray(leaf)
             for path, leaf in paths.flatten_with_paths(batch_stats)
         }
-        by_path = dict(paths.flatten_with_paths(told.get("masks")))
-        axes_of = told.get("neuron_dims") if dims is None else dims
+        by_path = dict(paths.flatten_with_paths(values.get("masks")))
+        axes_of = values.get("neuron_dims") if dims is None else dims
 
         def at_leaf(path, update):
             # Without masks, the kernel itself has the shape.

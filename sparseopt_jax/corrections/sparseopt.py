@@ -81,18 +81,18 @@ def scale_by_sparseopt(*, dims: Dims = None) -> optax.GradientTransformationExtr
 
     def update_fn(updates, state, params=None, **extra_args):
         del params
-        told = environment.told(extra_args)
-        masks = told.get("masks")
+        values = environment.values(extra_args)
+        masks = values.get("masks")
         if masks is None:
             raise ValueError(
                 "scale_by_sparseopt found no masks: put it inside "
                 "sparsify(optax.chain(scale_by_sparseopt(), ...), topology), or use "
                 "sparseopt(topology) as the first link of a plain chain"
             )
-        axes_of = told.get("neuron_dims") if dims is None else dims
+        axes_of = values.get("neuron_dims") if dims is None else dims
         counted: dict[str, Any] = {}
         if dims is None:
-            counted = dict(paths.flatten_with_paths(told.get("fan_ins")))
+            counted = dict(paths.flatten_with_paths(values.get("fan_ins")))
 
         def at_leaf(path, mask, update):
             axes = resolve_axes(axes_of, path, mask)

@@ -157,7 +157,7 @@ class _Trial:
         return tree | {"kernel": self.layout.take(tree["kernel"], self.index)}
 
     def update(self, grads: Any, state: Any, params: Any, mask: Any) -> Any:
-        told = {
+        values = {
             "masks": {"kernel": mask, "bias": optax.MaskedNode()},
             "fan_ins": {
                 "kernel": jnp.sum(self.mask, 0, keepdims=True),
@@ -166,7 +166,7 @@ class _Trial:
             "neuron_dims": None,
         }
         args = (grads, state, params)
-        run = functools.partial(environment.run, self.inner, self.named, told, *args)
+        run = functools.partial(environment.run, self.inner, self.named, values, *args)
         try:
             return run()
         except TypeError as missing:

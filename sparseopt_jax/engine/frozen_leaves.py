@@ -14,7 +14,7 @@ from sparseopt_jax.trees import paths
 
 def frozen_leaves(
     inner: optax.GradientTransformationExtraArgs,
-    told: dict[str, Any],
+    values: dict[str, Any],
     inner_state: Any,
     params: Any,
 ) -> frozenset[str]:
@@ -25,7 +25,7 @@ def frozen_leaves(
 
     Args:
       inner: the transformation.
-      told: the environment, as in ``environment.run``.
+      values: the environment, as in ``environment.run``.
       inner_state: its state.
       params: the weights, or their shapes.
 
@@ -35,12 +35,12 @@ def frozen_leaves(
     """
     named = environment.named_by(inner)
 
-    def step(told, *args):
-        return environment.run(inner, named, told, *args)
+    def step(values, *args):
+        return environment.run(inner, named, values, *args)
 
     try:
         # Gradients may have any values, so the weights take their place.
-        program = InnerProgram.of(step, told, params, inner_state, params)
+        program = InnerProgram.of(step, values, params, inner_state, params)
     except Exception:
         return frozenset()
     return program.frozen()
@@ -49,7 +49,7 @@ def frozen_leaves(
 def warn_of_frozen(
     inner: optax.GradientTransformationExtraArgs,
     topology: Topology,
-    told: dict[str, Any],
+    values: dict[str, Any],
     inner_state: Any,
     params: Any,
 ) -> None:
@@ -58,16 +58,16 @@ def warn_of_frozen(
     Args:
       inner: the transformation.
       topology: the topology that made the masks.
-      told: as in ``frozen_leaves``.
+      values: as in ``frozen_leaves``.
       inner_state: the state of ``inner``.
       params: as in ``frozen_leaves``.
     """
     if not topology.moves or topology.stays_dense or are_recorded():
         return
-    sparse = paths.leaves_by_path(told["masks"])
+    sparse = paths.leaves_by_path(values["masks"])
     if not sparse or topology.given_masks is not None:
         return
-    frozen = frozen_leaves(inner, told, inner_state, params)
+    frozen = frozen_leaves(inner, values, inner_state, params)
     listed = ", ".join(path for path in sparse if path in frozen)
     if listed:
         warnings.warn(

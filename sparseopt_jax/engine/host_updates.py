@@ -149,13 +149,13 @@ def _updated(
         # An update after the gradient step belongs to the step just taken.
         count = count - 1
     old = storage.view(state.masks, topology_state, params)
-    told = environment.of_masks(
-        storage.told(old), topology_state.fan_ins, topology.dims
+    values = environment.of_masks(
+        storage.inner_masks(old), topology_state.fan_ins, topology.dims
     )
     alone = topology.full_leaves(storage.planned(state.masks, params))
     if not topology.stays_dense:
         seen = storage.weights(old, params)
-        alone |= frozen_leaves(owner.inner, told, state.inner_state, seen)
+        alone |= frozen_leaves(owner.inner, values, state.inner_state, seen)
     update = MaskUpdate.of(topology, storage, state, owner.key, count, alone)
     masks, topology_state = update(state.masks, topology_state, params, grads)
     new = storage.view(masks, topology_state, params)

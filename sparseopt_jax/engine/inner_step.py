@@ -53,11 +53,11 @@ class InnerStep:
         named = environment.named_by(inner)
 
         def step(view, fan_ins, grads, inner_state, params):
-            masks = storage.told(view)
-            told = environment.of_masks(masks, fan_ins, topology.dims)
+            masks = storage.inner_masks(view)
+            values = environment.of_masks(masks, fan_ins, topology.dims)
             grads = storage.gradient(view, grads, params)
             seen = (grads, inner_state, storage.weights(view, params))
-            updates, new = environment.run(inner, named, told, *seen, **extra_args)
+            updates, new = environment.run(inner, named, values, *seen, **extra_args)
             return storage.moved(view, updates), new
 
         return cls(topology, storage, InnerProgram.of(step, *args))

@@ -60,10 +60,10 @@ class MaskOwner:
         view = storage.init(topology, masks, topology_state, params)
         seen = storage.take(view, params)
         inner_state = self.inner.init(seen)
-        told = environment.of_masks(
-            storage.told(view), topology_state.fan_ins, topology.dims
+        values = environment.of_masks(
+            storage.inner_masks(view), topology_state.fan_ins, topology.dims
         )
-        warn_of_frozen(self.inner, topology, told, inner_state, seen)
+        warn_of_frozen(self.inner, topology, values, inner_state, seen)
         state = SparseState(
             count=jnp.zeros([], jnp.int32),
             key=store_key(key),

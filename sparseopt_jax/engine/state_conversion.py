@@ -84,8 +84,8 @@ def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
             is_sparse_state(node) and stays_dense(node) != stays_dense(old_node)
         ):
             raise ValueError(
-                f"opt_state holds {_told(old_node)} where tx has {_told(node)}, and "
-                "these cannot be converted to each other"
+                f"opt_state holds {_described(old_node)} where tx has "
+                f"{_described(node)}, and these cannot be converted to each other"
             )
         if is_sparse_state(node):
             owner = owners[structure_of(node.masks)]
@@ -109,7 +109,7 @@ def _dense_around(opt_state: Any) -> Any:
     )
 
 
-def _told(node: Any) -> str:
+def _described(node: Any) -> str:
     if not is_sparse_state(node):
         return type(node).__name__
     if stays_dense(node):

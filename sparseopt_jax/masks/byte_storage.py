@@ -34,15 +34,15 @@ class ByteStorage(MaskStorage):
     ) -> tuple[Stored, Any]:
         """Implement ``MaskStorage.move``."""
         if jax.tree.leaves(state.turned):
-            new, state = _told_apart(masks, new, state)
+            new, state = _with_flips_recorded(masks, new, state)
         return filled(self.store(new), stored), state
 
     def take(self, view: View, tree: Any) -> Any:
         """Implement ``MaskStorage.take``: set zeros at inactive weights."""
         return zero_masked(view, tree)
 
-    def told(self, view: View) -> Any:
-        """Implement ``MaskStorage.told``: return the bool arrays."""
+    def inner_masks(self, view: View) -> Any:
+        """Implement ``MaskStorage.inner_masks``: return the bool arrays."""
         return view
 
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
@@ -85,7 +85,7 @@ class ByteStorage(MaskStorage):
         )
 
 
-def _told_apart(masks: Masks, new: Masks, state: Any) -> tuple[Masks, Any]:
+def _with_flips_recorded(masks: Masks, new: Masks, state: Any) -> tuple[Masks, Any]:
     """Return the new masks, and a state that records which entries were flipped.
 
     A step that precedes SET's update uses the old masks, but the compiler computes it

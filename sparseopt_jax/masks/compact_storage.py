@@ -81,8 +81,8 @@ class CompactStorage(MaskStorage):
         """Implement ``MaskStorage.weights``: return the active weights."""
         return active_entries(view, params)
 
-    def told(self, view: View) -> Any:
-        """Implement ``MaskStorage.told``: return ``ActiveWeights``."""
+    def inner_masks(self, view: View) -> Any:
+        """Implement ``MaskStorage.inner_masks``: return ``ActiveWeights``."""
         is_sparse = isinstance(view, ActiveIndices)
         return view.weights() if is_sparse else optax.MaskedNode()
 

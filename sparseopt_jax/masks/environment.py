@@ -32,7 +32,7 @@ _LIBRARIES = {_OURS, "optax", "jax", "jaxlib", "flax", "chex", "numpy", "functoo
 
 
 @contextlib.contextmanager
-def telling(environment: Mapping[str, Any]) -> Iterator[None]:
+def using(environment: Mapping[str, Any]) -> Iterator[None]:
     """Set values that the package's transformations read while the block runs."""
     token = _CURRENT.set({**_CURRENT.get(), **environment})
     try:
@@ -46,7 +46,7 @@ def of_masks(masks: Any, fan_ins: Any, neuron_dims: Any) -> dict[str, Any]:
     return {"masks": masks, "fan_ins": fan_ins, "neuron_dims": neuron_dims}
 
 
-def told(extra_args: Mapping[str, Any]) -> dict[str, Any]:
+def values(extra_args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the environment of an ``update``, overridden by its keyword arguments.
 
     Args:
@@ -78,7 +78,7 @@ def run(
       Updates and the new state.
     """
     by_keyword = {k: value for k, value in environment.items() if k in named}
-    with telling(environment):
+    with using(environment):
         return inner.update(*args, **(by_keyword | extra_args))
 
 

@@ -110,7 +110,7 @@ class MaskStorage(abc.ABC):
         return updates
 
     @abc.abstractmethod
-    def told(self, view: View) -> Any:
+    def inner_masks(self, view: View) -> Any:
         """Return the masks that inner transformations read."""
 
     @abc.abstractmethod

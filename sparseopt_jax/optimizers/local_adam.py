@@ -117,7 +117,7 @@ def scale_by_local_adam(
 
     def update_fn(updates, state, params=None, **extra_args):
         del params
-        masks = environment.told(extra_args).get("masks")
+        masks = environment.values(extra_args).get("masks")
         count = jnp.asarray(optax.safe_increment(state.count))
         local_count = _counted(state.local_count, masks)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)

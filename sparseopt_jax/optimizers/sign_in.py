@@ -143,15 +143,15 @@ def sign_in(
             )
         due = state.steps >= period
         # Pass the environment on in the form of factors.
-        told = _for_factors(environment.told(extra_args))
-        extra_args = {k: told.get(k, x) for k, x in extra_args.items()}
+        values = _for_factors(environment.values(extra_args))
+        extra_args = {k: values.get(k, x) for k, x in extra_args.items()}
         m, w = _balanced_if(due, params, state.m, state.w)
 
         stepped: Any
         stepped, inner_state = environment.run(
             inner,
             named,
-            told,
+            values,
             _gradients(params, updates, m, w),
             state.inner_state,
             Factors(m, w, _rest(params, params)),
@@ -255,14 +255,14 @@ def _rest(params: Any, tree: Any) -> Any:
     )
 
 
-def _for_factors(told: dict[str, Any]) -> dict[str, Any]:
+def _for_factors(values: dict[str, Any]) -> dict[str, Any]:
     """Return what ``sparsify`` passes on, under the paths of ``Factors``."""
     found = {}
     for name in ("masks", "fan_ins"):
-        if told.get(name) is not None:
-            found[name] = Factors(*[told[name]] * len(Factors._fields))
-    if "neuron_dims" in told:
-        found["neuron_dims"] = _dims_of_factors(told["neuron_dims"])
+        if values.get(name) is not None:
+            found[name] = Factors(*[values[name]] * len(Factors._fields))
+    if "neuron_dims" in values:
+        found["neuron_dims"] = _dims_of_factors(values["neuron_dims"])
     return found
 
 

@@ -114,14 +114,14 @@ def scale_by_sparse_trust_ratio(
         return optax.EmptyState()
 
     def update_fn(updates, state, params=None, **extra_args):
-        told = environment.told(extra_args)
+        values = environment.values(extra_args)
         if params is None:
             raise ValueError(
                 "params are needed for their norms: call "
                 "tx.update(grads, opt_state, params)"
             )
-        axes_of = told.get("neuron_dims") if dims is None else dims
-        active = paths.leaves_by_path(told.get("masks"))
+        axes_of = values.get("neuron_dims") if dims is None else dims
+        active = paths.leaves_by_path(values.get("masks"))
 
         def at_leaf(path, update, param):
             if passes(path, param):

@@ -222,15 +222,17 @@ def plan(
         )
     leaves = tuple(topology.leaves(dense_shapes(params)))
     by_path = {leaf.path: leaf.leaf for leaf in leaves}
-    told = set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
+    given = (
+        set() if dims is None else {p for p in by_path if _says(dims, p, by_path[p])}
+    )
     sparse = [leaf for leaf in leaves if leaf.layer]
-    untold = [leaf.path for leaf in sparse if leaf.path not in told]
+    not_given = [leaf.path for leaf in sparse if leaf.path not in given]
     flops.check_positions(positions, [leaf.path for leaf in leaves])
     return Plan(
         leaves=leaves,
         positions=dict(positions or {}),
         dense_gradients=topology.dense_gradients,
-        guesses=guesses(topology.dims, untold, by_path),
+        guesses=guesses(topology.dims, not_given, by_path),
         disagreements=() if dims is None else _disagreements(dims, sparse),
         updates=topology.updates,
         products=planned_products(leaves, params, apply_fn),

@@ -35,9 +35,9 @@ def planned_products(
         and is_matrix_of_blocks(leaf.units)
     }
     if apply_fn is None or not layouts:
-        return {path: _told([_unseen(x)]) for path, x in layouts.items()}
+        return {path: _described([_unseen(x)]) for path, x in layouts.items()}
     found = model_products(apply_fn, params, layouts)
-    return {path: _told(products) for path, products in found.items()}
+    return {path: _described(products) for path, products in found.items()}
 
 
 def _unseen(layout: Layout) -> BlockShape:
@@ -46,7 +46,7 @@ def _unseen(layout: Layout) -> BlockShape:
     return BlockShape((inputs, outputs), (units.per_cell, 1), layout.per_cell, _MANY)
 
 
-def _told(products: list[BlockShape] | str) -> str:
+def _described(products: list[BlockShape] | str) -> str:
     if isinstance(products, str):
         return f"refused: {products}"
     if not products:

@@ -27,7 +27,7 @@ from sparseopt_jax.masks.storage import (
 )
 from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import UpdateSchedule, told_updates
+from sparseopt_jax.topologies.schedules import UpdateSchedule, described_updates
 from sparseopt_jax.trees import paths
 
 
@@ -95,7 +95,7 @@ class ForwardMasks(Topology):
     @property
     def updates(self) -> str:
         """How often the masks are updated; see ``Topology.updates``."""
-        return told_updates(self.schedule)
+        return described_updates(self.schedule)
 
     @property
     def keeps_counts(self) -> bool:
@@ -275,7 +275,7 @@ class ForwardStorage(MaskStorage):
         """Return the updates of trained weights only, whatever weight decay adds."""
         return self.method.restricted(view.trained, updates)
 
-    def told(self, view: View) -> Any:
+    def inner_masks(self, view: View) -> Any:
         return view.masks
 
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:

@@ -15,7 +15,7 @@ from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.topologies.base import Topology, TopologyState
 from sparseopt_jax.topologies.rewiring import Rewiring
-from sparseopt_jax.topologies.schedules import FOREVER, told_updates
+from sparseopt_jax.topologies.schedules import FOREVER, described_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Phases(Topology):
             numbers.append(len(steps) + (begins and span[0] not in steps))
         last = self.topologies[-1].schedule
         if last is not None and last.is_endless:
-            return f"{told_updates(last)[:-1]}, in the last phase."
+            return f"{described_updates(last)[:-1]}, in the last phase."
         return f"Masks are updated {sum(numbers):,} times, in {len(numbers)} phases."
 
     @property

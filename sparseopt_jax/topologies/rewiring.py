@@ -40,7 +40,7 @@ from sparseopt_jax.topologies.previous_masks import PREVIOUS_MASKS
 from sparseopt_jax.topologies.schedules import (
     DensitySchedule,
     UpdateSteps,
-    told_updates,
+    described_updates,
 )
 from sparseopt_jax.topologies.side_by_side import rewire_side_by_side
 from sparseopt_jax.topologies.stages import Drop, Grow, Prune, Stage
@@ -280,7 +280,7 @@ class Rewiring(Topology):
     @property
     def updates(self) -> str:
         """How often the masks are updated, as a sentence; empty if never."""
-        return told_updates(self.schedule)
+        return described_updates(self.schedule)
 
     def due(self, count: Any) -> Any:
         """Return whether masks are updated at step ``count``; see ``Topology.due``."""

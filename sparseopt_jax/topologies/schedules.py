@@ -329,10 +329,10 @@ class Followed:
         return jnp.where(count >= self.last, 0.0, progress)
 
 
-def told_updates(schedule: UpdateSteps | None) -> str:
+def described_updates(schedule: UpdateSteps | None) -> str:
     """Return a sentence on how often a schedule updates the masks; empty for None.
 
-    >>> told_updates(UpdateSchedule(every=100, start=0, stop=1000))
+    >>> described_updates(UpdateSchedule(every=100, start=0, stop=1000))
     'Masks are updated 10 times, at steps 0 to 900.'
     """
     if schedule is None:

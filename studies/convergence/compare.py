@@ -169,11 +169,11 @@ def judge(report: harness.Report, rows: Mapping[str, Sequence[Mapping[str, Any]]
     """Add the claims; each is met if its interval is above 0."""
     tests = [(name, row) for name, arm_rows in rows.items() for row in arm_rows[1:]]
     together = holm([row["p"] for _, row in tests])
-    told = [
+    p_values = [
         {"condition": name, "arm": row["arm"], "p": row["p"], "holm": p}
         for (name, row), p in zip(tests, together, strict=True)
     ]
-    report.listing("p-values, and of all tests together", told, kind="p_values")
+    report.listing("p-values, and of all tests together", p_values, kind="p_values")
     for name, row in tests:
         what = f"{name}: accuracy with {row['arm']} minus without, lower end"
         report.claim(what, row["low"], at_least=0.0)

@@ -66,8 +66,8 @@ def test_what_cannot_be_made_or_compiled_is_told_and_the_others_go_on(report):
     }
     built = arms.build(report, made.items(), part.Budget(100))
     assert [arm.name for arm in built] == ["double", "triple"]
-    told = {own["what"]: own["error"] for own in stored(report)["errors"]}
-    assert told == {
+    errors = {row["what"]: row["error"] for row in stored(report)["errors"]}
+    assert errors == {
         "fails": "MemoryError: no room",
         "untraceable": "TypeError: not to be traced",
     }
@@ -217,8 +217,8 @@ def test_runs_of_a_seed_differ_by_their_correction_alone():
     runs = many(first, (images, labels), jnp.int32(3), jnp.int32(20))
     before, after = kernels(first), kernels(runs)
     assert (before == before[:1]).all() and runs.state.step.tolist() == [3, 3, 3]
-    for own, other in ((0, 1), (0, 2), (1, 2)):
-        assert (after[own] != after[other]).any()
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (after[one] != after[other]).any()
     assert ((after != 0) == (before != 0)).all()  # the mask of one seed
     updated = jax.jit(jax.vmap(one.update, in_axes=(0, None, None)))(
         runs, (images, labels), jnp.int32(20)

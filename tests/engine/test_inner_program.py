@@ -114,10 +114,10 @@ def test_what_the_host_answers_is_asked_once_and_used(name, ask):
     calls = []
     grads = jax.tree.map(jnp.sin, PARAMS)
     tx = so.sparsify(optax.chain(asking(calls, ask), optax.sgd(0.1)), TOPOLOGIES[name])
-    told = so.sparsify(optax.chain(optax.scale(2.0), optax.sgd(0.1)), TOPOLOGIES[name])
+    known = so.sparsify(optax.chain(optax.scale(2.0), optax.sgd(0.1)), TOPOLOGIES[name])
     state, params = tx.init(PARAMS), so.apply_masks(PARAMS, tx.init(PARAMS))
     updates, after = jax.jit(tx.update)(grads, state, params)
-    expected, expected_after = jax.jit(told.update)(grads, told.init(PARAMS), params)
+    expected, expected_after = jax.jit(known.update)(grads, known.init(PARAMS), params)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
     jax.tree.map(np.testing.assert_array_equal, after.masks, expected_after.masks)
     assert len(calls) == len(PARAMS)

@@ -213,7 +213,7 @@ def test_include_in_pruning_and_thresholds():
 
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize(
-    ("include", "error", "told"),
+    ("include", "error", "message"),
     [
         ("embd/*", ValueError, r"include: the pattern 'embd/\*' matches no leaf"),
         (["embed/*", "nothing"], ValueError, "include: the pattern 'nothing' matches"),
@@ -239,8 +239,8 @@ def test_include_in_pruning_and_thresholds():
         (lambda path: True, TypeError, r"include must be .* include\(path, leaf\)"),
     ],
 )
-def test_an_include_that_does_nothing_is_told(include, error, told, number):
-    with pytest.raises(error, match=told):
+def test_an_include_that_does_nothing_is_told(include, error, message, number):
+    with pytest.raises(error, match=message):
         choosers()[number](include)
 
 

@@ -316,7 +316,7 @@ def test_first_goes_through_all_methods(name):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         ({"first": "c/*"}, ValueError, r"first: the pattern 'c/\*' matches no leaf"),
         ({"first": 3}, TypeError, "first must be a glob over paths, .*got 3"),
@@ -327,12 +327,12 @@ def test_first_goes_through_all_methods(name):
         ),
     ],
 )
-def test_a_first_that_means_nothing_is_told(options, error, told):
+def test_a_first_that_means_nothing_is_told(options, error, message):
     params = {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8))}
     options = {"distribution": "uniform", **options}
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         so.static(0.5, **options).leaves(params)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         so.prune(params, sparsity=0.5, **options)
 
 

@@ -211,10 +211,10 @@ CONTRIBUTING = read("CONTRIBUTING.md")
 
 def test_contributors_are_told_of_the_rooms_there_are():
     (house,) = re.findall(r"```text\n(.*?)```", CONTRIBUTING, re.DOTALL)
-    told = re.findall(r"(?<= )(\w+)/", re.sub(r"; .*", "", house))
+    listed = re.findall(r"(?<= )(\w+)/", re.sub(r"; .*", "", house))
     package = ROOT / "sparseopt_jax"
     rooms = {path.parent.name for path in package.glob("*/__init__.py")}
-    assert sorted(told) == sorted(rooms)
+    assert sorted(listed) == sorted(rooms)
     # In the order in which they may import each other.
     contract = read(".importlinter").split("layers =\n")[1].split("exhaustive")[0]
     order = {
@@ -222,7 +222,7 @@ def test_contributors_are_told_of_the_rooms_there_are():
         for place, line in enumerate(contract.splitlines())
         for room in line.replace("|", " ").split()
     }
-    places = [order[room] for room in told]
+    places = [order[room] for room in listed]
     assert places == sorted(places)
 
 

@@ -36,8 +36,8 @@ def show(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", gpu.PAGE)
 def test_without_a_record_a_table_says_so(name, monkeypatch, tmp_path):
     monkeypatch.setattr(real_gains, "path_of", lambda program: tmp_path / "none.json")
-    told = "Not measured yet: `python -m benchmarks.gpu` measures it.\n"
-    assert gpu.PAGE[name]() == told
+    expected = "Not measured yet: `python -m benchmarks.gpu` measures it.\n"
+    assert gpu.PAGE[name]() == expected
 
 
 @pytest.mark.parametrize("name", gpu.PAGE)

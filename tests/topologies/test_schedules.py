@@ -8,7 +8,7 @@ from sparseopt_jax.topologies.schedules import (
     FOREVER,
     StepList,
     UpdateSchedule,
-    told_updates,
+    described_updates,
 )
 
 
@@ -73,16 +73,16 @@ def test_bad_input_is_named(change, error, message):
 def test_the_updates_are_counted():
     assert list(UpdateSchedule(every=4, start=6, stop=15).steps) == [6, 10, 14]
     assert list(UpdateSchedule(every=4, start=6, stop=14).steps) == [6, 10]
-    told = {
+    sentences = {
         UpdateSchedule(4, 6, 15): "3 times, at steps 6 to 14",
         UpdateSchedule(100, 0, 50): "once, at step 0",
         UpdateSchedule(1, 0, FOREVER): "every step, from step 0 on",
         UpdateSchedule(100, 5, FOREVER): "every 100 steps, from step 5 on",
         StepList((3, 1000)): "2 times, at steps 3 to 1,000",
     }
-    for schedule, expected in told.items():
-        assert told_updates(schedule) == f"Masks are updated {expected}."
-    assert told_updates(None) == ""
+    for schedule, expected in sentences.items():
+        assert described_updates(schedule) == f"Masks are updated {expected}."
+    assert described_updates(None) == ""
 
 
 @pytest.mark.parametrize("schedule", [UpdateSchedule(4, 6, 15), StepList((6, 10, 14))])

@@ -227,11 +227,11 @@ def test_modules_as_dictionaries_keep_their_kinds():
     ],
 )
 def test_what_is_not_an_array_is_told_with_the_remedy(call):
-    told = r"eqx\.filter\(model, eqx\.is_inexact_array\)"
-    with pytest.raises(TypeError, match=f"'activation' holds .*{told}"):
+    remedy = r"eqx\.filter\(model, eqx\.is_inexact_array\)"
+    with pytest.raises(TypeError, match=f"'activation' holds .*{remedy}"):
         call(eqx.nn.MLP(4, 4, 8, 1, activation=jnp.tanh, key=KEY))
     for other in ("a name", jax.nn.relu):
-        with pytest.raises(TypeError, match=f"'option' holds .*{told}"):
+        with pytest.raises(TypeError, match=f"'option' holds .*{remedy}"):
             call({"kernel": jnp.ones((4, 4)), "option": other})
 
 

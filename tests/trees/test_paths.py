@@ -145,20 +145,20 @@ def test_maps_read_other_trees_at_their_leaves():
     ],
 )
 def test_two_leaves_never_share_a_path(tree, path, leaves):
-    def told(call):
+    def check(call):
         with pytest.raises(ValueError, match=f"the path {path!r} belongs to") as error:
             call()
         assert all(leaf in str(error.value) for leaf in leaves)
 
     tree = jax.tree.map(lambda _: jnp.ones((4, 4)), tree)
-    told(lambda: names(tree))
-    told(lambda: paths.map_with_paths(lambda path, leaf: leaf, tree))
-    told(lambda: so.plan(tree, so.static(0.5)))
-    told(lambda: so.sparsify(optax.sgd(0.1), so.static(0.5)).init(tree))
-    told(lambda: so.prune(tree, sparsity=0.5))
-    told(lambda: so.str_().init(tree))
-    told(lambda: so.apply_masks(tree, {"other": jnp.ones((4, 4), bool)}))
-    told(lambda: so.static(masks=tree).leaves({"other": jnp.ones((4, 4))}))
+    check(lambda: names(tree))
+    check(lambda: paths.map_with_paths(lambda path, leaf: leaf, tree))
+    check(lambda: so.plan(tree, so.static(0.5)))
+    check(lambda: so.sparsify(optax.sgd(0.1), so.static(0.5)).init(tree))
+    check(lambda: so.prune(tree, sparsity=0.5))
+    check(lambda: so.str_().init(tree))
+    check(lambda: so.apply_masks(tree, {"other": jnp.ones((4, 4), bool)}))
+    check(lambda: so.static(masks=tree).leaves({"other": jnp.ones((4, 4))}))
 
 
 def test_haiku_paths_have_the_parts_that_they_show():

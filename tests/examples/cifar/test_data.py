@@ -184,11 +184,11 @@ class TestDatasets:
         monkeypatch.setattr(urllib.request, "urlopen", fail)
         with pytest.raises(ValueError) as error:
             cifar.load("cifar10", tmp_path)
-        told = " ".join(str(error.value).split())
-        assert f"cifar10 cannot be read from {tmp_path}" in told
-        assert "no route to host" in told
-        assert "--dataset glyphs" in told
-        assert "--data-dir" in told
+        message = " ".join(str(error.value).split())
+        assert f"cifar10 cannot be read from {tmp_path}" in message
+        assert "no route to host" in message
+        assert "--dataset glyphs" in message
+        assert "--data-dir" in message
 
     @pytest.mark.parametrize("count", [0, 50_001])
     def test_more_images_than_there_are(self, count):

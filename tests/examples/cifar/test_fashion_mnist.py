@@ -59,7 +59,7 @@ class TestIdx:
         assert found.dtype.isnative and found.dtype.str[1:] == idx.TYPES[kind][1:]
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             (lambda content: b"\1" + content[1:], "is not an IDX file: it begins with"),
             (lambda content: content[:2] + b"\7" + content[3:], "is not an IDX file"),
@@ -76,12 +76,12 @@ class TestIdx:
             (lambda content: b"\x1f\x8b" + content, "damaged or cut short"),
         ],
     )
-    def test_what_is_damaged_is_told_with_its_path(self, change, told, tmp_path):
+    def test_what_is_damaged_is_told_with_its_path(self, change, message, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(change(encoded(np.arange(8).reshape(2, 4))))
         with pytest.raises(ValueError) as error:
             idx.read(path)
-        assert str(error.value).startswith(str(path)) and told in str(error.value)
+        assert str(error.value).startswith(str(path)) and message in str(error.value)
 
 
 class TestFiles:
@@ -168,7 +168,7 @@ class TestPrepared:
         monkeypatch.setattr(urllib.request, "urlopen", fail)
         with pytest.raises(ValueError) as error:
             cifar.load("fashion_mnist", tmp_path)
-        told = " ".join(str(error.value).split())
-        assert f"fashion_mnist cannot be read from {tmp_path}" in told
+        message = " ".join(str(error.value).split())
+        assert f"fashion_mnist cannot be read from {tmp_path}" in message
         for remedy in ("--data-dir", "IDX files", "/usr/share/datasets", "glyphs"):
-            assert remedy in told
+            assert remedy in message

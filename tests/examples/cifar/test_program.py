@@ -302,8 +302,8 @@ class TestProgram:
         assert "simulated" in results["note"] and "synthetic" in results["note"]
         for seed in (0, 1):
             rows = rows_of(output / f"seed_{seed}" / "log.jsonl")
-            told = [row["event"] for row in rows]
-            assert told == [*["train", "evaluation"] * 3, "run"]
+            events = [row["event"] for row in rows]
+            assert events == [*["train", "evaluation"] * 3, "run"]
             assert not rows[-1]["diverged"]
             last = rows[-2]
             assert last["accuracy"] == results["test_accuracy"][seed]
@@ -529,10 +529,10 @@ class TestDiverged:
         trainer = make_trainer(SET, **mode)
         with self.diverging(trainer, {0: 4}):
             start(tmp_path, *args)
-        told = "% (1 diverged and left out: seed 0)"
+        remark = "% (1 diverged and left out: seed 0)"
         said = " ".join(capsys.readouterr().out.split())
         assert "Seed 0 has diverged and is left out: its loss is nan at step 8" in said
-        assert told in said
+        assert remark in said
         rows = rows_of(tmp_path / "seed_0" / "log.jsonl")
         assert [(row["event"], row["step"]) for row in rows] == [
             *(("train", 4), ("evaluation", 4)),
@@ -558,7 +558,7 @@ class TestDiverged:
         logs = [rows_of(tmp_path / f"seed_{seed}" / "log.jsonl") for seed in (0, 1)]
         monkeypatch.setattr(trainer, "start", None)
         start(tmp_path, *args)
-        assert told in " ".join(capsys.readouterr().out.split())
+        assert remark in " ".join(capsys.readouterr().out.split())
         for seed in (0, 1):
             assert rows_of(tmp_path / f"seed_{seed}" / "log.jsonl") == logs[seed]
 
@@ -581,10 +581,12 @@ class TestDiverged:
     def test_where_all_have_the_program_ends(
         self, start, make_trainer, tmp_path, args, mode
     ):
-        told = r"\(seed 0 has diverged by step 4\); .*results.json has .* lower --lear"
+        message = (
+            r"\(seed 0 has diverged by step 4\); .*results.json has .* lower --lear"
+        )
         trainer = make_trainer(SET, **mode)
         diverging = self.diverging(trainer, {0: 1, 1: 6})
-        with diverging, pytest.raises(SystemExit, match=told):
+        with diverging, pytest.raises(SystemExit, match=message):
             start(tmp_path, *args)
         results = json.loads((tmp_path / "results.json").read_text())
         assert results["diverged"] == [0, 1]
@@ -592,7 +594,7 @@ class TestDiverged:
         losses = results["curves"]["train_loss"]["values"]
         assert losses[0] == [None, None]
         assert losses[1][0] > 0
-        with pytest.raises(SystemExit, match=told):
+        with pytest.raises(SystemExit, match=message):
             start(tmp_path, *args)
 
     def test_a_test_loss_counts_as_well(self, start, make_trainer, tmp_path):
@@ -622,7 +624,7 @@ class TestDiverged:
             )
         ]
         results = report.summarize(logs)
-        assert report.told(results) == (
+        assert report.accuracy(results) == (
             "Test accuracy 60.00 ± 14.14 % (2 seeds; 1 diverged and left out: seed 1)"
         )
         drawn = {}
@@ -713,16 +715,16 @@ class TestMistakes:
         assert not (tmp_path / "none").exists()
 
     @pytest.mark.parametrize(
-        ("args", "told"),
+        ("args", "message"),
         [
             (["--batch-size", "65"], "at most 64, the number of training images"),
             (["--sparsity", "0.99999"], "keeps at least one"),
             (["--train-images", "0"], "train_images must be from 1 to 50,000, got 0"),
         ],
     )
-    def test_told_before_anything_is_written(self, folder, tmp_path, args, told):
+    def test_told_before_anything_is_written(self, folder, tmp_path, args, message):
         where = ["--data-dir", str(folder), "--output", str(tmp_path / "none")]
-        with pytest.raises(SystemExit, match=told):
+        with pytest.raises(SystemExit, match=message):
             cifar.main([*ARGS, *where, *args])
         assert not (tmp_path / "none").exists()
 

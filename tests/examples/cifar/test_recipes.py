@@ -249,7 +249,7 @@ class TestOptions:
         assert more != together != fewer
 
     @pytest.mark.parametrize(
-        ("args", "told"),
+        ("args", "messages"),
         [
             (
                 ["--recipe", "sparseopt_r20"],
@@ -282,11 +282,11 @@ class TestOptions:
             (["--multiplier", "0"], ["multiplier must be above 0, got 0.0"]),
         ],
     )
-    def test_mistakes_are_told(self, tmp_path, capsys, args, told):
+    def test_mistakes_are_told(self, tmp_path, capsys, args, messages):
         with pytest.raises(SystemExit) as error:
             cifar.main(["--output", str(tmp_path / "none"), *args])
         assert error.value.code == 2
         said = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
-        for text in told:
+        for text in messages:
             assert re.search(text, said), said
         assert not (tmp_path / "none").exists()

@@ -198,7 +198,7 @@ def test_starts_as_a_program():
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        ("args", "told"),
+        ("args", "messages"),
         [
             (["--methods", "lottery"], ["lottery", "dense", "static", "set", "rigl"]),
             (["--methods"], ["at least one of dense, static, set, rigl"]),
@@ -215,12 +215,12 @@ class TestMistakes:
             (["--optimizer", "lamb"], ["lamb", "sgd", "adamw"]),
         ],
     )
-    def test_told_on_the_command_line(self, digits, tmp_path, capsys, args, told):
+    def test_told_on_the_command_line(self, digits, tmp_path, capsys, args, messages):
         with pytest.raises(SystemExit) as error:
             digits.main(["--output", str(tmp_path / "none"), *args])
         assert error.value.code == 2
         said = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
-        for text in told:
+        for text in messages:
             assert re.search(text, said), said
         assert not (tmp_path / "none").exists()
 

@@ -261,7 +261,7 @@ def test_drifted_processes_end_the_run(monkeypatch):
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        ("args", "told"),
+        ("args", "messages"),
         [
             (["--recipe", "lottery"], ["lottery", "sparseopt_270"]),
             (["--sparsity", "1"], [r"sparsity must be in \[0, 1\), got 1.0"]),
@@ -280,17 +280,17 @@ class TestMistakes:
             ),
         ],
     )
-    def test_told_on_the_command_line(self, tmp_path, capsys, args, told):
+    def test_told_on_the_command_line(self, tmp_path, capsys, args, messages):
         with pytest.raises(SystemExit) as error:
             imagenet.main(["--output", str(tmp_path / "none"), *args])
         assert error.value.code == 2
         said = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
-        for text in told:
+        for text in messages:
             assert re.search(text, said), said
         assert not (tmp_path / "none").exists()
 
     @pytest.mark.parametrize(
-        ("args", "told"),
+        ("args", "message"),
         [
             (["--mesh", "data=2"], "data=2,fsdp=1 needs 2 devices, there are 1"),
             (["--batch-size", "64"], "at most 33, the number of training images"),
@@ -298,18 +298,18 @@ class TestMistakes:
         ],
     )
     @pytest.mark.usefixtures("mocked")
-    def test_told_before_anything_is_written(self, tmp_path, args, told):
-        with pytest.raises(SystemExit, match=re.escape(told)):
+    def test_told_before_anything_is_written(self, tmp_path, args, message):
+        with pytest.raises(SystemExit, match=re.escape(message)):
             imagenet.main([*TINY, "--output", str(tmp_path / "none"), *args])
         assert not (tmp_path / "none").exists()
 
     def test_missing_data(self, tmp_path):
         with pytest.raises(SystemExit) as error:
             imagenet.main([*TINY, "--data-dir", str(tmp_path / "data")])
-        told = str(error.value)
-        assert f"imagenet2012 is not in {tmp_path / 'data'}" in told
-        assert "ILSVRC2012_img_train.tar" in told
-        assert "tfds build imagenet2012 --file_format=array_record" in told
+        message = str(error.value)
+        assert f"imagenet2012 is not in {tmp_path / 'data'}" in message
+        assert "ILSVRC2012_img_train.tar" in message
+        assert "tfds build imagenet2012 --file_format=array_record" in message
 
 
 # Its parts.
@@ -330,7 +330,7 @@ class TestMesh:
         assert mesh_of.parse_mesh(text, 8) == sizes
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
             ("model=8", "must be like data=8,fsdp=1, got 'model=8'"),
             ("data", "must be like"),
@@ -341,8 +341,8 @@ class TestMesh:
             ("fsdp=16", "data=1,fsdp=16 needs 16 devices"),
         ],
     )
-    def test_what_cannot_be(self, text, told):
-        with pytest.raises(ValueError, match=told):
+    def test_what_cannot_be(self, text, message):
+        with pytest.raises(ValueError, match=message):
             mesh_of.parse_mesh(text, 8)
 
     def test_kernels_are_split_along_their_largest_axis(self):

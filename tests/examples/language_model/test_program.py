@@ -526,7 +526,7 @@ def test_starts_as_a_program():
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        ("args", "told"),
+        ("args", "message"),
         [
             (["--size", "130M"], "size: '130M' is not one of 130m, "),
             (["--size", "2b"], r"size: '2b' is not one of 1b, .*tiny"),
@@ -538,11 +538,11 @@ class TestMistakes:
             (["--lr", "nan"], "learning_rate must be above 0, got nan"),
         ],
     )
-    def test_told_on_the_command_line(self, tmp_path, capsys, args, told):
+    def test_told_on_the_command_line(self, tmp_path, capsys, args, message):
         with pytest.raises(SystemExit) as error:
             program.main(["--output", str(tmp_path / "none"), *args])
         assert error.value.code == 2
-        assert re.search(told, re.sub(r"[\s│]+", " ", capsys.readouterr().err))
+        assert re.search(message, re.sub(r"[\s│]+", " ", capsys.readouterr().err))
         assert not (tmp_path / "none").exists()
 
     def test_no_c4(self, tmp_path):

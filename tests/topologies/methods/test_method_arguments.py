@@ -66,7 +66,7 @@ def test_exploration_is_tracked_through_phases():
 
 
 @pytest.mark.parametrize(
-    ("topology", "told"),
+    ("topology", "sentence"),
     [
         (so.rigl(0.5, every=100, stop=1000), "10 times, at steps 0 to 900"),
         (so.one_shot(0.5, at=3), "once, at step 3"),
@@ -78,9 +78,9 @@ def test_exploration_is_tracked_through_phases():
         ),
     ],
 )
-def test_the_plan_tells_how_often_masks_are_updated(topology, told):
+def test_the_plan_tells_how_often_masks_are_updated(topology, sentence):
     plan = so.plan({"a": jnp.ones((4, 4))}, topology)
-    assert f"Masks are updated {told}." in str(plan)
+    assert f"Masks are updated {sentence}." in str(plan)
 
 
 def test_a_static_plan_tells_of_no_updates():
