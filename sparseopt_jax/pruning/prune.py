@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sparseopt_jax.arguments.checks import chosen, described
@@ -336,7 +337,9 @@ def _choose_globally(
     kept = round(total * (1 - sparsity))
     masks = top_k_masks([*ranked.values()], kept, where=everywhere)
     chosen = dict(zip(leaves, masks, strict=True))
-    empty = [path for path, mask in chosen.items() if not bool(mask.any())]
+    empty = [
+        name for path, mask in chosen.items() for name in _empty(leaves[path], mask)
+    ]
     if empty:
         raise ValueError(
             f"sparsity {sparsity} over all layers would leave no weights in "
@@ -344,3 +347,16 @@ def _choose_globally(
             "(scope='layer'), or exclude these with where="
         )
     return chosen
+
+
+def _empty(plan: LeafPlan, mask: jax.Array) -> list[str]:
+    """Name the layers without weights: a kernel, or some layers of a stack of them."""
+    stack = () if plan.axes is None else plan.axes.batch
+    others = tuple(axis for axis in range(mask.ndim) if axis not in stack)
+    has_weights = jnp.any(mask, others)
+    if bool(jnp.all(has_weights)):
+        return []
+    if not stack:
+        return [plan.path]
+    empty = np.argwhere(np.logical_not(has_weights)).tolist()
+    return [f"{plan.path}[{', '.join(map(str, layer))}]" for layer in empty]

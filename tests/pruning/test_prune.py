@@ -173,6 +173,15 @@ def test_global_compares_all_layers():
         so.prune(params, sparsity=0.5, scope="global")
 
 
+def test_global_leaves_weights_in_every_layer_of_a_stack():
+    params = {"w": jnp.stack([jnp.full((2, 2), 0.1), jnp.ones((2, 2))])}
+    stack = {"scope": "global", "dims": so.NeuronDims(1, 2)}
+    pruned = so.prune(params, sparsity=0.25, **stack)
+    np.testing.assert_array_equal(pruned.masks["w"].sum((1, 2)), [2, 4])
+    with pytest.raises(ValueError, match=r"leave no weights in w\[0\]: lower it"):
+        so.prune(params, sparsity=0.5, **stack)
+
+
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "saliency", "random"])
 def test_structures(method):
     kernel = draw((8, 8))
