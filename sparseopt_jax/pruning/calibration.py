@@ -11,7 +11,7 @@ import numpy as np
 from sparseopt_jax.layers.eligibility import Where, array_leaves
 from sparseopt_jax.layers.neuron_dims import InferredDims
 from sparseopt_jax.pruning.input_statistics import Inputs, add_moments
-from sparseopt_jax.pruning.kernel_inputs import InputReader
+from sparseopt_jax.pruning.kernel_inputs import Computed, InputReader
 from sparseopt_jax.tracing.kernel_layout import Layout
 from sparseopt_jax.tracing.kernel_trace import candidates
 
@@ -101,7 +101,10 @@ def calibrate(
     of a sequence, all patches of an image. This works for linen, nnx and any other
     module library, for attention, stacked layers (``vmap``, ``nn.scan``), grouped
     convolutions, recurrent cells and kernels that are used several times, whose
-    statistics add up. ``undecided`` lists the kernels that cannot be followed.
+    statistics add up. ``undecided`` lists the kernels that cannot be followed, in one
+    of their uses or in all: one that is also scaled or cut before it multiplies inputs
+    has no statistics, because they would be incomplete. Rows that data look up in a
+    table do not count as a use, so tied embeddings have the statistics of the head.
 
     Args:
       apply_fn: ``apply_fn(variables, *batch, **kwargs)`` evaluates the model, as
@@ -209,8 +212,16 @@ class _Collector:
         jaxpr = jax.make_jaxpr(self._evaluate)(variables, args)
         values = jax.tree.leaves((variables, args))
         layouts = [*self.layouts, *[None] * (len(values) - len(self.layouts))]
+        computed = [
+            Computed(
+                value,
+                kernels=frozenset([layout.path] if layout else ()),
+                is_data=index >= len(self.layouts),
+            )
+            for index, (value, layout) in enumerate(zip(values, layouts, strict=True))
+        ]
         reader = InputReader(self._with_gram)
-        found = reader.read(jaxpr, values, layouts)
+        found = reader.read(jaxpr, computed, layouts)
         for layout in filter(None, layouts):
             if layout.path not in found:
                 unused = "not used by apply_fn"

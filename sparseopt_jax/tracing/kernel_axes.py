@@ -69,8 +69,11 @@ class AxesReader(KernelReader):
             path: use.axes for path, use in uses.items() if path not in self.conflicts
         }
 
-    def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Known]:
+    def results(
+        self, eqn: core.JaxprEqn, values: list[Any], layouts: list[Layout | None]
+    ) -> Sequence[Known]:
         """Return the known properties of an equation's results."""
+        del layouts
         is_data = any(map(_is_data, values))
         return [Known(shape_of(atom), is_data) for atom in eqn.outvars]
 
@@ -111,7 +114,7 @@ class AxesReader(KernelReader):
         inputs = [*map(Known, map(shape_of, loop.body.invars), is_data)]
         inside = layouts_in_loop(self, loop, layouts)
         self.run(loop.body, loop.body_constants, inputs, inside, found)
-        return self.results(eqn, values)
+        return self.results(eqn, values, layouts)
 
     def further(
         self,
@@ -156,7 +159,7 @@ class AxesReader(KernelReader):
         found: Any,
     ) -> Sequence[Layout | None]:
         loop = loop_of(eqn)
-        carry = self.results(eqn, values)
+        carry = self.results(eqn, values, layouts)
         constants = values[loop.condition : loop.condition + loop.constants]
         inside = layouts_in_loop(self, loop, layouts[loop.condition :])
         inputs = [*constants, *carry]

@@ -28,7 +28,7 @@ from sparseopt_jax.tracing.jaxprs import (
 from sparseopt_jax.tracing.kernel_layout import Layout, Use, use_of
 from sparseopt_jax.tracing.model_program import has_collections
 from sparseopt_jax.tracing.operand_rows import Rows, convolution_rows, product_rows
-from sparseopt_jax.tracing.primitives import CALLS, KEEPS, PRODUCTS
+from sparseopt_jax.tracing.primitives import CALLBACKS, CALLS, KEEPS, PRODUCTS
 from sparseopt_jax.trees import paths
 
 
@@ -45,8 +45,10 @@ class KernelReader(abc.ABC):
         self.trouble: dict[str, str] = {}
 
     @abc.abstractmethod
-    def results(self, eqn: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
-        """Return the results of an equation without kernels, or one that loses them."""
+    def results(
+        self, eqn: core.JaxprEqn, values: list[Any], layouts: list[Layout | None]
+    ) -> Sequence[Any]:
+        """Return the results of an equation other than calls and loops over kernels."""
 
     @abc.abstractmethod
     def loop(
@@ -73,6 +75,11 @@ class KernelReader(abc.ABC):
           reason: why it is lost.
           is_incomplete: whether some of its inputs cannot be seen.
         """
+
+    def follows(self, values: list[Any]) -> bool:
+        """Tell whether to read the code that an equation calls without kernels."""
+        del values
+        return False
 
     def further(
         self,
@@ -122,20 +129,20 @@ class KernelReader(abc.ABC):
         found: Any,
     ) -> tuple[Sequence[Any], Sequence[Layout | None]]:
         name = eqn.primitive.name
-        if not any(layouts):
-            return self.results(eqn, values), ()
+        if not any(layouts) and not self.follows(values):
+            return self.results(eqn, values, layouts), ()
         if name == "scan":
             return self.loop(eqn, values, layouts, found), ()
         if name in CALLS and (body := called_jaxpr(eqn)) is not None:
             consts = getattr(body, "consts", ())
             return self.run(open_jaxpr(body), consts, values, layouts, found)
-        if name in PRODUCTS:
+        if name in PRODUCTS and any(layouts):
             self._multiplication(eqn, values, layouts, found)
-            return self.results(eqn, values), ()
+            return self.results(eqn, values, layouts), ()
         moved = self.further(eqn, values, layouts, found)
         if moved is None:
             moved = self._arrangement(eqn, layouts)
-        return self.results(eqn, values), moved
+        return self.results(eqn, values, layouts), moved
 
     def _arrangement(
         self, eqn: core.JaxprEqn, layouts: list[Layout | None]
@@ -154,7 +161,7 @@ class KernelReader(abc.ABC):
             moved = (layout.transpose(order) if order else layout).reshape(shape)
         if moved is not None:
             return [moved]
-        hides = bool(held_jaxprs(eqn)) or name in ("cond", "while")
+        hides = hides_code(eqn)
         for layout in filter(None, layouts):
             verb = "goes into" if hides else "passes through"
             self.lost(layout, f"{verb} {name}", hides)
@@ -187,6 +194,12 @@ class KernelReader(abc.ABC):
         else:
             assert not isinstance(rows, str)
             self.multiplied(layout, use, rows, inputs, found)
+
+
+def hides_code(eqn: core.JaxprEqn) -> bool:
+    """Tell whether an equation runs code that is not read: a branch, a callback."""
+    name = eqn.primitive.name
+    return bool(held_jaxprs(eqn)) or name in CALLBACKS or name in ("cond", "while")
 
 
 def layouts_in_loop(

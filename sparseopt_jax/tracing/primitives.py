@@ -36,6 +36,21 @@ MOVES = frozenset(
     {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose"}
 )
 
+# Select numbers of their operands, or put operands together.
+PARTS = frozenset(
+    {
+        "concatenate",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "gather",
+        "pad",
+        "rev",
+        "slice",
+        "split",
+        "unstack",
+    }
+)
+
 # Keep every number in its place, up to its dtype: one result per operand.
 KEEPS = frozenset(
     {

@@ -375,6 +375,94 @@ def test_a_kernel_with_uses_out_of_sight_has_no_statistics():
         so.calibrate(apply, params, [x])
 
 
+def scaled(p, x):
+    return (x * 100) @ (p["w"] * 0.5)
+
+
+def sliced(p, x):
+    return x @ p["w"][:, :2]
+
+
+def chosen(p, x):
+    return jnp.where(x.sum() > 0, p["w"], 0.0) @ x.T
+
+
+def by_entries(p, x):
+    return (x[:, :, None] * p["w"]).sum(1)
+
+
+def sorted_rows(p, x):
+    return jnp.sort(p["w"])
+
+
+def on_the_host(p, x):
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.pure_callback(np.dot, like, x, 2 * p["w"])
+
+
+def in_branch(p, x):
+    return jax.lax.cond(x.sum() > 0, lambda w: x @ w, lambda w: x, 2 * p["w"])
+
+
+def by_expert(p, x):
+    return x[0] @ jnp.take(p["w"], x[0].astype(int), 0)
+
+
+def with_a_kernel(p, x):
+    return x @ ((2 * p["w"]) @ p["v"])
+
+
+def in_loop(p, x):
+    def step(w, _):
+        return w, (x @ w, w.sum())
+
+    return jax.lax.scan(step, jnp.tanh(p["w"]), None, length=2)
+
+
+def from_step_to_step(p, x):
+    def step(carry, _):
+        matrix, number = carry
+        return (jnp.eye(4) * number, p["w"].sum()), x @ matrix
+
+    return jax.lax.scan(step, (jnp.eye(4), 0.0), None, length=3)[1]
+
+
+UNSEEN = [scaled, sliced, chosen, by_entries, sorted_rows, on_the_host, in_branch]
+UNSEEN += [by_expert, with_a_kernel, in_loop, from_step_to_step]
+
+
+@pytest.mark.parametrize("use", UNSEEN, ids=lambda use: use.__name__)
+def test_a_kernel_with_another_use_out_of_sight_has_no_statistics(use):
+    x, params = draw((4, 4)), {name: draw((4, 4), 1) for name in "wuv"}
+
+    def apply(p, x):
+        return x @ p["w"], x @ p["u"], use(p, x)
+
+    calibration = so.calibrate(apply, params, [x], gram=False)
+    assert list(calibration) == ["u"]
+    assert calibration.undecided["w"] != "not used by apply_fn"
+
+
+def test_uses_that_multiply_no_inputs_leave_the_statistics_complete():
+    """Penalties, which may cross a loop, and a table that is also a kernel."""
+    ids, params = jnp.arange(5) % 4, {"w": draw((4, 4), 1), "v": draw((4, 4), 2)}
+
+    def penalty(total, w):
+        return total + jnp.square(w).sum(), None
+
+    def apply(p, ids):
+        looked_up = jax.nn.relu(p["w"][ids] * 2.0)
+        logits = looked_up @ p["v"] @ p["w"].T
+        total = jax.lax.scan(penalty, 0.0, p["w"])[0] + jnp.abs(p["v"]).max()
+        return logits, total
+
+    calibration = so.calibrate(apply, params, [ids], gram=False)
+    assert calibration.undecided == {}
+    looked_up = jax.nn.relu(params["w"][ids] * 2.0)
+    for name, rows in (("v", looked_up), ("w", looked_up @ params["v"])):
+        np.testing.assert_allclose(calibration[name].mean, rows.mean(0), rtol=1e-5)
+
+
 def test_used_in_ways_that_differ():
     x, params = draw((5, 4)), {"w": draw((4, 4), 1), "v": draw((4, 4), 1)}
 
