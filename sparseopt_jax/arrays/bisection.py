@@ -111,11 +111,17 @@ def search(
         all arguments below.
       low: int32; at least k keys must reach it.
       high: int32; fewer than k keys reach it, or it exceeds every key.
-      reached: how many keys reach ``low``.
+      reached: int32, how many keys reach ``low``.
 
     Returns:
       The threshold, or a lower one that exactly k keys reach, and how many reach it.
+
+    Raises:
+      TypeError: if an array is not int32: wider thresholds would never settle.
     """
+    for name, x in {"k": k, "low": low, "high": high, "reached": reached}.items():
+        if x.dtype != jnp.int32:
+            raise TypeError(f"{name} must be int32, got {x.dtype}")
 
     def unsettled(state):
         low, high, reached = state

@@ -131,9 +131,10 @@ def _random_mask(
 def random_scores(
     key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding | None
 ) -> jax.Array:
-    """Draw uniform numbers, each device its own part; the mesh does not change them."""
+    """Draw float32 numbers in [0, 1), each device its own part, alike on any mesh."""
     explicit = sharding if sharding and is_explicit(sharding) else None
-    return sharded(jax.random.uniform(key, shape, out_sharding=explicit), sharding)
+    drawn = jax.random.uniform(key, shape, jnp.float32, out_sharding=explicit)
+    return sharded(drawn, sharding)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -145,7 +146,7 @@ def _top_k_mask(
 ) -> jax.Array:
     keys = order_keys(scores, where)
     # One entry per selection, with the sharding type of its count; nothing is summed.
-    like = jnp.zeros_like(jnp.sum(keys, axes, keepdims=True))
+    like = jnp.zeros_like(jnp.sum(keys, axes, keepdims=True, dtype=jnp.int32))
     return select_keys(
         keys,
         k + like,

@@ -160,7 +160,7 @@ class _Trial:
         values = {
             "masks": {"kernel": mask, "bias": optax.MaskedNode()},
             "fan_ins": {
-                "kernel": jnp.sum(self.mask, 0, keepdims=True),
+                "kernel": jnp.sum(self.mask, 0, keepdims=True, dtype=jnp.int32),
                 "bias": optax.MaskedNode(),
             },
             "neuron_dims": None,

@@ -129,12 +129,12 @@ def scale_by_local_adam(
                 return m
             steps = count[0] if paths.is_hole(steps) else steps
             taken = jnp.maximum(steps, 1)
-            m = m / (1 - _power(b1, taken)).astype(m.dtype)
-            v = v / (1 - _power(b2, taken)).astype(v.dtype)
+            m = m / (1 - _power(b1, taken, m.dtype)).astype(m.dtype)
+            v = v / (1 - _power(b2, taken, v.dtype)).astype(v.dtype)
             update = m / (jnp.sqrt(v) + eps)
             if not warmup_steps:
                 return update
-            warm = jnp.minimum(taken / warmup_steps, 1.0)
+            warm = jnp.minimum(taken.astype(jnp.float32) / warmup_steps, 1.0)
             warm = jnp.where(steps == count[0], 1.0, warm)
             return update * warm.astype(update.dtype)
 
@@ -161,7 +161,7 @@ def _counted(local_count: optax.Params, masks: optax.Params | None) -> optax.Par
     return paths.map_with_paths(at_leaf, local_count)
 
 
-def _power(decay: Any, steps: jax.Array) -> jax.Array:
-    """``decay ** steps``, of types that need no promotion."""
-    wide = jnp.result_type(float)
+def _power(decay: Any, steps: jax.Array, dtype: Any) -> jax.Array:
+    """Return ``decay ** steps`` in at least float32, without promotion."""
+    wide = jnp.promote_types(dtype, jnp.float32)
     return jnp.asarray(decay, wide) ** steps.astype(wide)

@@ -137,12 +137,12 @@ def metrics(
     map_masked_with_path(at_leaf, masks, params, *([] if grads is None else [grads]))
     total = {
         "density": _fraction(leaves),
-        "inactive_nonzero": jnp.sum(jnp.stack(leaks)),
+        "inactive_nonzero": jnp.sum(jnp.stack(leaks), dtype=jnp.int32),
         "churn": _ratio(
             jnp.sum(jnp.stack(list(grown.values())), dtype=jnp.float32),
             jnp.sum(jnp.stack(active)),
         ),
-        "collapsed": jnp.sum(jnp.stack(collapsed)),
+        "collapsed": jnp.sum(jnp.stack(collapsed), dtype=jnp.int32),
         "dead_fraction": _dead_fraction(neurons),
     }
     if explored:

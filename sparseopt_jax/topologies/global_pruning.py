@@ -100,4 +100,5 @@ def prune_within(scope: str) -> Stage:
 
 def _weights(draft: Draft, units: jax.Array) -> jax.Array:
     """Convert numbers of units per layer to the number of weights in all layers."""
-    return draft.units.size * jnp.sum(draft.units.layer_vector(units))
+    counts = draft.units.layer_vector(units)
+    return draft.units.size * jnp.sum(counts, dtype=jnp.int32)

@@ -81,9 +81,13 @@ def sparse_init(
     def at_leaf(path, mask, param):
         axes = resolve_axes(dims, path, mask) or one_neuron(mask)
         draw = jax.random.normal(
-            leaf_key(key, path), mask.shape, out_sharding=explicit_sharding(mask)
+            leaf_key(key, path),
+            mask.shape,
+            jnp.float32,
+            out_sharding=explicit_sharding(mask),
         )
-        deviation = jnp.sqrt(scale / jnp.maximum(fan_in(mask, axes), 1))
+        inputs = jnp.maximum(fan_in(mask, axes), 1).astype(jnp.float32)
+        deviation = jnp.sqrt(scale / inputs)
         return jnp.where(mask, draw * deviation, 0).astype(param.dtype)
 
     return map_masked_with_path(at_leaf, masks, params)

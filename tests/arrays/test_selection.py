@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sparseopt_jax.arrays.bisection import search
 from sparseopt_jax.arrays.selection import (
     random_mask,
     ranked_mask,
@@ -103,6 +104,29 @@ def test_random_mask_is_uniform_and_exact():
     np.testing.assert_array_equal(masks.sum((1, 2)), 6)
     # 2000 draws of probability 0.3: five standard deviations are 0.051.
     np.testing.assert_allclose(masks.mean(0), 0.3, atol=0.051)
+
+
+def selections(scores, key):
+    where = [scores > 0, scores < 1]
+    return (
+        top_k_mask(scores, 7),
+        top_k_mask(scores, 2, where=where[0], axis=1),
+        ranked_mask(scores, 2, axis=1),
+        random_mask(key, scores.shape, 7),
+        *top_k_masks([scores, -scores], 9, where=where, sizes=[1, 2]),
+    )
+
+
+def test_x64_selects_the_same():
+    scores = jax.random.normal(jax.random.key(1), (6, 5))
+    expected = selections(scores, jax.random.key(2))
+    with jax.enable_x64(True):
+        # Refuses wider integers when it is traced, with which it would never end.
+        with pytest.raises(TypeError, match="high must be int32, got int64"):
+            search(lambda t: t, jnp.int32(1), jnp.int32(0), jnp.int64(9), jnp.int32(9))
+        for dtype in (jnp.float32, jnp.float64):
+            wide = selections(scores.astype(dtype), jax.random.key(2))
+            jax.tree.map(np.testing.assert_array_equal, wide, expected)
 
 
 def test_bad_input_is_named():

@@ -56,7 +56,7 @@ class Redistribute(NetworkStage):
             room.append(units.layer_vector(units.per_layer - counts[-1]))
             activity.append(units.layer_vector(draft.measured["activity"]))
         shares = share(
-            sum(map(jnp.sum, lost), jnp.int32(0)),
+            sum(map(_sum, lost), jnp.int32(0)),
             jnp.concatenate(activity),
             jnp.concatenate(room),
         )
@@ -180,10 +180,10 @@ def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
     weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
 
     def unsettled(given):
-        return (jnp.sum(given) < total) & jnp.any(given < room)
+        return (_sum(given) < total) & jnp.any(given < room)
 
     def divide(given):
-        left = total - jnp.sum(given)
+        left = total - _sum(given)
         free = given < room
         claims = jnp.where(free, weights, 0.0)
         # Scaled to at most 1, so that their sum is finite.
@@ -193,15 +193,20 @@ def share(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
         ideal = left.astype(jnp.float32) * (claims / jnp.sum(claims))
         whole = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room - given)
         # float32 is not exact beyond 2**24, so the sum may exceed what is left.
-        before = jnp.cumsum(whole) - whole
+        before = jnp.cumsum(whole, dtype=jnp.int32) - whole
         whole = jnp.clip(left - before, 0, whole)
         # Remainders decide which parts get one more, within their room and the total.
         rest = ideal - whole.astype(jnp.float32)
         rest = jnp.where(given + whole < room, rest, -1.0)
         order = jnp.argsort(-rest, stable=True)
-        more = jnp.maximum(left - jnp.sum(whole), 0)
-        place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
+        more = jnp.maximum(left - _sum(whole), 0)
+        places = jnp.arange(order.size, dtype=jnp.int32)
+        place = jnp.zeros_like(places).at[order].set(places)
         extra = (place < more) & (given + whole < room)
         return given + whole + extra.astype(jnp.int32)
 
     return jax.lax.while_loop(unsettled, divide, jnp.zeros_like(room))
+
+
+def _sum(numbers: jax.Array) -> jax.Array:
+    return jnp.sum(numbers, dtype=jnp.int32)
