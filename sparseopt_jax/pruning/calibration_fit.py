@@ -5,7 +5,7 @@ from typing import Any
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims, chosen_dims, same_axes
 from sparseopt_jax.pruning.calibration import Calibration
-from sparseopt_jax.pruning.input_statistics import Inputs, check_inputs
+from sparseopt_jax.pruning.input_statistics import Inputs, check_inputs, check_numbers
 from sparseopt_jax.tracing.model_program import has_collections
 
 
@@ -45,7 +45,8 @@ def needed_inputs(
       The statistics.
 
     Raises:
-      ValueError: if there are none, or if they have another shape or other axes.
+      ValueError: if there are none, if they have another shape or other axes, or if
+        they are not finite or come from no samples.
     """
     inputs = calibration.need(kernel_name(plan.path, tree), method)
     check_fit(calibration, tree, plan)
@@ -54,6 +55,7 @@ def needed_inputs(
             "sparsegpt needs the Gram matrix of the inputs of "
             f"{plan.path!r}: call calibrate with gram=True"
         )
+    check_numbers(plan.path, inputs, method)
     return inputs
 
 

@@ -12,7 +12,7 @@ from sparseopt_jax.layers.eligibility import Where
 from sparseopt_jax.masks.state import apply_masks, map_masked_with_path, zero_masked
 from sparseopt_jax.pruning.calibration import Calibration
 from sparseopt_jax.pruning.calibration_fit import kernel_name
-from sparseopt_jax.pruning.input_statistics import Inputs, check_inputs
+from sparseopt_jax.pruning.input_statistics import Inputs, check_inputs, check_numbers
 from sparseopt_jax.pruning.prune import Pruned
 from sparseopt_jax.trees import paths
 
@@ -52,7 +52,8 @@ def dsnot(
 
     Raises:
       ValueError: if masks, dense parameters or statistics of a kernel are missing or
-        have another shape, ``cycles`` is below 1, or ``threshold`` is negative.
+        have another shape, statistics are not finite, ``cycles`` is below 1, or
+        ``threshold`` is negative.
       TypeError: if ``calibration`` is not the result of ``calibrate``.
 
     Note:
@@ -61,8 +62,9 @@ def dsnot(
       stops at the first exchange that would not reduce ``|e_r|``, which therefore never
       grows. In the published code E[x] is a sum over the positions of a sequence; here
       it is a mean over all samples, hence the other threshold. In both, a weight is
-      exchanged at most once. Any weight of a neuron may be exchanged for any other:
-      patterns such as N:M are not preserved.
+      exchanged at most once. A neuron with a NaN weight makes no exchanges. Any
+      weight of a neuron may be exchanged for any other: patterns such as N:M are not
+      preserved.
 
     References:
       Zhang et al., Dynamic sparse no training: training-free fine-tuning for sparse
@@ -99,6 +101,7 @@ def dsnot(
             )
         inputs = calibration.need(kernel_name(path, params), "dsnot")
         check_inputs(path, param, inputs)
+        check_numbers(path, inputs, "dsnot")
         results = replicated(
             functools.partial(_refine_leaf, cycles=cycles, threshold=threshold),
             inputs,
@@ -171,8 +174,10 @@ def _refine(
     # What each weight adds to the mean output: its dense value, and its current one.
     gain = dense.astype(jnp.float32) * mean[:, None]
     loss = pruned * mean[:, None]
-    least = jnp.finfo(jnp.float32).tiny
-    gain_by_variance = gain / jnp.maximum(variance, least)[:, None]
+    # Without overflow, the largest gain comes first among inputs of zero variance.
+    largest = jnp.max(jnp.abs(gain), 0)
+    least = jnp.finfo(jnp.float32).tiny * jnp.maximum(largest, 1.0)
+    gain_by_variance = gain / jnp.maximum(variance[:, None], least)
     cost = jnp.abs(pruned) * norm[:, None]
     neurons = jnp.arange(mask.shape[1])
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from sparseopt_jax.layers.neuron_dims import Axes
 from sparseopt_jax.tracing.kernel_layout import Use
@@ -42,9 +43,10 @@ def moments_of(rows: jax.Array, with_gram: bool) -> Moments:
       Their moments, in float32 for samples of any dtype.
     """
     rows = rows.astype(jnp.float32)
-    mean = jnp.mean(rows, -2)
+    count = rows.shape[-2]
+    mean = jnp.sum(rows, -2) / max(count, 1)
     return Moments(
-        count=jnp.float32(rows.shape[-2]),
+        count=jnp.float32(count),
         mean=mean,
         deviation=jnp.sum(jnp.square(rows - mean[..., None, :]), -2),
         gram=jnp.einsum(
@@ -60,24 +62,33 @@ def add_moments(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
     share = b.count / jnp.maximum(count, 1.0)
     step = b.mean - a.mean
+    weight = a.count * share
+    # Not 0 times a square that may be infinite.
+    between = jnp.where(weight > 0, jnp.square(step) * weight, jnp.zeros_like(step))
     return Moments(
         count=count,
         mean=a.mean + step * share,
-        deviation=a.deviation + b.deviation + jnp.square(step) * (a.count * share),
+        deviation=a.deviation + b.deviation + between,
         gram=None if a.gram is None or b.gram is None else a.gram + b.gram,
     )
 
 
 def join_moments(stacked: Moments) -> Moments:
     """Combine moments along the first axis, each of the same number of samples."""
-    mean = jnp.mean(stacked.mean, 0)
+    mean = jnp.sum(stacked.mean, 0) / max(len(stacked.mean), 1)
     spread = jnp.sum(jnp.square(stacked.mean - mean), 0)
+    each = common_count(stacked)
     return Moments(
         count=jnp.sum(stacked.count),
         mean=mean,
-        deviation=jnp.sum(stacked.deviation, 0) + stacked.count[0] * spread,
+        deviation=jnp.sum(stacked.deviation, 0) + each * spread,
         gram=None if stacked.gram is None else jnp.sum(stacked.gram, 0),
     )
+
+
+def common_count(stacked: Moments) -> jax.Array:
+    """Return the number of samples of each set along the first axis; 0 without sets."""
+    return jnp.max(stacked.count, initial=0.0)
 
 
 @jax.tree_util.register_dataclass
@@ -232,4 +243,29 @@ def check_inputs(path: str, kernel: Any, inputs: Inputs) -> None:
             f"the calibration of {path!r} was made with shape {inputs.shape}, but the "
             f"parameter has shape {tuple(kernel.shape)}: calibrate the model that you "
             "prune"
+        )
+
+
+def check_numbers(path: str, inputs: Inputs, method: str) -> None:
+    """Raise unless the statistics come from samples and are finite.
+
+    Traced statistics are not checked.
+
+    Raises:
+      ValueError: with the path and the remedy.
+    """
+    moments = inputs.moments
+    if isinstance(moments.count, Tracer):
+        return
+    if not float(moments.count) > 0:
+        raise ValueError(
+            f"{method}: the statistics of the inputs of {path!r} come from no samples: "
+            "calibrate with batches that are not empty"
+        )
+    parts = [inputs.mean, inputs.norm, inputs.gram]
+    if not all(bool(jnp.all(jnp.isfinite(x))) for x in parts if x is not None):
+        raise ValueError(
+            f"{method}: the statistics of the inputs of {path!r} are not finite, "
+            "because some inputs are NaN or infinite, or their squares overflow "
+            "float32: calibrate without these batches, or with smaller inputs"
         )

@@ -15,6 +15,7 @@ from sparseopt_jax.pruning.input_statistics import (
     Inputs,
     Moments,
     add_moments,
+    common_count,
     inputs_of,
     join_moments,
     moments_of,
@@ -198,7 +199,7 @@ class InputReader(KernelReader):
         )
         for (path, loops), moments in collected.items():
             if loops[-1]:
-                joined = moments._replace(count=moments.count[0])
+                joined = moments._replace(count=common_count(moments))
             else:
                 joined = join_moments(moments)
             _add(found, (path, loops[:-1]), joined)

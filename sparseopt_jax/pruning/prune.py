@@ -123,15 +123,17 @@ def prune(
 
     Raises:
       ValueError: for an unknown method, a sparsity outside [0, 1), required gradients
-        or statistics that are missing or have another shape, a structure that does not
-        fit a shape or the method, or a layer that would lose all its weights.
+        or statistics that are missing, have another shape or are not finite, a
+        structure that does not fit a shape or the method, or a layer, also one of a
+        stack, that would lose all its weights.
       TypeError: for an argument of the wrong type.
 
     Note:
       The published codes of Wanda and SparseGPT prune layer by layer; the inputs of
       each layer come from a network whose earlier layers are already pruned. Here all
       inputs come from the calibrated network. To prune in stages, calibrate and prune
-      again with another ``where``.
+      again with another ``where``. Weights whose score is NaN rank below all others, so
+      NaN weights are removed first; SparseGPT raises.
 
     References:
       Sun et al., A simple and effective pruning approach for large language models

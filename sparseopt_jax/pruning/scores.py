@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from sparseopt_jax.arrays.selection import random_scores
@@ -22,7 +24,7 @@ def gradients_by_path(
     """Return the gradients by path, which must include all sparse leaves.
 
     Raises:
-      ValueError: if one is missing or has another shape, with the path and both shapes.
+      ValueError: if one is missing, has another shape or is not finite, with the path.
     """
     by_path = dict(paths.flatten_with_paths(grads))
     for path, plan in leaves.items():
@@ -32,6 +34,12 @@ def gradients_by_path(
             raise ValueError(
                 f"grads must have the structure of params: at {path!r} with shape "
                 f"{tuple(plan.leaf.shape)} they hold {found}"
+            )
+        grad = by_path[path]
+        if not isinstance(grad, Tracer) and not bool(jnp.all(jnp.isfinite(grad))):
+            raise ValueError(
+                f"grads must be finite, but at {path!r} some are NaN or infinite: take "
+                "them from batches with a finite loss"
             )
     return by_path
 

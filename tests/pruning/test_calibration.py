@@ -375,6 +375,27 @@ def test_a_kernel_with_uses_out_of_sight_has_no_statistics():
         so.calibrate(apply, params, [x])
 
 
+def test_empty_batches_and_loops_without_steps_add_nothing():
+    x, params = draw((5, 4)), {"w": draw((4, 3), 1), "v": draw((4, 3), 2)}
+
+    def apply(p, x, steps):
+        product = x @ p["v"]
+        return product, jax.lax.scan(lambda c, x: (c, x @ p["w"]), 0.0, steps)[1]
+
+    empty, steps = (x[:0], jnp.ones((0, 5, 4))), x[None]
+    calibration = so.calibrate(apply, params, [empty, (x, steps), empty])
+    assert_statistics(calibration["v"], x)
+    assert_statistics(calibration["w"], x)
+    nothing = so.calibrate(apply, params, [empty])["w"]
+    assert float(nothing.count) == float(nothing.norm.max()) == 0.0
+
+
+def test_squares_that_overflow_are_infinite():
+    x = draw((5, 4)).at[0, 2].set(3e20)
+    norm = so.calibrate(lambda p, x: x @ p["w"], {"w": draw((4, 3))}, [x, x])["w"].norm
+    np.testing.assert_array_equal(np.isinf(norm), [False, False, True, False])
+
+
 def scaled(p, x):
     return (x * 100) @ (p["w"] * 0.5)
 

@@ -45,6 +45,16 @@ def test_one_exchange_by_hand():
     np.testing.assert_array_equal(more.masks["kernel"], refined.masks["kernel"])
 
 
+def test_of_inputs_without_variance_the_largest_gain_grows():
+    kernel, x = jnp.array([[-1.0], [1.0], [1.0]]), jnp.array([[1.0, 5.0, 50.0]])
+    mask = jnp.array([[True], [False], [False]])
+    calibration = so.calibrate(dense, {"kernel": kernel}, [x])
+    refined = so.dsnot(
+        {"kernel": kernel}, {"kernel": mask}, calibration, {"kernel": kernel}
+    )
+    np.testing.assert_array_equal(refined.masks["kernel"][:, 0], [0, 0, 1])
+
+
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "random", "sparsegpt"])
 def test_fan_ins_stay_and_no_mean_error_grows(method):
     x = draw((100, 32)) * jnp.exp(draw((32,), 1)) + draw((32,), 2)
@@ -128,6 +138,8 @@ def test_what_it_refuses():
     refuses("structure of params: at 'kernel'", *pruned, calibration, {})
     mask = {"kernel": jnp.ones((4, 8), bool)}
     refuses("the mask at 'kernel' has shape", params, mask, calibration, params)
+    broken = so.calibrate(dense, params, [x.at[0, 0].set(jnp.nan)])
+    refuses("dsnot: .* 'kernel' are not finite", *pruned, broken, params)
     other = {"other": params["kernel"]}
     refuses(
         "dsnot needs statistics of the inputs of 'other'",

@@ -577,5 +577,33 @@ def test_what_it_refuses():
     for options in ({"damping": 0.0}, {"block_size": 0}, {"block_size": 1.5}):
         with pytest.raises(ValueError, match=next(iter(options))):
             SparseGPT(**options)
-    broken = calibrated(kernel, x.at[0, 0].set(jnp.nan))
-    refuses("H of 'kernel' is not positive", "sparsegpt", calibration=broken)
+    for number in (jnp.nan, jnp.inf, 3e20):
+        broken = calibrated(kernel, x.at[0, 0].set(number))
+        for method in ("wanda", "sparsegpt"):
+            message = f"{method}: .* inputs of 'kernel' are not finite"
+            refuses(message, method, calibration=broken)
+        grads = {"kernel": kernel.at[0, 0].set(jnp.float32(number) * 1e20)}
+        refuses("at 'kernel' some are NaN or infinite", "saliency", grads=grads)
+    nothing = calibrated(kernel, x[:0])
+    refuses("'kernel' come from no samples", "wanda", calibration=nothing)
+    infinite = {"kernel": kernel.at[0, 0].set(jnp.nan)}
+    refuses(
+        "H of 'kernel' is not positive",
+        "sparsegpt",
+        tree=infinite,
+        calibration=calibrated(kernel, x),
+    )
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "saliency"])
+def test_nan_weights_are_removed_first(method):
+    kernel, x = draw((8, 4)).at[3].set(jnp.nan), draw((5, 8), 1)
+    pruned = so.prune(
+        {"kernel": kernel},
+        method,
+        sparsity=1 / 8,
+        calibration=calibrated(kernel, x),
+        grads={"kernel": jnp.ones((8, 4))},
+    )
+    np.testing.assert_array_equal(pruned.masks["kernel"].sum(1) == 0, np.arange(8) == 3)
+    assert np.isfinite(pruned.params["kernel"]).all()
