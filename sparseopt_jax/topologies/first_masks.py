@@ -133,7 +133,7 @@ def _draft(
             fraction=jnp.float32(0.0),
             targets={plan.path: plan.per_cell},
             adapts=True,
-            rises=False,
+            rises={plan.path: jnp.bool_(False)},
         ),
         measured={},
     )

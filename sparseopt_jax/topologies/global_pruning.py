@@ -52,7 +52,7 @@ class PruneGlobally(NetworkStage):
             forced += _weights(draft, units.count(stays, "layer"))
             present += _weights(draft, draft.size)
             budget += _weights(draft, target)
-        rises = drafts[0].rises
+        rises = jnp.any(jnp.asarray(drafts[0].rises))  # the same for all layers
         budget = jnp.where(rises, budget, jnp.minimum(budget, present))
         k = jnp.maximum(jnp.minimum(budget, present), forced)
         kept = top_k_masks(scores, k, where=candidates, sizes=weights)

@@ -40,13 +40,13 @@ class Demand(NamedTuple):
       targets: active units of each cell after the update, by path; a leaf without a
         target keeps its number.
       adapts: as in ``Draft``.
-      rises: as in ``Draft``.
+      rises: as in ``Draft``, by path; True for a leaf without an entry.
     """
 
     fraction: jax.Array
     targets: dict[str, Any]
     adapts: jax.typing.ArrayLike
-    rises: jax.typing.ArrayLike
+    rises: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +297,7 @@ def _draft_of(
         fraction=demand.fraction,
         target=demand.targets.get(plan.path),
         adapts=demand.adapts,
-        rises=demand.rises,
+        rises=demand.rises.get(plan.path, True),
         planned=None if plan.per_cell is None else plan.per_cell * units.cells,
         measured=measured,
         kept=scored.active,

@@ -37,9 +37,13 @@ def first_planned(rewiring: "Rewiring", params: optax.Params) -> list[LeafPlan]:
     initial = rewiring.density.initial_sparsity
     rules = _rules(rewiring, initial)._replace(begins=True)
     if isinstance(rewiring.distribution, Mapping):
-        # A mapping specifies the final sparsities.
+        # A mapping specifies the final sparsities. A layer that would have to move
+        # against the network begins with its final one.
+        final = rewiring.target_density
+        bound = max if final is not None and 1 - initial < final else min
         begins = {
-            pattern: min(initial, end) for pattern, end in rewiring.distribution.items()
+            pattern: bound(initial, end)
+            for pattern, end in rewiring.distribution.items()
         }
         rules = rules._replace(distribution=begins)
     return plan_leaves(rules, params)

@@ -67,7 +67,10 @@ class UpdateSteps(abc.ABC):
 
     @abc.abstractmethod
     def previous(self, count: Any) -> Any:
-        """Return the step of the last update before step ``count``."""
+        """Return the step of the last update before step ``count``.
+
+        If there is none, the step before the first update.
+        """
 
     @abc.abstractmethod
     def fraction(self, count: jax.typing.ArrayLike) -> jax.Array:
@@ -158,9 +161,15 @@ class UpdateSchedule(UpdateSteps):
         return range(self.start, self.stop, self.every)
 
     def previous(self, count: Any) -> Any:
-        """Return the step of the last update before ``count``, or else ``start``."""
-        changes = (count - self.start - 1) // self.every
-        return self.start + self.every * jnp.clip(changes, 0, len(self.steps) - 1)
+        """Return the step of the last update before ``count``.
+
+        If there is none, the step before the first update.
+        """
+        changes = jnp.clip(
+            (count - self.start - 1) // self.every, 0, len(self.steps) - 1
+        )
+        last = self.start + self.every * changes
+        return jnp.where(count <= self.start, self.start - 1, last)
 
     def fraction(self, count: jax.typing.ArrayLike) -> jax.Array:
         """Return the fraction of active weights to replace at ``count``: float32.
@@ -216,7 +225,7 @@ class StepList(UpdateSteps):
     def previous(self, count: Any) -> Any:
         """Return the last of the steps before ``count``.
 
-        If there is none, the step before the first.
+        If there is none, the step before the first update.
         """
         first = self.steps[0] - 1
         gaps = (b - a for a, b in itertools.pairwise((first, *self.steps)))

@@ -53,7 +53,7 @@ class Numbers(NamedTuple):
     Attributes:
       fraction: as in ``Demand``.
       adapts: as in ``Demand``.
-      rises: as in ``Demand``.
+      rises: as in ``Demand``, a bool of each leaf; None if True for all.
       targets: active units of each leaf's cells, int32; None without targets.
       keys: (leaves, 2) typed keys, for the drop and the grow score; None if no score is
         drawn.
@@ -62,7 +62,7 @@ class Numbers(NamedTuple):
 
     fraction: jax.Array
     adapts: jax.typing.ArrayLike
-    rises: jax.typing.ArrayLike
+    rises: jax.Array | None
     targets: jax.Array | None
     keys: jax.Array | None
     measured: dict[str, jax.Array]
@@ -102,8 +102,10 @@ def rewire_side_by_side(
         numbers = Numbers(
             fraction=demand.fraction,
             adapts=demand.adapts,
-            rises=demand.rises,
-            targets=_stacked([demand.targets[p] for p in paths])
+            rises=_stacked([demand.rises.get(p, True) for p in paths], jnp.bool_)
+            if demand.rises
+            else None,
+            targets=_stacked([demand.targets[p] for p in paths], jnp.int32)
             if has_target
             else None,
             keys=_keys(rewiring, key, paths) if is_scored else None,
@@ -204,7 +206,7 @@ def _draft(
         fraction=numbers.fraction,
         target=None if numbers.targets is None else in_rows(numbers.targets),
         adapts=numbers.adapts,
-        rises=numbers.rises,
+        rises=True if numbers.rises is None else in_rows(numbers.rises),
         planned=None if planned is None else in_rows(jnp.asarray(planned, jnp.int32)),
         measured={
             name: units.from_layer_vector(vector)
@@ -258,8 +260,8 @@ def _planned(leaf: Leaf) -> int:
     return leaf.plan.per_cell * leaf.units.cells
 
 
-def _stacked(targets: Sequence[Any]) -> jax.Array:
-    return jnp.stack([jnp.asarray(target, jnp.int32) for target in targets])
+def _stacked(numbers: Sequence[Any], dtype: Any) -> jax.Array:
+    return jnp.stack([jnp.asarray(number, dtype) for number in numbers])
 
 
 def _read(rewiring: "Rewiring", leaf: Leaf) -> dict[str, jax.Array]:

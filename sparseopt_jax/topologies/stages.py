@@ -38,7 +38,7 @@ class Draft(NamedTuple):
       target: active units after the update; None if their number stays.
       adapts: whether the target applies, a bool or bool scalar; if False, numbers stay.
       rises: whether cells with fewer active units than their target are filled up to
-        it, a bool or bool scalar; if False, they keep their number.
+        it, a bool or bools per layer; if False, they keep their number.
       planned: active units planned for each layer; None for as many as it has.
       measured: what the stages measured by ``Stage.measure``, by name.
       kept: bool, the units that stay according to the stages so far; finally the new

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -46,32 +47,44 @@ def targets(rewiring: "Rewiring", count: Any, params: optax.Params) -> dict[str,
     }
 
 
-def rises(rewiring: "Rewiring", count: Any, params: optax.Params) -> Any:
-    """Return whether an update at a step may grow layers: a bool or bool scalar.
+def rises(
+    rewiring: "Rewiring", count: Any, params: optax.Params
+) -> dict[str, jax.Array]:
+    """Return which layers an update at a step may fill up, by path.
 
-    With a density schedule, layers that are sparser than scheduled are filled up only
-    if the density has risen since the previous update: pruned weights stay pruned.
+    With a density schedule, a layer that is sparser than scheduled is filled up only if
+    its density has risen since the previous update: pruned weights stay pruned.
 
     Args:
       rewiring: the topology.
       count: int32 scalar, the step.
       params: the weights, or placeholders with their shapes.
+
+    Returns:
+      Bool scalars; no entries without a density schedule, which means all layers. A
+      layer whose number stays, or that competes with others for weights, follows the
+      density of the network.
     """
     density, schedule = rewiring.density, rewiring.schedule
     if density is None or schedule is None:
-        return True
+        return {}
     now, before = (
         jnp.asarray(density.progress(step), jnp.float32)
         for step in (count, schedule.previous(count))
     )
     first = _active_units(rewiring.first_leaves(params))
     last = _active_units(rewiring.leaves(params))
-    return now > before if first > last else now < before
+    network = sum(first.values()) - sum(last.values())
+    falls = {
+        path: (not rewiring.crosses_layers and first[path] - n) or network
+        for path, n in last.items()
+    }
+    return {path: now > before if n > 0 else now < before for path, n in falls.items()}
 
 
-def _active_units(plans: list[LeafPlan]) -> int:
-    return sum(
-        plan.per_cell * plan.units.cells
+def _active_units(plans: list[LeafPlan]) -> dict[str, int]:
+    return {
+        plan.path: plan.per_cell * plan.units.cells
         for plan in plans
         if plan.per_cell and plan.units
-    )
+    }

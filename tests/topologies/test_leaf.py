@@ -71,7 +71,7 @@ def test_updates_by_blocks_are_those_of_dense_arrays(method, name):
 
 def _scores(leaf, topology):
     """Return scores for dropping and growing, where each applies."""
-    demand = Demand(jnp.float32(0.5), {}, False, True)
+    demand = Demand(jnp.float32(0.5), {}, False, {})
     draft = leaf.draft(topology, jax.random.split(jax.random.key(3)), demand)
     drop = jnp.where(draft.active, draft.drop, 0.0)
     return draft.active, draft.held, drop, draft.grow, draft.size
