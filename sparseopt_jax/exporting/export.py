@@ -50,7 +50,8 @@ def export(
       TypeError: for a leaf that a file cannot hold, such as a PRNG key or a function,
         with its path; or if the arguments are swapped.
       ValueError: if ``path`` already exists, no masks are found, a mask does not fit a
-        parameter, or an inactive weight is not zero, which only ``"dense"`` keeps.
+        parameter, an inactive weight is not zero, which only ``"dense"`` keeps, or a
+        parameter's name could not be read back from the file.
       OSError: if the file cannot be written.
 
     Note:
@@ -116,10 +117,13 @@ def _contents(
             stored = form.encoding.encode(x, mask)
         for ending, part in stored.items():
             name = formats.stored_name(path, ending)
+            problem = formats.name_problem(form, name)
             if name in arrays:
+                problem = "two arrays would have this name"
+            if problem is not None:
                 raise ValueError(
-                    f"two arrays in the file would have the name {name!r}, one of them "
-                    f"for {path!r}: rename the parameter"
+                    f"the parameter at {path!r:.200} cannot be stored under the name "
+                    f"{name!r:.200}: {problem}; rename the parameter"
                 )
             arrays[name] = part
     return arrays, said

@@ -48,17 +48,34 @@ class Format(NamedTuple):
       name: its name in the file, which is that of compressed-tensors if there is one.
       encoding: the encoding of sparse arrays.
       write: writes arrays and strings to an open file.
+      name_problem: returns why an array cannot be read back under a name, or None.
     """
 
     name: str
     encoding: encodings.Encoding
     write: Callable[[BinaryIO, Mapping[str, np.ndarray], Mapping[str, str]], None]
+    name_problem: Callable[[str], str | None]
 
 
 FORMATS = {
-    "bitmask": Format("sparse-bitmask", encodings.BITMASK, safetensors_file.write),
-    "csr": Format("csr", encodings.CSR, npz_file.write),
-    "dense": Format("dense", encodings.DENSE, safetensors_file.write),
+    "bitmask": Format(
+        name="sparse-bitmask",
+        encoding=encodings.BITMASK,
+        write=safetensors_file.write,
+        name_problem=safetensors_file.name_problem,
+    ),
+    "csr": Format(
+        name="csr",
+        encoding=encodings.CSR,
+        write=npz_file.write,
+        name_problem=npz_file.name_problem,
+    ),
+    "dense": Format(
+        name="dense",
+        encoding=encodings.DENSE,
+        write=safetensors_file.write,
+        name_problem=safetensors_file.name_problem,
+    ),
 }
 _BY_NAME = {form.name: form for form in FORMATS.values()}
 
@@ -70,6 +87,20 @@ def stored_name(path: str, ending: str) -> str:
     ('head/kernel.bitmask', 'data')
     """
     return ".".join(part for part in (path, ending) if part) or "array"
+
+
+def name_problem(form: Format, name: str) -> str | None:
+    r"""Return why a file cannot hold an array under a name; None if it can.
+
+    >>> name_problem(FORMATS["bitmask"], "kernel")
+    >>> name_problem(FORMATS["bitmask"], "ker\ud800nel")
+    'it is not valid Unicode'
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    return form.name_problem(name)
 
 
 def write(

@@ -10,7 +10,8 @@ import numpy as np
 
 FIRST_BYTES = b"PK"
 
-_METADATA = "__metadata__"
+_METADATA = "__metadata__."  # begins the names of the metadata
+_LONGEST_NAME = 65_535  # bytes; the zip format stores the length in two
 _ENDING = ".npy"
 
 
@@ -24,21 +25,13 @@ def write(
 
     Args:
       file: a file open for writing.
-      arrays: contiguous arrays by name.
+      arrays: contiguous arrays by name; none of the names has a ``name_problem``.
       metadata: strings by name; each is written as the array of its bytes.
-
-    Raises:
-      ValueError: if an array has the name of an entry of the metadata.
     """
     texts = {
-        f"{_METADATA}.{name}": np.frombuffer(text.encode(), np.uint8)
+        f"{_METADATA}{name}": np.frombuffer(text.encode(), np.uint8)
         for name, text in metadata.items()
     }
-    if texts.keys() & arrays.keys():
-        raise ValueError(
-            f"an array cannot have the name {min(texts.keys() & arrays.keys())!r}: "
-            "rename it"
-        )
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, x in {**texts, **arrays}.items():
             # Its date is constant, so that equal arrays give equal files.
@@ -69,7 +62,8 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for entry in archive.infolist():
-                name = entry.filename.removesuffix(_ENDING)
+                # `filename` would have other slashes on Windows.
+                name = entry.orig_filename.removesuffix(_ENDING)
                 if entry.compress_type != zipfile.ZIP_STORED or name in arrays:
                     raise ValueError(
                         f"{entry.filename!r} is compressed, or occurs twice"
@@ -78,10 +72,27 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"it is not a complete archive of arrays: {error}") from None
     for name in list(arrays):
-        if name.startswith(f"{_METADATA}."):
+        if name.startswith(_METADATA):
             text = arrays.pop(name).tobytes().decode()
-            metadata[name.removeprefix(f"{_METADATA}.")] = text
+            metadata[name.removeprefix(_METADATA)] = text
     return arrays, metadata
+
+
+def name_problem(name: str) -> str | None:
+    r"""Return why an array cannot be read back under a name; None if it can.
+
+    >>> name_problem("kernel")
+    >>> name_problem("ker\0nel")
+    "an npz file would hold it as 'ker'"
+    """
+    if name.startswith(_METADATA):
+        return f"names that begin with {_METADATA!r} are those of the file's metadata"
+    held = zipfile.ZipInfo(name).filename
+    if held != name:
+        return f"an npz file would hold it as {held!r}"
+    if len((name + _ENDING).encode()) > _LONGEST_NAME:
+        return f"an npz file cannot hold names longer than {_LONGEST_NAME} bytes"
+    return None
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:

@@ -51,14 +51,13 @@ def write(
 
     Args:
       file: a file open for writing.
-      arrays: contiguous arrays by name, each of one of ``DTYPES``.
+      arrays: contiguous arrays by name, each of one of ``DTYPES``; none of the names
+        has a ``name_problem``.
       metadata: strings by name.
 
     Raises:
-      ValueError: if an array has the name of the metadata, or the header is too long.
+      ValueError: if the header is too long.
     """
-    if _METADATA in arrays:
-        raise ValueError(f"an array cannot have the name {_METADATA!r}: rename it")
     ordered = sorted(
         arrays.items(), key=lambda item: (-_ORDER[item[1].dtype.name], item[0])
     )
@@ -125,6 +124,16 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             f"{len(data) - start}"
         )
     return {entry.name: entry.array(data, start) for entry in entries}, metadata
+
+
+def name_problem(name: str) -> str | None:
+    """Return why an array cannot be read back under a name; None if it can.
+
+    >>> name_problem("kernel")
+    >>> name_problem("__metadata__")
+    "'__metadata__' is the name of the file's metadata"
+    """
+    return f"{name!r} is the name of the file's metadata" if name == _METADATA else None
 
 
 class _Entry:

@@ -291,11 +291,51 @@ REFUSED = {
         {"a": {"b": KERNEL["kernel"]}, "a/b.shape": jnp.ones(2)},
         {"a": {"b": MASK["kernel"]}},
         {},
-        r"would have the name 'a/b\.shape'",
+        r"at 'a/b\.shape' cannot be stored .*: two arrays would have this name",
     ),
     "metadata": ({"__metadata__": jnp.ones(1), **KERNEL}, MASK, {}, "__metadata__"),
     "two paths": ({"a": {"b": 1.0}, "a/b": 2.0, **KERNEL}, MASK, {}, "to two leaves"),
 }
+
+
+NAMES = {
+    "empty": "",
+    "rooted": "/a",
+    "a parent": "../a",
+    "a backslash": "a\\b",
+    "a line": "a\nb",
+    "an ending": "a.npy",
+    "very long": "n" * 70_000,
+    "cut": "a\0b",
+    "no text": "a\ud800",
+    "two halves": "a\ud83d\ude00",
+    "metadata": "__metadata__",
+    "of metadata": "__metadata__.a",
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("case", NAMES)
+def test_names_come_back_or_are_an_error(case, format, path):
+    name, mask = NAMES[case], np.array([[True, False]])
+    for params in ({name: mask * 1.0}, {name: np.ones(2), "k": mask * 1.0}):
+        masks = {list(params)[-1]: mask}
+        try:
+            so.export(path, params, masks, format=format, overwrite=True)
+        except ValueError as error:
+            assert repr(name)[:100] in str(error)
+            assert str(error).endswith("; rename the parameter")
+            assert case not in ("empty", "rooted", "a parent", "a line", "an ending")
+        else:
+            assert_same(so.load(path, like=params).params, params)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_names_in_two_normal_forms_are_two_names(format, path):
+    params = {"\u00e9": np.ones((1, 2)), "e\u0301": np.zeros((1, 2))}
+    masks = {name: np.ones((1, 2), bool) for name in params}
+    so.export(path, params, masks, format=format)
+    assert_same(so.load(path).params, params)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseopt_jax.exporting.npz_file import read, write
+from sparseopt_jax.exporting.npz_file import name_problem, read, write
 
 # `numpy.savez` has arguments of the first two names.
 ARRAYS = {
@@ -49,9 +49,15 @@ def test_files_depend_on_their_contents_alone(written):
     assert file.getvalue() == written
 
 
-def test_an_array_cannot_be_called_as_the_metadata_are():
-    with pytest.raises(ValueError, match=r"the name '__metadata__.one': rename it"):
-        write(io.BytesIO(), {"__metadata__.one": np.zeros(1)}, METADATA)
+def test_names_that_do_not_come_back_are_problems():
+    for name in ("", "a.npy", "/a", "..", "a\\b", "é", "n" * 65_531, "__metadata__"):
+        assert name_problem(name) is None
+        file = io.BytesIO()
+        write(file, {name: np.zeros(1)}, METADATA)
+        assert read(bytearray(file.getvalue()))[0].keys() == {name}
+    assert "are those of the file's metadata" in name_problem("__metadata__.other")
+    assert name_problem("a\0b") == "an npz file would hold it as 'a'"
+    assert "longer than 65535 bytes" in name_problem("é" * 32_766)
 
 
 def archive(**members):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseopt_jax.exporting.safetensors_file import DTYPES, read, write
+from sparseopt_jax.exporting.safetensors_file import DTYPES, name_problem, read, write
 
 # ARRAYS as written by safetensors 0.8.0.
 GOLDEN = base64.b64decode(
@@ -60,9 +60,13 @@ def test_every_type_is_read_as_it_was_written(name):
     assert arrays["x"].dtype == x.dtype and arrays["x"].tobytes() == x.tobytes()
 
 
-def test_an_array_cannot_be_called_as_the_metadata_are():
-    with pytest.raises(ValueError, match="the name '__metadata__': rename it"):
-        write(io.BytesIO(), {"__metadata__": np.zeros(1)}, {})
+def test_names_that_do_not_come_back_are_problems():
+    for name in ("", "a\0b", "/a", "..", "a\\b", "é", "n" * 70_000, "__metadata__."):
+        assert name_problem(name) is None
+        file = io.BytesIO()
+        write(file, {name: np.zeros(1)}, METADATA)
+        assert read(bytearray(file.getvalue()))[0].keys() == {name}
+    assert "the name of the file's metadata" in name_problem("__metadata__")
 
 
 def file_of(header, data=b"", length=None):
