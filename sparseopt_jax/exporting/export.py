@@ -159,6 +159,11 @@ def _on_host(path: str, leaf: Any) -> np.ndarray:
             f"params must hold arrays and numbers, got {described(leaf)} at {path!r}: "
             "omit it, for example with equinox.filter(params, equinox.is_array)"
         )
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(
+            f"params hold a numpy.ma.MaskedArray at {path!r}, whose own mask cannot be "
+            "stored: pass its filled(0)"
+        )
     x = np.asarray(leaf)
     if x.dtype.name not in DTYPES:
         raise TypeError(

@@ -22,6 +22,8 @@ from sparseopt_jax.masks.compact_kernel import (
 )
 from sparseopt_jax.trees import paths
 
+Number = bool | int | float | complex
+
 
 class Loaded(NamedTuple):
     """The contents of a file.
@@ -49,17 +51,17 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
       path: the path of the file. Its first bytes determine the format.
       like: parameters with the structure to load into: any pytree of arrays or of
         ``jax.ShapeDtypeStruct``, boxed or not. Where it holds JAX arrays, so does the
-        result, on the same devices; where it holds compact parameters, so does the
-        result. Without it the result holds NumPy arrays in dictionaries nested
-        according to the paths.
+        result, on the same devices; where it holds compact parameters, NumPy arrays or
+        Python numbers, so does the result. Without it the result holds NumPy arrays in
+        dictionaries nested according to the paths.
 
     Returns:
       Parameters, masks and the metadata of the file.
 
     Raises:
       ValueError: if ``so.export`` did not write the file, it is truncated or was
-        changed, or its arrays do not match ``like``, with every difference. Nothing is
-        ever unpickled.
+        changed, or its arrays do not match ``like``, with every difference, such as a
+        number that its type in ``like`` cannot hold. Nothing is ever unpickled.
       OSError: if the file cannot be read.
 
     Examples:
@@ -160,6 +162,11 @@ def _check_like(wanted: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> 
         elif _is_number(leaf):
             if x.shape:
                 lines.append(f"{path}: {_kind(x)} in the file, a number in like")
+            elif _as_number(x, type(leaf)) is None:
+                lines.append(
+                    f"{path}: {x.item()!r} in the file, which {type(leaf).__name__}, "
+                    "the type of the number in like, cannot hold"
+                )
         elif _kind(x) != _kind(leaf):
             lines.append(f"{path}: {_kind(x)} in the file, {_kind(leaf)} in like")
         elif not isinstance(leaf, np.ndarray | np.generic) and _narrows(x.dtype):
@@ -181,19 +188,34 @@ def _narrows(dtype: np.dtype) -> np.dtype | None:
 
 
 def _kind(x: Any) -> str:
-    """Return dtype and shape, such as ``float32[4,8]``."""
+    """Return dtype and shape, such as ``float32[4,8]``, in any byte order."""
     shape = ",".join(map(str, np.shape(x)))
-    return f"{getattr(x, 'dtype', type(x).__name__)}[{shape}]"
+    name = x.dtype.name if hasattr(x, "dtype") else type(x).__name__
+    return f"{name}[{shape}]"
 
 
 def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype")
+    return isinstance(leaf, Number) and not hasattr(leaf, "dtype")
+
+
+def _as_number(x: np.ndarray, number: type[Number]) -> Number | None:
+    """Return a stored scalar as a Python number; None if the type cannot hold it."""
+    value = x.item()
+    try:
+        converted = number(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    are_nan = converted != converted and value != value
+    return converted if converted == value or are_nan else None
 
 
 def _like(leaf: Any, x: np.ndarray) -> Any:
     """Convert a loaded array to its leaf's type: a number, a NumPy or a JAX array."""
     if _is_number(leaf):
-        return type(leaf)(x.item())
+        return _as_number(x, type(leaf))
+    if isinstance(leaf, np.ndarray | np.generic):
+        x = x.astype(leaf.dtype, copy=False)  # its byte order may be another
+        return x[()] if isinstance(leaf, np.generic) else x
     return _where(leaf, x)
 
 

@@ -207,14 +207,41 @@ def test_modules_of_equinox_are_written(path):
         so.export(path, {**KERNEL, "model": jax.nn.relu}, MASK, overwrite=True)
 
 
-def test_numbers_and_types_of_other_machines_are_written(path):
-    params = {"number": 0.1, "flag": True, "big": np.array([[1, 2]], ">i4")}
-    so.export(path, params, {"big": np.array([[True, True]])})
-    loaded = so.load(path)
-    assert loaded.params["big"].tolist() == [[1, 2]]
-    assert loaded.params["number"].item() == 0.1
-    again = so.load(path, like={**params, "big": np.zeros((1, 2), np.int32)}).params
-    assert (again["number"], again["flag"]) == (0.1, True)
+LEAVES = {
+    "big-endian": np.arange(4.0).astype(">f4").reshape(2, 2),
+    "big-endian ints": np.arange(4).astype(">i8").reshape(2, 2),
+    "strided": np.arange(16.0).reshape(4, 4)[::2, ::-2],
+    "columns first": np.asfortranarray(np.arange(4.0).reshape(2, 2)),
+    "repeated": np.broadcast_to(np.float32(2), (2, 2)),
+    "complex": np.array([[1j, 2], [-0.0, np.nan]], np.complex64),
+    "bools": np.array([[True, False], [False, True]]),
+    "large ints": np.full((2, 2), 2**63 + 1, np.uint64),
+    "a scalar": np.float64(0.1),
+    "a complex scalar": np.complex64(1j),
+    "a big-endian array without axes": np.array(3, ">i4"),
+    "a float": 0.1,
+    "NaN": float("nan"),
+    "minus zero": -0.0,
+    "an int beyond 32 bits": -(2**31) - 1,
+    "an int beyond 63 bits": 2**64 - 1,
+    "a bool": True,
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("case", LEAVES)
+def test_leaves_come_back_with_their_types(case, format, path):
+    leaf, mask = LEAVES[case], np.ones((2, 2), bool)
+    params, masks = {"kernel": np.ones((2, 2)), "leaf": leaf}, {"kernel": mask}
+    if np.shape(leaf):
+        params, masks = {"kernel": leaf, "leaf": leaf}, {"kernel": mask}
+    so.export(path, params, masks, format=format)
+    loaded = so.load(path, like=params).params
+    assert_same(loaded, params)
+    assert [type(x) for x in loaded.values()] == [type(x) for x in params.values()]
+    plain = so.load(path).params["leaf"]
+    little = np.asarray(leaf).astype(np.asarray(leaf).dtype.newbyteorder("<"))
+    assert_same(plain, little)
 
 
 def test_a_single_kernel_is_what_scipy_saves(path):
@@ -353,6 +380,8 @@ WRONG = {
     "a function": ({**KERNEL, "a": jnp.sum}, MASK, "at 'a': omit it"),
     "a text": ({**KERNEL, "a": "b"}, MASK, "got 'b' at 'a'"),
     "four bits": ({**KERNEL, "a": jnp.ones(2, jnp.int4)}, MASK, "hold int4 at 'a'"),
+    "a hidden mask": ({**KERNEL, "a": np.ma.masked_equal([1, 2], 2)}, MASK, "filled"),
+    "a huge int": ({**KERNEL, "a": 2**64}, MASK, "hold object at 'a'"),
     "wide": ({**KERNEL, "a": 1j}, MASK, "hold complex128 at 'a'"),
 }
 

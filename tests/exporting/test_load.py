@@ -86,6 +86,42 @@ def test_another_structure_is_an_error_with_every_difference(bitmask):
         so.load(bitmask, like=like)
 
 
+NUMBERS = {  # stored, in like, loaded; None for an error
+    "a fraction as int": (0.5, 0, None),
+    "a fraction as bool": (0.25, True, None),
+    "two as bool": (2, True, None),
+    "complex as float": (np.complex64(1 + 2j), 0.0, None),
+    "NaN as int": (float("nan"), 1, None),
+    "NaN as bool": (float("nan"), True, None),
+    "infinity as int": (float("inf"), 1, None),
+    "a large int as float": (2**53 + 1, 0.0, None),
+    "too large an int for float": (2**63 + 1, 0.0, None),
+    "a whole number as int": (2.0, 0, 2),
+    "one as bool": (1.0, False, True),
+    "an int as float": (3, 0.0, 3.0),
+    "a bool as int": (True, 0, 1),
+    "a float as complex": (0.5, 0j, 0.5 + 0j),
+    "a large int": (2**63 + 1, 0, 2**63 + 1),
+    "a negative int": (-(2**63), 0, -(2**63)),
+    "half precision": (np.float16(0.1), 0.0, float(np.float16(0.1))),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_are_of_the_type_in_like_or_an_error(case, tmp_path):
+    stored, like, expected = NUMBERS[case]
+    kernel = {"kernel": np.ones((1, 2))}
+    so.export(tmp_path / "a", {**kernel, "n": stored}, {"kernel": np.ones((1, 2)) > 0})
+    like = {**kernel, "n": like}
+    if expected is None:
+        name = type(like["n"]).__name__
+        with pytest.raises(ValueError, match=rf"\n  n: .* in the file, which {name}, "):
+            so.load(tmp_path / "a", like=like)
+    else:
+        number = so.load(tmp_path / "a", like=like).params["n"]
+        assert number == expected and type(number) is type(expected)
+
+
 def test_types_that_jax_would_narrow_are_an_error(tmp_path):
     path = tmp_path / "network"
     wide = {"kernel": np.ones((2, 3), np.float64)}
