@@ -78,10 +78,80 @@ def test_file_systems_without_links_do(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"one" and os.listdir(tmp_path) == ["a"]
 
 
-def test_long_names_and_relative_ones_are_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["n" * 250, "\u7f51" * 80 + ".bin", "n" + "é" * 120])
+def test_long_names_and_relative_ones_are_written(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write("n" * 250, b"one")
-    assert os.listdir(tmp_path) == ["n" * 250]
+    write(name, b"one")
+    assert os.listdir(tmp_path) == [name]
+    write(name, b"two", overwrite=True)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_names_that_are_not_unicode_are_written(tmp_path):
+    name = os.fsdecode(b"\xff" * 250)
+    write(tmp_path / name, b"one")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    for mode in (0o600, 0o664, 0o444):
+        path.chmod(mode)
+        with written_whole(str(path), overwrite=True) as file:
+            assert os.fstat(file.fileno()).st_mode & 0o777 == mode
+            file.write(b"two")
+        assert path.read_bytes() == b"two"
+        assert path.stat().st_mode & 0o777 == mode
+
+
+def test_links_still_point_to_the_file_written(tmp_path):
+    (tmp_path / "large").mkdir()
+    network, link, chain = tmp_path / "large" / "a", tmp_path / "b", tmp_path / "c"
+    link.symlink_to(os.path.join("large", "a"))
+    chain.symlink_to(link)
+    for text in (b"one", b"two"):  # the file is missing, then replaced
+        check_free(str(chain), overwrite=True)
+        write(chain, text, overwrite=True)
+        assert link.is_symlink() and chain.is_symlink() and not network.is_symlink()
+        assert network.read_bytes() == text
+        assert os.listdir(tmp_path / "large") == ["a"]
+    for path in (link, chain):
+        with pytest.raises(ValueError, match="exists: pass overwrite=True"):
+            check_free(str(path), overwrite=False)
+
+
+def test_a_link_to_nothing_is_not_taken_for_a_new_file(tmp_path):
+    link = tmp_path / "a"
+    link.symlink_to(tmp_path / "b")
+    with pytest.raises(ValueError, match="exists: pass overwrite=True"):
+        check_free(str(link), overwrite=False)
+    with pytest.raises(ValueError, match="exists: pass overwrite=True"):
+        write(link, b"one")
+    assert link.is_symlink() and os.listdir(tmp_path) == ["a"]
+
+
+def test_parents_are_those_of_the_folder_that_a_link_points_to(tmp_path):
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "one" / "two")
+    for overwrite in (False, True):
+        write(os.path.join(tmp_path, "link", "..", "a"), b"one", overwrite)
+    assert sorted(os.listdir(tmp_path / "one")) == ["a", "two"]
+
+
+def test_what_is_not_a_file_is_not_replaced(tmp_path):
+    link, pipe, lost = tmp_path / "link", tmp_path / "pipe", tmp_path / "lost"
+    link.symlink_to(link)
+    os.mkfifo(pipe)
+    lost.symlink_to(tmp_path / "no" / "a")
+    with pytest.raises(ValueError, match="a symbolic link that leads to itself"):
+        check_free(str(link), overwrite=True)
+    with pytest.raises(ValueError, match="is a device or a pipe"):
+        check_free(str(pipe), overwrite=True)
+    with pytest.raises(ValueError, match=r"lost' is in '.*no', which is not a folder"):
+        check_free(str(lost), overwrite=True)
+    with pytest.raises(ValueError, match=r"which is not a folder: create it first"):
+        check_free(str(tmp_path / "new") + os.sep, overwrite=False)
 
 
 def test_where_nothing_can_be_written_is_said_before(tmp_path):
