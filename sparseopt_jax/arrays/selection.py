@@ -26,7 +26,7 @@ from sparseopt_jax.arrays.bisection import (
 )
 from sparseopt_jax.arrays.counting import sums
 from sparseopt_jax.arrays.linear_index import linear_index
-from sparseopt_jax.arrays.sharding_types import is_explicit, sharded
+from sparseopt_jax.arrays.sharding_types import is_explicit, on_mesh, sharded
 
 
 def top_k_mask(
@@ -114,6 +114,7 @@ def random_mask(
       >>> int(random_mask(jax.random.key(0), (4, 8), 5).sum())
       5
     """
+    key = on_mesh(key, sharding)
     return _random_mask(key, jnp.asarray(k, jnp.int32), shape, axis, sharding)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def is_explicit(sharding: Any) -> bool:
@@ -28,6 +28,32 @@ def explicit_sharding(x: Any) -> NamedSharding | None:
     """
     sharding = jax.typeof(x).sharding
     return sharding if is_explicit(sharding) else None
+
+
+def named_sharding(leaf: Any) -> NamedSharding | None:
+    """Return how a leaf is sharded over a mesh; None if that is not known yet."""
+    if not isinstance(leaf, jax.Array):
+        return None
+    if isinstance(leaf, Tracer):
+        return explicit_sharding(leaf)
+    return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
+
+
+def on_mesh(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """Return ``x`` on every device of the mesh of a sharding, if its axes are explicit.
+
+    Programs that make arrays of this sharding from ``x`` then run outside of
+    ``jax.set_mesh``, too.
+
+    Args:
+      x: an array; tracers are returned unchanged.
+      sharding: of an array that is not traced; None returns ``x``.
+    """
+    if sharding is None or isinstance(x, Tracer) or not is_explicit(sharding):
+        return x
+    if not isinstance(sharding.mesh, Mesh):
+        return x
+    return jax.device_put(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def sharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:

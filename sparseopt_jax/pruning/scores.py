@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import NamedSharding
 
 from sparseopt_jax.arrays.selection import random_scores
+from sparseopt_jax.arrays.sharding_types import named_sharding, on_mesh
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.pruning.input_statistics import Inputs
 from sparseopt_jax.topologies import scores
@@ -61,9 +61,8 @@ def weight_scores(
     """
     param = plan.leaf
     if method == "random":
-        key = leaf_key(key, plan.path)
-        sharding = getattr(param, "sharding", None)
-        sharding = sharding if isinstance(sharding, NamedSharding) else None
+        sharding = named_sharding(param)
+        key = on_mesh(leaf_key(key, plan.path), sharding)
         return _random_scores(key, param.shape, sharding)
     unused = jax.random.key(0)  # magnitude and saliency draw no random numbers
     if method == "saliency":

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
-from jax.sharding import NamedSharding
 
-from sparseopt_jax.arrays.sharding_types import explicit_sharding, sharded
+from sparseopt_jax.arrays.sharding_types import named_sharding, on_mesh, sharded
 from sparseopt_jax.arrays.units import random_units_mask
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.mask_plans import masks_by_path
@@ -44,12 +42,12 @@ def first_masks(rewiring: "Rewiring", key: jax.Array, params: optax.Params) -> A
         plan = plans.get(path)
         if plan is None or plan.layer is None:
             return optax.MaskedNode()
-        sharding = _sharding(leaf)
+        sharding = named_sharding(leaf)
         if path in chosen or path in given:
             mask = chosen[path] if path in chosen else given[path]
             return sharded(jnp.asarray(mask), sharding)
         return random_units_mask(
-            leaf_key(key, path),
+            on_mesh(leaf_key(key, path), sharding),
             plan.per_cell,
             plan.units,
             least=rewiring.min_fan_in,
@@ -92,7 +90,7 @@ def _chosen(
     for path, plan in plans.items():
         leaf = leaves[path]
         if path in given:
-            masks[path] = sharded(jnp.asarray(given[path]), _sharding(leaf))
+            masks[path] = sharded(jnp.asarray(given[path]), named_sharding(leaf))
         else:
             masks[path] = (leaf == leaf) | True  # sharded like the leaf
         weights = jnp.asarray(leaf if has_weights else masks[path], jnp.float32)
@@ -137,12 +135,3 @@ def _draft(
         ),
         measured={},
     )
-
-
-def _sharding(leaf: Any) -> NamedSharding | None:
-    """Return how a parameter is sharded over a mesh; None if that is not known yet."""
-    if not isinstance(leaf, jax.Array):
-        return None
-    if isinstance(leaf, Tracer):
-        return explicit_sharding(leaf)
-    return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None

@@ -16,7 +16,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from sparseopt_jax.arrays.sharding_types import explicit_sharding
+from sparseopt_jax.arrays.sharding_types import (
+    explicit_sharding,
+    named_sharding,
+    on_mesh,
+)
 from sparseopt_jax.arrays.units import Units
 from sparseopt_jax.layers.neurons import Axes, correction_factor, fan_in
 
@@ -156,7 +160,10 @@ class Random(DeclaredScore):
         # Each device draws only its part; without sharding types the compiler arranges
         # this.
         return jax.random.uniform(
-            key, param.shape, jnp.float32, out_sharding=explicit_sharding(param)
+            on_mesh(key, named_sharding(param)),
+            param.shape,
+            jnp.float32,
+            out_sharding=explicit_sharding(param),
         )
 
 

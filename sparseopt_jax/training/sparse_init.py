@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax.arguments.checks import number
-from sparseopt_jax.arrays.sharding_types import explicit_sharding
+from sparseopt_jax.arrays.sharding_types import (
+    explicit_sharding,
+    named_sharding,
+    on_mesh,
+)
 from sparseopt_jax.layers.neurons import Dims, fan_in, one_neuron, resolve_axes
 from sparseopt_jax.masks.state import (
     check_order,
@@ -81,7 +85,7 @@ def sparse_init(
     def at_leaf(path, mask, param):
         axes = resolve_axes(dims, path, mask) or one_neuron(mask)
         draw = jax.random.normal(
-            leaf_key(key, path),
+            on_mesh(leaf_key(key, path), named_sharding(mask)),
             mask.shape,
             jnp.float32,
             out_sharding=explicit_sharding(mask),

@@ -6,6 +6,7 @@ Needs eight devices: ``tests/distributed/test_devices.py`` provides them.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -97,3 +98,20 @@ def test_images_split_over_devices(kind):
     np.testing.assert_allclose(inputs.gram, 2 * expected.gram, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(inputs.mean, expected.mean, rtol=1e-3, atol=1e-5)
     assert jnp.isfinite(inputs.variance).all()
+
+
+def test_random_masks_and_weights_outside_of_set_mesh():
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
+    sharding = NamedSharding(mesh, PartitionSpec(None, "model"))
+    whole = {"kernel": KERNEL}
+    split = {"kernel": jax.device_put(KERNEL, sharding)}
+
+    def results(params):
+        masks = so.prune(params, "random", sparsity=0.5).masks
+        state = so.sparsify(optax.sgd(0.1), so.static(0.5)).init(params)
+        filled = so.sparse_init(params, masks, 0)
+        return masks["kernel"], so.get_masks(state)["kernel"], filled["kernel"]
+
+    for found, expected in zip(results(split), results(whole), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert found.sharding.is_equivalent_to(sharding, 2)
