@@ -7,6 +7,7 @@ which layer, which of its entries are the same for every input, and where it com
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.extend import core
 
 from sparseopt_jax.pruning.neurons import products
@@ -29,9 +30,11 @@ class Value(NamedTuple):
       origins: the last products that it is computed from, by number, and the model's
         inputs, by negative number; empty if it depends only on variables.
       leaves: the variables that it is computed from, except through products.
-      leaf: the variable that it equals up to layout, dtype and sign; -1 if none.
+      leaf: the variable that it equals up to layout, sign and rounding to another
+        floating-point type; -1 if none.
       is_negated: whether the sign differs.
-      product: the product that it equals up to layout and dtype; -1 if none.
+      product: the product that it equals up to layout and the same rounding; -1 if
+        none.
     """
 
     axes: Axes
@@ -118,7 +121,8 @@ class NeuronReader:
             Value(axes=labels, entries=known, origins=origins, leaves=leaves)
             for labels, known in zip(axes, entries, strict=True)
         ]
-        if name in KEEPS | MOVES and len(values) == len(results):
+        is_kept = name in KEEPS | MOVES and not _changes_numbers(eqn)
+        if is_kept and len(values) == len(results):
             return [
                 result._replace(
                     leaf=value.leaf,
@@ -192,3 +196,12 @@ class NeuronReader:
         self.products.append(product)
         number = len(self.products) - 1
         return Value(axes, entries, frozenset([number]), product=number)
+
+
+def _changes_numbers(eqn: core.JaxprEqn) -> bool:
+    """Tell whether an equation converts to or from integers, bools or complex."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    before, after = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype  # pyright: ignore
+    is_float = (jnp.issubdtype(dtype, jnp.floating) for dtype in (before, after))
+    return before != after and not all(is_float)

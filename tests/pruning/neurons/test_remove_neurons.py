@@ -554,6 +554,85 @@ def test_numbers_made_of_widths_are_found_out():
     assert report.verified == ""
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_constants_that_depend_on_the_position_are_not_folded(dtype):
+    """Even where the positions are neighbours in a small type."""
+
+    def net(params, x):
+        return jax.nn.relu(x @ params["w1"] + params["table"]) @ params["w2"] + 1.0
+
+    eps = float(jnp.finfo(dtype).eps)
+    table = np.ones((8, 3))
+    table[:, 1] += np.arange(8) * (eps if eps > 1e-6 else 32 * eps)
+    params = without(arrays(0, w1=(4, 3), w2=(3, 1)), "w1", [1])
+    params = {**params, "table": jnp.asarray(table)}
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    assert "none is dead" in reason(net, params, jnp.ones((2, 8, 4), dtype))
+
+
+def test_errors_that_exceed_the_rounding_of_small_types_are_found():
+    def net(params, x):
+        return mlp(params, x) * (1 + params["w1"].shape[1] / 100)
+
+    params = without(mlp_params(), "w1", [1, 2, 3, 4])
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    with pytest.raises(ValueError, match=r"differ by 4\.3e-02 of the largest"):
+        so.remove_neurons(net, params, jnp.ones((2, 3), jnp.bfloat16))
+
+
+def test_integers_and_bools_must_be_equal():
+    def is_large(params, x):
+        hidden = jax.nn.relu(x @ params["w1"])
+        return (hidden @ params["w2"] / hidden.shape[-1] > 5.0), jax.random.key(0)
+
+    params = {
+        "w1": jnp.array([[1.0, 0.0, 2.0], [3.0, 0.0, 4.0]]),
+        "w2": jnp.array([[1.0, -1.0], [1.0, 1.0], [1.0, 2.0]]),
+    }
+    x = jnp.array([[1.0, 2.0], [2.0, 1.0]])
+    for dtype in (bool, jnp.int32):
+        with pytest.raises(ValueError, match="integers and bools must be equal"):
+            so.remove_neurons(
+                lambda p, x, d=dtype: is_large(p, x)[0].astype(d), params, x
+            )
+
+    def sign(params, x):
+        large, key = is_large(params, x)
+        return large & False, key
+
+    _, report = so.remove_neurons(sign, params, x)
+    assert report.widths["w1"] == 2 and "agree" in report.verified
+
+
+def test_agreement_is_claimed_only_of_numbers():
+    params = without(mlp_params(), "w1", [1])
+    for number in (jnp.nan, ()):
+
+        def net(params, x, number=number):
+            product = mlp(params, x)
+            return product * number if number else product[:0]
+
+        _, report = so.remove_neurons(net, params, jnp.ones((2, 3)))
+        assert report.widths["w1"] == 5 and report.verified == ""
+
+
+def test_a_conversion_to_integers_comes_between_a_product_and_its_bias():
+    def rounded(params, x):
+        product = jax.nn.relu(x @ params["w1"] + params["b1"]) @ params["w2"]
+        return product.astype(jnp.int32) + params["b2"]
+
+    def of_integers(params, x):
+        product = jax.nn.relu(x @ params["w1"] + params["b1"]) @ params["w2"]
+        return product + params["b2"].astype(jnp.float32)
+
+    params = without(mlp_params(), "w1", [1])
+    params |= {"b1": jnp.full(6, 0.5), "b2": jnp.zeros(2, jnp.int32)}
+    for net in (rounded, of_integers):
+        small, report = so.remove_neurons(net, params, jnp.ones((2, 3)), verify=False)
+        assert shapes(small) == shapes(params)
+        assert "no bias of its own follows w2" in report.layers[0].why
+
+
 def test_bad_arguments():
     params, x = mlp_params(), jnp.ones((2, 3))
     with pytest.raises(TypeError, match="apply_fn must be a function"):
