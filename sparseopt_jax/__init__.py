@@ -35,8 +35,9 @@ from sparseopt_jax.layers.structures import (
     ConstantFanIn,
     Unstructured,
 )
-from sparseopt_jax.masks.state import SparseState, apply_masks, apply_updates, get_masks
+from sparseopt_jax.masks.state import SparseState, apply_masks, get_masks
 from sparseopt_jax.masks.storage import MaskStorage
+from sparseopt_jax.masks.zero_weights import apply_updates
 from sparseopt_jax.optimizers.adamw import sparse_adamw
 from sparseopt_jax.optimizers.ham import HamState, ham
 from sparseopt_jax.optimizers.lamb import sparse_lamb

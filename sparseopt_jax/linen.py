@@ -9,7 +9,8 @@ import optax
 
 from sparseopt_jax.arguments.requirements import needed_by
 from sparseopt_jax.masks import environment
-from sparseopt_jax.masks import state as masks
+from sparseopt_jax.masks.state import find_states
+from sparseopt_jax.masks.zero_weights import apply_updates, zero_inactive
 
 with needed_by("sparseopt_jax.linen", "flax"):
     from flax.training import train_state
@@ -63,15 +64,15 @@ class TrainState(train_state.TrainState):
           apply_fn: usually ``model.apply``.
           params: the dense parameters.
           tx: any optax transformation. If its state holds masks, ``params`` start
-            sparse, unless the masks apply only to the forward pass.
+            sparse, except where masks apply only to the forward pass.
           **kwargs: further fields, such as ``batch_stats``.
 
         Returns:
           The state.
         """
         opt_state = tx.init(params)
-        if masks.find_states(opt_state) and not masks.stays_dense(opt_state):
-            params = masks.apply_masks(params, opt_state)
+        if find_states(opt_state):
+            params = zero_inactive(params, opt_state)
         return cls(
             step=jnp.zeros([], jnp.int32),
             apply_fn=apply_fn,
@@ -104,9 +105,9 @@ class TrainState(train_state.TrainState):
             self.params,
             **kwargs,
         )
-        if masks.find_states(opt_state):
+        if find_states(opt_state):
             # Exact zeros even if something scales the updates after the masks.
-            params = masks.apply_updates(self.params, updates, opt_state)
+            params = apply_updates(self.params, updates, opt_state)
         else:
             params = optax.apply_updates(self.params, updates)
         fields = {field.name for field in dataclasses.fields(self)}

@@ -11,7 +11,7 @@ from sparseopt_jax.compute.sparse_apply import sparse_apply
 from sparseopt_jax.engine.compact_params import compact_params, dense_params
 from sparseopt_jax.engine.host_updates import update_topology as _update_topology
 from sparseopt_jax.engine.state_conversion import convert_state
-from sparseopt_jax.masks.state import apply_masks, get_masks, stays_dense
+from sparseopt_jax.masks.zero_weights import zero_inactive
 
 with needed_by("sparseopt_jax.nnx", "flax"):
     from flax import nnx
@@ -23,7 +23,7 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
     """Set a model's inactive weights to zero, in place.
 
     Call it once after creating the optimizer; ``optimizer.update`` keeps them at zero.
-    If masks apply only to the forward pass, as with ``ste``, the weights are unchanged.
+    Weights whose masks apply only to the forward pass, as with ``ste``, are unchanged.
 
     Args:
       model: the model that the optimizer was made for.
@@ -46,10 +46,8 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
       8
     """
     _check(model, optimizer, "mask_model(model, optimizer)")
-    if stays_dense(optimizer):
-        return
     params = nnx.as_pure(nnx.state(model, optimizer.wrt))
-    nnx.update(model, apply_masks(params, get_masks(optimizer)))
+    nnx.update(model, zero_inactive(params, optimizer))
 
 
 def update_topology(

@@ -13,11 +13,11 @@ from sparseopt_jax.masks.state import (
     find_states,
     get_masks,
     is_sparse_state,
-    stays_dense,
     unbox,
     zero_masked,
 )
 from sparseopt_jax.masks.storage import whole
+from sparseopt_jax.masks.zero_weights import weight_masks
 
 
 def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
@@ -81,8 +81,7 @@ def reset_inner(tx: optax.GradientTransformation, params: Any, opt_state: Any) -
         return node._replace(inner_state=inner_state)
 
     if any(owner.is_link for owner in owners):
-        masks = get_masks(pure)
-        seen = params if stays_dense(pure) else zero_masked(masks, params)
+        seen = zero_masked(weight_masks(pure), params)
         pure = jax.tree.map(
             lambda new, old: old if is_sparse_state(old) else new,
             tx.init(seen),

@@ -101,9 +101,9 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
     """Set every inactive weight to exactly zero.
 
     Call it once after ``tx.init`` to start sparse; updates then keep the weights
-    sparse. For topologies whose weights stay dense (``ste``, ``sr_ste``, ``top_kast``)
-    it returns the weights of the forward pass: call it at every step, outside of the
-    differentiated function, and keep the dense weights.
+    sparse. If the weights of all or some leaves stay dense (``ste``, ``sr_ste``,
+    ``top_kast``), it returns the weights of the forward pass: call it at every step,
+    outside of the differentiated function, and keep the dense weights.
 
     Args:
       params: any pytree of arrays. Compact parameters are returned unchanged.
@@ -153,44 +153,8 @@ def masks_for(call: str, params: Any, opt_state_or_masks: Any) -> Any:
                 f"{_NO_MASKS}; or pass a tree of masks, bool arrays in the structure "
                 "of the parameters"
             )
-    _check_fit(masks, dense_shapes(params))
+    check_masks_fit(masks, dense_shapes(params))
     return masks
-
-
-def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
-    """Apply updates, then set exact zeros where the new masks are False.
-
-    Use it for chains in which a transformation follows the masks, as with
-    ``sparseopt``; updates of ``sparsify`` need only ``optax.apply_updates``.
-
-    Args:
-      params: any pytree of arrays.
-      updates: tree like ``params``.
-      opt_state: the state returned with ``updates``.
-
-    Returns:
-      A tree like ``params``.
-
-    Raises:
-      TypeError: if the arguments are swapped.
-      ValueError: if ``opt_state`` holds no masks.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax
-      >>> import sparseopt_jax as so
-      >>> params = {"kernel": jnp.ones((4, 8))}
-      >>> tx = optax.chain(so.sparseopt(so.static(0.75)), optax.sgd(0.1))
-      >>> state = tx.init(params)
-      >>> updates, state = tx.update(params, state, params)
-      >>> params = so.apply_updates(params, updates, state)
-      >>> int((params["kernel"] != 0).sum())
-      8
-    """
-    check_order("apply_updates(params, updates, opt_state)", params, opt_state)
-    check_order("apply_updates(params, updates, opt_state)", updates, opt_state)
-    masks = get_masks(opt_state)
-    params = optax.apply_updates(params, updates)
-    return params if stays_dense(opt_state) else zero_masked(masks, params)
 
 
 _NO_MASKS = (
@@ -229,7 +193,13 @@ def get_masks(opt_state: Any) -> Any:
     states = find_states(opt_state)
     if not states:
         raise ValueError(f"{_NO_MASKS}; got {described(opt_state)}")
-    return functools.reduce(_merge, (_bools(unbox(state.masks)) for state in states))
+    return merged_masks(states)
+
+
+def merged_masks(states: list[SparseState]) -> Any:
+    """Return the masks of several states in one tree; a hole if there are none."""
+    masks = (_bools(unbox(state.masks)) for state in states)
+    return functools.reduce(_merge, masks, optax.MaskedNode())
 
 
 def _bools(masks: Any) -> Any:
@@ -318,7 +288,7 @@ def check_order(call: str, other: Any, opt_state: Any) -> None:
 
 
 def stays_dense(opt_state: Any) -> bool:
-    """Return whether masks act in the forward pass only, and weights stay dense."""
+    """Return whether any masks act in the forward pass only: weights stay dense."""
     return any(map(_has_dense_weights, find_states(opt_state)))
 
 
@@ -350,7 +320,8 @@ def _is_like_masks(tree: Any, params: Any) -> bool:
     return bool(leaves) and all(getattr(x, "dtype", None) == jnp.bool_ for x in leaves)
 
 
-def _check_fit(masks: Any, params: Any) -> None:
+def check_masks_fit(masks: Any, params: Any) -> None:
+    """Raise a ValueError unless every mask has the shape of its parameter."""
     check_masks(masks)
     leaves = paths.leaves_by_path(params)
     for path, mask in paths.leaves_by_path(masks).items():

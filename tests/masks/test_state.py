@@ -1,6 +1,5 @@
 """Applying and finding masks; containers have a separate file."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -30,14 +29,6 @@ def test_masks_are_found_by_path_under_other_holes():
         ],
         [1, 0],
     )
-
-
-def test_apply_updates_zeroes_by_the_new_masks():
-    tx = so.sparsify(optax.sgd(0.1), so.static(masks=MASKS))
-    updates = jax.tree.map(jnp.ones_like, PARAMS)
-    params = so.apply_updates(PARAMS, updates, tx.init(PARAMS))
-    np.testing.assert_array_equal(params["k"], [[2, 0], [0, 5]])
-    np.testing.assert_array_equal(params["b"], 2.0)
 
 
 def test_masks_of_a_partition_are_merged():
