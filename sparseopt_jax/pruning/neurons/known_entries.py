@@ -121,6 +121,14 @@ def channels(entries: Entries, axis: int, shape: Sequence[int]) -> Channels:
     return Channels(found, np.where(found, value[:, 0], 0.0))
 
 
+def only_zeros(entries: Entries) -> Entries:
+    """Return the same entries; all but zeros become unknown."""
+    if entries.value is None:
+        return UNKNOWN
+    value = jnp.asarray(entries.value)
+    return _settled(value, _is_zero(value) & jnp.asarray(entries.known))
+
+
 def _filled(entries: Entries, atom: Any) -> Entries:
     """Return the same entries, with both arrays of full shape."""
     shape = shape_of(atom)

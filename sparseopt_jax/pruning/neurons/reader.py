@@ -4,6 +4,7 @@ It tracks three properties of each value: which of its axes run along the neuron
 which layer, which of its entries are the same for every input, and where it comes from.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,12 @@ from jax.extend import core
 from sparseopt_jax.pruning.neurons import products
 from sparseopt_jax.pruning.neurons.axes import axes_after
 from sparseopt_jax.pruning.neurons.groups import Axes, NeuronGroups, opaque
-from sparseopt_jax.pruning.neurons.known_entries import UNKNOWN, Entries, evaluate
+from sparseopt_jax.pruning.neurons.known_entries import (
+    UNKNOWN,
+    Entries,
+    evaluate,
+    only_zeros,
+)
 from sparseopt_jax.pruning.neurons.products import Absorber, Operand, Product
 from sparseopt_jax.tracing.jaxprs import called_jaxpr, interpret, open_jaxpr, shape_of
 from sparseopt_jax.tracing.primitives import CALLS, KEEPS, MOVES, PRODUCTS
@@ -35,6 +41,8 @@ class Value(NamedTuple):
       is_negated: whether the sign differs.
       product: the product that it equals up to layout and the same rounding; -1 if
         none.
+      terms: number of entries of activations that each of its entries sums; 1 unless
+        their number may depend on the sizes of the model's inputs.
     """
 
     axes: Axes
@@ -44,6 +52,7 @@ class Value(NamedTuple):
     leaf: int = -1
     is_negated: bool = False
     product: int = -1
+    terms: int = 1
 
 
 class NeuronReader:
@@ -109,6 +118,14 @@ class NeuronReader:
         name = eqn.primitive.name
         if name in CALLS and (body := called_jaxpr(eqn)) is not None:
             return self._run(open_jaxpr(body), getattr(body, "consts", ()), values)
+        terms = _terms(eqn, values)
+        if terms is None:
+            values = [
+                value._replace(entries=only_zeros(value.entries))
+                if value.terms > 1
+                else value
+                for value in values
+            ]
         if name in PRODUCTS:
             return [self._multiplied(eqn, values)]
         if name in _SUMS:
@@ -118,7 +135,7 @@ class NeuronReader:
         origins = frozenset[int]().union(*(value.origins for value in values))
         leaves = frozenset[int]().union(*(value.leaves for value in values))
         results = [
-            Value(axes=labels, entries=known, origins=origins, leaves=leaves)
+            Value(labels, known, origins=origins, leaves=leaves, terms=terms or 1)
             for labels, known in zip(axes, entries, strict=True)
         ]
         is_kept = name in KEEPS | MOVES and not _changes_numbers(eqn)
@@ -196,6 +213,34 @@ class NeuronReader:
         self.products.append(product)
         number = len(self.products) - 1
         return Value(axes, entries, frozenset([number]), product=number)
+
+
+def _terms(eqn: core.JaxprEqn, values: Sequence[Value]) -> int | None:
+    """Return how many terms the results sum.
+
+    The sum of a constant over positions depends on their number, its mean does not: a
+    division by the number of terms makes it 1 again.
+
+    Returns:
+      The number; None if other operations than a division take a sum.
+    """
+    name = eqn.primitive.name
+    if name == "reduce_sum" and values[0].origins:
+        shape = shape_of(eqn.invars[0])
+        return values[0].terms * math.prod(shape[axis] for axis in eqn.params["axes"])
+    if all(value.terms == 1 for value in values):
+        return 1
+    if len(values) == 1 and name in KEEPS | MOVES:
+        return values[0].terms
+    pairs = {"div": [values], "mul": [values, values[::-1]]}.get(name, [])
+    for total, scale in pairs:
+        factor = scale.entries.value
+        if scale.entries.known is True and factor is not None and jnp.ndim(factor) == 0:
+            number = float(factor)
+            ratio = number * total.terms if name == "mul" else number / total.terms
+            if math.isclose(ratio, 1.0, rel_tol=0.01):
+                return 1
+    return None
 
 
 def _changes_numbers(eqn: core.JaxprEqn) -> bool:

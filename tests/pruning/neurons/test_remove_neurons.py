@@ -570,6 +570,32 @@ def test_constants_that_depend_on_the_position_are_not_folded(dtype):
     assert "none is dead" in reason(net, params, jnp.ones((2, 8, 4), dtype))
 
 
+POOLS = {
+    "sum": lambda x: x.sum(1),
+    "half of the sum": lambda x: x.sum(1) / 2,
+    "softmax": lambda x: jax.nn.softmax(x, 1).max(1),
+    "mean": lambda x: x.mean(1),
+    "mean by a factor": lambda x: jnp.sum(x, 1) * (1 / x.shape[1]),
+    "max": lambda x: x.max(1),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_constants_that_depend_on_the_number_of_positions_are_not_folded(pool):
+    def net(params, x):
+        hidden = jax.nn.relu(x @ params["w1"] + params["b1"])
+        return POOLS[pool](hidden) @ params["w2"] + params["b2"]
+
+    params = without(mlp_params(), "w1", [1, 4])
+    params = {**params, "b1": jnp.array([1.0, 2.0, 1.0, 1.0, -1.0, 1.0])}
+    small, _ = removed(net, params, jnp.ones((2, 5, 3)))
+    # relu(-1) is 0, and the sum of zeros for any number of positions.
+    left = {"sum": 5, "half of the sum": 5, "softmax": 6}.get(pool, 4)
+    assert shapes(small)["w1"] == (3, left)
+    longer = jnp.ones((2, 7, 3))
+    np.testing.assert_allclose(net(small, longer), net(params, longer), rtol=1e-5)
+
+
 def test_errors_that_exceed_the_rounding_of_small_types_are_found():
     def net(params, x):
         return mlp(params, x) * (1 + params["w1"].shape[1] / 100)
