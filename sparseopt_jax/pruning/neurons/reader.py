@@ -43,6 +43,8 @@ class Value(NamedTuple):
         none.
       terms: number of entries of activations that each of its entries sums; 1 unless
         their number may depend on the sizes of the model's inputs.
+      is_one_position: whether it may be one position of a table, cut to the length of
+        an example, so that entries that are known for it say nothing about others.
     """
 
     axes: Axes
@@ -53,6 +55,7 @@ class Value(NamedTuple):
     is_negated: bool = False
     product: int = -1
     terms: int = 1
+    is_one_position: bool = False
 
 
 class NeuronReader:
@@ -135,7 +138,14 @@ class NeuronReader:
         origins = frozenset[int]().union(*(value.origins for value in values))
         leaves = frozenset[int]().union(*(value.leaves for value in values))
         results = [
-            Value(labels, known, origins=origins, leaves=leaves, terms=terms or 1)
+            Value(
+                axes=labels,
+                entries=known,
+                origins=origins,
+                leaves=leaves,
+                terms=terms or 1,
+                is_one_position=_is_one_position(eqn, values),
+            )
             for labels, known in zip(axes, entries, strict=True)
         ]
         is_kept = name in KEEPS | MOVES and not _changes_numbers(eqn)
@@ -189,6 +199,12 @@ class NeuronReader:
             self._end(value, f"goes into {eqn.primitive.name}")
             if value.leaf >= 0:
                 self.uses[value.leaf] += 1
+        values = [
+            value._replace(entries=UNKNOWN)
+            if value.origins and value.is_one_position
+            else value
+            for value in values
+        ]
         (entries,) = evaluate(eqn, [value.entries for value in values])
         fixed = [side for side, value in enumerate(values) if not value.origins]
         if len(fixed) != 1:
@@ -241,6 +257,24 @@ def _terms(eqn: core.JaxprEqn, values: Sequence[Value]) -> int | None:
             if math.isclose(ratio, 1.0, rel_tol=0.01):
                 return 1
     return None
+
+
+def _is_one_position(eqn: core.JaxprEqn, values: Sequence[Value]) -> bool:
+    """Tell whether results may be one position of a table, as in ``Value``.
+
+    A table cut to length 1 keeps that axis; a layer taken from a stack loses it.
+    """
+    name = eqn.primitive.name
+    if name == "iota":
+        return 1 in shape_of(eqn.outvars[0])
+    if not any(value.origins for value in values):
+        if name in ("squeeze", "reshape"):
+            return False
+        if name in ("slice", "dynamic_slice"):
+            sizes = zip(shape_of(eqn.invars[0]), shape_of(eqn.outvars[0]), strict=True)
+            if any(before > after == 1 for before, after in sizes):
+                return True
+    return any(value.is_one_position for value in values)
 
 
 def _changes_numbers(eqn: core.JaxprEqn) -> bool:

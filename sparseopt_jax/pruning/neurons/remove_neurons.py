@@ -51,8 +51,9 @@ def remove_neurons(
     residual streams; the widths of LayerNorm, GroupNorm, RMSNorm and softmax; attention
     heads; shared, grouped and stacked kernels, and those in loops; concatenated and
     split features; the model's inputs and outputs. Neurons with constants other than 0
-    stay if no bias follows, or if a convolution pads with zeros, because the constant
-    would be missing at the border.
+    stay if no bias follows, if a convolution pads with zeros, because the constant
+    would be missing at the border, or if they are summed over positions without a
+    division by their number.
 
     Args:
       apply_fn: ``apply_fn(variables, *args, **kwargs)`` evaluates the model for

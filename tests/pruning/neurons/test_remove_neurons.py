@@ -596,6 +596,37 @@ def test_constants_that_depend_on_the_number_of_positions_are_not_folded(pool):
     np.testing.assert_allclose(net(small, longer), net(params, longer), rtol=1e-5)
 
 
+POSITIONS = {
+    "slice": lambda params, length: params["table"][:length],
+    "dynamic_slice": lambda params, length: jax.lax.dynamic_slice_in_dim(
+        params["table"], 0, length
+    ),
+    "iota": lambda params, length: jnp.arange(float(length))[:, None] * params["b1"],
+}
+
+
+@pytest.mark.parametrize("table", POSITIONS)
+def test_one_position_says_nothing_about_the_others(table):
+    def net(params, x):
+        hidden = x @ params["w1"] + POSITIONS[table](params, x.shape[1])
+        return jax.nn.relu(hidden) @ params["w2"] + params["b2"]
+
+    params = without(mlp_params() | arrays(1, table=(8, 6)), "w1", [1, 4])
+    small, report = removed(net, params, jnp.ones((2, 1, 3)))
+    assert shapes(small) == shapes(params)
+    assert report.layers[0].why == "none is dead"
+
+
+def test_a_layer_of_a_stack_of_biases_is_the_same_at_all_positions():
+    def net(params, x):
+        hidden = jax.nn.relu(x @ params["w1"] + params["table"][1])
+        return hidden @ params["w2"] + params["b2"]
+
+    params = without(mlp_params() | arrays(1, table=(3, 6)), "w1", [1, 4])
+    small, _ = removed(net, params, jnp.ones((2, 1, 3)))
+    assert shapes(small)["w1"] == (3, 4)
+
+
 def test_errors_that_exceed_the_rounding_of_small_types_are_found():
     def net(params, x):
         return mlp(params, x) * (1 + params["w1"].shape[1] / 100)
