@@ -103,8 +103,8 @@ def calibrate(
     convolutions, recurrent cells and kernels that are used several times, whose
     statistics add up. ``undecided`` lists the kernels that cannot be followed, in one
     of their uses or in all: one that is also scaled or cut before it multiplies inputs
-    has no statistics, because they would be incomplete. Rows that data look up in a
-    table do not count as a use, so tied embeddings have the statistics of the head.
+    has no statistics, because they would be incomplete. Rows that are looked up in
+    a table do not count as a use, so tied embeddings have the statistics of the head.
 
     Args:
       apply_fn: ``apply_fn(variables, *batch, **kwargs)`` evaluates the model, as

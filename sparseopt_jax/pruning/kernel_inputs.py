@@ -51,7 +51,8 @@ class Computed(NamedTuple):
     Attributes:
       array: the value.
       kernels: the kernels that it is computed from, except through products.
-      is_data: whether it depends on the model's inputs, not only on its variables.
+      is_data: whether it depends on the model's inputs, not only on its variables, or
+        holds rows of a table.
     """
 
     array: Any
@@ -131,6 +132,8 @@ class InputReader(KernelReader):
         found = [result.joined(operands) for result in results]
         if eqn.primitive.name in PRODUCTS:
             return [result._replace(kernels=frozenset()) for result in found]
+        if eqn.primitive.name == "gather":
+            return [result._replace(is_data=True) for result in found]
         return found
 
     def follows(self, values: list[Any]) -> bool:
@@ -243,7 +246,7 @@ def _out_of_sight(
     kernels = frozenset[str]()
     for index, (operand, layout) in enumerate(zip(operands, layouts, strict=True)):
         if name in PRODUCTS:
-            # A row that data look up in a table is the input of a kernel.
+            # Rows of a table are the inputs of a kernel.
             is_lookup = operand.is_data and operands[1 - index].is_kernel
             is_unseen = layout is None and not is_lookup
         elif hides_code(eqn):

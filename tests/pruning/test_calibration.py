@@ -466,21 +466,24 @@ def test_a_kernel_with_another_use_out_of_sight_has_no_statistics(use):
 
 def test_uses_that_multiply_no_inputs_leave_the_statistics_complete():
     """Penalties, which may cross a loop, and a table that is also a kernel."""
-    ids, params = jnp.arange(5) % 4, {"w": draw((4, 4), 1), "v": draw((4, 4), 2)}
+    ids, params = jnp.arange(5) % 4, {name: draw((4, 4), 1) for name in "wuv"}
 
     def penalty(total, w):
         return total + jnp.square(w).sum(), None
 
     def apply(p, ids):
         looked_up = jax.nn.relu(p["w"][ids] * 2.0)
-        logits = looked_up @ p["v"] @ p["w"].T
+        # Queries that are learned, as rows of the same table.
+        queries = jnp.take(p["w"], jnp.arange(3), 0) @ p["u"]
+        logits = looked_up @ p["v"] @ p["w"].T, queries
         total = jax.lax.scan(penalty, 0.0, p["w"])[0] + jnp.abs(p["v"]).max()
         return logits, total
 
     calibration = so.calibrate(apply, params, [ids], gram=False)
     assert calibration.undecided == {}
     looked_up = jax.nn.relu(params["w"][ids] * 2.0)
-    for name, rows in (("v", looked_up), ("w", looked_up @ params["v"])):
+    rows_of = {"v": looked_up, "w": looked_up @ params["v"], "u": params["w"][:3]}
+    for name, rows in rows_of.items():
         np.testing.assert_allclose(calibration[name].mean, rows.mean(0), rtol=1e-5)
 
 
