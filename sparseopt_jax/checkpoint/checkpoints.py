@@ -9,6 +9,7 @@ arrays are then compared with it.
 
 import os
 import warnings
+import weakref
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import optax
 from sparseopt_jax.arguments.checks import integer
 from sparseopt_jax.arguments.requirements import needed_by
 from sparseopt_jax.arrays import process_arrays
-from sparseopt_jax.checkpoint import agreement, stored_leaves
+from sparseopt_jax.checkpoint import agreement, forgotten, stored_leaves
 from sparseopt_jax.checkpoint import names as checkpoint_names
 from sparseopt_jax.checkpoint import record as records
 from sparseopt_jax.checkpoint.files import DELETED, CheckpointFolder
@@ -61,7 +62,8 @@ class Checkpoints:
     Until its first ``save`` an object only reads: it creates, changes and removes
     nothing, so that an evaluation can follow a run that is still training. From then on
     it holds the directory and keeps other writers out, until it is closed or its
-    process ends.
+    process ends. If it is deleted without being closed, its last save still completes
+    before another object of the process writes.
 
     Args:
       directory: the directory of the steps, created by the first ``save`` if needed;
@@ -130,6 +132,7 @@ class Checkpoints:
         )
         self._manager: ocp.CheckpointManager | None = None
         self._lock: WriterLock | None = None
+        self._finalizer: weakref.finalize | None = None
         self._closed = False
         self._folder.check()
 
@@ -232,8 +235,9 @@ class Checkpoints:
           TypeError: if ``step`` is not an integer.
           ValueError: if the checkpoint has another configuration, with every
             difference, or another version of the format; if it is damaged, holds
-            another step than its folder says, or was not written by this library.
-            Nothing is loaded then.
+            another step than its folder says, or was not written by this library; if
+            a sharding of the state does not fit its array, or JAX would convert an
+            array of the state to another dtype. Nothing is loaded then.
         """
         agreement.together(self.wait)
         if step is None:
@@ -253,6 +257,7 @@ class Checkpoints:
             )
         )
         agreement.together(lambda: self._check_fits(number, differences.lines))
+        agreement.together(lambda: stored_leaves.check_targets(leaves))
         loaded = agreement.together(lambda: self._folder.leaves(number, leaves, record))
         if differences.not_compared:
             warnings.warn(
@@ -291,6 +296,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._closed = True
+            if self._finalizer is not None:
+                self._finalizer.detach()
             if self._manager is not None:
                 self._manager.close()
             if self._lock is not None:
@@ -330,11 +337,18 @@ class Checkpoints:
                     ),
                 ),
             )
+            release = (lambda: None) if self._lock is None else self._lock.release
+            self._finalizer = weakref.finalize(
+                self, forgotten.finish, self._manager.wait_until_finished, release
+            )
+            # A process waits for its saves, and its locks end with it.
+            self._finalizer.atexit = False
         return self._manager
 
     def _take(self) -> None:
         """Lock the directory; process 0 does it for all processes of the run."""
-        if jax.process_index() == 0 and self._has_renames:
+        forgotten.wait_for_all()
+        if jax.process_index() == 0 and self._has_renames and self._lock is None:
             make_folder(self._directory)
             self._lock = WriterLock(self._directory)
 

@@ -121,7 +121,7 @@ class CheckpointFolder:
         saved = record["checksums"]
         targets = {
             path: process_arrays.on_every_process(target)
-            for path, target in stored_leaves.targets(leaves).items()
+            for path, target in stored_leaves.targets(leaves, record["leaves"]).items()
         }
         named = checkpoint_names.leaf_on_disk
         on_disk = {named(path): target for path, target in targets.items()}
@@ -139,7 +139,9 @@ class CheckpointFolder:
             what = f"It does not hold the saved values of {records.listed(wrong)}."
             raise self._damaged(step, what)
         return [
-            process_arrays.placed(leaf, stored_leaves.like(leaf, stored.get(path)))
+            process_arrays.placed(
+                leaf, stored_leaves.like(path, leaf, stored.get(path))
+            )
             for path, leaf in leaves.items()
         ]
 

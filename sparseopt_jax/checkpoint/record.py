@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparseopt_jax.arrays.checksum import checksum
+from sparseopt_jax.checkpoint import stored_leaves
 from sparseopt_jax.checkpoint.described import (
     Difference,
     compare,
@@ -23,7 +24,7 @@ from sparseopt_jax.topologies.base import Topology
 from sparseopt_jax.trees import paths
 
 # The version that is written. Increase it when the meaning of a name changes.
-VERSION = 1
+VERSION = 2
 
 _SHOWN = 20
 
@@ -53,7 +54,7 @@ def begin(
     return {
         "version": VERSION,
         "step": step,
-        "leaves": _kinds(leaves),
+        "leaves": stored_leaves.kinds(leaves),
         "topology": topology,
         "optimizer": optimizer,
         "data": _as_json(data),
@@ -137,7 +138,12 @@ def differences(
     Returns:
       The differences.
     """
-    given, saved = _kinds(leaves), record["leaves"]
+    given, saved = stored_leaves.kinds(leaves), record["leaves"]
+    other = {
+        path: kind
+        for path, kind in saved.items()
+        if path in given and not stored_leaves.is_same(kind, given[path])
+    }
     # Numbers of active weights that change by design do not tell runs apart.
     keeps_counts = all(
         (described or {}).get("keeps_counts", True)
@@ -156,7 +162,7 @@ def differences(
             if keeps_counts
             else ()
         ),
-        *_changed(saved, given),
+        *_changed(other, given),
         *(f"{path}: only in the checkpoint" for path in saved if path not in given),
         *(f"{path}: only in this run" for path in given if path not in saved),
     ]
@@ -173,16 +179,6 @@ def _topology_differences(saved: Any, given: Any) -> list[Difference]:
         for difference in compare("", saved, given)
         if _SHOWN_BY_MASKS not in (difference.saved, difference.given)
     ]
-
-
-def _kinds(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """Return dtype and shape of every leaf, such as ``float32[4,8]``."""
-
-    def describe(leaf):
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-        return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
-
-    return {path: describe(leaf) for path, leaf in leaves.items()}
 
 
 def checksums(stored: Mapping[str, Any]) -> dict[str, int]:

@@ -17,6 +17,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 import sparseopt_jax as so
 from sparseopt_jax.checkpoint import Checkpoints, stop_on_sigterm
@@ -118,15 +119,19 @@ def blank(x):
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(x) * 0
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    if isinstance(x, bool | np.generic):
+    if isinstance(x, bool | int | float | np.generic):
         return type(x)(0)
-    return x & ~x if jnp.result_type(x) == jnp.bool_ else x * 0
+    if isinstance(x, np.ndarray):
+        return np.zeros_like(x)
+    return x & ~x if x.dtype == jnp.bool_ else x * 0
 
 
 def test_leaves_of_every_kind(tmp_path):
+    keys = jax.random.split(jax.random.key(4, impl="rbg"), 5)
+    placed = NamedSharding(Mesh(jax.devices()[:1], "all"), PartitionSpec())
     state = {
         "key": jax.random.key(3),
-        "keys": jax.random.split(jax.random.key(4, impl="rbg"), 5),
+        "keys": keys,
         "bfloat16": jnp.arange(5, dtype=jnp.bfloat16),
         "float8": jnp.arange(5).astype(jnp.float8_e4m3fn),
         "int4": jnp.arange(5).astype(jnp.int4),
@@ -134,12 +139,20 @@ def test_leaves_of_every_kind(tmp_path):
         "special": jnp.array([jnp.nan, -jnp.inf, -0.0, 1e-45]),
         "mask": jnp.array([[True, False]]),
         "weak": jnp.asarray(0.1),
+        "committed": jax.device_put(jnp.arange(3.0), placed),
         "none": None,
         "empty": jnp.zeros((0, 3)),
+        "empty, committed": jax.device_put(jnp.zeros((0, 3)), placed),
+        "empty, numpy": np.zeros((0, 3)),
+        "empty, keys": keys[:0],
         "numpy": np.arange(3, dtype=np.int64) << 40,
+        "numpy, big-endian": np.arange(3, dtype=">i8") << 40,
+        "numpy, big-endian, short": np.arange(3, dtype=">f4"),
         "numpy scalar": np.float32(2.5),
-        "number": 0.25,
-        "count": 7,
+        "numpy scalar that is a float": np.float64(0.1),
+        "numpy scalar that is complex": np.complex128(0.1 + 0.2j),
+        "number": 0.1,
+        "count": 3_000_000_000,
         "flag": True,
         "tuple": (jnp.ones(2), [jnp.zeros(2)]),
     }
@@ -154,11 +167,63 @@ def test_leaves_of_every_kind(tmp_path):
         assert type(y) is type(x), path
         if isinstance(x, jax.Array):
             assert y.aval == x.aval and y.committed == x.committed, path
+            assert y.sharding == x.sharding, path
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
                 assert jax.random.key_impl(y) == jax.random.key_impl(x)
                 x, y = jax.random.key_data(x), jax.random.key_data(y)
         x, y = np.asarray(x), np.asarray(y)
-        assert x.tobytes() == y.tobytes(), path
+        assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), path
+
+
+NUMBERS = {"count": 7, "loss": 0.5, "flag": True}
+
+
+@pytest.mark.parametrize("given", [jnp.asarray, lambda x: x])
+@pytest.mark.parametrize("saved", [jnp.asarray, lambda x: x])
+def test_numbers_and_their_arrays_replace_each_other(saved, given, tmp_path):
+    save(tmp_path, jax.tree.map(saved, NUMBERS))
+    zeros = {name: given(type(x)(0)) for name, x in NUMBERS.items()}
+    restored, _ = restore(tmp_path, zeros)
+    assert restored == NUMBERS
+    for name, x in restored.items():
+        assert type(x) is type(zeros[name])
+        assert jnp.result_type(x) == jnp.result_type(zeros[name])
+
+
+def test_numbers_of_earlier_versions_are_read(tmp_path, monkeypatch):
+    # Version 1 stored numbers, and NumPy's scalars that are floats, as JAX does.
+    monkeypatch.setattr("sparseopt_jax.checkpoint.record.VERSION", 1)
+    save(tmp_path, {name: jnp.asarray(x) for name, x in NUMBERS.items()})
+    monkeypatch.undo()
+    assert restore(tmp_path, NUMBERS)[0] == NUMBERS
+
+
+def test_a_number_that_an_array_cannot_hold_is_named(tmp_path):
+    save(tmp_path, {"tokens": 3_000_000_000})
+    with pytest.raises(ValueError, match=r"tokens: 3000000000 in the .*int32 in this"):
+        restore(tmp_path, {"tokens": jnp.asarray(0)})
+
+
+def test_a_sharding_that_does_not_fit_is_named(tmp_path):
+    save(tmp_path, {"w": jnp.ones((3, 5))})
+    halves = NamedSharding(AbstractMesh((2,), ("data",)), PartitionSpec("data"))
+    wanted = jax.ShapeDtypeStruct((3, 5), jnp.float32, sharding=halves)
+    with pytest.raises(ValueError, match=r"the sharding of 'w' .* does not fit its"):
+        restore(tmp_path, {"w": wanted})
+
+
+def test_64_bits_are_restored_where_jax_has_them(tmp_path):
+    with jax.enable_x64(True):
+        state = {"w": jnp.arange(3.0), "n": jnp.asarray(1 << 40)}
+        save(tmp_path, state)
+        assert_same_bits(restore(tmp_path, jax.tree.map(blank, state))[0], state)
+        shapes = jax.eval_shape(lambda: state)
+    with pytest.raises(
+        ValueError, match="int64 at 'n', which JAX converts to int32 un"
+    ):
+        restore(tmp_path, shapes)
+    with pytest.raises(ValueError, match=r"w: float64\[3\] in the checkpoint, float32"):
+        restore(tmp_path, shapes | {"w": jnp.ones(3)})
 
 
 def test_shapes_alone_will_do(tmp_path):
@@ -236,7 +301,10 @@ def test_the_data_position_comes_back(tmp_path):
         checkpoints.save(2, {"x": jnp.ones(2)}, {"index": np.int64(3)})
 
 
-@pytest.mark.parametrize("leaf", ["text", object(), np.array([{}])])
+@pytest.mark.parametrize(
+    "leaf",
+    ["text", object(), np.array([{}]), np.array(["a"]), np.longdouble(1), 1 << 63],
+)
 def test_what_is_no_array_cannot_be_saved(leaf, tmp_path):
     with (
         Checkpoints(tmp_path) as checkpoints,

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import jax.numpy as jnp
 import pytest
 
-from sparseopt_jax.checkpoint import Checkpoints
+from sparseopt_jax.checkpoint import Checkpoints, forgotten
+from sparseopt_jax.checkpoint.flushed_path import FlushedPath
 from sparseopt_jax.checkpoint.lock import WriterLock
 from tests.helpers.together import ROOT
 
@@ -184,6 +186,37 @@ def test_forgotten_checkpoints_hold_no_directory(tmp_path):
     del lock
     WriterLock(tmp_path).release()
     assert os.listdir(tmp_path) == []
+
+
+def test_the_save_of_forgotten_checkpoints_completes(tmp_path, monkeypatch):
+    rename = FlushedPath._name
+
+    def slowly(path):
+        time.sleep(0.2)
+        rename(path)
+
+    monkeypatch.setattr(FlushedPath, "_name", slowly)
+    for step in (1, 2):
+        assert Checkpoints(tmp_path).save(step, STATE)
+    forgotten.wait_for_all()
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+
+
+def test_an_error_of_a_forgotten_save_is_reported(tmp_path, monkeypatch):
+    def no_disk(path):
+        time.sleep(0.2)
+        raise OSError("no disk")
+
+    reported = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    monkeypatch.setattr(FlushedPath, "_name", no_disk)
+    Checkpoints(tmp_path).save(1, STATE)
+    forgotten.wait_for_all()
+    assert "no disk" in str(reported[-1].exc_value)
+    monkeypatch.undo()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.save(2, STATE)
+    assert os.listdir(tmp_path) == ["2"]
 
 
 HOLDER = """
