@@ -233,6 +233,8 @@ class Checkpoints:
 
         Raises:
           TypeError: if ``step`` is not an integer.
+          OSError: if the checkpoint cannot be read for a reason that does not show
+            damage, such as permissions, a file system that is not available or memory.
           ValueError: if the checkpoint has another configuration, with every
             difference, or another version of the format; if it is damaged, holds
             another step than its folder says, or was not written by this library; if

@@ -1,5 +1,7 @@
 """The folder of a run's checkpoints, read without changing anything in it."""
 
+import json
+import re
 from typing import Any
 
 from sparseopt_jax.arguments.requirements import needed_by
@@ -18,6 +20,14 @@ TEMPORARY = ".orbax-checkpoint-tmp"
 # Steps are renamed before they are deleted, so that an interrupted deletion does not
 # leave an incomplete step.
 DELETED = ".deleted"
+
+# Begins the errors of the library that reads the arrays if the files do not hold what
+# they should. Other errors, such as RESOURCE_EXHAUSTED, PERMISSION_DENIED or
+# UNAVAILABLE, say nothing about the files.
+_WRONG_DATA = re.compile(
+    "(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION|INVALID_ARGUMENT):"
+    "|Error (opening|reading|decoding) "
+)
 
 
 class CheckpointFolder:
@@ -65,8 +75,11 @@ class CheckpointFolder:
             )
         for name in steps:
             folder = self._directory / name
-            # Another process may have just deleted the step.
-            if not (folder / "record").exists() and folder.exists():
+            try:
+                parts = [path.name for path in folder.iterdir()]
+            except FileNotFoundError:  # another process has just deleted the step
+                continue
+            if "record" not in parts:
                 raise ValueError(
                     f"{folder} is not a checkpoint of this library, or an incomplete "
                     "copy of one: it holds no record; delete it, or give the "
@@ -84,14 +97,17 @@ class CheckpointFolder:
         """Return the record of a step.
 
         Raises:
+          OSError: if it cannot be read for a reason that does not show damage.
           ValueError: if it is damaged, of another step, or of a version that this one
             cannot read.
         """
         try:
             restored = self._read(step, record=ocp.args.JsonRestore())
-            record = records.checked(restored["record"])
-        # Orbax raises exceptions of many types for damaged files.
         except Exception as error:
+            raise self._unread(step, error) from error
+        try:
+            record = records.checked(restored["record"])
+        except (TypeError, ValueError) as error:
             raise self._damaged(step, str(error)) from error
         folder = self._directory / str(step)
         try:
@@ -116,7 +132,8 @@ class CheckpointFolder:
           record: the result of ``record``.
 
         Raises:
-          ValueError: if the arrays differ from those that were saved.
+          OSError: if they cannot be read for a reason that does not show damage.
+          ValueError: if they differ from the arrays that were saved.
         """
         saved = record["checksums"]
         targets = {
@@ -133,7 +150,7 @@ class CheckpointFolder:
             stored = {path: by_name[named(path)] for path in targets}
             found = records.checksums(stored)
         except Exception as error:
-            raise self._damaged(step, str(error)) from error
+            raise self._unread(step, error) from error
         wrong = [path for path in found if found[path] != saved[path]]
         if wrong:
             what = f"It does not hold the saved values of {records.listed(wrong)}."
@@ -145,19 +162,43 @@ class CheckpointFolder:
             for path, leaf in leaves.items()
         ]
 
+    def _unread(self, step: int, error: Exception) -> Exception:
+        """Return the error to raise for a step that could not be read."""
+        if _shows_damage(error):
+            return self._damaged(step, str(error))
+        return self._deleted(step) or OSError(
+            f"the checkpoint {self._directory / str(step)} could not be read, and "
+            f"nothing was loaded; its files may be intact: {type(error).__name__}: "
+            f"{error}"
+        )
+
     def _damaged(self, step: int, why: str) -> ValueError:
-        if not (self._directory / str(step)).exists():
-            return ValueError(
-                f"step {step} was deleted while it was being read: another process "
-                f"writes to {self._directory} and deletes old steps; there are "
-                f"{self.steps()} now: call restore again"
-            )
         earlier = [str(other) for other in self.steps() if other < step]
         if earlier:
             then = f"to resume from step {earlier[-1]} (there are {', '.join(earlier)})"
         else:
             then = "to start from scratch (there is no earlier step)"
-        return ValueError(
+        return self._deleted(step) or ValueError(
             f"the checkpoint {self._directory / str(step)} is damaged, and nothing was "
             f"loaded; delete that directory {then}. {why}"
         )
+
+    def _deleted(self, step: int) -> ValueError | None:
+        if str(step) in self.names():
+            return None
+        return ValueError(
+            f"step {step} was deleted while it was being read: another process "
+            f"writes to {self._directory} and deletes old steps; there are "
+            f"{self.steps()} now: call restore again"
+        )
+
+
+def _shows_damage(error: Exception) -> bool:
+    """Tell whether files are missing or hold something else than was written."""
+    if isinstance(error, FileNotFoundError | json.JSONDecodeError | UnicodeError):
+        return True
+    if isinstance(error, KeyError):  # a part of the tree's structure is missing
+        return True
+    return isinstance(error, ValueError | IndexError) and bool(
+        _WRONG_DATA.match(str(error))
+    )

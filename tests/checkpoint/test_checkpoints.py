@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 import sparseopt_jax as so
 from sparseopt_jax.checkpoint import Checkpoints, stop_on_sigterm
+from sparseopt_jax.checkpoint.files import CheckpointFolder
 from tests.helpers.checkpoint_program import leaves, new_state, topology, train_step
 from tests.helpers.compilations import compilations
 from tests.helpers.flushes import Disk
@@ -588,6 +589,35 @@ def test_arrays_of_another_step_are_noticed(tmp_path):
         ValueError, match="does not hold the saved values of opt_state/count, "
     ):
         restore(tmp_path, new_state("rigl"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+        ValueError('RESOURCE_EXHAUSTED: Error opening "zarr" driver'),
+    ],
+)
+@pytest.mark.parametrize("part", ["record", "state"])
+def test_what_shows_no_damage_is_not_called_damage(part, error, tmp_path, monkeypatch):
+    def fails(folder, step, **parts):
+        if part in parts:
+            raise error
+        return read(folder, step, **parts)
+
+    state = {"x": jnp.ones(2)}
+    save(tmp_path, state)
+    read = CheckpointFolder._read
+    monkeypatch.setattr(CheckpointFolder, "_read", fails)
+    with pytest.raises(OSError, match=r"could not be read, .* may be intact") as caught:
+        restore(tmp_path, state)
+    assert type(error).__name__ in str(caught.value)
+    assert "delete" not in str(caught.value) and "damaged" not in str(caught.value)
+    monkeypatch.undo()
+    assert_same_bits(restore(tmp_path, state)[0], state)
 
 
 def test_a_changed_record_is_noticed(tmp_path):
