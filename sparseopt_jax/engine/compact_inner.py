@@ -157,8 +157,10 @@ class _Trial:
         return tree | {"kernel": self.layout.take(tree["kernel"], self.index)}
 
     def update(self, grads: Any, state: Any, params: Any, mask: Any) -> Any:
+        masks = {"kernel": mask, "bias": optax.MaskedNode()}
         values = {
-            "masks": {"kernel": mask, "bias": optax.MaskedNode()},
+            "masks": masks,
+            "trained_masks": masks,
             "fan_ins": {
                 "kernel": jnp.sum(self.mask, 0, keepdims=True, dtype=jnp.int32),
                 "bias": optax.MaskedNode(),

@@ -149,9 +149,8 @@ def _updated(
         # An update after the gradient step belongs to the step just taken.
         count = count - 1
     old = storage.view(state.masks, topology_state, params)
-    values = environment.of_masks(
-        storage.inner_masks(old), topology_state.fan_ins, topology.dims
-    )
+    fan_ins = topology_state.fan_ins
+    values = environment.of_view(storage, old, fan_ins, topology.dims)
     alone = topology.full_leaves(storage.planned(state.masks, params))
     if not topology.stays_dense:
         seen = storage.weights(old, params)

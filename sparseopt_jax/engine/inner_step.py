@@ -53,8 +53,7 @@ class InnerStep:
         named = environment.named_by(inner)
 
         def step(view, fan_ins, grads, inner_state, params):
-            masks = storage.inner_masks(view)
-            values = environment.of_masks(masks, fan_ins, topology.dims)
+            values = environment.of_view(storage, view, fan_ins, topology.dims)
             grads = storage.gradient(view, grads, params)
             seen = (grads, inner_state, storage.weights(view, params))
             updates, new = environment.run(inner, named, values, *seen, **extra_args)

@@ -60,9 +60,8 @@ class MaskOwner:
         view = storage.init(topology, masks, topology_state, params)
         seen = storage.take(view, params)
         inner_state = self.inner.init(seen)
-        values = environment.of_masks(
-            storage.inner_masks(view), topology_state.fan_ins, topology.dims
-        )
+        fan_ins = topology_state.fan_ins
+        values = environment.of_view(storage, view, fan_ins, topology.dims)
         warn_of_frozen(self.inner, topology, values, inner_state, seen)
         state = SparseState(
             count=jnp.zeros([], jnp.int32),

@@ -14,13 +14,17 @@ from typing import Any
 
 import optax
 
+from sparseopt_jax.masks.storage import MaskStorage, View
 from sparseopt_jax.tracing.transformation_links import variables_of
 
 # masks: tree of masks, or of ``ActiveWeights`` in a compact ``sparsify``.
+# trained_masks: the same, of the weights that the optimizer trains; holes at leaves of
+#   which it trains all weights. They differ from ``masks`` if those are of the forward
+#   pass only.
 # fan_ins: each neuron's number of active inputs, as in ``TopologyState``.
 # neuron_dims: the axes of kernels, as given to the topology.
 # batch_stats: running statistics, as in a train state.
-NAMES = ("masks", "fan_ins", "neuron_dims", "batch_stats")
+NAMES = ("masks", "trained_masks", "fan_ins", "neuron_dims", "batch_stats")
 
 _CURRENT: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
     "sparseopt_jax_environment", default=types.MappingProxyType({})
@@ -41,9 +45,16 @@ def using(environment: Mapping[str, Any]) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-def of_masks(masks: Any, fan_ins: Any, neuron_dims: Any) -> dict[str, Any]:
+def of_view(
+    storage: MaskStorage, view: View, fan_ins: Any, neuron_dims: Any
+) -> dict[str, Any]:
     """Return an owner's environment: its masks, their fan-ins and the axes."""
-    return {"masks": masks, "fan_ins": fan_ins, "neuron_dims": neuron_dims}
+    return {
+        "masks": storage.inner_masks(view),
+        "trained_masks": storage.trained_masks(view),
+        "fan_ins": fan_ins,
+        "neuron_dims": neuron_dims,
+    }
 
 
 def values(extra_args: Mapping[str, Any]) -> dict[str, Any]:

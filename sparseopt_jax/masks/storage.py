@@ -113,6 +113,14 @@ class MaskStorage(abc.ABC):
     def inner_masks(self, view: View) -> Any:
         """Return the masks that inner transformations read."""
 
+    def trained_masks(self, view: View) -> Any:
+        """Return the masks of the weights that the optimizer trains.
+
+        They are in the form of ``inner_masks``, with holes at leaves of which it trains
+        all weights.
+        """
+        return self.inner_masks(view)
+
     @abc.abstractmethod
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
         """Return updates that set inactive weights to zero.

@@ -79,9 +79,10 @@ def scale_by_local_adam(
 
     Note:
       Not warming up weights that are active from the start is our choice: the learning
-      rate's schedule covers the start of a run. With
-      ``optax.inject_hyperparams`` name ``warmup_steps``, ``shared_axis`` and
-      ``counted`` in ``static_args``.
+      rate's schedule covers the start of a run. With masks in the forward pass only, as
+      with ``ste``, all trained weights count their steps, whether the forward pass uses
+      them or not. With ``optax.inject_hyperparams`` name ``warmup_steps``,
+      ``shared_axis`` and ``counted`` in ``static_args``.
 
     References:
       Xiao et al., SMET, 2026 (arXiv 2606.00888): local steps and warm-up.
@@ -117,9 +118,9 @@ def scale_by_local_adam(
 
     def update_fn(updates, state, params=None, **extra_args):
         del params
-        masks = environment.values(extra_args).get("masks")
+        trained = environment.values(extra_args).get("trained_masks")
         count = jnp.asarray(optax.safe_increment(state.count))
-        local_count = _counted(state.local_count, masks)
+        local_count = _counted(state.local_count, trained)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         nu = optax.tree.cast_like(nu, state.nu)
@@ -144,16 +145,21 @@ def scale_by_local_adam(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _counted(local_count: optax.Params, masks: optax.Params | None) -> optax.Params:
-    """One step more for every active weight."""
-    by_path = dict(paths.flatten_with_paths(masks))
+def _counted(local_count: optax.Params, trained: optax.Params | None) -> optax.Params:
+    """Count one step more for every weight that takes it.
+
+    Args:
+      local_count: the counts.
+      trained: masks of the weights that are trained; all are at leaves without one.
+    """
+    by_path = dict(paths.flatten_with_paths(trained))
 
     def at_leaf(path, steps):
         mask = by_path.get(path)
         if paths.is_hole(steps):
             return steps
         new = optax.safe_increment(steps)
-        # What is inactive takes no step, and is not to have one when it is grown.
+        # An inactive weight takes no step, and must have none when it is grown.
         if isinstance(mask, jax.Array) and mask.shape == steps.shape:
             new = jnp.where(mask, new, steps)
         return new

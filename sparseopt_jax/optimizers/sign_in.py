@@ -258,7 +258,7 @@ def _rest(params: Any, tree: Any) -> Any:
 def _for_factors(values: dict[str, Any]) -> dict[str, Any]:
     """Return what ``sparsify`` passes on, under the paths of ``Factors``."""
     found = {}
-    for name in ("masks", "fan_ins"):
+    for name in ("masks", "trained_masks", "fan_ins"):
         if values.get(name) is not None:
             found[name] = Factors(*[values[name]] * len(Factors._fields))
     if "neuron_dims" in values:

@@ -278,6 +278,12 @@ class ForwardStorage(MaskStorage):
     def inner_masks(self, view: View) -> Any:
         return view.masks
 
+    def trained_masks(self, view: View) -> Any:
+        """Return the masks of the trained weights, or holes if all are trained."""
+        if self.method.trained is not None:
+            return view.trained
+        return map_masked(lambda *_: optax.MaskedNode(), view.masks, view.masks)
+
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
         """Return the updates unchanged: no weight is taken to zero."""
         del before, after, params

@@ -1,6 +1,7 @@
 """Adam with a step count per weight, by hand and against optax's."""
 
 import math
+from typing import Any
 
 import chex
 import jax
@@ -10,6 +11,8 @@ import optax
 import pytest
 
 import sparseopt_jax as so
+from sparseopt_jax.masks.packing import unpack
+from sparseopt_jax.masks.state import map_masked
 from sparseopt_jax.optimizers.local_adam import LocalAdamState
 from tests.helpers.optimizers import (
     KERNELS,
@@ -33,6 +36,12 @@ def grown(count, local_count):
         mu=zero,
         nu=zero,
     )
+
+
+def taken(trained, params):
+    """Return 1 for each weight that is trained, 0 for the others."""
+    ones = jax.tree.map(jnp.ones_like, params)
+    return map_masked(lambda mask, one: mask.astype(one.dtype), trained, ones)
 
 
 class TestLocalAdam:
@@ -147,6 +156,33 @@ class TestLocalAdam:
                     index = state.masks.tree[name]["kernel"]
                     expected = layout.take(jnp.asarray(expected), index)
                 np.testing.assert_array_equal(steps, expected)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("method", ["ste", "sr_ste", "top_kast"])
+    def test_weights_count_while_trained_even_if_the_forward_pass_does_not_use_them(
+        self, method, packed
+    ):
+        options = {"trained_sparsity": 0.25} if method == "top_kast" else {}
+        topology = getattr(so, method)(0.5, **options)
+        states, params = {}, {}
+        for adam in (optax.scale_by_adam, so.scale_by_local_adam):
+            inner = optax.chain(adam(), optax.scale(-0.1))
+            tx = so.sparsify(inner, topology, packed=packed)
+            now, steps = random_tree(0), jax.tree.map(jnp.zeros_like, random_tree(0))
+            state: Any = tx.init(now)
+            step: Any = jax.jit(tx.update)
+            for count in range(4):
+                trained = unpack(state.topology_state.trained)
+                steps = jax.tree.map(jnp.add, steps, taken(trained, steps))
+                updates, state = step(gradients(count), state, now)
+                now = optax.apply_updates(now, updates)
+            states[adam], params[adam] = state, now
+        counts = states[so.scale_by_local_adam].inner_state[0].local_count
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda x: x.astype(jnp.float32), counts), steps
+        )
+        if method != "top_kast":
+            chex.assert_trees_all_equal(*params.values())
 
     @pytest.mark.parametrize("warmup_steps", [-1, 1.5, "5"])
     def test_bad_warm_ups(self, warmup_steps):
