@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from sparseopt_jax.arguments.checks import described
 from sparseopt_jax.arrays.conditions import chosen
@@ -86,12 +88,15 @@ def map_masked(function: Callable[..., Any], masks: Any, tree: Any, *rest: Any) 
 def zero_masked(masks: Any, tree: Any) -> Any:
     """Return ``tree`` with exact zeros where a mask is False, even for NaN or infinity.
 
-    Leaves of type ``jax.ShapeDtypeStruct`` are kept.
+    Leaves of type ``jax.ShapeDtypeStruct`` are kept, and NumPy arrays remain NumPy
+    arrays, of which JAX might narrow the dtype.
     """
 
     def at_leaf(mask, x):
         if isinstance(x, jax.ShapeDtypeStruct):
             return x
+        if isinstance(x, np.ndarray) and not isinstance(mask, Tracer):
+            return np.where(mask, x, np.zeros((), x.dtype))
         return chosen(mask, x, 0)
 
     return map_masked(at_leaf, masks, tree)
@@ -111,7 +116,7 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
         a tree of masks.
 
     Returns:
-      A tree like ``params``.
+      A tree like ``params``; NumPy arrays remain NumPy arrays.
 
     Raises:
       TypeError: if the arguments are swapped.

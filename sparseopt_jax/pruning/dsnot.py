@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseopt_jax.arguments.checks import check_choice, chosen, integer, number
+from sparseopt_jax.arrays.library import library
 from sparseopt_jax.arrays.sharding_types import placed_like, replicated
 from sparseopt_jax.layers.eligibility import Where
 from sparseopt_jax.masks.state import apply_masks, map_masked_with_path, zero_masked
@@ -102,14 +103,16 @@ def dsnot(
         inputs = calibration.need(kernel_name(path, params), "dsnot")
         check_inputs(path, param, inputs)
         check_numbers(path, inputs, "dsnot")
-        results = replicated(
+        xp = library(param)
+        original = placed_like(xp.asarray(dense[path]).astype(param.dtype), param)
+        new = replicated(
             functools.partial(_refine_leaf, cycles=cycles, threshold=threshold),
             inputs,
             param,
             mask,
-            dense[path].astype(param.dtype),
+            original,
         )
-        refined[path] = [placed_like(x, param) for x in results]
+        refined[path] = xp.where(mask, param, original), placed_like(new, param)
     masks = paths.map_with_paths(
         lambda path, mask: refined[path][1] if path in refined else mask, masks
     )
@@ -134,14 +137,13 @@ def _refine_leaf(
     *,
     cycles: int,
     threshold: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Exchange weights of one kernel, separately for each set of inputs."""
+) -> jax.Array:
+    """Return the new mask of one kernel, separately for each set of inputs."""
     matrices = tuple(map(inputs.matrices, (param, mask, dense)))
     vectors = tuple(map(inputs.flat, (inputs.mean, inputs.variance, inputs.norm)))
     refine = functools.partial(_refine, cycles=cycles, threshold=threshold)
-    results = jax.lax.map(lambda one_set: refine(*one_set), (*matrices, *vectors))
-    new_param, new_mask = map(inputs.from_matrices, results)
-    return new_param, new_mask
+    masks = jax.lax.map(lambda one_set: refine(*one_set), (*matrices, *vectors))
+    return inputs.from_matrices(masks)
 
 
 def _refine(
@@ -154,7 +156,7 @@ def _refine(
     *,
     cycles: Any,
     threshold: Any,
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
     """Exchange weights of one matrix.
 
     Args:
@@ -168,7 +170,7 @@ def _refine(
       threshold: as in ``dsnot``.
 
     Returns:
-      The new weights and mask.
+      The new mask.
     """
     pruned = params.astype(jnp.float32)
     # What each weight adds to the mean output: its dense value, and its current one.
@@ -210,4 +212,4 @@ def _refine(
         jnp.ones(mask.shape[1], bool),
     )
     _, new, _, _, _ = jax.lax.while_loop(unfinished, exchange, start)
-    return jnp.where(new, jnp.where(mask, params, dense), 0), new
+    return new

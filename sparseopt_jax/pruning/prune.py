@@ -119,7 +119,8 @@ def prune(
       key: seed or PRNG key for ``"random"``, as in ``sparsify``.
 
     Returns:
-      The pruned parameters, in a container like that of ``params``, and the masks.
+      The pruned parameters, in a container like that of ``params``, and the masks. All
+      leaves keep their dtypes, and NumPy arrays remain NumPy arrays.
 
     Raises:
       ValueError: for an unknown method, a sparsity outside [0, 1), required gradients

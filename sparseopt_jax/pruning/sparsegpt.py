@@ -9,12 +9,13 @@ holds the inverse Hessians of all later steps: H^-1 = U^T U, U upper triangular.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparseopt_jax.arrays.library import library
 from sparseopt_jax.arrays.selection import top_k_mask
 from sparseopt_jax.arrays.sharding_types import placed_like, replicated
 from sparseopt_jax.layers.leaf_plan import LeafPlan
@@ -69,8 +70,8 @@ class SparseGPT:
           The kernel's new weights, zero where they are removed, and the mask.
 
         Raises:
-          ValueError: if the structure does not run along the inputs, or H is not
-            positive definite in float32.
+          ValueError: if the structure does not run along the inputs, H is not positive
+            definite in float32, or a new weight exceeds the range of its dtype.
         """
         assert inputs.gram is not None and plan.layer is not None
         order, group = _order(path, plan, inputs)
@@ -103,7 +104,30 @@ class SparseGPT:
                 "weights or inputs are not finite; raise damping, for instance "
                 f"SparseGPT(damping={10 * self.damping:g})"
             )
-        return kernel.astype(plan.leaf.dtype), mask
+        return _in_dtype_of(plan.leaf, kernel, path), mask
+
+
+def _in_dtype_of(leaf: Any, kernel: jax.Array, path: str) -> Any:
+    """Return new weights in the library and dtype of the old ones.
+
+    Args:
+      leaf: the old weights.
+      kernel: the new weights, in float32 and finite. Those that are still equal to the
+        old ones in float32 keep all digits.
+      path: for the error.
+
+    Raises:
+      ValueError: if one exceeds the range of the dtype.
+    """
+    xp = library(leaf)
+    with np.errstate(over="ignore"):
+        result = xp.asarray(kernel).astype(leaf.dtype)
+    if not bool(xp.all(xp.isfinite(result))):
+        raise ValueError(
+            f"sparsegpt: new weights of {path!r} exceed the range of {leaf.dtype}: "
+            "pass the parameters in float32"
+        )
+    return xp.where(xp.asarray(kernel) == leaf.astype(xp.float32), leaf, result)
 
 
 def _order(path: str, plan: LeafPlan, inputs: Inputs) -> tuple[np.ndarray, int]:
@@ -207,8 +231,8 @@ def _solve(
     w = jnp.pad(w, ((0, padding), (0, 0)))
     u = _inverse_factor(h, damping)
     u = jnp.pad(u, ((0, padding), (0, padding)))
-    u += jnp.diag(jnp.arange(blocks * block) >= fan_in)
     inputs = jnp.arange(blocks * block)
+    u += jnp.diag((inputs >= fan_in).astype(u.dtype))
 
     def prune_block(i, state):
         w, mask = state
@@ -288,6 +312,7 @@ def _inverse_factor(h: jax.Array, damping: jax.typing.ArrayLike) -> jax.Array:
     is the inverse of R: only a triangular matrix is inverted.
     """
     diagonal = jnp.diagonal(h)
-    h += jnp.diag(damping * jnp.mean(diagonal) + (diagonal == 0))
+    unused = (diagonal == 0).astype(h.dtype)
+    h += jnp.diag(damping * jnp.mean(diagonal) + unused)
     r = jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
     return jax.scipy.linalg.solve_triangular(r, jnp.eye(len(h), dtype=h.dtype))

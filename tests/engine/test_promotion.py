@@ -7,7 +7,14 @@ import optax
 import pytest
 
 import sparseopt_jax as so
-from tests.helpers.methods import GRADS, OPTIMIZERS, PARAMS, TOPOLOGIES, WHEN
+from tests.helpers.methods import (
+    AFTER_TRAINING,
+    GRADS,
+    OPTIMIZERS,
+    PARAMS,
+    TOPOLOGIES,
+    WHEN,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +81,8 @@ def test_from_the_host(name):
 def test_every_optimizer(name):
     state = traced(OPTIMIZERS[name](so.set_(0.5, **WHEN)))
     jax.eval_shape(so.metrics, PARAMS, state)
+
+
+@pytest.mark.parametrize("name", AFTER_TRAINING)
+def test_after_training(name):
+    AFTER_TRAINING[name]()

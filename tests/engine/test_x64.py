@@ -9,7 +9,14 @@ import optax
 import pytest
 
 import sparseopt_jax as so
-from tests.helpers.methods import GRADS, OPTIMIZERS, PARAMS, TOPOLOGIES, WHEN
+from tests.helpers.methods import (
+    AFTER_TRAINING,
+    GRADS,
+    OPTIMIZERS,
+    PARAMS,
+    TOPOLOGIES,
+    WHEN,
+)
 
 
 @pytest.fixture
@@ -147,3 +154,12 @@ def test_initial_weights_are_the_same():
     with jax.enable_x64(True):
         found = so.sparse_init(params, masks, 0)
     np.testing.assert_array_equal(found["kernel"], expected["kernel"])
+
+
+@pytest.mark.parametrize("name", AFTER_TRAINING)
+def test_pruning_is_the_same(name):
+    expected = AFTER_TRAINING[name]()
+    with jax.enable_x64(True):
+        found = AFTER_TRAINING[name]()
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert types(found) == types(expected)

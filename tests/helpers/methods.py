@@ -1,4 +1,8 @@
-"""Every topology and optimizer of the package, for tests of dtypes."""
+"""The package's topologies, optimizers and pruning, for tests of dtypes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +50,52 @@ TOPOLOGIES = {
         (4, so.static(masks=so.PREVIOUS_MASKS)),
     ),
 }
+
+
+def one_kernel() -> tuple[Any, so.Calibration]:
+    """Return parameters and the statistics of their kernel's inputs."""
+    params = {"kernel": PARAMS["dense"]["kernel"], "bias": PARAMS["bias"]}
+    x = jnp.sin(jnp.arange(160, dtype=jnp.float32)).reshape(20, 8)
+    return params, so.calibrate(_dense, params, [x])
+
+
+def _dense(params: Any, x: jax.Array) -> jax.Array:
+    return x @ params["kernel"] + params["bias"]
+
+
+def _pruned(*args: Any, **options: Any) -> so.Pruned:
+    params, calibration = one_kernel()
+    grads = jax.tree.map(jnp.cos, params)
+    options = {"sparsity": 0.5, "calibration": calibration, "grads": grads} | options
+    return so.prune(params, *args, **options)
+
+
+def _refined() -> so.Pruned:
+    params, calibration = one_kernel()
+    return so.dsnot(*so.prune(params, sparsity=0.5), calibration, params)
+
+
+def _smaller() -> Any:
+    first = PARAMS["dense"]["kernel"].at[:, :3].set(0.0)
+    params = {"a": first, "b": PARAMS["bias"], "c": PARAMS["dense"]["kernel"]}
+
+    def apply(params, x):
+        return jax.nn.relu(x @ params["a"] + params["b"]) @ params["c"]
+
+    return so.remove_neurons(apply, params, jnp.ones((2, 8), jnp.float32))[0]
+
+
+AFTER_TRAINING: dict[str, Callable[[], Any]] = {
+    **{
+        name: functools.partial(_pruned, name)
+        for name in ("magnitude", "random", "saliency", "wanda", "sparsegpt")
+    },
+    "global": functools.partial(_pruned, scope="global"),
+    "nm": functools.partial(_pruned, "sparsegpt", sparsity=None, structure=so.NM(2, 4)),
+    "dsnot": _refined,
+    "remove_neurons": _smaller,
+}
+
 # Except those around ``optax.adam``, which itself promotes.
 OPTIMIZERS = {
     "sparseopt": lambda topology: so.sparsify(

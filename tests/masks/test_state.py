@@ -1,5 +1,6 @@
 """Applying and finding masks; containers have a separate file."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -64,3 +65,13 @@ def test_bad_input_is_named():
         so.apply_masks(PARAMS, {"k": jnp.ones(2, bool)})
     with pytest.raises(ValueError, match="no masks found"):
         so.apply_updates(PARAMS, PARAMS, optax.EmptyState())
+
+
+def test_numpy_arrays_keep_their_digits():
+    params = {"kernel": np.array([[1 / 3, np.nan], [2.0, 1 / 7]])}
+    masks = {"kernel": jnp.array([[True, False], [False, True]])}
+    kernel = so.apply_masks(params, masks)["kernel"]
+    assert isinstance(kernel, np.ndarray) and kernel.dtype == np.float64
+    np.testing.assert_array_equal(kernel, [[1 / 3, 0.0], [0.0, 1 / 7]])
+    traced = jax.jit(lambda masks: so.apply_masks(params, masks))(masks)["kernel"]
+    assert traced.dtype == jnp.float32

@@ -402,7 +402,60 @@ def test_sparsegpt_with_fewer_samples_than_inputs():
     assert error_of(x, kernel, pruned.params["kernel"]) < 1e-2 * error_of(x, kernel, 0)
 
 
+def test_sparsegpt_keeps_the_digits_of_weights_that_it_does_not_update():
+    kernel = np.random.default_rng(0).normal(size=(8, 6))
+    calibration = calibrated(jnp.asarray(kernel, jnp.float32), correlated(40, 8))
+
+    def pruned(kernel, sparsity):
+        return so.prune(
+            {"kernel": kernel}, "sparsegpt", sparsity=sparsity, calibration=calibration
+        )
+
+    half = pruned(kernel, 0.5)
+    # The first input has no earlier one to compensate for.
+    first = np.where(half.masks["kernel"][0], kernel[0], 0)
+    np.testing.assert_array_equal(half.params["kernel"][0], first)
+    np.testing.assert_array_equal(pruned(kernel, 0.0).params["kernel"], kernel)
+    with jax.enable_x64(True):
+        whole = pruned(jnp.asarray(kernel), 0.0).params["kernel"]
+        assert whole.dtype == jnp.float64
+        np.testing.assert_array_equal(whole, kernel)
+        wide = pruned(jnp.asarray(kernel), 0.5)
+    for found, expected in zip(wide, half, strict=True):
+        np.testing.assert_array_equal(found["kernel"], expected["kernel"])
+
+
+def test_sparsegpt_refuses_weights_beyond_the_range_of_their_type():
+    # Two equal inputs: the weight that stays takes over the other one.
+    x = jnp.ones((4, 2))
+    kernel = jnp.full((2, 1), 6e4, jnp.float16)
+    calibration = calibrated(kernel, x)
+    for leaf in (kernel, np.asarray(kernel)):
+        with pytest.raises(ValueError, match="'kernel' exceed the range of float16"):
+            so.prune(
+                {"kernel": leaf}, "sparsegpt", sparsity=0.5, calibration=calibration
+            )
+
+
 # Any container of parameters.
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, jnp.bfloat16])
+def test_numpy_leaves_stay(method, dtype):
+    draw = np.random.default_rng(1)
+    params = {"kernel": draw.normal(size=(8, 6)).astype(dtype), "bias": np.ones(6)}
+    x = jnp.asarray(draw.normal(size=(20, 8)), jnp.float32)
+    calibration = so.calibrate(lambda p, x: x @ p["kernel"], params, [x])
+    pruned = so.prune(params, method, sparsity=0.5, calibration=calibration)
+    refined = so.dsnot(*pruned, calibration, params)
+    for found, mask in ((pruned.params, pruned.masks), (refined.params, refined.masks)):
+        kernel, mask = found["kernel"], np.asarray(mask["kernel"])
+        assert isinstance(kernel, np.ndarray) and kernel.dtype == dtype
+        assert found["bias"] is params["bias"]
+        assert not kernel[~mask].any()
+        if method != "sparsegpt":
+            np.testing.assert_array_equal(kernel[mask], params["kernel"][mask])
 
 
 class Pair(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparseopt_jax.arguments.checks import check_concrete, described, integer
 from sparseopt_jax.layers.eligibility import array_leaves
@@ -69,7 +70,8 @@ def remove_neurons(
       **kwargs: treated like ``args``.
 
     Returns:
-      Variables in the same tree, with smaller arrays, and a ``NeuronReport`` to print.
+      Variables in the same tree, with smaller arrays of the same dtypes, and a
+      ``NeuronReport`` to print. NumPy arrays remain NumPy arrays.
       The smaller variables fit a model built with the widths in ``report.widths``, by
       kernel path: in linen, modules with these ``features``. Functions of arrays,
       Equinox modules and NNX modules, whose widths follow from their arrays, accept
@@ -157,7 +159,10 @@ def _decided(
     program = model_program(apply_fn, (variables, *args), kwargs)
     places = [place for place in program.taken if place < len(leaves)]
     reader = NeuronReader()
-    reader.read(program.jaxpr, [leaves[place] for place in places], places)
+    values = [leaves[place] for place in places]
+    # In the dtypes of the program, to which JAX converts NumPy arrays.
+    values = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in values]
+    reader.read(program.jaxpr, values, places)
     if not reader.products:
         raise ValueError(
             "no kernel multiplies any inputs: pass the model's inputs to "

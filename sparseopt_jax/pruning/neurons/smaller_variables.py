@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from sparseopt_jax.arrays.library import library
 from sparseopt_jax.pruning.neurons.decisions import Decider
 from sparseopt_jax.pruning.neurons.groups import Along
 
@@ -18,13 +18,13 @@ def smaller(leaf: Any, place: int, decider: Decider) -> Any:
       decider: the decider, after ``decide``.
 
     Returns:
-      An array of the same dtype; the variable itself if nothing changes.
+      An array of the same dtype and library; the variable itself if nothing changes.
     """
     leaf = _shifted(leaf, decider.decision.shifts.get(place))
     for axis, label in enumerate(decider.reader.axes[place]):
         stays = decider.stays(label, leaf.shape[axis])
         if not stays.all():
-            leaf = jnp.take(leaf, np.flatnonzero(stays), axis)
+            leaf = library(leaf).take(leaf, np.flatnonzero(stays), axis)
     return leaf
 
 
@@ -47,7 +47,8 @@ def silenced(leaf: Any, place: int, decider: Decider) -> Any:
             shape = [1] * leaf.ndim
             shape[axis] = -1
             stays = decider.stays(label, leaf.shape[axis]).reshape(shape)
-            leaf = jnp.where(stays, leaf, jnp.zeros_like(leaf))
+            xp = library(leaf)
+            leaf = xp.where(stays, leaf, xp.zeros_like(leaf))
     return leaf
 
 
@@ -56,4 +57,4 @@ def _shifted(leaf: Any, shift: np.ndarray | None) -> Any:
         return leaf
     array = np.asarray(leaf)
     moved = array.astype(np.float64) + shift.reshape(array.shape)
-    return jnp.asarray(moved.astype(array.dtype))
+    return library(leaf).asarray(moved.astype(array.dtype))

@@ -533,6 +533,22 @@ def test_bfloat16_parameters_keep_their_type():
     assert small["b2"].shape == (2,)
 
 
+def test_numpy_arrays_stay():
+    draw = np.random.default_rng(0)
+    params = {
+        "w1": draw.normal(size=(3, 6)),
+        "b1": np.ones(6),
+        "w2": draw.normal(size=(6, 2)),
+        "b2": np.ones(2) / 3,
+    }
+    params["w1"][:, :2] = 0
+    small, _ = so.remove_neurons(mlp, params, np.ones((2, 3), np.float32))
+    for leaf in small.values():
+        assert isinstance(leaf, np.ndarray) and leaf.dtype == np.float64
+    np.testing.assert_array_equal(small["w1"], params["w1"][:, 2:])
+    np.testing.assert_allclose(small["b2"], 1 / 3 + params["w2"][:2].sum(0), rtol=1e-6)
+
+
 def test_shapes_of_inputs_are_enough():
     params = without(mlp_params(), "w1", [0, 1])
     x = jax.ShapeDtypeStruct((1, 3), jnp.float32)
