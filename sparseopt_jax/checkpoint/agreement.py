@@ -59,17 +59,16 @@ def require_same(values: Mapping[str, Any], advice: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    text = json.dumps(values)
+    text = json.dumps(values, sort_keys=True)
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     digests = np.asarray(multihost_utils.process_allgather(digest))
     if (digests == digests[0]).all():
         return
     first = json.loads(_of_first(text))
     messages = _gathered(_first_difference(first, json.loads(text)))
-    process = next(i for i, message in enumerate(messages) if message)
+    message = next(filter(None, messages))
     raise ValueError(
-        "the processes of this run hold different values: "
-        f"{messages[process].format(process=f'process {process}')}. {advice}"
+        f"the processes of this run hold different values: {message}. {advice}"
     )
 
 
@@ -100,13 +99,14 @@ def _first_difference(first: Any, second: Any, name: str = "") -> str:
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for key in [*first, *(key for key in second if key not in first)]:
             found = _first_difference(
-                first.get(key), second.get(key), f"{name} {key}" if name else key
+                first.get(key, "nothing"),
+                second.get(key, "nothing"),
+                f"{name} {key}" if name else key,
             )
             if found:
                 return found
         return ""
-    if first == second:
+    # As text, because NaN differs from itself.
+    if json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True):
         return ""
-    one, other = (str(x).replace("{", "{{").replace("}", "}}") for x in (first, second))
-    name = name.replace("{", "{{").replace("}", "}}")
-    return f"{name} is {one} in process 0, {other} in {{process}}"
+    return f"{name} is {first} in process 0, {second} in process {jax.process_index()}"

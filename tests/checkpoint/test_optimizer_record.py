@@ -102,6 +102,14 @@ def test_another_seed_is_no_other_optimizer():
     assert saved == given
 
 
+def test_nan_is_no_other_hyper_parameter(tmp_path):
+    tx = optax.chain(optax.scale(jnp.nan), optax.scale_by_schedule(lambda step: step))
+    with Checkpoints(tmp_path, optimizer=tx) as checkpoints:
+        checkpoints.save(1, PARAMS)
+    with Checkpoints(tmp_path, optimizer=tx) as checkpoints:
+        assert checkpoints.restore(PARAMS)
+
+
 def test_a_topology_is_compared_by_itself():
     later = so.rigl(0.5, every=2, stop=200)
     for make in (so.sparsify, lambda inner, topology: so.smet(0.1, topology)):

@@ -3,8 +3,11 @@
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 
+from sparseopt_jax.checkpoint import agreement
 from tests.helpers.together import ROOT, Together, environment, free_port
 
 PROGRAM = ROOT / "tests" / "distributed" / "checkpoints_of_two.py"
@@ -35,7 +38,7 @@ REFUSALS = {
     "a split array": "checksums w is ",
     "another step": "step is 1 in process 0, 2 in process 1",
     "other data": "data index is 0 in process 0, 1 in process 1",
-    "another leaf": "leaves z is float32[8] in process 0, None in process 1",
+    "another leaf": "leaves z is float32[8] in process 0, nothing in process 1",
     "another shape": "leaves w is float32[4] in process 0, float32[8] in process 1",
     "another topology": "topology schedule every is 3 in process 0, 4 in process 1",
     "another optimizer": "optimizer settings scale.step_size is -0.2 in process 0, -",
@@ -82,3 +85,30 @@ def test_restore_fails_everywhere_or_nowhere(results):
 def test_a_directory_that_is_written_to_is_refused_by_all_processes(results):
     for found in results:
         assert "is being written to by" in found["busy"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"x": float("nan"), "y": 1},
+            {"x": float("nan"), "y": 2},
+            "y is 1 in process 0",
+        ),
+        ({"x": None}, {}, "x is None in process 0, nothing in process 1"),
+        ({"x": 1}, {"x": 1.0}, "x is 1 in process 0, 1.0 in process 1"),
+        # The braces are at the place where messages end.
+        ({"x": 1}, {"x": "{" * 9000}, "x is 1 in process 0, {{{"),
+    ],
+)
+def test_the_first_difference_is_named(first, second, message, monkeypatch):
+    def gathered(x):
+        return np.stack([np.zeros_like(x), x])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(agreement, "_of_first", lambda text: json.dumps(first))
+    monkeypatch.setattr(agreement.multihost_utils, "process_allgather", gathered)
+    with pytest.raises(ValueError, match="hold different values") as caught:
+        agreement.require_same(second, "advice")
+    assert message in str(caught.value)
