@@ -27,6 +27,7 @@ from sparseopt_jax.trees import paths
 VERSION = 2
 
 _SHOWN = 20
+_HALVES = {"float64[]": np.float32, "complex128[]": np.complex64}
 
 
 def begin(
@@ -185,6 +186,22 @@ def checksums(stored: Mapping[str, Any]) -> dict[str, int]:
     """Return the checksum of every array, by path."""
     found = {path: checksum(x) for path, x in stored.items()}
     return {path: int(x) for path, x in jax.device_get(found).items()}
+
+
+def changed_arrays(record: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the arrays that are not those of a checkpoint's record."""
+    saved, found = record["checksums"], checksums(stored)
+    changed = [path for path in found if found[path] != saved[path]]
+    if record["version"] > 1:
+        return changed
+    # Version 1 stored some of NumPy's scalars with half of the bits in the record.
+    halves = {
+        path: np.asarray(stored[path], _HALVES[kind])
+        for path in changed
+        if (kind := record["leaves"][path]) in _HALVES
+    }
+    found = checksums(halves)
+    return [path for path in changed if found.get(path) != saved[path]]
 
 
 def _active(state: Any) -> dict[str, int]:

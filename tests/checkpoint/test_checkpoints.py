@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 import sparseopt_jax as so
-from sparseopt_jax.checkpoint import Checkpoints, stop_on_sigterm
+from sparseopt_jax.checkpoint import Checkpoints, stop_on_sigterm, stored_leaves
 from sparseopt_jax.checkpoint.files import CheckpointFolder
 from tests.helpers.checkpoint_program import leaves, new_state, topology, train_step
 from tests.helpers.compilations import compilations
@@ -192,11 +192,18 @@ def test_numbers_and_their_arrays_replace_each_other(saved, given, tmp_path):
 
 
 def test_numbers_of_earlier_versions_are_read(tmp_path, monkeypatch):
-    # Version 1 stored numbers, and NumPy's scalars that are floats, as JAX does.
-    monkeypatch.setattr("sparseopt_jax.checkpoint.record.VERSION", 1)
-    save(tmp_path, {name: jnp.asarray(x) for name, x in NUMBERS.items()})
-    monkeypatch.undo()
-    assert restore(tmp_path, NUMBERS)[0] == NUMBERS
+    # Version 1 stored numbers as JAX does, and NumPy's that are Python's in half.
+    best = {"best": np.float64(0.25)}
+    with monkeypatch.context() as patch:
+        patch.setattr("sparseopt_jax.checkpoint.record.VERSION", 1)
+        save(
+            tmp_path / "numbers", {name: jnp.asarray(x) for name, x in NUMBERS.items()}
+        )
+        patch.setattr(stored_leaves, "kinds", lambda leaves: {"best": "float64[]"})
+        save(tmp_path / "halves", {"best": np.float32(0.25)})
+    assert restore(tmp_path / "numbers", NUMBERS)[0] == NUMBERS
+    restored, _ = restore(tmp_path / "halves", {"best": np.float64(0)})
+    assert restored == best and type(restored["best"]) is np.float64
 
 
 def test_a_number_that_an_array_cannot_hold_is_named(tmp_path):
