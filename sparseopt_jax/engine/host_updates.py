@@ -1,12 +1,16 @@
 """Updates of the masks from the host, outside of the compiled step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from sparseopt_jax.arguments.checks import described
+from sparseopt_jax.arrays.conditions import if_due
 from sparseopt_jax.arrays.sharding_types import typed_like
 from sparseopt_jax.engine.compact_host import (
     check_gradients,
@@ -27,6 +31,8 @@ from sparseopt_jax.masks.state import (
     is_sparse_state,
 )
 from sparseopt_jax.masks.storage import filled, whole
+from sparseopt_jax.topologies.base import Topology
+from sparseopt_jax.topologies.schedules import FOREVER
 from sparseopt_jax.trees.evened_boxes import evened
 
 
@@ -35,11 +41,12 @@ def update_topology(
 ) -> tuple[Any, Any]:
     """Update the masks from the host, for ``sparsify(..., host_updates=True)``.
 
-    Compile it once and call it when ``topology.due(step)``. If the topology replaces
-    the gradient step (RigL), call it before ``tx.update`` of that step, which then
-    changes no weights and only advances counters and schedules. If the topology follows
-    the gradient step (SET), call it after the weights have been updated. The update
-    then equals the one within the step, up to rounding in a different program.
+    Compile it once and call it at every ``step`` of the loop for which
+    ``topology.due(step)``, and at no other. If the topology replaces the gradient step
+    (RigL), call it before ``tx.update`` of that step, which then changes no weights and
+    only advances counters and schedules. If the topology follows the gradient step
+    (SET), call it after the weights have been updated. The update then equals the one
+    within the step, up to rounding in a different program.
 
     Args:
       tx: the transformation, or any optax wrapper around it.
@@ -58,7 +65,17 @@ def update_topology(
       ValueError: if ``opt_state`` holds no masks, or masks of a static topology or of
         another ``tx``; if ``grads`` is None although the topology reads gradients, or,
         with compact parameters, omits entries that it reads; if an update of compact
-        parameters changes the number of active blocks.
+        parameters changes the number of active blocks; outside of ``jit``, if the
+        topology has no update left.
+
+    Note:
+      A wrapper may reject steps (``optax.apply_if_finite``), and the step count of the
+      state then lags behind the loop. Every call therefore makes the next update of the
+      schedule, from the state's step and its last update on, and moves the count to the
+      step of that update. If the rejected step is the one of an update that reads
+      gradients, postpone the call to the next step whose gradient is finite, as
+      happens without ``host_updates``. If ``tx`` holds several topologies, a call
+      updates the masks of those that are due first.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -118,15 +135,34 @@ def update_topology(
 def _all_updated(
     owner_of: Callable[[SparseState], Owner], grads: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Return the parameters and the state after every owner in it has been updated."""
+    """Return the parameters and the state after the owners that are due are updated."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_sparse_state)
+    states = [whole(node) for node in nodes if is_sparse_state(node)]
+    owners = [owner_of(state) for state in states]
+    steps = [
+        _next_due(owner, state) for owner, state in zip(owners, states, strict=True)
+    ]
+    first = functools.reduce(jnp.minimum, steps)
+    if not isinstance(first, Tracer) and (first == FOREVER).any():
+        raise ValueError(
+            f"no update of the masks is left after step {int(states[0].count.max())}: "
+            "call so.update_topology only if topology.due(step)"
+        )
+    parts = iter(zip(states, owners, steps, strict=True))
 
     def update(node):
         nonlocal params
         if not is_sparse_state(node):
             return node
-        state = whole(node)
-        owner = owner_of(state)
-        new, weights = _updated(owner, state, owner.seen(params), grads)
+        state, owner, step = next(parts)
+
+        def change(kept, grads, step):
+            state, weights = kept
+            return _updated(owner, state, weights, grads, step)
+
+        kept = (state, owner.seen(params))
+        due = True if len(states) == 1 else step == first
+        new, weights = if_due(due, change, kept, grads, step)
         if not owner.topology.stays_dense:
             params = filled(weights, params)
         return typed_like(state, new)
@@ -135,19 +171,33 @@ def _all_updated(
     return params, opt_state
 
 
+def _current(topology: Topology, state: SparseState) -> jax.Array:
+    """Return the step to which an update belongs according to the state's count."""
+    # An update after the gradient step belongs to the step just taken.
+    return state.count if topology.replaces_step else state.count - 1
+
+
+def _next_due(owner: Owner, state: SparseState) -> jax.Array:
+    """Return the step of the next update; ``FOREVER`` if none is left.
+
+    The count of the state may lag behind the host's loop, because wrappers reject
+    steps, so the schedule decides which update this is.
+    """
+    topology, last = owner.topology, state.topology_state.updated_at
+    return topology.next_due(jnp.maximum(_current(topology, state), last + 1))
+
+
 def _updated(
-    owner: Owner, state: SparseState, params: Any, grads: Any
+    owner: Owner, state: SparseState, params: Any, grads: Any, step: jax.Array
 ) -> tuple[SparseState, Any]:
     """Return the updated state, and the weights, with zeros where dropped or grown."""
     topology, storage = owner.topology, owner.storage
     state = in_types_of(params, owner.inner, storage, state)
-    topology_state, count = state.topology_state, state.count
+    topology_state = state.topology_state
+    step = jnp.where(step == FOREVER, _current(topology, state), step)
     if topology.replaces_step:
         # The update uses this step's gradient, but only the step itself remembers it.
-        topology_state = topology.observe(count, topology_state, grads)
-    else:
-        # An update after the gradient step belongs to the step just taken.
-        count = count - 1
+        topology_state = topology.observe(step, topology_state, grads)
     old = storage.view(state.masks, topology_state, params)
     fan_ins = topology_state.fan_ins
     values = environment.of_view(storage, old, fan_ins, topology.dims)
@@ -155,7 +205,7 @@ def _updated(
     if not topology.stays_dense:
         seen = storage.weights(old, params)
         alone |= frozen_leaves(owner.inner, values, state.inner_state, seen)
-    update = MaskUpdate.of(topology, storage, state, owner.key, count, alone)
+    update = MaskUpdate.of(topology, storage, state, owner.key, step, alone)
     masks, topology_state = update(state.masks, topology_state, params, grads)
     new = storage.view(masks, topology_state, params)
     weights = storage.with_kept(state.masks, masks, params)
@@ -169,6 +219,8 @@ def _updated(
         updated=True,
     )
     state = state._replace(
+        # The gradient step that is replaced is the next one that no wrapper rejects.
+        count=step if topology.replaces_step else step + 1,
         masks=masks,
         topology_state=topology_state._replace(memory=state.topology_state.memory),
         inner_state=inner_state,

@@ -27,7 +27,8 @@ class SparseState(NamedTuple):
     """State of ``sparsify``, the only place where masks are kept.
 
     Attributes:
-      count: int32 scalar, number of steps taken.
+      count: int32 scalar, number of steps taken. ``update_topology`` also counts those
+        that a wrapper rejected since the last update.
       key: uint32 data of a PRNG key, the same on every replica and at every step.
       masks: bool or packed arrays, ``optax.MaskedNode()`` at dense leaves; or the
         ``ActiveIndices`` of a compact ``sparsify``.

@@ -4,11 +4,13 @@ import abc
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.masks.storage import MaskStorage
+from sparseopt_jax.topologies.schedules import FOREVER
 
 
 class TopologyState(NamedTuple):
@@ -202,6 +204,20 @@ class Topology(abc.ABC):
         A bool for an int, otherwise a bool array. A host loop asks this before it calls
         ``update_topology``.
         """
+
+    def next_due(self, count: jax.Array) -> jax.Array:
+        """Return the first step from ``count`` on at which masks are updated.
+
+        ``update_topology`` asks this. By default, the next 65,536 steps are searched.
+
+        Args:
+          count: int32 scalar.
+
+        Returns:
+          The step, an int32 scalar; ``FOREVER`` if there is none.
+        """
+        steps = count + jnp.arange(2**16, dtype=jnp.int32)
+        return jnp.min(jnp.where(self.due(steps), steps, FOREVER))
 
     @abc.abstractmethod
     def update(

@@ -64,12 +64,22 @@ class Phases(Topology):
         unless it freezes the masks.
         """
         due = self._of_phase(count, lambda phase: phase.due(count))
-        begins = (
-            count == start
-            for start, phase in zip(self.starts[1:], self.topologies[1:], strict=True)
-            if phase.moves or not phase.is_handed_on
-        )
-        return due | _any(begins)
+        return due | _any(count == start for start in self._first_updates())
+
+    def next_due(self, count: Any) -> Any:
+        """Return the step of the next update; see ``Topology.next_due``."""
+        found = jnp.int32(FOREVER)
+        for phase, (start, end) in zip(self.topologies, self._spans(), strict=True):
+            step = phase.next_due(jnp.maximum(count, start))
+            found = jnp.minimum(found, jnp.where(step < end, step, FOREVER))
+        for start in self._first_updates():
+            found = jnp.minimum(found, jnp.where(start >= count, start, FOREVER))
+        return found
+
+    def _first_updates(self) -> list[int]:
+        """Return the first steps of the phases whose first step updates the masks."""
+        rest = zip(self.starts[1:], self.topologies[1:], strict=True)
+        return [start for start, phase in rest if phase.moves or not phase.is_handed_on]
 
     def _of_phase(self, count: Any, of: Callable[[Rewiring], Any]) -> Any:
         parts = [

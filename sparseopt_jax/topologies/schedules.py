@@ -65,6 +65,19 @@ class UpdateSteps(abc.ABC):
           bool array.
         """
 
+    def next_due(self, count: Any) -> Any:
+        """Return the first of the steps from ``count`` on, an int32 scalar.
+
+        ``FOREVER`` if there is none.
+        """
+        steps = self.steps
+        if isinstance(steps, range):
+            passed = jnp.maximum(-((steps.start - count) // steps.step), 0)
+            found = steps.start + steps.step * passed
+            return jnp.where(found <= steps[-1], found, FOREVER)
+        listed = jnp.asarray(tuple(steps), jnp.int32)
+        return jnp.min(jnp.where(listed >= count, listed, FOREVER))
+
     @abc.abstractmethod
     def previous(self, count: Any) -> Any:
         """Return the step of the last update before step ``count``.

@@ -339,6 +339,35 @@ def test_host_updates_of_accumulated_gradients(topology):
     assert not same_masks(host, start(tx, PARAMS))
 
 
+def test_host_updates_of_two_topologies_with_schedules_of_their_own():
+    fast, slow = (
+        so.set_(0.5, every=every, stop=9, drop_fraction=0.5) for every in (2, 3)
+    )
+
+    def kernels(tree):
+        return {name: tree[name] for name in ("dense", "conv")}
+
+    def parted(**options):
+        parts = {
+            "dense": so.sparsify(momentum(), fast, **options),
+            "conv": so.sparsify(momentum(), slow, **options),
+        }
+        return optax.partition(parts, {name: name for name in parts})
+
+    tx, graph_tx = parted(host_updates=True), parted()
+    change = jax.jit(functools.partial(so.update_topology, tx))
+    step, graph_step = jax.jit(one_step(tx)), jax.jit(one_step(graph_tx))
+    host, graph = (start(owner, kernels(random_tree(0))) for owner in (tx, graph_tx))
+    for count in range(9):
+        grads = kernels(gradients(count))
+        host, graph = step(grads, *host), graph_step(grads, *graph)
+        if fast.due(count) or slow.due(count):
+            state, params = change(grads, host.state, host.params)
+            host = Moment(params, state)
+        chex.assert_trees_all_equal(host.masks, graph.masks)
+    assert_trees_close(host.params, graph.params)
+
+
 # Transformations of JAX on a step.
 
 

@@ -277,3 +277,67 @@ def test_changes_from_the_host_hold_too(method):
             if topology.due(count) and not topology.replaces_step:
                 now = change(grads, *now)
             assert_intact(now, first)
+
+
+SCHEDULED = {
+    "one_shot": so.one_shot(0.75, at=6),
+    "gradual_magnitude": so.gradual_magnitude(0.75, every=1, stop=8),
+    "ac_dc": so.ac_dc(0.75, compress=[3, 9], decompress=[6]),
+    "phases": so.phases((0, so.static(0.0)), (5, so.static(0.75))),
+    "rigl": so.rigl(0.75, every=3, start=1, stop=10),
+}
+
+
+def numbers_of_active_weights(topology, rejected):
+    """Train from the host while ``apply_if_finite`` rejects some steps.
+
+    Returns the numbers after each step, and the steps that moved the weights.
+    """
+    inner = so.sparsify(optax.sgd(0.1), topology, host_updates=True)
+    tx = optax.apply_if_finite(inner, 10)
+    change = jax.jit(functools.partial(so.update_topology, tx))
+    update = jax.jit(tx.update)
+    params = {"kernel": jax.random.normal(jax.random.key(0), (6, 8))}
+    state = tx.init(params)
+    params, numbers, moved = so.apply_masks(params, state), [], []
+    for number in range(12):
+        grads = jax.tree.map(jnp.sin, params)
+        bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+        due = topology.due(number)
+        if due and topology.replaces_step:
+            state, params = change(grads, state, params)
+        updates, state = update(bad if number in rejected else grads, state, params)
+        if jnp.any(updates["kernel"]):
+            moved.append(number)
+        params = optax.apply_updates(params, updates)
+        if due and not topology.replaces_step:
+            state, params = change(grads, state, params)
+        numbers.append(int(so.get_masks(state)["kernel"].sum()))
+    return numbers, moved
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_updates_from_the_host_follow_the_loop_after_rejected_steps(name):
+    topology = SCHEDULED[name]
+    expected, _ = numbers_of_active_weights(topology, ())
+    for rejected in ([2], [0, 1, 2, 3, 4, 5]):
+        numbers, moved = numbers_of_active_weights(topology, rejected)
+        assert numbers == expected
+        assert set(moved).isdisjoint(rejected)
+        if topology.replaces_step:
+            # An update replaces a step that is not rejected, if one is left before the
+            # next update.
+            taken = [n for n in range(12) if n not in rejected]
+            assert len(moved) == len(taken) - (3 if rejected == [2] else 2)
+
+
+def test_an_update_from_the_host_that_is_never_due_raises():
+    topology = so.one_shot(0.75, at=1)
+    tx = so.sparsify(optax.sgd(0.1), topology, host_updates=True)
+    params = {"kernel": jnp.ones((6, 8))}
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = tx.update(params, state, params)
+    state, params = so.update_topology(tx, None, state, params)
+    with pytest.raises(ValueError, match=r"no update .* left after step 2: .*due"):
+        so.update_topology(tx, None, state, params)

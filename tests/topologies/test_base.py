@@ -12,6 +12,7 @@ import pytest
 import sparseopt_jax as so
 from sparseopt_jax.checkpoint.record import describe_topology
 from sparseopt_jax.topologies.memory import GradientMemory
+from sparseopt_jax.topologies.schedules import FOREVER
 
 FIRST = so.static(0.5)
 
@@ -78,6 +79,11 @@ def test_a_topology_of_ones_own_trains_in_every_storage(storage):
         mask = so.get_masks(state)["kernel"]
         np.testing.assert_array_equal(mask, np.roll(first, count // 2 + 1, -1))
         assert not np.where(mask, 0, params["kernel"]).any()
+
+
+def test_the_next_step_that_is_due_is_searched():
+    assert [int(Rolling(3).next_due(jnp.int32(n))) for n in range(5)] == [0, 3, 3, 3, 6]
+    assert Rolling(2**20).next_due(jnp.int32(1)) == FOREVER
 
 
 def test_it_is_planned_and_recorded_like_any_other():

@@ -52,6 +52,7 @@ def test_masks_are_chosen_when_due():
     # After steps 1 and 4.
     method = so.ste(0.5, every=3, start=1, stop=5)
     assert [step for step in range(8) if method.due(step)] == [1, 4]
+    assert [method.next_due(jnp.int32(step)) for step in range(3)] == [1, 1, 4]
     history = trained(method)
     chosen_by = {0: 0, 1: 0, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5}
     for moment, (_, state) in enumerate(history):

@@ -10,6 +10,7 @@ import pytest
 
 import sparseopt_jax as so
 from sparseopt_jax.checkpoint.record import describe_topology
+from sparseopt_jax.topologies.schedules import FOREVER
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -106,6 +107,9 @@ def test_it_is_due_where_a_topology_is_and_where_a_phase_begins():
     assert all(FOUR.due(step) in (True, False) for step in range(15))
     compiled = jax.jit(FOUR.due)
     assert [step for step in range(15) if compiled(jnp.int32(step))] == due
+    for step in range(15):
+        left = [found for found in due if found >= step]
+        assert FOUR.next_due(jnp.int32(step)) == min(left, default=FOREVER)
     replaces = [step for step in due if FOUR.replaces(step)]
     assert replaces == [7, 9]
     replaces = jax.jit(FOUR.replaces)

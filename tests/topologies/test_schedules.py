@@ -120,3 +120,14 @@ def test_the_inverse_power_is_the_third():
     schedule = UpdateSchedule(1, 0, 100, drop_fraction=0.8, decay="inverse_power")
     fractions = [schedule.fraction(t) for t in (0, 50, 75, 100)]
     np.testing.assert_allclose(fractions, [0.8, 0.1, 0.0125, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "schedule", [UpdateSchedule(4, 6, 15), UpdateSchedule(1, 0, 9), StepList((0, 5, 7))]
+)
+def test_the_next_step_that_is_due(schedule):
+    for count in range(20):
+        left = [step for step in schedule.steps if step >= count]
+        assert schedule.next_due(jnp.int32(count)) == min(left, default=FOREVER)
+    endless = UpdateSchedule(3, 1, FOREVER)
+    assert endless.next_due(jnp.int32(2**31 - 9)) == 2**31 - 7
