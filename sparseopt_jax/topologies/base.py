@@ -10,7 +10,7 @@ import optax
 from sparseopt_jax.layers.leaf_plan import LeafPlan
 from sparseopt_jax.layers.neurons import Dims
 from sparseopt_jax.masks.storage import MaskStorage
-from sparseopt_jax.topologies.schedules import FOREVER
+from sparseopt_jax.topologies.schedules import FOREVER, UpdateSteps
 
 
 class TopologyState(NamedTuple):
@@ -208,7 +208,8 @@ class Topology(abc.ABC):
     def next_due(self, count: jax.Array) -> jax.Array:
         """Return the first step from ``count`` on at which masks are updated.
 
-        ``update_topology`` asks this. By default, the next 65,536 steps are searched.
+        ``update_topology`` asks this. A topology's ``schedule`` decides, if it has one;
+        otherwise the next 65,536 steps are searched.
 
         Args:
           count: int32 scalar.
@@ -216,6 +217,9 @@ class Topology(abc.ABC):
         Returns:
           The step, an int32 scalar; ``FOREVER`` if there is none.
         """
+        schedule = getattr(self, "schedule", None)
+        if isinstance(schedule, UpdateSteps):
+            return schedule.next_due(count)
         steps = count + jnp.arange(2**16, dtype=jnp.int32)
         return jnp.min(jnp.where(self.due(steps), steps, FOREVER))
 

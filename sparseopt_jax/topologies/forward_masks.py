@@ -132,10 +132,6 @@ class ForwardMasks(Topology):
             return True
         return self.schedule.due(count)
 
-    def next_due(self, count: Any) -> Any:
-        """Return the step of the next update; see ``Topology.next_due``."""
-        return self.schedule.next_due(count)
-
     def storage(self, form: MaskStorage) -> MaskStorage:
         """Return a storage that shows the optimizer all weights."""
         return ForwardStorage(form, self)

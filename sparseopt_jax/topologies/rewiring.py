@@ -38,7 +38,6 @@ from sparseopt_jax.topologies.memory import GradientMemory, no_gradients
 from sparseopt_jax.topologies.planning import first_planned, paths_of_full, planned
 from sparseopt_jax.topologies.previous_masks import PREVIOUS_MASKS
 from sparseopt_jax.topologies.schedules import (
-    FOREVER,
     DensitySchedule,
     UpdateSteps,
     described_updates,
@@ -286,10 +285,6 @@ class Rewiring(Topology):
     def due(self, count: Any) -> Any:
         """Return whether masks are updated at step ``count``; see ``Topology.due``."""
         return False if self.schedule is None else self.schedule.due(count)
-
-    def next_due(self, count: Any) -> Any:
-        """Return the step of the next update; see ``Topology.next_due``."""
-        return FOREVER if self.schedule is None else self.schedule.next_due(count)
 
     def init(self, key: jax.Array, params: optax.Params) -> tuple[Any, TopologyState]:
         """Make the first masks, with exactly the planned number of weights per layer.
