@@ -51,7 +51,10 @@ def mask_model(model: nnx.Module, optimizer: nnx.Optimizer) -> None:
 
 
 def update_topology(
-    model: nnx.Module, optimizer: nnx.Optimizer, grads: Any | None
+    model: nnx.Module,
+    optimizer: nnx.Optimizer,
+    grads: Any | None,
+    **extra_args: Any,
 ) -> None:
     """Call ``sparseopt_jax.update_topology`` on a model and its optimizer, in place.
 
@@ -62,6 +65,7 @@ def update_topology(
       optimizer: its optimizer.
       grads: the dense gradients, as ``nnx.grad`` returns them, or ``dense_gradient``
         for a compact model; None for a topology that does not need them (SET).
+      **extra_args: as in ``sparseopt_jax.update_topology``.
 
     Raises:
       TypeError: as in ``mask_model``.
@@ -75,6 +79,7 @@ def update_topology(
         grads,
         nnx.as_pure(optimizer.opt_state),
         nnx.as_pure(nnx.state(model, optimizer.wrt)),
+        **extra_args,
     )
     nnx.update(model, params)
     nnx.update(optimizer.opt_state, nnx.state(opt_state))

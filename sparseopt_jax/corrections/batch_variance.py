@@ -95,6 +95,8 @@ def scale_by_batch_variance(
                 "scale_by_batch_variance needs the running variances: call "
                 "tx.update(grads, opt_state, params, batch_stats=batch_stats)"
             )
+        if batch_stats is environment.UNKNOWN:
+            return updates, state
         statistics = {
             path: jnp.asarray(leaf)
             for path, leaf in paths.flatten_with_paths(batch_stats)

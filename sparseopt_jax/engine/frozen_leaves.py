@@ -1,14 +1,20 @@
 """Leaves that the inner optimizer never changes: their masks are not updated."""
 
+import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.owners import are_recorded
 from sparseopt_jax.topologies.base import Topology
+from sparseopt_jax.tracing import transformation_links
+from sparseopt_jax.tracing.transformation_links import Link
 from sparseopt_jax.trees import paths
 
 
@@ -17,6 +23,7 @@ def frozen_leaves(
     values: dict[str, Any],
     inner_state: Any,
     params: Any,
+    extra_args: Mapping[str, Any],
 ) -> frozenset[str]:
     """Return the paths of the leaves whose update by an optimizer is always zero.
 
@@ -28,22 +35,65 @@ def frozen_leaves(
       values: the environment, as in ``environment.run``.
       inner_state: its state.
       params: the weights, or their shapes.
+      extra_args: keyword arguments of its update. Those that transformations of Optax
+        and of this package ask for, such as the loss of a line search, may be missing.
 
     Returns:
-      The paths; none if the optimizer cannot be traced without arguments that only a
-      real step has, such as the loss of a line search.
+      The paths.
+
+    Raises:
+      ValueError: if the update needs other arguments.
     """
     named = environment.named_by(inner)
+    accepted = _accepted(transformation_links.read(inner))
+    values = {"batch_stats": environment.UNKNOWN, **values}
 
-    def step(values, *args):
-        return environment.run(inner, named, values, *args)
+    def step(values, grads, state, params, extra_args, loss):
+        stand_ins = _stand_ins(loss, grads)
+        given = {name: x for name, x in stand_ins.items() if name in accepted}
+        extra_args = given | extra_args
+        return environment.run(inner, named, values, grads, state, params, **extra_args)
 
     try:
         # Gradients may have any values, so the weights take their place.
-        program = InnerProgram.of(step, values, params, inner_state, params)
-    except Exception:
-        return frozenset()
+        program = InnerProgram.of(
+            step, values, params, inner_state, params, dict(extra_args), jnp.float32(1)
+        )
+    # A user's function may raise anything without the arguments of a real step.
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(
+            "which leaves the inner optimizer never changes is unknown without the "
+            "arguments of its update: pass to so.update_topology the keyword arguments "
+            f"that you pass to tx.update ({said})"
+        ) from error
     return program.frozen()
+
+
+def _accepted(link: Link) -> frozenset[str]:
+    """Return the names of the arguments of all updates inside a transformation."""
+    names = frozenset(inspect.signature(link.update).parameters)
+    return names.union(*map(_accepted, link.parts))
+
+
+def _stand_ins(loss: jax.Array, grads: Any) -> dict[str, Any]:
+    """Return arguments that Optax's transformations ask for, of any loss."""
+
+    def value_fn(params):
+        squares = (jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params))
+        return sum((x.astype(loss.dtype) for x in squares), loss) * loss
+
+    def grad_fn(params, index):
+        del index
+        return jax.tree.map(lambda x: x * loss.astype(x.dtype), params)
+
+    return {
+        "value": loss,
+        "grad": grads,
+        "value_fn": value_fn,
+        "obj_fn": value_fn,
+        "grad_fn": grad_fn,
+    }
 
 
 def warn_of_frozen(
@@ -67,7 +117,10 @@ def warn_of_frozen(
     sparse = paths.leaves_by_path(values["masks"])
     if not sparse or topology.given_masks is not None:
         return
-    frozen = frozen_leaves(inner, values, inner_state, params)
+    try:
+        frozen = frozen_leaves(inner, values, inner_state, params, {})
+    except ValueError:
+        return  # unknown before the first step
     listed = ", ".join(path for path in sparse if path in frozen)
     if listed:
         warnings.warn(

@@ -1,7 +1,7 @@
 """Updates of the masks from the host, outside of the compiled step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,7 +37,11 @@ from sparseopt_jax.trees.evened_boxes import evened
 
 
 def update_topology(
-    tx: optax.GradientTransformation, grads: Any | None, opt_state: Any, params: Any
+    tx: optax.GradientTransformation,
+    grads: Any | None,
+    opt_state: Any,
+    params: Any,
+    **extra_args: Any,
 ) -> tuple[Any, Any]:
     """Update the masks from the host, for ``sparsify(..., host_updates=True)``.
 
@@ -56,6 +60,9 @@ def update_topology(
         topology reads only the gradients of active weights (MEST).
       opt_state: the state of ``tx``.
       params: the weights, dense or compact.
+      **extra_args: keyword arguments of ``tx.update``, to find leaves that ``inner``
+        never changes. They are needed only if a transformation of your own asks for
+        arguments that those of Optax do not ask for.
 
     Returns:
       The new optimizer state, and the weights, with zeros where dropped or grown.
@@ -65,8 +72,8 @@ def update_topology(
       ValueError: if ``opt_state`` holds no masks, or masks of a static topology or of
         another ``tx``; if ``grads`` is None although the topology reads gradients, or,
         with compact parameters, omits entries that it reads; if an update of compact
-        parameters changes the number of active blocks; outside of ``jit``, if the
-        topology has no update left.
+        parameters changes the number of active blocks; if ``inner`` needs further
+        ``extra_args``; outside of ``jit``, if the topology has no update left.
 
     Note:
       A wrapper may reject steps (``optax.apply_if_finite``), and the step count of the
@@ -122,7 +129,7 @@ def update_topology(
         return owner
 
     def change(grads, opt_state, params):
-        return _all_updated(owner_of, grads, opt_state, params)
+        return _all_updated(owner_of, grads, opt_state, params, extra_args)
 
     if holds_compact(params):
         params, opt_state = updated_compact(change, grads, opt_state, params)
@@ -133,7 +140,11 @@ def update_topology(
 
 
 def _all_updated(
-    owner_of: Callable[[SparseState], Owner], grads: Any, opt_state: Any, params: Any
+    owner_of: Callable[[SparseState], Owner],
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    extra_args: Mapping[str, Any],
 ) -> tuple[Any, Any]:
     """Return the parameters and the state after the owners that are due are updated."""
     nodes = jax.tree.leaves(opt_state, is_leaf=is_sparse_state)
@@ -156,13 +167,13 @@ def _all_updated(
             return node
         state, owner, step = next(parts)
 
-        def change(kept, grads, step):
+        def change(kept, grads, step, extra_args):
             state, weights = kept
-            return _updated(owner, state, weights, grads, step)
+            return _updated(owner, state, weights, grads, step, extra_args)
 
         kept = (state, owner.seen(params))
         due = True if len(states) == 1 else step == first
-        new, weights = if_due(due, change, kept, grads, step)
+        new, weights = if_due(due, change, kept, grads, step, extra_args)
         if not owner.topology.stays_dense:
             params = filled(weights, params)
         return typed_like(state, new)
@@ -188,7 +199,12 @@ def _next_due(owner: Owner, state: SparseState) -> jax.Array:
 
 
 def _updated(
-    owner: Owner, state: SparseState, params: Any, grads: Any, step: jax.Array
+    owner: Owner,
+    state: SparseState,
+    params: Any,
+    grads: Any,
+    step: jax.Array,
+    extra_args: Mapping[str, Any],
 ) -> tuple[SparseState, Any]:
     """Return the updated state, and the weights, with zeros where dropped or grown."""
     topology, storage = owner.topology, owner.storage
@@ -204,7 +220,7 @@ def _updated(
     alone = topology.full_leaves(storage.planned(state.masks, params))
     if not topology.stays_dense:
         seen = storage.weights(old, params)
-        alone |= frozen_leaves(owner.inner, values, state.inner_state, seen)
+        alone |= frozen_leaves(owner.inner, values, state.inner_state, seen, extra_args)
     update = MaskUpdate.of(topology, storage, state, owner.key, step, alone)
     masks, topology_state = update(state.masks, topology_state, params, grads)
     new = storage.view(masks, topology_state, params)

@@ -26,6 +26,9 @@ from sparseopt_jax.tracing.transformation_links import variables_of
 # batch_stats: running statistics, as in a train state.
 NAMES = ("masks", "trained_masks", "fan_ins", "neuron_dims", "batch_stats")
 
+# In place of ``batch_stats`` that are not known when an update is only traced.
+UNKNOWN = object()
+
 _CURRENT: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
     "sparseopt_jax_environment", default=types.MappingProxyType({})
 )

@@ -131,3 +131,61 @@ def test_a_learning_rate_of_zero_freezes_nothing():
     topology = TOPOLOGIES["rigl"]
     first, last = trained(so.sparsify(optax.sgd(0.0), topology), topology)
     assert (first[1]["base"]["kernel"] != last[1]["base"]["kernel"]).any()
+
+
+def from_host(trained):
+    frozen = optax.masked(optax.set_to_zero(), {"base": True, "head": False})
+    inner = optax.chain(trained, frozen)
+    return so.sparsify(inner, TOPOLOGIES["rigl"], host_updates=True)
+
+
+def scaled():
+    """Return a transformation whose update needs arguments of its own."""
+
+    def update(updates, state, params=None, *, temperature, **extra_args):
+        return optax.tree.scale(temperature, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+ASKING = {
+    "value": lambda: optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=3)
+    ),
+    "loss": lambda: optax.chain(
+        optax.sgd(0.1), optax.scale_by_backtracking_linesearch(3)
+    ),
+    "gradient": lambda: optax.contrib.sam(
+        optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True
+    ),
+    "statistics": lambda: optax.chain(
+        so.scale_by_batch_variance({"head/kernel": "norm"}), optax.sgd(0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_they_are_found_without_the_arguments_of_a_step(name):
+    tx = from_host(ASKING[name]())
+    with pytest.warns(UserWarning, match="never changes base/kernel"):
+        state = tx.init(PARAMS)
+    params = so.apply_masks(PARAMS, state)
+    first = params, so.get_masks(state)
+    state, params = so.update_topology(tx, PARAMS, state, params)
+    assert_base_rests_and_head_moves(first, (params, so.get_masks(state)))
+
+
+def test_arguments_of_a_transformation_of_ones_own_are_passed():
+    tx = from_host(optax.chain(scaled(), optax.sgd(0.1)))
+    state = tx.init(PARAMS)
+    params = so.apply_masks(PARAMS, state)
+    first = params, so.get_masks(state)
+    with pytest.raises(ValueError, match=r"tx\.update \(TypeError: .*temperature"):
+        so.update_topology(tx, PARAMS, state, params)
+    change = jax.jit(
+        lambda state, params, value: so.update_topology(
+            tx, PARAMS, state, params, temperature=value
+        )
+    )
+    state, params = change(state, params, 0.5)
+    assert_base_rests_and_head_moves(first, (params, so.get_masks(state)))
