@@ -12,6 +12,7 @@ from sparseopt_jax.arguments.checks import check_rate
 from sparseopt_jax.arguments.static import check_static
 from sparseopt_jax.engine.sparsify import sparsify
 from sparseopt_jax.layers.eligibility import decay_mask
+from sparseopt_jax.masks.compact_kernel import dense_shapes
 from sparseopt_jax.optimizers.local_adam import scale_by_local_adam
 from sparseopt_jax.topologies.base import Topology
 
@@ -112,7 +113,7 @@ def smet(
     def owner_of(params):
         # The parameters decide which leaves are sparse: embeddings and the head are
         # large, and need no step counts of their own.
-        plans = [] if params is None else topology.leaves(params)
+        plans = [] if params is None else topology.leaves(dense_shapes(params))
         return owner(frozenset(plan.path for plan in plans if plan.units is not None))
 
     def init_fn(params):

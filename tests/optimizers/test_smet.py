@@ -115,6 +115,42 @@ class TestSmet:
             so.smet(0.01, so.snfs(0.5, **SCHEDULE))
 
 
+    @pytest.mark.parametrize("compact", [False, True])
+    def test_compact_parameters_train_as_dense_ones(self, compact):
+        blocks = so.Block((16, 16))
+        topology = so.set_smet(0.5, structure=blocks, every=2, start=1, stop=20)
+        tx = so.smet(0.01, topology, host_updates=True, compact=compact)
+        update = jax.jit(tx.update)
+        weights = {
+            "kernel": jax.random.normal(jax.random.key(0), (64, 32)),
+            "bias": jnp.zeros(32),
+        }
+        x = jax.random.normal(jax.random.key(1), (8, 64))
+
+        @jax.jit
+        def gradient(params):
+            def loss(params):
+                dense = so.dense_params(params)
+                return jnp.mean((x @ dense["kernel"] + dense["bias"] - 1) ** 2)
+
+            return jax.grad(loss)(params)
+
+        found = []
+        for are_compact in (False, True):
+            state = tx.init(weights)
+            params = so.apply_masks(weights, state)
+            if are_compact:
+                params, state = so.compact_params(params, state)
+            for number in range(4):
+                updates, state = update(gradient(params), state, params)
+                params = optax.apply_updates(params, updates)
+                if topology.due(number):
+                    state, params = so.update_topology(tx, None, state, params)
+            found.append(so.dense_params(params))
+        for name in weights:
+            np.testing.assert_allclose(*(tree[name] for tree in found), rtol=1e-5)
+
+
 class TestSetSmet:
     def test_the_fraction_falls_along_a_cosine_to_its_last_value(self):
         schedule = so.set_smet(0.5, stop=1000).schedule
