@@ -114,7 +114,6 @@ class TestSmet:
         with pytest.raises(ValueError, match="snfs changes how many"):
             so.smet(0.01, so.snfs(0.5, **SCHEDULE))
 
-
     @pytest.mark.parametrize("compact", [False, True])
     def test_compact_parameters_train_as_dense_ones(self, compact):
         blocks = so.Block((16, 16))
