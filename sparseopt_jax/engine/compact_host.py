@@ -83,7 +83,7 @@ def compact_owner(owner: Owner, state: SparseState, grads: Any, params: Any) -> 
         if is_compact(x)
     }
     for path in kernels:
-        if path in given and topology.dense_gradients > 0:
+        if path in given and topology.scores_inactive:
             raise ValueError(
                 f"{topology.name} scores inactive weights by their gradients, which "
                 f"the compact gradient of {path!r} omits: {_remedy(topology)}"
@@ -102,7 +102,7 @@ def check_gradients(topology: Topology, grads: Any) -> None:
 
 
 def _remedy(topology: Topology) -> str:
-    if topology.dense_gradients > 0:
+    if topology.scores_inactive:
         return "pass so.dense_gradient(loss)(params, ...)"
     return "pass the gradient of the step"
 

@@ -167,7 +167,7 @@ class MaskOwner:
     def _scores_gradients(self, state: SparseState) -> bool:
         """Return whether this step reads the gradients of inactive weights."""
         remembers = bool(jax.tree.leaves(state.topology_state.memory))
-        return remembers or (self._updates and self.topology.dense_gradients > 0)
+        return remembers or (self._updates and self.topology.scores_inactive)
 
     def _due(self, count: jax.Array, *, before: bool) -> Any:
         """Return whether an update of the masks is due before the step, or after it."""

@@ -137,6 +137,11 @@ class Topology(abc.ABC):
         return 1.0
 
     @property
+    def scores_inactive(self) -> bool:
+        """Whether updates read the gradients of inactive weights."""
+        return self.dense_gradients > 0
+
+    @property
     def reads_gradients(self) -> bool:
         """Whether updates read gradients, even if only those of active weights."""
         return True

@@ -112,6 +112,11 @@ class Phases(Topology):
         return max(phase.dense_gradients for phase in self.topologies)
 
     @property
+    def scores_inactive(self) -> bool:
+        """Whether updates read the gradients of inactive weights in any phase."""
+        return any(phase.scores_inactive for phase in self.topologies)
+
+    @property
     def reads_gradients(self) -> bool:
         """Whether updates read gradients in any phase."""
         return any(phase.reads_gradients for phase in self.topologies)

@@ -29,7 +29,7 @@ from sparseopt_jax.layers.structures import (
     fixed_density,
 )
 from sparseopt_jax.masks.compact_storage import planned_shapes
-from sparseopt_jax.masks.state import check_masks
+from sparseopt_jax.masks.state import check_masks, map_masked
 from sparseopt_jax.topologies import scores
 from sparseopt_jax.topologies.base import Topology, TopologyState
 from sparseopt_jax.topologies.first_masks import first_masks
@@ -239,18 +239,21 @@ class Rewiring(Topology):
 
         If the grow score needs it, one extra step after every ``every`` steps (RigL).
         """
-        interval = None if self.schedule is None else self.schedule.interval
-        if interval is None:
+        if self.schedule is None or not self.scores_inactive:
             return 0.0
         if self.memory is not None:
-            return self.memory.dense_gradients(interval)
-        return min(1 / (interval + 1), 1.0) if scores.needs_gradient(self.grow) else 0.0
+            return self.memory.dense_gradients(self.schedule.interval)  # pyright: ignore
+        return self.schedule.frequency
+
+    @property
+    def scores_inactive(self) -> bool:
+        """Whether updates read the gradients of inactive weights."""
+        return self.memory is not None or scores.needs_gradient(self.grow)
 
     @property
     def reads_gradients(self) -> bool:
         """Whether it scores weights by gradients, or remembers them."""
-        by_gradients = map(scores.needs_gradient, (self.drop, self.grow))
-        return self.memory is not None or any(by_gradients)
+        return self.scores_inactive or scores.needs_gradient(self.drop)
 
     def leaves(self, params: Any) -> list[LeafPlan]:
         """Decide about each leaf; see ``Topology.leaves``."""
@@ -312,7 +315,7 @@ class Rewiring(Topology):
             explored=explored,
             turned=(),
             fan_ins=self.fan_ins(masks),
-            grown=paths.map_with_paths(_no_growth, masks),
+            grown=map_masked(lambda mask, _: jnp.zeros([], jnp.int32), masks, masks),
             memory=self.no_memory(masks),
         )
 
@@ -392,8 +395,3 @@ class Rewiring(Topology):
         if rewired is None:
             rewired = rewire_leaf_by_leaf(self, key, leaves, demand)
         return write_back(self, count, masks, state, leaves, rewired)
-
-
-def _no_growth(path: str, mask: Any) -> Any:
-    del path
-    return mask if paths.is_hole(mask) else jnp.zeros([], jnp.int32)

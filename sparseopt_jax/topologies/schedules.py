@@ -49,6 +49,11 @@ class UpdateSteps(abc.ABC):
         return None
 
     @property
+    def frequency(self) -> float:
+        """The fraction of steps at which masks are updated, until the last update."""
+        return len(self.steps) / (self.steps[-1] + 1)
+
+    @property
     def is_endless(self) -> bool:
         """Whether updates continue as long as training does."""
         return False
@@ -159,6 +164,11 @@ class UpdateSchedule(UpdateSteps):
     @property
     def interval(self) -> int:
         return self.every
+
+    @property
+    def frequency(self) -> float:
+        """One step more for every ``every`` steps, as RigL counts."""
+        return 1 / (self.every + 1)
 
     @property
     def is_endless(self) -> bool:

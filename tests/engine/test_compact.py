@@ -1,5 +1,6 @@
 """Compact ``sparsify``: the dense one's results from the active weights only."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import sparseopt_jax as so
 from sparseopt_jax.masks.active_weights import ActiveIndices, ActiveWeights
+from sparseopt_jax.topologies.schedules import StepList
 from tests.helpers.optimizers import (
     BATCH_STATS,
     SCHEDULE,
@@ -338,6 +340,16 @@ class TestCompactGradients:
 
     def test_growth_by_gradient_needs_all_of_it(self):
         tx = so.sparsify(optax.adam(0.01), TOPOLOGIES["rigl"], compact=True)
+        params = random_tree(0)
+        state = tx.init(params)
+        grads = so.compact_gradients(gradients(0), state)
+        with pytest.raises(ValueError, match=r"rigl scores .* 'conv/kernel'"):
+            tx.update(grads, state, params)
+
+    def test_so_does_growth_at_listed_steps(self):
+        listed = dataclasses.replace(TOPOLOGIES["rigl"], schedule=StepList((2, 5)))
+        assert listed.dense_gradients == 1 / 3
+        tx = so.sparsify(optax.adam(0.01), listed, compact=True)
         params = random_tree(0)
         state = tx.init(params)
         grads = so.compact_gradients(gradients(0), state)
