@@ -205,7 +205,9 @@ class _Collector:
         shapes = jax.eval_shape(self._collect, variables, args)
         if not shapes:
             listed = "; ".join(f"{path}: {why}" for path, why in self.reasons.items())
-            raise ValueError(f"no kernel multiplies any inputs ({listed})")
+            raise ValueError(
+                f"no kernel multiplies inputs that can all be seen ({listed})"
+            )
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def _collect(self, variables: Any, args: tuple[Any, ...]) -> dict[str, Inputs]:

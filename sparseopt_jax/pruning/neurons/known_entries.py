@@ -139,6 +139,7 @@ def _filled(entries: Entries, atom: Any) -> Entries:
 
 
 def _is_zero(x: Any) -> jax.Array:
+    x = jnp.asarray(x)
     return x == jnp.zeros((), x.dtype)
 
 

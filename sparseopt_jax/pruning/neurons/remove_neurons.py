@@ -63,6 +63,8 @@ def remove_neurons(
       variables: all variables, as arrays.
       *args: the inputs of one call, as arrays or ``jax.ShapeDtypeStruct``. The result
         is valid for any values and batch size: one example of the usual size is enough.
+        Sequences need two positions if the model adds arrays that are not in
+        ``variables`` to them: at length 1 such an array looks like a bias.
       min_neurons: minimum number of neurons that every layer keeps, dead or not.
       verify: whether to compare outputs for ``args``, if they are arrays: with the
         smaller variables if ``apply_fn`` accepts them, else with variables of the old

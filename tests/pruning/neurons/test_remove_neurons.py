@@ -524,13 +524,16 @@ def test_random_chains_stay_what_they_are(seed):
         assert 1 <= layer.neurons_left <= most
 
 
-def test_bfloat16_parameters_keep_their_type():
+def test_bfloat16_parameters_keep_their_type_and_doubles_are_accepted():
     params = without(mlp_params(), "w1", [0, 1])
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     with jax.numpy_dtype_promotion("strict"):
         small, _ = so.remove_neurons(mlp, params, jnp.ones((2, 3), jnp.bfloat16))
     assert {x.dtype for x in small.values()} == {jnp.dtype(jnp.bfloat16)}
     assert small["b2"].shape == (2,)
+    doubles = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    small, _ = so.remove_neurons(mlp, doubles, jnp.ones((2, 3)))
+    assert shapes(small)["w1"] == (3, 4)
 
 
 def test_numpy_arrays_stay():
