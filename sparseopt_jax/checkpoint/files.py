@@ -77,9 +77,10 @@ class CheckpointFolder:
             folder = self._directory / name
             try:
                 parts = [path.name for path in folder.iterdir()]
-            except FileNotFoundError:  # another process has just deleted the step
-                continue
-            if "record" not in parts:
+            except (FileNotFoundError, NotADirectoryError):
+                parts = []
+            # Another process may have just deleted the step.
+            if "record" not in parts and folder.exists():
                 raise ValueError(
                     f"{folder} is not a checkpoint of this library, or an incomplete "
                     "copy of one: it holds no record; delete it, or give the "

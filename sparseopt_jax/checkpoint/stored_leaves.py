@@ -195,6 +195,8 @@ def like(path: str, leaf: Any, stored: Any) -> Any:
 
 def _converted(path: str, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Convert to the byte order of an array, or to the array of a number."""
+    if stored.dtype == dtype:
+        return stored
     with np.errstate(over="ignore"):
         converted = stored.astype(dtype, copy=False)
     if stored.dtype.kind == "i" and (converted != stored).any():
@@ -228,7 +230,7 @@ def _native(dtype: Any) -> Any:
 
 
 def _is_numeric(dtype: np.dtype) -> bool:
-    """Tell whether JAX has a dtype: not so text, dates and numbers above 64 bits."""
+    """Tell whether JAX has a dtype; it has no text, dates or extended precision."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return dtype.itemsize <= 16
     return dtype == np.bool_ or (

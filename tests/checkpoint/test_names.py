@@ -154,6 +154,12 @@ def test_folders_that_are_no_steps(name, tmp_path):
         Checkpoints(tmp_path)
 
 
+def test_a_file_with_the_name_of_a_step(tmp_path):
+    (tmp_path / "7").touch()
+    with pytest.raises(ValueError, match="7 is not a checkpoint of this library"):
+        Checkpoints(tmp_path)
+
+
 # Leaves.
 
 KEYS = ["a.b", ".", "..", "", "%", "%2E", "a b", "ü", "[0]", "*", "?", "\\", "#", "d"]
