@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.extend import core
 
 from sparseopt_jax.layers.neurons import Axes
 from sparseopt_jax.layers.structures import Unstructured
@@ -16,7 +17,7 @@ from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.active_weights import ActiveWeights
 from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.tracing import transformation_links
-from sparseopt_jax.tracing.jaxpr_analysis import is_elementwise
+from sparseopt_jax.tracing.jaxpr_analysis import draws, is_elementwise
 from sparseopt_jax.tracing.transformation_links import Link
 
 # Both axes exceed the size from which moments are factored by default.
@@ -77,6 +78,7 @@ def check_inner(
 
 
 _DIFFERS = "would then give them different updates"
+_DRAWS = "draws random numbers, which depend on the shape of the leaf"
 _NEEDS_ALL = "evaluates the loss, which needs all weights"
 
 
@@ -116,8 +118,11 @@ def _trouble_with(
     with jax.ensure_compile_time_eval():
         try:
             trial = _Trial(optax.with_extra_args_support(inner), leaves)
-            fits = trial.is_elementwise() or trial.agrees()
-            return None if fits else _DIFFERS
+            program = trial.program()
+            if draws(program, _ACTIVE):
+                return _DRAWS
+            alone = is_elementwise(program, set(program.invars))
+            return None if alone or trial.agrees() else _DIFFERS
         except _NeedsParametersError:
             return _NEEDS_ALL
         # A user's function may raise anything without the arguments of a real step.
@@ -179,13 +184,13 @@ class _Trial:
             except TypeError:
                 raise missing from None
 
-    def is_elementwise(self) -> bool:
+    def program(self) -> core.Jaxpr:
+        """Return the jaxpr of a step that sees only the active weights."""
         params = self.active(self.trees[0])
         state = self.inner.init(params)
         weights = ActiveWeights(self.index, self.layout)
         step = functools.partial(self.update, mask=weights)
-        program = jax.make_jaxpr(step)(params, state, params).jaxpr
-        return is_elementwise(program, set(program.invars))
+        return jax.make_jaxpr(step)(params, state, params).jaxpr
 
     def agrees(self) -> bool:
         whole = jax.jit(self.steps)(self.trees)

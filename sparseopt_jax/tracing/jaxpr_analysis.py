@@ -1,5 +1,6 @@
 """Analysis of jaxprs: side effects, zero outputs, operations that mix entries."""
 
+import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -13,7 +14,14 @@ from sparseopt_jax.tracing.jaxprs import (
     open_jaxpr,
     shape_of,
 )
-from sparseopt_jax.tracing.primitives import CALLBACKS, CALLS, ELEMENTWISE, KEEPS, MOVES
+from sparseopt_jax.tracing.primitives import (
+    CALLBACKS,
+    CALLS,
+    DRAWS,
+    ELEMENTWISE,
+    KEEPS,
+    MOVES,
+)
 
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
@@ -29,6 +37,19 @@ def acts(eqn: core.JaxprEqn) -> bool:
         return True
     bodies = [*held_jaxprs(eqn), *eqn.params.get("branches", ())]
     return any(acts(inner) for body in bodies for inner in open_jaxpr(body).eqns)
+
+
+def draws(program: core.Jaxpr, size: int) -> bool:
+    """Tell whether a jaxpr, or one that it calls, draws as many random numbers."""
+
+    def found(eqn: core.JaxprEqn) -> bool:
+        is_draw = eqn.primitive.name in DRAWS
+        if is_draw and any(math.prod(shape_of(v)) == size for v in eqn.outvars):
+            return True
+        bodies = [*held_jaxprs(eqn), *eqn.params.get("branches", ())]
+        return any(draws(open_jaxpr(body), size) for body in bodies)
+
+    return any(map(found, program.eqns))
 
 
 def leading_to(

@@ -69,6 +69,11 @@ KEEPS = frozenset(
     }
 )
 
+# Draw random numbers, which depend on the shape of the result.
+DRAWS = frozenset(
+    {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
+)
+
 # Specify where numbers are stored.
 PLACES = frozenset({"device_put", "mesh_cast", "reshard", "sharding_constraint"})
 

@@ -374,6 +374,10 @@ class TestRefusals:
             (lambda: optax.sm3(0.1), "scale_by_sm3"),
             (lambda: optax.chain(optax.centralize(), optax.sgd(0.1)), "centralize"),
             (lambda: optax.lbfgs(), "scale_by_zoom_linesearch"),
+            (
+                lambda: optax.chain(optax.add_noise(1e-9, 0.5, 0), optax.sgd(0.1)),
+                "add_noise draws random numbers",
+            ),
         ],
     )
     def test_what_mixes_weights_by_name(self, inner, name):
