@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from sparseopt_jax.engine.inner_losses import masked_losses
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.engine.inner_state import hold, nothing_where
 from sparseopt_jax.masks import environment
@@ -56,7 +57,8 @@ class InnerStep:
             values = environment.of_view(storage, view, fan_ins, topology.dims)
             grads = storage.gradient(view, grads, params)
             seen = (grads, inner_state, storage.weights(view, params))
-            updates, new = environment.run(inner, named, values, *seen, **extra_args)
+            passed = masked_losses(storage, view, extra_args)
+            updates, new = environment.run(inner, named, values, *seen, **passed)
             return storage.moved(view, updates), new
 
         return cls(topology, storage, InnerProgram.of(step, *args))

@@ -73,7 +73,9 @@ def sparsify(
 
     Returns:
       The transformation; its state is a ``SparseState``. ``update`` needs ``params``
-      and passes further keyword arguments on to ``inner``.
+      and passes further keyword arguments on to ``inner``. A ``grad_fn`` (SAM) or
+      ``obj_fn`` (Sophia) among them is evaluated with zeros at inactive weights, and
+      its gradient is masked.
 
     Raises:
       TypeError: if ``topology`` is not a topology, or ``inner`` not a transformation.

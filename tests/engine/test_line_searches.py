@@ -160,3 +160,34 @@ def test_sam_in_its_opaque_mode():
         params, state = step(params, state)
     assert loss(params) < first
     assert not params["kernel"][~so.get_masks(state)["kernel"]].any()
+
+
+def moved(inner, **extra_args):
+    """Return the first update of a kernel of which half the weights are active."""
+    tx = so.sparsify(inner, TOPOLOGIES["static"])
+    state = tx.init(PARAMS)
+    params = so.apply_masks(PARAMS, state)
+    updates, _ = tx.update(jax.grad(loss)(params), state, params, **extra_args)
+    return updates["kernel"], so.get_masks(state)["kernel"]
+
+
+def test_sam_sees_the_gradients_of_active_weights_only():
+    clipped = optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(1.0))
+    sam = optax.contrib.sam(clipped, optax.sgd(0.05), opaque_mode=True)
+    update, mask = moved(sam, grad_fn=lambda params, _: jax.grad(loss)(params))
+    # It is clipped by the norm of the gradient of the active weights.
+    np.testing.assert_allclose(jnp.linalg.norm(update), 0.01, rtol=1e-5)
+    assert not update[~mask].any()
+
+
+def test_sophia_sees_the_curvature_of_active_weights_only():
+    def obj_fn(params):
+        return jnp.sum(params["kernel"]) ** 2
+
+    def masked_obj_fn(params):
+        return obj_fn(so.apply_masks(params, {"kernel": mask}))
+
+    curvature = optax.contrib.hutchinson_estimator_diag_hessian()
+    update, mask = moved(curvature, obj_fn=obj_fn)
+    expected, _ = moved(curvature, obj_fn=masked_obj_fn)
+    np.testing.assert_array_equal(update, expected)
