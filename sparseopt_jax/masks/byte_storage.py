@@ -78,6 +78,12 @@ class ByteStorage(MaskStorage):
     ) -> View:
         """Implement ``MaskStorage.before_update``: revert the recorded flips."""
         del old
+        if jax.tree.leaves(new) and not jax.tree.leaves(state.turned):
+            raise ValueError(
+                "opt_state was made with host_updates=True, but tx updates the masks "
+                "within the step: call opt_state = so.convert_state(tx, params, "
+                "opt_state) first"
+            )
         return map_masked(
             lambda turned, mask: mask ^ (turned & updated),
             unpacked(state.turned, params),

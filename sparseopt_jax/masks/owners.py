@@ -91,6 +91,10 @@ def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
     """Return the owners within a transformation, in the order of their ``init``.
 
     Compact parameters are replaced by the shapes of their dense arrays.
+
+    Raises:
+      ValueError: if two of them make the same leaves sparse: their states could not be
+        distinguished.
     """
     owners: list[Owner] = []
     token = _OWNERS.set(owners)
@@ -99,6 +103,13 @@ def find_owners(tx: optax.GradientTransformation, params: Any) -> list[Owner]:
         jax.eval_shape(lambda p: tx.init(p), dense_shapes(params))
     finally:
         _OWNERS.reset(token)
+    sparse = [owner.structure for owner in owners if owner.structure.num_leaves]
+    if len(set(sparse)) < len(sparse):
+        raise ValueError(
+            "tx holds two sparsify or sparseopt that make the same leaves sparse, so "
+            "that it is unknown which of them made which masks: keep one of them, or "
+            "give each its own leaves with optax.partition"
+        )
     return owners
 
 

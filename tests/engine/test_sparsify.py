@@ -259,3 +259,11 @@ def test_bad_calls_are_named():
         so.update_topology(moving, None, moving.init(params), params)
     with pytest.raises(ValueError, match="was not made by this tx"):
         so.update_topology(moving, params, tx.init({"j": jnp.ones((4, 4))}), params)
+    twice = optax.chain(moving, so.sparsify(optax.sgd(0.1), so.static(0.5)))
+    for call in (
+        lambda state: so.update_topology(twice, params, state, params),
+        lambda state: so.reset_inner(twice, params, state),
+        lambda state: so.convert_state(twice, params, state),
+    ):
+        with pytest.raises(ValueError, match=r"two sparsify .* same leaves sparse"):
+            call(twice.init(params))

@@ -85,6 +85,15 @@ def test_a_run_goes_on_in_another_form(topology):
     assert jax.tree.structure(state) == jax.tree.structure(begun["host"].state)
 
 
+@pytest.mark.parametrize("form", ["plain", "packed"])
+def test_a_state_of_the_host_does_not_fit_updates_within_the_step(form):
+    from_host, tx = make("set", "host"), make("set", form)
+    now = begin(from_host, random_tree(0))
+    with pytest.raises(ValueError, match=r"host_updates=True.*so\.convert_state\(tx"):
+        tx.update(gradients(0), now.state, now.params)
+    run(tx, now._replace(state=so.convert_state(tx, now.params, now.state)), range(1))
+
+
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_inside_of_wrappers(wrap):
     plain, compact = (WRAPS[wrap](make("set", form)) for form in ("plain", "compact"))
