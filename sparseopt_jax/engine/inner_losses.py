@@ -24,20 +24,24 @@ def masked_losses(
     Returns:
       The arguments to pass on.
     """
-    found = dict(extra_args)
-    grad_fn, obj_fn = found.get("grad_fn"), found.get("obj_fn")
     if storage.is_compact:
-        return found
+        return dict(extra_args)
 
-    def masked_grad_fn(params, *args, **kwargs):
-        seen = storage.take(view, params)
-        return storage.gradient(view, grad_fn(seen, *args, **kwargs), params)
+    def with_masked_gradient(grad_fn):
+        def masked(params, *args, **kwargs):
+            seen = storage.take(view, params)
+            return storage.gradient(view, grad_fn(seen, *args, **kwargs), params)
 
-    def masked_obj_fn(params, *args, **kwargs):
-        return obj_fn(storage.take(view, params), *args, **kwargs)
+        return masked
 
-    if callable(grad_fn):
-        found["grad_fn"] = masked_grad_fn
-    if callable(obj_fn):
-        found["obj_fn"] = masked_obj_fn
-    return found
+    def of_masked_weights(obj_fn):
+        def masked(params, *args, **kwargs):
+            return obj_fn(storage.take(view, params), *args, **kwargs)
+
+        return masked
+
+    wrappers = {"grad_fn": with_masked_gradient, "obj_fn": of_masked_weights}
+    return {
+        name: wrappers[name](x) if name in wrappers and callable(x) else x
+        for name, x in extra_args.items()
+    }
