@@ -44,7 +44,8 @@ def export(
       format: ``"bitmask"``, a safetensors file of the active weights and one bit for
         every weight; ``"csr"``, compressed rows in an npz file, as SciPy reads them;
         ``"dense"``, a safetensors file of full arrays and the bits of their masks.
-      overwrite: whether to replace an existing file at ``path``.
+      overwrite: whether to replace an existing file at ``path``, or the file that a
+        symbolic link points to; its permissions are kept.
 
     Raises:
       TypeError: for a leaf that a file cannot hold, such as a PRNG key or a function,
@@ -111,7 +112,7 @@ def _contents(
             mask = np.asarray(masks[path])
             active = int(np.count_nonzero(mask))
             said[path]["active"] = active
-            said[path]["sparsity"] = 1 - active / x.size if x.size else 0.0
+            said[path]["sparsity"] = formats.sparsity(active, x.size)
             if not form.encoding.keeps_inactive:
                 _check_zeros(path, x, mask)
             stored = form.encoding.encode(x, mask)

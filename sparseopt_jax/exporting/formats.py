@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple, NotRequired, TypedDict, cast
+from typing import Any, BinaryIO, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 from sparseopt_jax._version import __version__
-from sparseopt_jax.exporting import encodings, npz_file, safetensors_file
+from sparseopt_jax.exporting import encodings, headers, npz_file, safetensors_file
 
 # The version that is written. Increase it when the meaning of a name changes.
 VERSION = 1
@@ -79,6 +80,21 @@ FORMATS = {
 }
 _BY_NAME = {form.name: form for form in FORMATS.values()}
 
+_VERSION = {"version": headers.SIZE}
+_FILE = {
+    "format": headers.one_of(_BY_NAME),
+    "sparseopt_jax": headers.TEXT,
+    "sparsity": headers.SHARE,
+    "leaves": headers.DICTIONARY,
+}
+_LEAF = {
+    "shape": headers.SHAPE,
+    "dtype": headers.one_of(safetensors_file.DTYPES),
+    "active": headers.SIZE._replace(is_optional=True),
+    "sparsity": headers.SHARE._replace(is_optional=True),
+    "block": headers.SHAPE._replace(is_optional=True),
+}
+
 
 def stored_name(path: str, ending: str) -> str:
     """Return the name of a stored array of the leaf at a path.
@@ -117,17 +133,11 @@ def write(
       arrays: the arrays to store, by name.
       leaves: the metadata of each leaf, by path.
     """
-    sizes = [
-        (leaf["active"], int(np.prod(leaf["shape"], dtype=object)))
-        for leaf in leaves.values()
-        if "active" in leaf
-    ]
-    active, size = map(sum, zip(*sizes, strict=True)) if sizes else (0, 0)
     metadata: Metadata = {
         "format": form.name,
         "version": VERSION,
         "sparseopt_jax": __version__,
-        "sparsity": 1 - active / size if size else 0.0,
+        "sparsity": _total_sparsity(leaves),
         "leaves": leaves,
         "checksum": "",
     }
@@ -155,22 +165,43 @@ def read(data: bytearray) -> tuple[Format, dict[str, np.ndarray], Metadata]:
             "it holds arrays that so.export has not written: read it with the package "
             "safetensors or numpy.load"
         )
-    try:
-        metadata = cast(Metadata, json.loads(texts[_NAME]))
-        version = metadata["version"]
-        if type(version) is not int:
-            raise TypeError(f"version {version!r}")
-        if version > VERSION:
-            raise ValueError(
-                f"it has version {version} of the format, which a later version of "
-                f"sparseopt_jax wrote; this one reads versions up to {VERSION}: pip "
-                "install --upgrade sparseopt_jax"
-            )
-        if metadata["checksum"] != _checksum(arrays, metadata):
-            raise ValueError("its contents were changed after it was written")
-        return _BY_NAME[metadata["format"]], arrays, metadata
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"its metadata are incomplete: {error!r}") from None
+    metadata = headers.read_json(texts[_NAME])
+    headers.check_fields(metadata, _VERSION, "its metadata")
+    if metadata["version"] > VERSION:
+        raise ValueError(
+            f"it has version {metadata['version']} of the format, which a later "
+            f"version of sparseopt_jax wrote; this one reads versions up to {VERSION}: "
+            "pip install --upgrade sparseopt_jax"
+        )
+    if metadata.get("checksum") != _checksum(arrays, metadata):
+        raise ValueError("its contents were changed after it was written")
+    headers.check_fields(metadata, _FILE, "its metadata")
+    for path, leaf in metadata["leaves"].items():
+        where = f"the metadata of {path!r:.200}"
+        headers.check_fields(leaf, _LEAF, where)
+        expected = {"": leaf} if "active" in leaf else {}
+        if leaf.get("sparsity", 0.0) != _total_sparsity(expected):
+            raise ValueError(f"{where} has another sparsity than its active weights")
+    if metadata["sparsity"] != _total_sparsity(metadata["leaves"]):
+        raise ValueError("its metadata has another sparsity than its leaves")
+    return _BY_NAME[metadata["format"]], arrays, metadata
+
+
+def sparsity(active: int, size: int) -> float:
+    """Return the share of inactive weights; 0.0 of none.
+
+    >>> sparsity(1, 4), sparsity(0, 0)
+    (0.75, 0.0)
+    """
+    return 1 - active / size if size else 0.0
+
+
+def _total_sparsity(leaves: Mapping[str, LeafMetadata]) -> float:
+    sparse = [leaf for leaf in leaves.values() if "active" in leaf]
+    return sparsity(
+        active=sum(leaf["active"] for leaf in sparse),
+        size=sum(math.prod(leaf["shape"]) for leaf in sparse),
+    )
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], metadata: Metadata) -> str:

@@ -82,14 +82,18 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
     try:
         form, arrays, metadata = formats.read(data)
         leaves, masks = _decoded(form, arrays, metadata["leaves"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path!r} is not a complete file of so.export, and nothing was loaded: "
             f"{error}"
         ) from None
+    except MemoryError as error:
+        raise ValueError(
+            f"{path!r} describes arrays that do not fit in memory: {error}"
+        ) from None
     masks = {leaf: masks.get(leaf, optax.MaskedNode()) for leaf in leaves}
     if like is None:
-        return Loaded(_nested(leaves), _nested(masks), metadata)
+        return Loaded(_nested(path, leaves), _nested(path, masks), metadata)
     wanted = parameters_by_path(like)
     _check_like(wanted, leaves)
     like = dense_shapes(like)
@@ -111,11 +115,14 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Loaded:
     )
 
 
-def _nested(leaves: Mapping[str, Any]) -> Any:
+def _nested(path: str, leaves: Mapping[str, Any]) -> Any:
     try:
         return paths.nest(leaves)
     except ValueError as error:
-        raise ValueError(f"{error}; or pass like=, parameters to load into") from None
+        raise ValueError(
+            f"{path!r} does not hold nested dictionaries: {error}; or pass like=, "
+            "parameters to load into"
+        ) from None
 
 
 def _bytes(path: str) -> bytearray:
@@ -131,25 +138,38 @@ def _decoded(
     said: Mapping[str, formats.LeafMetadata],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the parameters and masks by path, decoded from the stored arrays."""
-    leaves, masks = {}, {}
-    try:
-        for path, leaf in said.items():
-            shape, dtype = tuple(leaf["shape"]), DTYPES[leaf["dtype"]]
+    leaves, masks, unused = {}, {}, dict(arrays)
+    for path, leaf in said.items():
+        shape, dtype = tuple(leaf["shape"]), DTYPES[leaf["dtype"]]
+        part = functools.partial(_part, unused, path)
+        try:
             if "active" in leaf:
-                part = functools.partial(_part, arrays, path)
                 leaves[path], masks[path] = form.encoding.decode(part, shape, dtype)
+                active = np.count_nonzero(masks[path])
+                if active != leaf["active"]:
+                    raise ValueError(
+                        f"{active} weights are active, and {leaf['active']} according "
+                        "to its metadata"
+                    )
             else:
-                x = typed(_part(arrays, path, ""), dtype)
-                if x.shape != shape:
-                    raise ValueError(f"{path!r} has shape {x.shape}, not {shape}")
-                leaves[path] = x
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"its arrays do not match its metadata: {error!r}") from None
+                leaves[path] = typed(part(""), dtype)
+                if leaves[path].shape != shape:
+                    raise ValueError(
+                        f"the shape is {leaves[path].shape}, and {shape} according to "
+                        "its metadata"
+                    )
+        except ValueError as error:
+            raise ValueError(f"the arrays of {path!r:.200}: {error}") from None
+    if unused:
+        raise ValueError(f"its metadata does not describe the array {min(unused)!r}")
     return leaves, masks
 
 
-def _part(arrays: Mapping[str, np.ndarray], path: str, ending: str) -> np.ndarray:
-    return arrays[formats.stored_name(path, ending)]
+def _part(unused: dict[str, np.ndarray], path: str, ending: str) -> np.ndarray:
+    name = formats.stored_name(path, ending)
+    if name not in unused:
+        raise ValueError(f"{name!r} is missing")
+    return unused.pop(name)
 
 
 def _check_like(wanted: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:

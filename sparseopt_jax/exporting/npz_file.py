@@ -1,18 +1,28 @@
 """Files of arrays in the format that ``numpy.load`` reads."""
 
 import io
-import math
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import BinaryIO
 
 import numpy as np
 
+from sparseopt_jax.exporting import headers
+
 FIRST_BYTES = b"PK"
 
 _METADATA = "__metadata__."  # begins the names of the metadata
 _LONGEST_NAME = 65_535  # bytes; the zip format stores the length in two
 _ENDING = ".npy"
+# The header of an array of numbers, as `numpy.lib.format.write_array` writes it. NumPy
+# reads it with the parser of Python, which fails in many ways.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)(?P<text>"
+    rb"\{'descr': '(?P<dtype>[<>|][biufcS]\d+)', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[\d, ]*)\), \} *\n)",
+    re.DOTALL,
+)
 
 
 def write(
@@ -61,6 +71,8 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     arrays, metadata = {}, {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                raise ValueError("its entries are larger than the archive")
             for entry in archive.infolist():
                 # `filename` would have other slashes on Windows.
                 name = entry.orig_filename.removesuffix(_ENDING)
@@ -106,14 +118,14 @@ def stored_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def _array(data: bytearray) -> np.ndarray:
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("an array has a version other than 1.0")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    start = stream.tell()
-    if is_fortran or dtype.hasobject:
-        raise ValueError(f"an array has dtype {dtype}, or is not in C order")
-    needed = math.prod(shape) * dtype.itemsize
-    if needed != len(data) - start:
-        raise ValueError(f"an array of {needed} bytes has {len(data) - start}")
-    return np.ndarray(shape, dtype, data, start)
+    header = _HEADER.match(data)
+    if header is None or int.from_bytes(header["length"], "little") != len(
+        header["text"]
+    ):
+        raise ValueError("an array has no header of version 1.0, in C order")
+    sizes = [int(size) for size in header["shape"].split(b",") if size.strip()]
+    try:
+        dtype = np.dtype(header["dtype"].decode())
+    except TypeError as error:
+        raise ValueError(f"the header of an array has no dtype: {error}") from None
+    return headers.array_in(data, header.end(), len(data), sizes, dtype)

@@ -7,12 +7,13 @@ this module can.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
+
+from sparseopt_jax.exporting import headers
 
 # In the package's order, which is by size, so that every array is aligned in the file.
 _NAMES = {
@@ -41,6 +42,18 @@ _BY_NAME = {name: DTYPES[dtype] for dtype, name in _NAMES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 
 _METADATA = "__metadata__"
+_TEXTS = headers.Field(
+    "a dictionary of strings",
+    lambda value: (
+        isinstance(value, dict) and all(isinstance(x, str) for x in value.values())
+    ),
+    is_optional=True,
+)
+_ENTRY = {
+    "dtype": headers.one_of(_BY_NAME),
+    "shape": headers.SHAPE,
+    "data_offsets": headers.RANGE,
+}
 _LONGEST_HEADER = 100_000_000  # the package's limit
 
 
@@ -100,30 +113,31 @@ def read(data: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     start = 8 + length
     if len(data) < 8 or length > _LONGEST_HEADER or start > len(data):
         raise ValueError("its header is longer than the file")
-    try:
-        header = json.loads(data[8:start].decode(), object_pairs_hook=_without_twins)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its header is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a dictionary")
+    header = headers.read_json(data[8:start])
+    headers.check_fields(header, {_METADATA: _TEXTS}, "its header")
     metadata = header.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise ValueError("its metadata is not a dictionary of strings")
-    entries = [_Entry(name, described) for name, described in header.items()]
-    entries.sort(key=lambda entry: (entry.start, entry.stop))
-    place = 0
-    for entry in entries:
-        if entry.start != place:
-            raise ValueError(f"{entry.name!r} does not begin where the last array ends")
-        place = entry.stop
-    if place != len(data) - start:
+    for name, entry in header.items():
+        headers.check_fields(entry, _ENTRY, f"the header of {name!r}")
+    arrays, place = {}, start
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, stop = (start + offset for offset in entry["data_offsets"])
+        if first != place or stop > len(data):
+            raise ValueError(
+                f"{name!r} does not begin where the last array ends, or its header "
+                "describes more bytes than the file has"
+            )
+        dtype = _BY_NAME[entry["dtype"]]
+        try:
+            arrays[name] = headers.array_in(data, first, stop, entry["shape"], dtype)
+        except ValueError as error:
+            raise ValueError(f"the array {name!r}: {error}") from None
+        place = stop
+    if place != len(data):
         raise ValueError(
-            f"its header describes {place} bytes of arrays, the file has "
+            f"its header describes {place - start} bytes of arrays, the file has "
             f"{len(data) - start}"
         )
-    return {entry.name: entry.array(data, start) for entry in entries}, metadata
+    return arrays, metadata
 
 
 def name_problem(name: str) -> str | None:
@@ -134,43 +148,3 @@ def name_problem(name: str) -> str | None:
     "'__metadata__' is the name of the file's metadata"
     """
     return f"{name!r} is the name of the file's metadata" if name == _METADATA else None
-
-
-class _Entry:
-    """The description of an array in a header."""
-
-    def __init__(self, name: str, described: Any):
-        self.name = name
-        try:
-            self.dtype = _BY_NAME[described["dtype"]]
-            self.shape = tuple(map(_size, described["shape"]))
-            self.start, self.stop = map(_size, described["data_offsets"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"its header does not describe {name!r} as an array: {described!r:.200}"
-            ) from None
-        needed = math.prod(self.shape) * self.dtype.itemsize
-        if self.stop - self.start != needed:
-            raise ValueError(
-                f"{name!r} takes {needed} bytes, but its header specifies "
-                f"{self.stop - self.start}"
-            )
-
-    def array(self, data: bytearray, start: int) -> np.ndarray:
-        x = np.ndarray(self.shape, self.dtype, data, start + self.start)
-        if self.dtype == np.bool_ and (x.view(np.uint8) > 1).any():
-            raise ValueError(f"{self.name!r} holds bytes that are not bools")
-        return x
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError
-    return value
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found

@@ -98,28 +98,44 @@ def changed(stored, **parts):
     return {**stored, **{name: np.asarray(part) for name, part in parts.items()}}.get
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"indptr": [0, 1, 2]},
-        {"indptr": [1, 2, 2, 4]},
-        {"indptr": [0, 3, 2, 4]},
-        {"indptr": [0.0, 2.0, 2.0, 4.0]},
-        {"indptr": [0, 2, 2, 3]},
-        {"indices": [0, 1, 0, 3]},
-        {"indices": [0, -1, 0, 2]},
-        {"indices": [1, 0, 0, 2]},
-        {"indices": [1, 1, 0, 2]},
-        {"indices": [[0, 1, 0, 2]]},
-        {"data": np.zeros(3, np.float32)},
-        {"data": np.zeros(4)},
-    ],
-)
-def test_rows_that_do_not_fit_are_an_error(parts):
+def int32(*values):
+    return np.array(values, np.int32)
+
+
+ROWS = [
+    ({"indptr": int32(0, 1, 2)}, "indptr does not count"),
+    ({"indptr": int32(1, 2, 2, 4)}, "indptr does not count"),
+    ({"indptr": int32(0, 3, 2, 4)}, "indptr does not count"),
+    ({"indptr": [0, 2, 2, 4]}, "are not int32"),
+    ({"indptr": [0.0, 2.0, 2.0, 4.0]}, "are not int32"),
+    ({"indptr": int32(0, 2, 2, 3)}, "the number of indices"),
+    ({"indices": int32(0, 1, 0, 3)}, "are not in"),
+    ({"indices": int32(0, -1, 0, 2)}, "are not in"),
+    ({"indices": int32(1, 0, 0, 2)}, "do not ascend"),
+    ({"indices": int32(1, 1, 0, 2)}, "do not ascend"),
+    ({"indices": int32(0, 1, 0, 2)[None]}, "the number of indices"),
+    ({"data": np.zeros(3, np.float32)}, "3 values are stored for 4"),
+    ({"data": np.zeros(4)}, "is stored as float64"),
+    ({"shape": [3, 4]}, "shape does not fit"),
+    ({"format": b"csc"}, "format does not fit"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), ROWS)
+def test_rows_that_do_not_fit_are_an_error(parts, message):
     mask = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 1]], bool)
     stored = CSR.encode(mask.astype(np.float32), mask)
-    with pytest.raises(ValueError, match=r"ind|values|stored"):
+    with pytest.raises(ValueError, match=message):
         CSR.decode(changed(stored, **parts), mask.shape, np.dtype("f4"))
+
+
+def test_row_ends_whose_differences_overflow_are_an_error():
+    mask = np.ones((3, 3), np.bool_)
+    stored = CSR.encode(mask.astype(np.float32), mask)
+    # The differences are positive in 32 bits, and ask for 32 GB.
+    indptr = int32(0, 2**31 - 1, -2, 9)
+    with pytest.raises(ValueError, match="indptr does not count"):
+        CSR.decode(changed(stored, indptr=indptr), mask.shape, np.dtype("f4"))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +143,10 @@ def test_rows_that_do_not_fit_are_an_error(parts):
     [
         {"bitmask": np.zeros((3, 2), np.uint8)},
         {"bitmask": np.zeros((3, 1), np.int8)},
+        {"bitmask": np.uint8([[0b1011], [0], [0b101]])},
+        {"row_offsets": [0, 2, 3]},
+        {"row_offsets": [0, 2]},
+        {"shape": [3, 4]},
         {"compressed": np.zeros(5, np.float32)},
         {"compressed": np.zeros((4, 1), np.float32)},
         {"compressed": np.zeros(4, np.int32)},
@@ -135,7 +155,7 @@ def test_rows_that_do_not_fit_are_an_error(parts):
 def test_bits_that_do_not_fit_are_an_error(parts):
     mask = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 1]], bool)
     stored = BITMASK.encode(mask.astype(np.float32), mask)
-    with pytest.raises(ValueError, match=r"bits|values|stored"):
+    with pytest.raises(ValueError, match=r"bits|values|stored|fit"):
         BITMASK.decode(changed(stored, **parts), mask.shape, np.dtype("f4"))
 
 
