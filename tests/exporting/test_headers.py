@@ -5,6 +5,7 @@ import io
 import json
 import tracemalloc
 import zipfile
+from typing import Any
 
 import hypothesis
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def change_array(draw, arrays):
         arrays[name] = np.concatenate([x.reshape(-1), x.reshape(-1)])
 
 
-def forge(path, name, arrays, metadata):
+def forge(path, name, arrays, metadata: Any):
     """Write a file whose checksum is valid."""
     if isinstance(metadata, dict):
         metadata["checksum"] = formats._checksum(arrays, metadata)
