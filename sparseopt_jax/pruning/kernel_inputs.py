@@ -3,7 +3,7 @@
 Every equation of the model's jaxpr is computed unchanged.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,14 +69,12 @@ class Computed(NamedTuple):
         """Whether products with it use the kernels as weights, not as a lookup."""
         return bool(self.kernels) and not self.is_data
 
-    def joined(self, others: Iterable["Computed"]) -> "Computed":
-        """Return the same array as computed from others as well."""
-        for other in others:
-            self = self._replace(
-                kernels=self.kernels | other.kernels,
-                is_data=self.is_data or other.is_data,
-            )
-        return self
+    def joined(self, others: Sequence["Computed"]) -> "Computed":
+        """Return the same array, computed from others as well."""
+        return self._replace(
+            kernels=self.kernels.union(*(other.kernels for other in others)),
+            is_data=self.is_data or any(other.is_data for other in others),
+        )
 
 
 class InputReader(KernelReader):
