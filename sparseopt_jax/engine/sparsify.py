@@ -45,7 +45,8 @@ def sparsify(
 
     Put it outermost, except for wrappers such as ``optax.MultiSteps`` and
     ``optax.apply_if_finite``: nothing may scale the update or lower its precision
-    afterwards.
+    afterwards, or combine the weights of several steps, as ``schedule_free`` and
+    ``mechanize`` do. Around it, ``optax.lookahead`` needs ``so.apply_updates``.
 
     Args:
       inner: any transformation, including its learning rate, such as

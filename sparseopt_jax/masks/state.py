@@ -6,6 +6,7 @@ each sparse leaf, ``optax.MaskedNode()`` at each dense one.
 
 import functools
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -131,6 +132,7 @@ def apply_masks(params: Any, opt_state_or_masks: Any) -> Any:
     """
     call = "apply_masks(params, opt_state)"
     masks = masks_for(call, params, opt_state_or_masks)
+    warn_of_averages(opt_state_or_masks)
     return zero_masked(masks, params)
 
 
@@ -291,6 +293,32 @@ def check_order(call: str, other: Any, opt_state: Any) -> None:
             f"the arguments are swapped, got {described(opt_state)} in place of the "
             f"optimizer's state: call so.{call}"
         )
+
+
+# Wrappers that move the weights after the optimizer inside, by the type of their state.
+_AVERAGES = {
+    optax.LookaheadState: "apply its updates with so.apply_updates",
+    optax.contrib.ScheduleFreeState: "call sparsify(schedule_free(...), topology)",
+    optax.contrib.MechanicState: "call sparsify(mechanize(...), topology)",
+}
+
+
+def warn_of_averages(opt_state: Any) -> None:
+    """Warn of wrappers around ``sparsify`` that combine weights of several steps."""
+
+    def is_average(x):
+        return type(x) in _AVERAGES
+
+    tree = getattr(opt_state, "opt_state", opt_state)
+    for node in jax.tree.leaves(tree, is_leaf=is_average):
+        inside = find_states(node) if is_average(node) else []
+        if not all(map(_has_dense_weights, inside)):
+            warnings.warn(
+                f"the optimizer with the {type(node).__name__} is around sparsify and "
+                "combines the weights of several steps, so dropped weights do not stay "
+                f"at zero: {_AVERAGES[type(node)]}",
+                stacklevel=3,
+            )
 
 
 def stays_dense(opt_state: Any) -> bool:

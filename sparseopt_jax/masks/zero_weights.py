@@ -12,6 +12,7 @@ from sparseopt_jax.masks.state import (
     get_masks,
     merged_masks,
     stays_dense,
+    warn_of_averages,
     zero_masked,
 )
 
@@ -22,10 +23,11 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
     Weights that stay dense behind their masks, as with ``ste``, are kept.
 
     Use it for chains in which a transformation follows the masks, as with
-    ``sparseopt``; updates of ``sparsify`` need only ``optax.apply_updates``.
+    ``sparseopt``, and for ``optax.lookahead`` around ``sparsify``; other updates of
+    ``sparsify`` need only ``optax.apply_updates``.
 
     Args:
-      params: any pytree of arrays.
+      params: any pytree of arrays, or ``optax.LookaheadParams``.
       updates: tree like ``params``.
       opt_state: the state returned with ``updates``.
 
@@ -50,7 +52,10 @@ def apply_updates(params: Any, updates: Any, opt_state: Any) -> Any:
     check_order("apply_updates(params, updates, opt_state)", params, opt_state)
     check_order("apply_updates(params, updates, opt_state)", updates, opt_state)
     masks = weight_masks(opt_state)
-    return zero_masked(masks, optax.apply_updates(params, updates))
+    new = optax.apply_updates(params, updates)
+    if isinstance(new, optax.LookaheadParams):
+        return type(new)(*(zero_masked(masks, weights) for weights in new))
+    return zero_masked(masks, new)
 
 
 def zero_inactive(params: Any, opt_state: Any) -> Any:
@@ -66,6 +71,7 @@ def zero_inactive(params: Any, opt_state: Any) -> Any:
     Raises:
       ValueError: if ``opt_state`` holds no masks, or a mask fits no parameter.
     """
+    warn_of_averages(opt_state)
     masks = weight_masks(opt_state)
     check_masks_fit(masks, dense_shapes(params))
     return zero_masked(masks, params)

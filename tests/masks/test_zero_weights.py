@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import sparseopt_jax as so
@@ -19,6 +20,53 @@ def test_apply_updates_zeroes_by_the_new_masks():
     params = so.apply_updates(params, updates, tx.init(params))
     np.testing.assert_array_equal(params["k"], [[2, 0], [0, 5]])
     np.testing.assert_array_equal(params["b"], 2.0)
+
+
+GRADS = {"k": jnp.sin(3 * jnp.arange(48.0)).reshape(6, 8)}
+MOVING = so.rigl(0.5, every=2, start=1, stop=40, drop_fraction=0.5)
+
+
+def test_lookahead_around_keeps_fast_and_slow_weights_sparse():
+    tx = optax.lookahead(so.sparsify(optax.sgd(0.1), MOVING), 3, 0.5)
+    params = optax.LookaheadParams.init_synced(GRADS)
+    state, update = tx.init(params), jax.jit(tx.update)
+    masks = [so.get_masks(state)["k"]]
+    for step in range(7):
+        grads = {"k": jnp.cos((step + 1) * params.fast["k"])}
+        updates, state = update(grads, state, params)
+        params = so.apply_updates(params, updates, state)
+        masks.append(so.get_masks(state)["k"])
+        for weights in params:
+            assert not jnp.where(masks[-1], 0, weights["k"]).any()
+            assert weights["k"].any()
+    assert (masks[0] & ~masks[-1]).any()
+
+
+@pytest.mark.parametrize(
+    ("around", "message"),
+    [
+        (
+            lambda tx: optax.lookahead(tx, 3, 0.5),
+            "LookaheadState.*so.apply_updates",
+        ),
+        (
+            lambda tx: optax.contrib.schedule_free(tx, 0.1),
+            r"sparsify\(schedule_free\(",
+        ),
+        (optax.contrib.mechanize, r"MechanicState.*sparsify\(mechanize\("),
+    ],
+)
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda tx: so.apply_masks(GRADS, tx.init(GRADS)),
+        lambda tx: so.linen.TrainState.create(apply_fn=None, params=GRADS, tx=tx),
+    ],
+)
+def test_averages_around_are_announced(around, message, begin):
+    with pytest.warns(UserWarning, match=message):
+        begin(optax.chain(around(so.sparsify(optax.sgd(0.1), MOVING))))
+    begin(around(so.sparsify(optax.sgd(0.1), so.ste(0.5))))  # its weights stay dense
 
 
 def beside_dense_weights(rest):
