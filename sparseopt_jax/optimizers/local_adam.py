@@ -81,8 +81,10 @@ def scale_by_local_adam(
       Not warming up weights that are active from the start is our choice: the learning
       rate's schedule covers the start of a run. With masks in the forward pass only, as
       with ``ste``, all trained weights count their steps, whether the forward pass uses
-      them or not. With ``optax.inject_hyperparams`` name ``warmup_steps``,
-      ``shared_axis`` and ``counted`` in ``static_args``.
+      them or not. With ``jax_enable_x64`` the bias correction of float32 weights is
+      still float32; Optax then computes it in float64. With
+      ``optax.inject_hyperparams`` name ``warmup_steps``, ``shared_axis`` and
+      ``counted`` in ``static_args``.
 
     References:
       Xiao et al., SMET, 2026 (arXiv 2606.00888): local steps and warm-up.
