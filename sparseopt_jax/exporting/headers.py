@@ -73,8 +73,8 @@ def read_json(text: str | bytes | bytearray) -> Any:
       Its value.
 
     Raises:
-      ValueError: if it is not JSON, a name occurs twice in a dictionary, or a number is
-        NaN or infinite.
+      ValueError: if it is not JSON, which has no NaN and Infinity, or a name occurs
+        twice in a dictionary.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
