@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax.arrays.shapes import leading_axes
 from sparseopt_jax.masks.active_weights import ActiveIndices, Places
 from sparseopt_jax.masks.compact_kernel import (
     CompactKernel,
@@ -67,10 +68,11 @@ def compact_around(places: Places, opt_state: Any) -> Any:
 
 
 def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
-    """Map over the arrays of a state that have an entry for every weight of a leaf.
+    """Map over the arrays of a state that have entries for every weight of a leaf.
 
     Args:
-      function: ``function(x, layout, index, replicas)``.
+      function: ``function(x, layout, index, replicas)``. The index has the leading axes
+        of the array, such as that of L-BFGS's memory, and these are the replicas.
       places: layout and index of the leaves.
       state: any pytree; a ``SparseState`` in it is unchanged.
 
@@ -83,10 +85,13 @@ def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
         if place is None or is_sparse_state(x):
             return x
         layout, index = place
-        replicas = jnp.shape(index)[: jnp.ndim(index) - len(layout.index_shape)]
-        if jnp.shape(x) != (*replicas, *layout.units.shape):
+        replicas = leading_axes(jnp.shape(index), layout.index_shape)
+        leading = leading_axes(jnp.shape(x), layout.units.shape)
+        if leading is None or leading[: len(replicas)] != replicas:
             return x
-        return function(x, layout, index, replicas)
+        index = jnp.expand_dims(index, range(len(replicas), len(leading)))
+        index = jnp.broadcast_to(index, (*leading, *layout.index_shape))
+        return function(x, layout, index, leading)
 
     return paths.map_with_key_paths(at_leaf, state, is_leaf=is_sparse_state)
 

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from sparseopt_jax.arrays.conditions import chosen
+from sparseopt_jax.arrays.shapes import leading_axes
 from sparseopt_jax.arrays.sharding_types import typed_like
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.masks.state import SparseState
 from sparseopt_jax.masks.storage import MaskStorage, View
 from sparseopt_jax.trees import paths
-
-Parts = tuple[str, ...]
 
 
 def map_weight_state(
@@ -22,11 +21,12 @@ def map_weight_state(
 ) -> Any:
     """Map ``function(mask, leaf, other)`` over a state's leaves of sparse parameters.
 
-    A leaf belongs to a parameter if its path ends in the parameter's path and it has
-    the mask's shape: momentum, second moments, copies of the weights, accumulated
-    gradients. This works for every optax optimizer and wrapper, because all of them
-    keep these arrays in trees like the parameters. Values that they cache for the
-    network as a whole, as line searches do, are skipped.
+    A leaf belongs to a parameter if its path ends in the parameter's path and its shape
+    ends in the mask's: momentum, second moments, copies of the weights, accumulated
+    gradients, and the memory of L-BFGS, which has a further axis in front. This works
+    for every optax optimizer and wrapper, because all of them keep these arrays in
+    trees like the parameters. Values that they cache for the network as a whole, as
+    line searches do, are skipped.
 
     Args:
       function: called at these leaves only.
@@ -41,18 +41,19 @@ def map_weight_state(
         paths.path_parts(key_path): mask
         for key_path, mask in paths.leaves_with_path(masks, is_leaf=paths.is_hole)
     }
-    caches = _caches(state)
 
     def at_leaf(key_path, leaf, other_leaf):
-        parts = paths.path_parts(key_path)
-        mask = paths.longest_ending(parts, by_parts)
-        if mask is None or paths.is_hole(mask) or jnp.shape(leaf) != mask.shape:
+        mask = paths.longest_ending(paths.path_parts(key_path), by_parts)
+        if mask is None or paths.is_hole(mask) or _is_cache(leaf):
             return leaf
-        if any(parts[: len(cache)] == cache for cache in caches):
+        leading = leading_axes(jnp.shape(leaf), mask.shape)
+        if leading is None:
             return leaf
+        if leading:
+            mask = jnp.broadcast_to(mask, jnp.shape(leaf))
         return function(mask, leaf, other_leaf)
 
-    return paths.map_with_key_paths(at_leaf, state, other)
+    return paths.map_with_key_paths(at_leaf, state, other, is_leaf=_is_cache)
 
 
 def reset(
@@ -80,7 +81,7 @@ def reset(
       A tree like ``inner_state``.
     """
     entries = storage.kept_entries(old, new)
-    if not entries and not _caches(inner_state):
+    if not entries and not _holds_caches(inner_state):
         return inner_state
     fresh = initial_state(inner, storage.take(new, params))
 
@@ -138,34 +139,31 @@ def _without_caches(updated: Any, state: Any, fresh: Any) -> Any:
     Returns:
       A tree like ``state``.
     """
-    values = {(*cache[:-1], "value") for cache in _caches(state)}
-    if not values or updated is False:
+    if updated is False:
         return state
 
-    def at_leaf(key_path, leaf, first):
-        if paths.path_parts(key_path) not in values:
-            return leaf
-        return jnp.where(updated, first, leaf).astype(jnp.result_type(leaf))
+    def at_node(node, first):
+        if not _is_cache(node):
+            return node
+        value = jnp.where(updated, first.value, node.value)
+        return node._replace(value=value.astype(jnp.result_type(node.value)))
 
-    return paths.map_with_key_paths(at_leaf, state, fresh)
+    return jax.tree.map(at_node, state, fresh, is_leaf=_is_cache)
 
 
-def _caches(state: Any) -> set[Parts]:
-    """Return paths of cached gradients: ``.../grad`` beside a scalar ``.../value``."""
-    leaves = [
-        (paths.path_parts(key_path), leaf)
-        for key_path, leaf in paths.leaves_with_path(state)
-    ]
-    beside = {
-        parts[:-1]
-        for parts, x in leaves
-        if parts[-1:] == ("value",) and not jnp.ndim(x)
-    }
-    found = set()
-    for parts, _ in leaves:
-        places = (i for i, part in enumerate(parts) if part == "grad")
-        found.update(parts[: i + 1] for i in places if parts[:i] in beside)
-    return found
+def _holds_caches(state: Any) -> bool:
+    return any(map(_is_cache, jax.tree.leaves(state, is_leaf=_is_cache)))
+
+
+def _is_cache(node: Any) -> bool:
+    """Tell whether a node is a line search's state, with a value and its gradient.
+
+    Parameters with these names are keys of a dictionary, not fields.
+    """
+    if not {"value", "grad"} <= set(getattr(node, "_fields", ())):
+        return False
+    is_scalar = [jnp.ndim(x) for x in jax.tree.leaves(node.value)] == [0]
+    return is_scalar and node.grad is not None
 
 
 def hold(condition: Any, old: Any, new: Any) -> Any:

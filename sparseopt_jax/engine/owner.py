@@ -122,15 +122,20 @@ class MaskOwner:
                 (params, grads, inner_state),
             )
         updated = topology.moves and topology_state.updated_at == count
-        before = after = storage.view(masks, topology_state, params)
+        after = storage.view(masks, topology_state, params)
+        before = after
         if self._updates_after:
             before = storage.before_update(view, after, topology_state, params, updated)
+        # Compact state is in the order of the indices, so these are compared. Masks that
+        # RigL has replaced must not be read after its update, and need not be, because
+        # the state of inactive weights is fresh.
+        old = first if storage.is_compact else before
 
         replaced = self._replaces and (updated & topology.replaces(count))
         updates, inner_state = step.take(
             (before, *args[1:]),
             replaced,
-            lambda new: reset(self.inner, storage, first, after, new, params, updated),
+            lambda new: reset(self.inner, storage, old, after, new, params, updated),
         )
         if not self.is_link:
             updates = storage.to_zero(before, after, updates, params)

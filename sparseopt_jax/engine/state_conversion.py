@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparseopt_jax.arrays.shapes import leading_axes
+from sparseopt_jax.engine.inner_state import reset
 from sparseopt_jax.masks.active_weights import ActiveIndices, Places
 from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact
+from sparseopt_jax.masks.layouts import Layout, in_each
 from sparseopt_jax.masks.owners import Owner, find_owners, structure_of
 from sparseopt_jax.masks.packing import unpack
 from sparseopt_jax.masks.state import (
@@ -27,8 +30,8 @@ def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any)
     A run may start dense, with compact parameters, or with ``compact=False``,
     ``packed=True`` or ``host_updates=True``, and continue in another of these forms.
     Masks, step count and key are those of ``opt_state``, and so is the inner
-    optimizer's state of every active weight. If ``tx`` keeps state for weights for
-    which ``opt_state`` has none, it is that of ``inner.init``.
+    optimizer's state of every active weight. State of inactive weights, and any state
+    that ``tx`` keeps but ``opt_state`` does not, is that of ``inner.init``.
 
     Args:
       tx: the transformation to continue with. Its inner optimizer, and the
@@ -66,7 +69,16 @@ def convert_state(tx: optax.GradientTransformation, params: Any, opt_state: Any)
             "sparsify, and tx must be the result of sparsify itself: convert before tx "
             "is put into a chain or wrapper"
         )
-    return new._replace(inner_state=_inner_state(new, None, opt_state, params))
+    (owner,) = find_owners(tx, params)
+    seen, storage = owner.seen(params), owner.storage
+    inner_state = _inner_state(new, None, opt_state, seen)
+    # In a dense run, weights had a history that are inactive now, and a line search
+    # cached the loss of the dense network.
+    view = storage.view(new.masks, new.topology_state, seen)
+    inner_state = reset(
+        owner.inner, storage, view, view, inner_state, seen, updated=True
+    )
+    return new._replace(inner_state=inner_state)
 
 
 def _converted(tx: Any, params: Any, new: Any, old: Any) -> Any:
@@ -165,15 +177,10 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
         after = paths.longest_ending(parts, new_layouts)
         before = paths.longest_ending(parts, old_layouts)
         dense = paths.longest_ending(parts, sizes)
-        if before is not None and dense is not None:
-            base = jnp.zeros(dense, found.dtype)
-            if after is None:
-                base = jnp.broadcast_to(fresh, dense).astype(found.dtype)
-            layout, index = before
-            found = layout.put(base, index, jnp.broadcast_to(found, layout.shape))
-        if after is not None and jnp.shape(found) == dense:
-            layout, index = after
-            found = layout.take(found, index)
+        if before is not None and dense is not None and jnp.ndim(found):
+            found = _put(found, *before, dense, fresh if after is None else 0)
+        if after is not None and dense is not None:
+            found = _taken(found, *after, dense)
         if found.ndim == len(shape) and found.ndim and shape[-1] == 1:
             found = found[..., :1]  # one entry per block
         if jnp.shape(found) != shape:
@@ -191,6 +198,29 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
             "optimizer of tx does not keep: pass the state of the same optimizer"
         )
     return converted
+
+
+def _put(
+    active: Any, layout: Layout, index: Any, shape: tuple[int, ...], others: Any
+) -> jax.Array:
+    """Return an array of state, dense, from that of the active weights.
+
+    Axes in front of the weights' own, as in L-BFGS's memory, are kept.
+    """
+    leading = jnp.shape(active)[: max(0, jnp.ndim(active) - len(layout.shape))]
+    others = jnp.broadcast_to(others, (*leading, *shape)).astype(active.dtype)
+    index = jnp.broadcast_to(index, (*leading, *layout.index_shape))
+    active = jnp.broadcast_to(active, (*leading, *layout.shape))
+    return in_each(layout.put, leading)(others, index, active)
+
+
+def _taken(x: Any, layout: Layout, index: Any, shape: tuple[int, ...]) -> Any:
+    """Return the active weights' entries of an array of state, if it is dense."""
+    leading = leading_axes(jnp.shape(x), shape)
+    if leading is None:
+        return x
+    index = jnp.broadcast_to(index, (*leading, *layout.index_shape))
+    return in_each(layout.take, leading)(x, index)
 
 
 def _places(masks: Any) -> Places:

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparseopt_jax.engine.compact_state import state_shapes
 from sparseopt_jax.masks.compact_kernel import CompactKernel, is_compact
 from sparseopt_jax.masks.compact_storage import check_sharding
+from sparseopt_jax.masks.layouts import Layout
 from sparseopt_jax.masks.state import places_of
 from sparseopt_jax.trees import paths
 from sparseopt_jax.trees.boxes import unbox_tree
@@ -21,9 +22,10 @@ def state_sharding(
 
     State that belongs to a parameter and has its shape, such as a mask or a moment, is
     sharded like the parameter. If one of its axes has size 1 instead (fan-ins), that
-    axis is not sharded, but the others are. State of a compact ``sparsify``, and of
-    compact parameters, is sharded along the axes that active weights do not cross.
-    Everything else is replicated: counters, keys, factored moments.
+    axis is not sharded, but the others are, and neither are further axes in front
+    (L-BFGS's memory). State of a compact ``sparsify``, and of compact parameters, is
+    sharded along the axes that active weights do not cross. Everything else is
+    replicated: counters, keys, factored moments.
 
     Args:
       tx: any optax transformation.
@@ -76,10 +78,8 @@ def state_sharding(
 
     def of_shape(shape, parts):
         found = paths.longest_ending(parts, by_parts)
-        spec = None if found is None else _spec(shape, *found)
         layout = paths.longest_ending(parts, layouts)
-        if spec is None and found is not None and layout is not None:
-            spec = layout.spec(shape, found[1].spec)
+        spec = None if found is None else _spec_of(shape, *found, layout)
         return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
 
     def at_leaf(key_path, leaf):
@@ -118,6 +118,22 @@ def _by_parts(shapes: Any, shardings: Any) -> tuple[dict[tuple[str, ...], Any], 
             f"param_shardings must use one mesh, got {listed or 'no parameter'}"
         )
     return by_parts, next(iter(meshes))
+
+
+def _spec_of(
+    shape: tuple[int, ...],
+    param_shape: tuple[int, ...],
+    sharding: NamedSharding,
+    layout: Layout | None,
+) -> PartitionSpec | None:
+    """Return the spec of an array of a parameter's state; None if it is replicated."""
+    spec = _spec(shape, param_shape, sharding)
+    if spec is None and layout is not None:
+        spec = layout.spec(shape, sharding.spec)
+    if spec is None and len(shape) > len(param_shape):
+        rest = _spec_of(shape[1:], param_shape, sharding, layout)
+        spec = None if rest is None else PartitionSpec(None, *rest)
+    return spec
 
 
 def _spec(

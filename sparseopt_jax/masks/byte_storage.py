@@ -48,9 +48,7 @@ class ByteStorage(MaskStorage):
     def to_zero(self, before: View, after: View, updates: Any, params: Any) -> Any:
         """Implement ``MaskStorage.to_zero``."""
         # Weights that SET grows start at zero, whatever the step computed for them.
-        active = after
-        if before is not after:
-            active = map_masked(jnp.logical_and, before, after)
+        active = _kept(before, after)
         # In the wider of the two dtypes: a rounded -p would leave a remainder of p.
         return map_masked(
             lambda m, u, p: chosen(m, u, -p).astype(jnp.result_type(u, p)),
@@ -62,12 +60,12 @@ class ByteStorage(MaskStorage):
     def kept_entries(self, old: View, new: View) -> tuple[Any, ...]:
         """Implement ``MaskStorage.kept_entries``: keep active entries at every step.
 
-        When a weight is grown, its entries are therefore already in their initial
+        When RigL grows a weight, its entries are therefore already in their initial
         state. This costs nothing: the mask is available, and initial states are
-        constants to the compiler.
+        constants to the compiler. Entries of weights that SET grows are reset, because
+        the step before its update has changed them.
         """
-        del old
-        return (new,)
+        return (_kept(old, new),)
 
     def with_old_masks(self, state: Any, masks: Masks) -> Any:
         """Implement ``MaskStorage.with_old_masks``."""
@@ -89,6 +87,13 @@ class ByteStorage(MaskStorage):
             unpacked(state.turned, params),
             new,
         )
+
+
+def _kept(before: View, after: View) -> View:
+    """Return masks of the weights that are active in both views."""
+    if before is after:
+        return after
+    return map_masked(jnp.logical_and, before, after)
 
 
 def _with_flips_recorded(masks: Masks, new: Masks, state: Any) -> tuple[Masks, Any]:

@@ -455,6 +455,18 @@ def test_the_state_is_sharded_like_the_neurons():
     assert so.get_masks(state)["kernel"].sum() == 24
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_memory_of_several_steps_is_sharded_like_each_of_them(compact):
+    mesh = jax.make_mesh((1,), ("model",))
+    params = {"kernel": jnp.ones((8, 6))}
+    shardings = {"kernel": NamedSharding(mesh, P(None, "model"))}
+    topology = so.static(0.5, structure=so.ConstantFanIn())
+    tx = so.sparsify(optax.scale_by_lbfgs(memory_size=2), topology, compact=compact)
+    found = so.state_sharding(tx, params, shardings).inner_state
+    assert found.diff_params_memory["kernel"].spec == P(None, None, "model")
+    assert found.weights_memory.spec == P()
+
+
 @pytest.mark.parametrize("option", ["compact", "packed"])
 def test_a_run_goes_on_from_a_checkpoint(option, tmp_path):
     tx = so.sparsify(optax.adam(0.01), TOPOLOGIES["rigl"], **{option: True})

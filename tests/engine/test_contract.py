@@ -14,6 +14,7 @@ import sparseopt_jax as so
 from tests.helpers.optimizers import (
     BATCH_STATS,
     INNER,
+    INNER_WITH_SET,
     KERNELS,
     ROWS,
     SHAPES,
@@ -38,13 +39,13 @@ OF_A_KIND = (
 
 def quickly(names):
     """Return parameters, of which redundant ones wait for ``make test-slow``."""
+
+    def waits(id):
+        return id in OF_A_KIND or id.endswith("_with_set")
+
     return [
-        pytest.param(
-            name,
-            marks=[pytest.mark.slow] if getattr(name, "id", name) in OF_A_KIND else [],
-            id=getattr(name, "id", name),
-        )
-        for name in names
+        pytest.param(name, marks=[pytest.mark.slow] if waits(id) else [], id=id)
+        for name, id in ((name, getattr(name, "id", name)) for name in names)
     ]
 
 
@@ -59,14 +60,14 @@ EAGER = (
 )
 
 
-@pytest.fixture(scope="module", params=quickly(ROWS))
+@pytest.fixture(scope="module", params=quickly([*ROWS, *INNER_WITH_SET]))
 def row(request):
     return request.param
 
 
 @functools.cache
 def trained(name):
-    (row,) = (row for row in ROWS if row.id == name)
+    (row,) = (row for row in [*ROWS, *INNER_WITH_SET] if row.id == name)
     return train(row)
 
 

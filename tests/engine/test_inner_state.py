@@ -56,6 +56,20 @@ def test_leaves_of_another_shape_are_no_weights():
     assert touched(optax.novograd(0.1)) == ["[0].mu['a']['kernel']"]
 
 
+def test_memory_of_several_steps_belongs_to_its_weight():
+    found = touched(optax.scale_by_lbfgs(memory_size=2))
+    names = ("params", "updates", "diff_params_memory", "diff_updates_memory")
+    assert found == [f".{name}['a']['kernel']" for name in names]
+
+
+def test_a_cached_gradient_is_a_field_not_a_parameter_of_that_name():
+    masks = {"grad": jnp.ones((2, 3), bool), "value": optax.MaskedNode()}
+    params = {"grad": jnp.ones((2, 3)), "value": jnp.float32(1)}
+    assert touched(optax.sgd(0.1, momentum=0.9), params, masks) == ["[0].trace['grad']"]
+    search = optax.scale_by_backtracking_linesearch(10, store_grad=True)
+    assert touched(search) == []
+
+
 def test_a_bare_array_has_the_empty_path():
     params = jnp.ones((2, 3))
     assert touched(optax.adam(0.1), params, jnp.ones((2, 3), bool)) == [

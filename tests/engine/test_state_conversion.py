@@ -135,6 +135,39 @@ def test_a_dense_run_becomes_sparse(inner, form):
     )
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", [so.rigl, so.set_])
+def test_weights_grown_after_a_dense_run_have_no_history(method, form):
+    inner = optax.sgd(0.1, momentum=0.9)
+    params = random_tree(0)
+    dense = run(inner, Moment(params, inner.init(params)), range(2))
+    # The first step updates the masks.
+    topology = method(0.5, every=3, stop=9, drop_fraction=0.5)
+    tx = so.sparsify(inner, topology, **FORMS[form])
+    state = so.convert_state(tx, dense.params, dense.state)
+    now, before = so.apply_masks(dense.params, state), so.get_masks(state)
+    host = form == "host"
+    if host and topology.replaces_step:
+        state, now = so.update_topology(tx, gradients(2), state, now)
+    now = run(tx, Moment(now, state), [2])
+    if host and not topology.replaces_step:
+        state, params = so.update_topology(tx, gradients(2), now.state, now.params)
+        now = Moment(params, state)
+    grown = so.get_masks(now.state)["dense"]["kernel"] & ~before["dense"]["kernel"]
+    plain = so.convert_state(so.sparsify(inner, topology), now.params, now.state)
+    momentum = plain.inner_state[0].trace["dense"]["kernel"]
+    assert grown.any()
+    assert not momentum[grown].any()
+
+
+def test_a_line_search_forgets_the_loss_of_a_dense_run():
+    inner = optax.scale_by_backtracking_linesearch(4, store_grad=True)
+    params = random_tree(0)
+    state = inner.init(params)._replace(value=jnp.float32(1.5))
+    converted = so.convert_state(so.sparsify(inner, so.static(0.5)), params, state)
+    assert jnp.isinf(converted.inner_state.value)
+
+
 def test_blocks_that_share_a_count():
     topology = so.set_smet(0.5, stop=9, every=3, block=4)
     compact, plain = (so.smet(0.01, topology, compact=c) for c in (True, False))

@@ -4,6 +4,7 @@ Add a ``Row`` here for each new transformation of the package.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -314,6 +315,13 @@ ROWS = [
         for id, make in INNER.items()
     ),
     *AROUND,
+]
+
+INNER_WITH_SET = [
+    dataclasses.replace(row, id=f"{row.id}_with_set", topology=set_(), make=make)
+    for row in ROWS
+    if row.id in INNER
+    for make in [functools.partial(_around(INNER[row.id]), set_())]
 ]
 
 
