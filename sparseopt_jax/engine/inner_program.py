@@ -10,6 +10,7 @@ from jax.extend import core
 
 from sparseopt_jax.tracing.jaxpr_analysis import (
     acts,
+    dependencies,
     is_elementwise,
     leading_to,
     variables,
@@ -145,6 +146,18 @@ class InnerProgram:
         flags = self.updates.unflatten(zeros[: len(updates)])
         leaves = paths.flatten_with_paths(flags)
         return frozenset(path for path, flag in leaves if flag is True)
+
+    def state_labels(self, args: Any, labels: Any) -> list[int]:
+        """Return, for each leaf of the new state, which arguments it depends on.
+
+        Args:
+          args: arguments like those that the step was traced with.
+          labels: a tree like ``args`` with a set of labels at each leaf, as the bits of
+            an integer.
+        """
+        of_leaves = zip(jax.tree.leaves(args), jax.tree.leaves(labels), strict=True)
+        inputs = [label for x, label in of_leaves if isinstance(x, _ARRAYS)]
+        return dependencies(self._program, inputs)[self.updates.num_leaves :]
 
     def _once(self) -> list[core.JaxprEqn]:
         return [eqn for eqn in self._program.eqns if acts(eqn)]

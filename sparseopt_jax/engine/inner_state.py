@@ -166,20 +166,28 @@ def _is_cache(node: Any) -> bool:
     return is_scalar and node.grad is not None
 
 
-def hold(condition: Any, old: Any, new: Any) -> Any:
-    """Return the old state if the condition holds, except for counters of steps.
+def hold(condition: Any, advances: list[bool], old: Any, new: Any) -> Any:
+    """Return the old state if the condition holds, except for leaves that advance.
 
-    Counters per weight are held like moments.
+    Args:
+      condition: a bool or bool scalar.
+      advances: a bool for each leaf.
+      old: the state before a step.
+      new: the state after it.
+
+    Returns:
+      A tree like ``new``.
     """
 
-    def at_leaf(old, new):
-        # Some optimizers keep a Python bool where others keep an array.
-        dtype = jnp.result_type(new)
-        if not jnp.issubdtype(dtype, jnp.inexact) and not jnp.ndim(new):
+    def at_leaf(advances, old, new):
+        if advances:
             return new
-        return chosen(condition, old, new).astype(dtype)
+        # Some optimizers keep a Python bool where others keep an array.
+        held, dtype = chosen(condition, old, new), jnp.result_type(new)
+        return held if held.dtype == dtype else held.astype(dtype)
 
-    return new if condition is False else jax.tree.map(at_leaf, old, new)
+    structure = jax.tree.structure(new)
+    return jax.tree.map(at_leaf, structure.unflatten(advances), old, new)
 
 
 def nothing_where(condition: Any, updates: Any) -> Any:

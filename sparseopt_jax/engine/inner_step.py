@@ -9,6 +9,7 @@ import optax
 from sparseopt_jax.engine.inner_losses import masked_losses
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.engine.inner_state import hold, nothing_where
+from sparseopt_jax.engine.step_counters import advancing
 from sparseopt_jax.masks import environment
 from sparseopt_jax.masks.storage import MaskStorage, Stored
 from sparseopt_jax.topologies.base import Topology
@@ -108,16 +109,18 @@ class InnerStep:
         Args:
           args: arguments like those that the step was traced with.
           replaced: whether an update of the masks replaces the step, a bool or bool
-            scalar: then no weight changes, and only counters in the state advance.
+            scalar: then no weight changes, and only counters of steps advance.
           reset: as ``refresh`` in ``InnerProgram.run``.
 
         Returns:
           The updates and the state to keep.
         """
-        old_state = args[3]
 
         def held(new):
-            return hold(replaced, old_state, new)
+            if replaced is False:
+                return new
+            advances = advancing(self.program, args, position=3)
+            return hold(replaced, advances, args[3], new)
 
         if self.taken is None:
             updates, inner_state = self.program.run(args, held, reset)

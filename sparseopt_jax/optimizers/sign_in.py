@@ -38,7 +38,8 @@ class SignInState(NamedTuple):
     Attributes:
       steps: float32 scalar, steps since m and w were balanced; ``every`` or more if
         they are to be balanced next. A float is held, like the factors, where RigL's
-        update replaces a step; an integer would advance.
+        update replaces a step; with an integer, which the factors depend on, the
+        schedules of ``inner`` would be held too.
       m: arrays of at least float32, ``optax.MaskedNode()`` at leaves without factors.
       w: the same; m * w is the parameter.
       inner_state: state of the inner transformation.

@@ -1,6 +1,8 @@
-"""Analysis of jaxprs: side effects, zero outputs, operations that mix entries."""
+"""Analysis of jaxprs: effects, zero outputs, dependencies, mixing of entries."""
 
+import functools
 import math
+import operator
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -107,6 +109,43 @@ def _zero_results(eqn: core.JaxprEqn, zero: list[bool]) -> list[bool]:
     if name in CALLS and (body := called_jaxpr(eqn)) is not None:
         return zero_outputs(open_jaxpr(body), zero)
     return [False] * results
+
+
+def dependencies(program: core.Jaxpr, inputs: list[int]) -> list[int]:
+    """Find which inputs of a jaxpr its outputs depend on.
+
+    Args:
+      program: a jaxpr.
+      inputs: for each of its inputs, a set of labels, as the bits of an integer.
+
+    Returns:
+      The labels of all inputs that each output depends on, or may depend on.
+    """
+    return interpret(
+        program,
+        inputs,
+        _labels_of_results,
+        constants=[0] * len(program.constvars),
+        literal=lambda _: 0,
+    )
+
+
+def _labels_of_results(eqn: core.JaxprEqn, labels: list[int]) -> list[int]:
+    """Return the labels of an equation's results, given those of its operands."""
+    name, results = eqn.primitive.name, len(eqn.outvars)
+    if name == "cond":
+        branches = map(open_jaxpr, eqn.params["branches"])
+        each = [dependencies(branch, labels[1:]) for branch in branches]
+        return [_union([labels[0], *ways]) for ways in zip(*each, strict=True)]
+    if name in KEEPS and len(labels) == results:
+        return labels
+    if name in CALLS and (body := called_jaxpr(eqn)) is not None:
+        return dependencies(open_jaxpr(body), labels)
+    return [_union(labels)] * results
+
+
+def _union(labels: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, labels, 0)
 
 
 def is_elementwise(program: core.Jaxpr, state: set[Any]) -> bool:
