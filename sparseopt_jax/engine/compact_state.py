@@ -85,7 +85,7 @@ def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
         if place is None or is_sparse_state(x):
             return x
         layout, index = place
-        replicas = leading_axes(jnp.shape(index), layout.index_shape)
+        replicas = jnp.shape(index)[: jnp.ndim(index) - len(layout.index_shape)]
         leading = leading_axes(jnp.shape(x), layout.units.shape)
         if leading is None or leading[: len(replicas)] != replicas:
             return x

@@ -155,10 +155,10 @@ def _converted_node(owner: Owner, node: Any, old: Any, params: Any) -> Any:
 def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
     """Return the state of the inner optimizer in the form of a new state."""
     new_layouts, old_layouts = _places(node.masks), _places(old_masks)
-    sizes = {
-        paths.path_parts(key_path): jnp.shape(x)
-        for key_path, x in paths.leaves_with_path(params)
-    }
+    params = [
+        paths.path_parts(key_path) for key_path, _ in paths.leaves_with_path(params)
+    ]
+    of_params = dict(zip(params, params, strict=True))
     given = {
         paths.path_parts(key_path): x for key_path, x in paths.leaves_with_path(old)
     }
@@ -172,15 +172,16 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
             )
         found = given.pop(parts)
         shape = jnp.shape(fresh)
-        if jnp.shape(found) == shape and not _differ(parts, new_layouts, old_layouts):
+        param = paths.longest_ending(parts, of_params)
+        after, before = new_layouts.get(param), old_layouts.get(param)
+        if jnp.shape(found) == shape and not _differ(after, before):
             return found
-        after = paths.longest_ending(parts, new_layouts)
-        before = paths.longest_ending(parts, old_layouts)
-        dense = paths.longest_ending(parts, sizes)
-        if before is not None and dense is not None and jnp.ndim(found):
-            found = _put(found, *before, dense, fresh if after is None else 0)
-        if after is not None and dense is not None:
-            found = _taken(found, *after, dense)
+        if before is not None and jnp.ndim(found):
+            layout, index = before
+            found = _put(found, index, layout, fresh if after is None else 0)
+        if after is not None:
+            layout, index = after
+            found = _taken(found, index, layout)
         if found.ndim == len(shape) and found.ndim and shape[-1] == 1:
             found = found[..., :1]  # one entry per block
         if jnp.shape(found) != shape:
@@ -200,23 +201,21 @@ def _inner_state(node: Any, old_masks: Any, old: Any, params: Any) -> Any:
     return converted
 
 
-def _put(
-    active: Any, layout: Layout, index: Any, shape: tuple[int, ...], others: Any
-) -> jax.Array:
+def _put(active: Any, index: Any, layout: Layout, others: Any) -> jax.Array:
     """Return an array of state, dense, from that of the active weights.
 
     Axes in front of the weights' own, as in L-BFGS's memory, are kept.
     """
     leading = jnp.shape(active)[: max(0, jnp.ndim(active) - len(layout.shape))]
-    others = jnp.broadcast_to(others, (*leading, *shape)).astype(active.dtype)
+    others = jnp.broadcast_to(others, (*leading, *layout.units.shape))
     index = jnp.broadcast_to(index, (*leading, *layout.index_shape))
     active = jnp.broadcast_to(active, (*leading, *layout.shape))
-    return in_each(layout.put, leading)(others, index, active)
+    return in_each(layout.put, leading)(others.astype(active.dtype), index, active)
 
 
-def _taken(x: Any, layout: Layout, index: Any, shape: tuple[int, ...]) -> Any:
+def _taken(x: Any, index: Any, layout: Layout) -> Any:
     """Return the active weights' entries of an array of state, if it is dense."""
-    leading = leading_axes(jnp.shape(x), shape)
+    leading = leading_axes(jnp.shape(x), layout.units.shape)
     if leading is None:
         return x
     index = jnp.broadcast_to(index, (*leading, *layout.index_shape))
@@ -228,9 +227,8 @@ def _places(masks: Any) -> Places:
     return masks.places() if isinstance(masks, ActiveIndices) else {}
 
 
-def _differ(parts: tuple[str, ...], new: Places, old: Places) -> bool:
+def _differ(after: Any, before: Any) -> bool:
     """Return whether a leaf's active weights are arranged differently than before."""
-    after, before = (paths.longest_ending(parts, layouts) for layouts in (new, old))
     if after is None or before is None:
         return after is not before
     return after[0] != before[0]

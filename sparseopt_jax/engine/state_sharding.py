@@ -79,7 +79,10 @@ def state_sharding(
     def of_shape(shape, parts):
         found = paths.longest_ending(parts, by_parts)
         layout = paths.longest_ending(parts, layouts)
-        spec = None if found is None else _spec_of(shape, *found, layout)
+        spec = None
+        if found is not None:
+            param_shape, sharding = found
+            spec = _spec_of(shape, param_shape, sharding, layout)
         return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
 
     def at_leaf(key_path, leaf):
