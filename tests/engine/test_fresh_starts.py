@@ -67,7 +67,7 @@ def per_weight(tree):
 @pytest.mark.parametrize("inner", INNER)
 def test_grown_weights_start_fresh_in_every_form(inner, method):
     topology = method(0.5, **SCHEDULE)
-    # Noise is drawn per entry, so active weights alone get other noise.
+    # Noise is drawn per entry, so a compact sparsify refuses it.
     forms = [form for form in FORMS if (inner, form) != ("noise", "compact")]
     runs = {form: trained(inner, topology, form) for form in forms}
     (_, before, _), (params, mask, _) = runs["step"][1:3]
