@@ -126,9 +126,9 @@ class MaskOwner:
         before = after
         if self._updates_after:
             before = storage.before_update(view, after, topology_state, params, updated)
-        # Compact state is in the order of the indices, so these are compared. Masks that
-        # RigL has replaced must not be read after its update, and need not be, because
-        # the state of inactive weights is fresh.
+        # Compact state is in the order of the indices, so the old ones are compared.
+        # Masks that RigL has replaced must not be read after its update, and need not
+        # be, because the state of inactive weights is fresh.
         old = first if storage.is_compact else before
 
         replaced = self._replaces and (updated & topology.replaces(count))
