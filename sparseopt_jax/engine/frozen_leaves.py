@@ -45,14 +45,15 @@ def frozen_leaves(
       ValueError: if the update needs other arguments.
     """
     named = environment.named_by(inner)
-    accepted = _accepted(transformation_links.read(inner))
-    values = {"batch_stats": environment.UNKNOWN, **values}
 
     def step(values, grads, state, params, extra_args, loss):
+        accepted = _accepted(transformation_links.read(inner))
         stand_ins = _stand_ins(loss, grads)
         given = {name: x for name, x in stand_ins.items() if name in accepted}
-        extra_args = given | extra_args
-        return environment.run(inner, named, values, grads, state, params, **extra_args)
+        with environment.using({"batch_stats": environment.UNKNOWN}):
+            return environment.run(
+                inner, named, values, grads, state, params, **(given | extra_args)
+            )
 
     try:
         # Gradients may have any values, so the weights take their place.

@@ -167,13 +167,13 @@ def _all_updated(
             return node
         state, owner, step = next(parts)
 
-        def change(kept, grads, step, extra_args):
+        def change(kept, grads, step):
             state, weights = kept
             return _updated(owner, state, weights, grads, step, extra_args)
 
         kept = (state, owner.seen(params))
         due = True if len(states) == 1 else step == first
-        new, weights = if_due(due, change, kept, grads, step, extra_args)
+        new, weights = if_due(due, change, kept, grads, step)
         if not owner.topology.stays_dense:
             params = filled(weights, params)
         return typed_like(state, new)

@@ -161,6 +161,12 @@ ASKING = {
     "statistics": lambda: optax.chain(
         so.scale_by_batch_variance({"head/kernel": "norm"}), optax.sgd(0.1)
     ),
+    "masks": lambda: optax.chain(
+        optax.GradientTransformationExtraArgs(
+            optax.init_empty_state, jax.jit(so.scale_by_sparseopt().update)
+        ),
+        optax.sgd(0.1),
+    ),
 }
 
 

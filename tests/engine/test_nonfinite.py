@@ -341,3 +341,41 @@ def test_an_update_from_the_host_that_is_never_due_raises():
     state, params = so.update_topology(tx, None, state, params)
     with pytest.raises(ValueError, match=r"no update .* left after step 2: .*due"):
         so.update_topology(tx, None, state, params)
+
+
+@pytest.mark.parametrize("name", ["rigl", "saliency"])
+def test_a_postponed_update_from_the_host_is_the_one_within_the_step(name):
+    topologies = {
+        "rigl": SCHEDULED["rigl"],
+        "saliency": so.one_shot(0.75, at=4, score="saliency"),
+    }
+    topology = topologies[name]
+
+    def trained(host):
+        tx = so.sparsify(optax.sgd(0.1), topology, host_updates=host)
+        tx = optax.apply_if_finite(tx, 10)
+        change = jax.jit(functools.partial(so.update_topology, tx))
+        update = jax.jit(tx.update)
+        params = {"kernel": jax.random.normal(jax.random.key(0), (6, 8))}
+        state = tx.init(params)
+        params, waiting = so.apply_masks(params, state), False
+        for number in range(7):
+            bad = number in (4, 5)
+            grads = jax.tree.map(
+                lambda x, bad=bad: jnp.full_like(x, jnp.nan) if bad else jnp.sin(x),
+                params,
+            )
+            waiting |= host and topology.due(number)
+            now = waiting and not bad
+            if now and topology.replaces_step:
+                state, params = change(grads, state, params)
+            updates, state = update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            if now and not topology.replaces_step:
+                state, params = change(grads, state, params)
+            waiting = waiting and bad
+        return params["kernel"], so.get_masks(state)["kernel"]
+
+    (weights, masks), (expected, expected_masks) = map(trained, (True, False))
+    np.testing.assert_array_equal(masks, expected_masks)
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
