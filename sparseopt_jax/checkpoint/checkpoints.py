@@ -62,8 +62,8 @@ class Checkpoints:
     Until its first ``save`` an object only reads: it creates, changes and removes
     nothing, so that an evaluation can follow a run that is still training. From then on
     it holds the directory and keeps other writers out, until it is closed or its
-    process ends. If it is deleted without being closed, its last save still completes
-    before another object of the process writes.
+    process ends. Without ``close``, its last save still completes before the process
+    ends, and before another object of the process writes.
 
     Args:
       directory: the directory of the steps, created by the first ``save`` if needed;
@@ -301,6 +301,7 @@ class Checkpoints:
             if self._finalizer is not None:
                 self._finalizer.detach()
             if self._manager is not None:
+                forgotten.discard(self._manager)
                 self._manager.close()
             if self._lock is not None:
                 self._lock.release()
@@ -341,10 +342,10 @@ class Checkpoints:
             )
             release = (lambda: None) if self._lock is None else self._lock.release
             self._finalizer = weakref.finalize(
-                self, forgotten.finish, self._manager.wait_until_finished, release
+                self, forgotten.finish, self._manager, release
             )
-            # A process waits for its saves, and its locks end with it.
             self._finalizer.atexit = False
+            forgotten.finish_at_exit(self._manager)
         return self._manager
 
     def _take(self) -> None:

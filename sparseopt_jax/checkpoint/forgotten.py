@@ -1,18 +1,30 @@
-"""Completion of the saves of Checkpoints that were neither closed nor kept."""
+"""Completion of the saves of Checkpoints that are never closed."""
 
+import atexit
+import concurrent.futures.thread  # noqa: F401, ends its pools after what follows
 import threading
+import traceback
+import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 _finishing: set[threading.Thread] = set()
 
 
-def finish(wait: Callable[[], None], release: Callable[[], None]) -> None:
+class _Manager(Protocol):
+    def wait_until_finished(self) -> None: ...
+
+
+_managers: "weakref.WeakSet[_Manager]" = weakref.WeakSet()
+
+
+def finish(manager: _Manager, release: Callable[[], None]) -> None:
     """Wait for a save in another thread, then release what it needed.
 
     An error of the save is reported as the thread's.
 
     Args:
-      wait: returns when the save is complete, or raises its error.
+      manager: the manager of the save.
       release: releases what the save needed.
 
     Note:
@@ -22,8 +34,9 @@ def finish(wait: Callable[[], None], release: Callable[[], None]) -> None:
 
     def finished():
         try:
-            wait()
+            manager.wait_until_finished()
         finally:
+            discard(manager)
             release()
             _finishing.discard(thread)
 
@@ -36,3 +49,26 @@ def wait_for_all() -> None:
     """Wait for the saves of all forgotten Checkpoints of this process."""
     for thread in list(_finishing):
         thread.join()
+
+
+def finish_at_exit(manager: _Manager) -> None:
+    """Let the process end only when the save of a manager is complete."""
+    _managers.add(manager)
+
+
+def discard(manager: _Manager) -> None:
+    """Let the process end without this manager, whose last save has ended."""
+    _managers.discard(manager)
+
+
+def _finish_all() -> None:
+    wait_for_all()
+    for manager in list(_managers):
+        try:
+            manager.wait_until_finished()
+        except Exception:  # the other saves must still complete
+            traceback.print_exc()
+
+
+# Functions of atexit are called when the thread pools that a save needs have ended.
+getattr(threading, "_register_atexit", atexit.register)(_finish_all)

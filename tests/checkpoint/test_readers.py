@@ -219,6 +219,33 @@ def test_an_error_of_a_forgotten_save_is_reported(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["2"]
 
 
+NOT_CLOSED = """
+    import sys
+    import jax.numpy as jnp
+    from sparseopt_jax.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(sys.argv[1])
+    checkpoints.save(1, {"x": jnp.arange(2.0**22)})
+    if sys.argv[2] == "deleted":
+        del checkpoints
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["kept", "deleted"])
+def test_a_process_ends_after_the_save_of_checkpoints_not_closed(end, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(NOT_CLOSED), str(tmp_path), end],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.listdir(tmp_path) == ["1"]
+
+
 HOLDER = """
     import sys, time
     from sparseopt_jax.checkpoint.lock import WriterLock
