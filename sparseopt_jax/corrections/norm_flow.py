@@ -15,6 +15,7 @@ from typing import Any
 
 from jax.extend import core
 
+from sparseopt_jax.corrections.feature_axes import FeatureAxes
 from sparseopt_jax.tracing.jaxprs import (
     called_jaxpr,
     interpret,
@@ -64,6 +65,7 @@ class NormFlow:
       features: kernel -> the sizes that statistics of its output may have.
       reached: kernel -> the running means that are subtracted from its clean output.
       trouble: kernel -> the first reason on any path against a link.
+      axes: the axes of features, where they are known.
     """
 
     def __init__(self, norms: Mapping[str, str]):
@@ -73,6 +75,7 @@ class NormFlow:
         self.features: dict[str, set[int]] = {}
         self.reached: dict[str, set[str]] = {}
         self.trouble: dict[str, str] = {}
+        self.axes = FeatureAxes()
 
     def norm(self, kernel: str) -> str:
         """Return the norms of a kernel's clean output: only one if it is decided."""
@@ -127,7 +130,12 @@ class NormFlow:
         if name in ("scan", "while"):
             return self._loop(eqn, values)
         if (called := called_jaxpr(eqn)) is not None:
-            return self.run(open_jaxpr(called), values)
+            inner = open_jaxpr(called)
+            self.axes.hand_over(eqn.invars, inner.invars)
+            outputs = self.run(inner, values)
+            self.axes.hand_over(inner.outvars, eqn.outvars)
+            return outputs
+        self.axes.follow(eqn)
         if name in _LAYOUT and len(values) == len(eqn.outvars):
             return values
         fixed = [value for value in values if isinstance(value, Fixed)]
@@ -162,7 +170,7 @@ class NormFlow:
             return self._weigh(eqn, signal, sorted(fixed.kernels), fixed_is_right)
         if name in ("add", "sub"):
             is_mean = fixed.leaf in self.norms and (name == "sub") != fixed.negated
-            return self._normalise(signal, fixed) if is_mean else signal
+            return self._normalise(eqn, signal, fixed) if is_mean else signal
         if name == "mul" or (name == "div" and fixed_is_right):
             if fixed.size == 1:
                 return signal
@@ -176,21 +184,27 @@ class NormFlow:
         """Multiply a signal with a weight made of kernels, whose outputs start here."""
         names = " and ".join(kernels)
         self.end(signal, f"it feeds {names}", f"feeds {names} without a normalisation")
+        self.axes.weigh(eqn, is_right)
         self.features |= dict.fromkeys(kernels, _feature_sizes(eqn, is_right))
         shared = f"one of several kernels in a weight ({names})"
         return dict.fromkeys(kernels, shared if len(kernels) > 1 else None)
 
-    def _normalise(self, signal: Signal, fixed: Fixed) -> Signal:
+    def _normalise(self, eqn: core.JaxprEqn, signal: Signal, fixed: Fixed) -> Signal:
         """Subtract a running mean from a signal, and link its kernels to the norm."""
         mean = fixed.leaf
         self.uses[mean] += 1
+        axes = [self.axes.of(var) for var in eqn.invars]
+        is_aside = all(axes) and axes[0].isdisjoint(axes[1])
         for kernel, obstacle in signal.items():
             if obstacle is None and fixed.size not in self.features[kernel]:
                 obstacle = f"regrouped into {fixed.size} features"
-            if obstacle is None:
+            norm = self.norms[mean]
+            if obstacle is None and is_aside:
+                self.end({kernel: None}, "", f"{norm} normalises another of its axes")
+            elif obstacle is None:
                 self.reached.setdefault(kernel, set()).add(mean)
             else:
-                self.end({kernel: obstacle}, f"{self.norms[mean]} normalises it", "")
+                self.end({kernel: obstacle}, f"{norm} normalises it", "")
         return {}
 
     def _loop(self, eqn: core.JaxprEqn, values: list[Value]) -> Iterable[Value]:

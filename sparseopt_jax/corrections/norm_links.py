@@ -49,8 +49,9 @@ def infer_norm_links(
     a convolution. It is linked to a normalisation if its output goes there and nowhere
     else, and if on the way it only meets a bias, a scalar factor, a change of layout
     or of dtype. All others are reported by name in ``undecided``: an activation,
-    pooling or a skip connection comes before the norm, no norm comes at all, the
-    kernel or the norm is used several times.
+    pooling or a skip connection comes before the norm, no norm comes at all, the norm
+    is over another axis than the features, the kernel or the norm is used several
+    times.
 
     Args:
       apply_fn: ``apply_fn(variables, *args, **kwargs)`` evaluates the model with its

@@ -266,6 +266,25 @@ def test_dense_net_links_bottlenecks_but_not_what_is_concatenated():
 # Several paths, several uses.
 
 
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("layer", ["Dense", "Conv"])
+def test_a_norm_over_another_axis_as_wide_as_the_features_is_no_link(
+    layer, channels_first
+):
+    def forward(x, axis):
+        x = nn.Dense(4)(x) if layer == "Dense" else nn.Conv(4, (3, 3))(x)
+        if channels_first:
+            x = jnp.moveaxis(x, -1, 1).reshape(2, 1, 4, 16).reshape(2, 4, 4, 4)
+        return Norm(axis=axis)(x)
+
+    features = 1 if channels_first else -1
+    kernel = f"{layer}_0/kernel"
+    assert links_of(lambda x: forward(x, features), IMAGE) == {kernel: "BatchNorm_0"}
+    links = links_of(lambda x: forward(x, 2), IMAGE)
+    assert not links
+    assert links.undecided == {kernel: "BatchNorm_0 normalises another of its axes"}
+
+
 def test_an_output_that_also_goes_around_its_norm_is_undecided():
     def forward(x):
         y = nn.Dense(4)(x)

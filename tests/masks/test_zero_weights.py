@@ -1,6 +1,7 @@
 """Zeros at inactive weights, beside weights that stay dense."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,9 @@ MOVING = so.rigl(0.5, every=2, start=1, stop=40, drop_fraction=0.5)
 
 def test_lookahead_around_keeps_fast_and_slow_weights_sparse():
     tx = optax.lookahead(so.sparsify(optax.sgd(0.1), MOVING), 3, 0.5)
-    params = optax.LookaheadParams.init_synced(GRADS)
-    state, update = tx.init(params), jax.jit(tx.update)
+    params: Any = optax.LookaheadParams.init_synced(GRADS)
+    state: Any = tx.init(params)
+    update: Any = jax.jit(tx.update)
     masks = [so.get_masks(state)["k"]]
     for step in range(7):
         grads = {"k": jnp.cos((step + 1) * params.fast["k"])}
