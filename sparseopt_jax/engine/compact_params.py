@@ -132,7 +132,8 @@ def compact_params(
         active = active_weights(x, index, layout, replicas)
         return CompactKernel(active, write_places(index), layout)
 
-    return map_places(kernel, found, params), compact_around(found, opt_state)
+    places = dict.fromkeys(leaves) | found
+    return map_places(kernel, places, params), compact_around(places, opt_state)
 
 
 def dense_params(params: Any) -> Any:

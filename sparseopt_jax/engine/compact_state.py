@@ -24,6 +24,9 @@ from sparseopt_jax.masks.state import SparseState, is_sparse_state, unbox
 from sparseopt_jax.masks.storage import whole
 from sparseopt_jax.trees import paths
 
+# None at leaves that stay dense.
+SomePlaces = dict[tuple[str, ...], tuple[Layout, Any] | None]
+
 
 def compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
     """Return the state of a compact ``sparsify`` with the same contents.
@@ -48,13 +51,13 @@ def compact_state(state: SparseState, indices: ActiveIndices) -> SparseState:
             lambda x, layout, index, replicas: active_weights(
                 x, index, layout, replicas
             ),
-            indices.places(),
+            _every_leaf(indices.tree) | indices.places(),
             state.inner_state,
         ),
     )
 
 
-def compact_around(places: Places, opt_state: Any) -> Any:
+def compact_around(places: SomePlaces, opt_state: Any) -> Any:
     """Return a state whose dense gradients around ``sparsify`` are made compact.
 
     Arrays kept around ``sparsify``, as in ``MultiSteps``, are sums of gradients.
@@ -67,13 +70,14 @@ def compact_around(places: Places, opt_state: Any) -> Any:
     return map_places(gradient, places, opt_state)
 
 
-def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
+def map_places(function: Callable[..., Any], places: SomePlaces, state: Any) -> Any:
     """Map over the arrays of a state that have entries for every weight of a leaf.
 
     Args:
       function: ``function(x, layout, index, replicas)``. The index has the leading axes
         of the array, such as that of L-BFGS's memory, and these are the replicas.
-      places: layout and index of the leaves.
+      places: layout and index of the leaves to map over, and None for all other leaves,
+        whose paths may end in the path of one of them.
       state: any pytree; a ``SparseState`` in it is unchanged.
 
     Returns:
@@ -94,6 +98,12 @@ def map_places(function: Callable[..., Any], places: Places, state: Any) -> Any:
         return function(x, layout, index, leading)
 
     return paths.map_with_key_paths(at_leaf, state, is_leaf=is_sparse_state)
+
+
+def _every_leaf(tree: Any) -> SomePlaces:
+    """Return None for every leaf or hole of a tree, by the parts of its path."""
+    leaves = paths.leaves_with_path(tree, is_leaf=paths.is_hole)
+    return {paths.path_parts(key_path): None for key_path, _ in leaves}
 
 
 def state_shapes(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -142,7 +152,7 @@ def state_shapes(tx: optax.GradientTransformation, params: Any) -> Any:
 
         opt_state = tx.init(params)
         opt_state = jax.tree.map(at_state, opt_state, is_leaf=is_sparse_state)
-        return compact_around(found, opt_state)
+        return compact_around(_every_leaf(params) | found, opt_state)
 
     return jax.eval_shape(init, shapes)
 

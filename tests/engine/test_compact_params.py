@@ -356,6 +356,26 @@ def test_leaves_that_where_leaves_out_and_convolutions_stay_dense():
         np.testing.assert_array_equal(moved[name]["kernel"] != 0, masks[name]["kernel"])
 
 
+def test_a_dense_leaf_with_the_name_of_a_sparse_one_above_stays_dense():
+    params = {name: jnp.ones((32, 32)) for name in ("kernel", "bias")}
+    params = {"kernel": jnp.ones((32, 32)), "head": params}
+    topology = so.static(
+        0.5, structure=BLOCKS, where=lambda path, leaf: path == "kernel"
+    )
+    tx = optax.MultiSteps(so.sparsify(optax.adam(1e-2), topology), 2)
+    tx = tx.gradient_transformation()
+    opt_state = tx.init(params)
+    params = so.apply_masks(params, opt_state)
+    compact, state = so.compact_params(params, opt_state)
+    assert is_compact(compact["kernel"])
+    assert not is_compact(compact["head"]["kernel"])
+    assert not is_compact(state.acc_grads["head"]["kernel"])
+    assert state.inner_opt_state.inner_state[0].mu["head"]["kernel"].shape == (32, 32)
+    assert_same(so.dense_params(compact), params)
+    back = so.convert_state(tx, params, state)
+    jax.tree.map(np.testing.assert_array_equal, back, opt_state)
+
+
 def test_what_does_not_go_says_what_to_do():
     params = weights()
     tx = so.sparsify(optax.adam(1e-2), STATIC)
