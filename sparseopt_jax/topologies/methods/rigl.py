@@ -39,10 +39,11 @@ def rigl(
     """Drop the smallest weights, grow where the dense gradient is largest (RigL).
 
     At every step t with start <= t < stop and t - start divisible by ``every``, the
-    masks are updated instead of the weights: the optimizer's counters and schedules
-    advance, its moments and the surviving weights stay the same. The paper uses
-    ``every=100`` at batch size 4096, ``drop_fraction=0.3``, and ``stop`` at 75 % of
-    training.
+    masks are updated instead of the weights: the optimizer's step counters and
+    schedules advance, its moments and the surviving weights stay the same. Where other
+    state depends on a counter, as in ``reduce_on_plateau``, both stay the same. The
+    paper uses ``every=100`` at batch size 4096, ``drop_fraction=0.3``, and ``stop`` at
+    75 % of training.
 
     Args:
       sparsity: as in ``static``.
