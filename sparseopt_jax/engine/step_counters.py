@@ -1,5 +1,6 @@
 """Counters of steps in an optimizer's state, which a replaced step advances."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 
 from sparseopt_jax.engine.inner_program import InnerProgram
 from sparseopt_jax.trees import paths
+
+Parts = tuple[str, ...]
 
 
 def advancing(
@@ -19,7 +22,8 @@ def advancing(
     it, the whole node is held, with its counters and with all nodes inside: one half of
     a state machine must not move without the other. Adam's moments do not depend on
     its counter, but ``reduce_on_plateau`` lowers its scale when a counter reaches
-    ``patience``, and L-BFGS has no pair to store before its second step.
+    ``patience``, and L-BFGS has no pair to store before its second step. A state inside
+    a wrapper's does not count: ``apply_if_finite`` only gates it.
 
     Args:
       program: the step of the optimizer.
@@ -41,11 +45,17 @@ def advancing(
         bits[parts[:-1]] if is_counter else 0 for parts, is_counter in leaves
     )
     reached = program.state_labels(args, tuple(labels))
+    states = [*_states_inside(state)]
+
+    def is_own(parts, node):
+        inner = (s for s in states if len(s) > len(node) and _is_inside(s, node))
+        return _is_inside(parts, node) and not any(_is_inside(parts, s) for s in inner)
+
     held = {
         node
         for (parts, is_counter), label in zip(leaves, reached, strict=True)
         for node, bit in bits.items()
-        if label & bit and not is_counter and _is_inside(parts, node)
+        if label & bit and not is_counter and is_own(parts, node)
     }
     return [
         is_counter and not any(_is_inside(parts, node) for node in held)
@@ -53,9 +63,22 @@ def advancing(
     ]
 
 
+def _states_inside(tree: Any, at: Parts = ()) -> Iterator[Parts]:
+    """Yield the paths of all NamedTuples in a tree: the states of transformations."""
+
+    def is_state(x):
+        return x is not tree and hasattr(x, "_fields")
+
+    for key_path, x in paths.leaves_with_path(tree, is_leaf=is_state):
+        if is_state(x):
+            path = (*at, *paths.path_parts(key_path))
+            yield path
+            yield from _states_inside(x, path)
+
+
 def _is_counter(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.integer) and not jnp.ndim(x)
 
 
-def _is_inside(parts: tuple[str, ...], node: tuple[str, ...]) -> bool:
+def _is_inside(parts: Parts, node: Parts) -> bool:
     return parts[: len(node)] == node

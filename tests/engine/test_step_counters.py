@@ -53,6 +53,13 @@ def advanced(inner):
             optax.apply_if_finite(optax.scale_by_schedule(SCHEDULE), 2),
             [".notfinite_count", ".total_notfinite", ".inner_state.count"],
         ),
+        (
+            optax.apply_if_finite(optax.adam(SCHEDULE), 2),
+            [
+                *(".notfinite_count", ".total_notfinite"),
+                *(".inner_state[0].count", ".inner_state[1].count"),
+            ],
+        ),
     ],
 )
 def test_counters_of_steps_advance(inner, expected):
