@@ -143,7 +143,14 @@ class Program:
         # The position of the run in the topology's schedule.
         place = jnp.int32(STOP * state.step / (UPDATED * total))
         there = opt_state._replace(count=jnp.minimum(place, STOP - 1))
-        there, params = so.update_topology(self._tx, grads, there, state.params)
+        there, params = so.update_topology(
+            self._tx,
+            grads,
+            there,
+            state.params,
+            correction=run.correction,
+            learning_rate=jnp.float32(RATE),
+        )
         # The next step must change weights: this update replaced RigL's step.
         topology_state = there.topology_state._replace(updated_at=jnp.int32(-1))
         back = there._replace(count=opt_state.count, topology_state=topology_state)

@@ -217,8 +217,8 @@ def test_runs_of_a_seed_differ_by_their_correction_alone():
     runs = many(first, (images, labels), jnp.int32(3), jnp.int32(20))
     before, after = kernels(first), kernels(runs)
     assert (before == before[:1]).all() and runs.state.step.tolist() == [3, 3, 3]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert (after[one] != after[other]).any()
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert (after[i] != after[j]).any()
     assert ((after != 0) == (before != 0)).all()  # the mask of one seed
     updated = jax.jit(jax.vmap(one.update, in_axes=(0, None, None)))(
         runs, (images, labels), jnp.int32(20)
