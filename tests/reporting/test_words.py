@@ -111,17 +111,36 @@ def test_what_when_it_helps_says_of_photographs():
     def gain(condition, arm):
         return 100 * rows[condition, arm]["mean"]
 
-    assert "its mean gain is below zero in every condition" in page
-    assert all(row["mean"] < 0 for (_, arm), row in rows.items() if arm == "fan_in")
+    fan_in = {name: row for (name, arm), row in rows.items() if arm == "fan_in"}
+    assert "With RigL its mean gain is below zero in every condition" in page
+    assert all(row["mean"] < 0 for name, row in fan_in.items() if "RigL" in name)
+    assert "the loss is the larger the more neurons die" in page
+    plain = [
+        row for name, row in fan_in.items() if "RigL" in name and "least" not in name
+    ]
+    assert sorted(plain, key=lambda row: row["dead"]) == sorted(
+        plain, key=lambda row: -row["mean"]
+    )
+    assert "With SET it stays within 0.2 points of zero" in page
+    assert all(
+        round(100 * abs(row["mean"]), 1) <= 0.2
+        for name, row in fan_in.items()
+        if "SET" in name
+    )
+    assert "In a run three times as long, at 95 %, it made no difference" in page
+    assert abs(gain("ResNet, RigL, 95 %, 3 x", "fan_in")) < 0.2
+    assert "almost two at 97 %" in page
+    assert -2.0 < gain("ResNet, RigL, 97 %", "fan_in") < -1.5
     assert "cost RigL about a point at 95 %" in page and "four points at 98 %" in page
     resnet, perceptron = "ResNet, RigL, 98 %", "perceptron, RigL, 98 %"
     assert -1.3 < gain("ResNet, RigL, 95 %", "fan_in") < -0.8
     assert -1.3 < gain(perceptron, "fan_in") < -0.8
     assert -4.2 < gain(resnet, "fan_in") < -3.5
-    assert "gains three points in that one condition" in page
+    assert "gains three points in the ResNet-8 at 98 %" in page
     assert gain(resnet, "batch_variance") > 3.0
+    assert "elsewhere it changes at most half a point" in page
     others = {name for name, _ in rows} - {resnet}
-    assert all(abs(gain(name, "batch_variance")) < 0.5 for name in others)
+    assert all(abs(gain(name, "batch_variance")) < 0.55 for name in others)
     (table,) = stored.select(record["tables"], kind="least_fan_in")
     ruled = {(r["condition"], r["arm"], r["against"]): r for r in table["rows"]}
     assert "by four points in the ResNet-8 at 98 %" in page
