@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from sparseopt_jax.checkpoint.record_names import NAMES
 from sparseopt_jax.tracing.transformation_links import code_of, variables_of
+from sparseopt_jax.trees.prng_keys import is_typed
 
 # Nothing is described below this depth, where only implementation details are left.
 _DEPTH = 6
@@ -125,8 +125,7 @@ def _named(name: Any, value: Any, items: Any) -> Any:
 
 def _array(value: Any) -> Any:
     if isinstance(value, jax.Array) and (
-        jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        or not value.is_fully_addressable
+        is_typed(value) or not value.is_fully_addressable
     ):
         return {_UNKNOWN: str(value.dtype)}
     array = np.asarray(value)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparseopt_jax.trees import paths
+from sparseopt_jax.trees.prng_keys import is_typed
 
 # Python's numbers by type: the dtype that stores all their digits, with and without
 # jax_enable_x64, and the kinds of the arrays that JAX makes of them.
@@ -85,7 +86,7 @@ def _storable(path: str, leaf: Any) -> jax.Array | np.ndarray:
                 "than 64 bits: save it in data, or as a float"
             ) from None
     if isinstance(leaf, jax.Array):
-        return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        return jax.random.key_data(leaf) if is_typed(leaf) else leaf
     if isinstance(leaf, np.ndarray | np.generic):
         if _is_numeric(leaf.dtype):
             return np.asarray(leaf, _native(leaf.dtype))
@@ -110,7 +111,7 @@ def check_targets(leaves: Mapping[str, Any]) -> None:
     for path, leaf in leaves.items():
         if isinstance(leaf, np.ndarray | np.generic) or not hasattr(leaf, "dtype"):
             continue
-        if not _is_key(leaf):
+        if not is_typed(leaf):
             made = jax.dtypes.canonicalize_dtype(leaf.dtype)
             if made != leaf.dtype:
                 raise ValueError(
@@ -183,7 +184,7 @@ def like(path: str, leaf: Any, stored: Any) -> Any:
         return stored if isinstance(leaf, np.ndarray) else stored[()]
     if isinstance(stored, np.ndarray):
         stored = _placed(stored, _sharding(leaf))
-    if _is_key(leaf):
+    if is_typed(leaf):
         return jax.random.wrap_key_data(
             stored, impl=jax.random.key_impl(jnp.zeros((), leaf.dtype))
         )
@@ -240,14 +241,10 @@ def _is_numeric(dtype: np.dtype) -> bool:
 
 def _data_of(leaf: Any) -> Any:
     """Return an array, or the shape and dtype of the data of keys."""
-    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return jax.eval_shape(jax.random.key_data, leaf) if is_typed(leaf) else leaf
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
     """Return the sharding of a leaf; None if it is not committed to devices."""
     committed = getattr(leaf, "committed", True)
     return getattr(leaf, "sharding", None) if committed else None
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -48,8 +48,8 @@ def advancing(
     states = [*_states_inside(state)]
 
     def is_own(parts, node):
-        inner = (s for s in states if len(s) > len(node) and _is_inside(s, node))
-        return _is_inside(parts, node) and not any(_is_inside(parts, s) for s in inner)
+        depth = max((len(s) for s in states if _is_inside(parts, s)), default=0)
+        return _is_inside(parts, node) and depth <= len(node)
 
     held = {
         node

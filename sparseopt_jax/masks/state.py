@@ -198,10 +198,14 @@ def get_masks(opt_state: Any) -> Any:
       >>> masks["bias"], int(masks["kernel"].sum())
       (MaskedNode(), 8)
     """
-    states = find_states(opt_state)
-    if not states:
-        raise ValueError(f"{_NO_MASKS}; got {described(opt_state)}")
-    return merged_masks(states)
+    return merged_masks(needed_states(opt_state))
+
+
+def needed_states(opt_state: Any) -> list[SparseState]:
+    """Return ``find_states``; raise a ValueError if there are none."""
+    if states := find_states(opt_state):
+        return states
+    raise ValueError(f"{_NO_MASKS}; got {described(opt_state)}")
 
 
 def merged_masks(states: list[SparseState]) -> Any:

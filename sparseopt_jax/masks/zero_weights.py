@@ -8,9 +8,8 @@ from sparseopt_jax.masks.compact_kernel import dense_shapes
 from sparseopt_jax.masks.state import (
     check_masks_fit,
     check_order,
-    find_states,
-    get_masks,
     merged_masks,
+    needed_states,
     stays_dense,
     warn_of_averages,
     zero_masked,
@@ -79,7 +78,5 @@ def zero_inactive(params: Any, opt_state: Any) -> Any:
 
 def weight_masks(opt_state: Any) -> Any:
     """Return ``get_masks``, but with holes at weights that stay dense."""
-    states = find_states(opt_state)
-    if not states:
-        return get_masks(opt_state)  # raises, and says how to build a state with masks
+    states = needed_states(opt_state)
     return merged_masks([state for state in states if not stays_dense(state)])

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import sparseopt_jax as so
+from tests.helpers.host_loop import step_with_update
 
 PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (6, 8)), "bias": jnp.ones(8)}
 GRADS = [
@@ -47,12 +48,9 @@ def trained(inner, topology, form, steps=5):
     params, found = so.apply_masks(PARAMS, state), []
     for count, grads in enumerate(GRADS[:steps]):
         due = form == "host" and bool(topology.due(count))
-        if due and topology.replaces_step:
-            state, params = change(grads, state, params)
-        updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        if due and not topology.replaces_step:
-            state, params = change(grads, state, params)
+        state, params = step_with_update(
+            topology, update, change, grads, state, params, due=due
+        )
         inner_state = so.convert_state(plain, params, state).inner_state
         found.append((params["kernel"], so.get_masks(state)["kernel"], inner_state))
     return found

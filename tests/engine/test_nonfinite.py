@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import sparseopt_jax as so
+from tests.helpers.host_loop import step_with_update
 from tests.helpers.optimizers import (
     Moment,
     gradients,
@@ -367,12 +368,9 @@ def test_a_postponed_update_from_the_host_is_the_one_within_the_step(name):
             )
             waiting |= host and topology.due(number)
             now = waiting and not bad
-            if now and topology.replaces_step:
-                state, params = change(grads, state, params)
-            updates, state = update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-            if now and not topology.replaces_step:
-                state, params = change(grads, state, params)
+            state, params = step_with_update(
+                topology, update, change, grads, state, params, due=now
+            )
             waiting = waiting and bad
         return params["kernel"], so.get_masks(state)["kernel"]
 

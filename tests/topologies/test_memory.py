@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import sparseopt_jax as so
+from tests.helpers.host_loop import step_with_update
 from tests.helpers.single_updates import KEY
 
 
@@ -82,12 +83,9 @@ def test_remembered_gradients_from_the_host_are_those_within_the_step(make):
                 "b": jax.random.normal(keys[1], (6,)),
             }
             due = host_updates and topology.due(step)
-            if due and topology.replaces_step:
-                state, p = change(grads, state, p)
-            updates, state = update(grads, state, p)
-            p = optax.apply_updates(p, updates)
-            if due and not topology.replaces_step:
-                state, p = change(grads, state, p)
+            state, p = step_with_update(
+                topology, update, change, grads, state, p, due=due
+            )
             masks.append(so.get_masks(state)["k"])
         np.testing.assert_allclose(p["k"] != 0, masks[-1])
         runs.append((masks, state.topology_state.memory))

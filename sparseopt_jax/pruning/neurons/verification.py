@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend import core
 
 from sparseopt_jax.tracing.model_program import model_program
+from sparseopt_jax.trees.prng_keys import is_typed
 
 
 class Call(NamedTuple):
@@ -99,7 +100,7 @@ def _has_numbers(x: jax.Array) -> bool:
 
 def _numbers(x: jax.Array) -> np.ndarray:
     """Return an array as complex numbers; a PRNG key as its data."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_typed(x):
         x = jax.random.key_data(x)
     return np.asarray(x).astype(np.complex128)
 
