@@ -12,12 +12,16 @@ Tuning and statistics are those of ``studies.convergence``: every arm of every c
 is given the same learning rates, a factor of 2 apart, and a further one while its best
 is the highest or the lowest; with two seeds that no result uses, judged by images held
 out of training. Then all arms train with the same seeds, and differences are taken by
-seed. Runs three times as long take the rates of the short ones. Finished runs are kept
-in ``--folder``, and the next call trains what is missing.
+seed. Runs three times as long take the rates of the short ones. Where a correction
+gains, the uncorrected runs are repeated with its learning rate: a gain that is gone
+then was one of the choice of rates. Finished runs are kept in ``--folder``, and the
+next call trains what is missing.
 """
 
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from reporting import harness
 from reporting.statistics import difference
@@ -68,10 +72,47 @@ def compare_least_fan_in(
         report.listing("A least fan-in against none", rows, kind="least_fan_in")
 
 
+def compare_at_same_rate(
+    report: harness.Report,
+    conditions: Sequence[Condition],
+    available: dict[str, Network],
+    runs: Runs,
+) -> list[str]:
+    """Add what corrections that gain do so over runs with the same learning rate.
+
+    Returns:
+      The comparisons whose runs are missing.
+    """
+    rows, missing = [], []
+    for condition in conditions:
+        network, first = available[condition.network], condition.arms[0]
+        for arm, rate in runs.gains(condition, network):
+            wanted = runs.final(condition, first, network, rate) or []
+            if any(run not in runs.outcomes for run in wanted):
+                missing.append(f"{condition.name}, {first} with the rate of {arm}")
+                continue
+            corrected, without = (
+                [run.accuracy for run in _outcomes(runs, condition, one, network, rate)]
+                for one in (arm, first)
+            )
+            row = {"condition": condition.name, "arm": arm, "rate": rate}
+            row |= {"accuracy": float(np.mean(without))}
+            row |= {"sd": float(np.std(without, ddof=1))}
+            rows.append(row | difference(corrected, without))
+    if rows:
+        title = "Corrections that gain, against none with the same learning rate"
+        report.listing(title, rows, kind="same_rate")
+    return missing
+
+
 def _outcomes(
-    runs: Runs, condition: Condition, arm: str, network: Network
+    runs: Runs,
+    condition: Condition,
+    arm: str,
+    network: Network,
+    rate: float | None = None,
 ) -> list[Outcome]:
-    final = runs.final(condition, arm, network)
+    final = runs.final(condition, arm, network, rate)
     assert final is not None  # only finished conditions are compared
     return [runs.outcomes[run] for run in final]
 
@@ -84,13 +125,14 @@ def main(options: Options) -> None:
     runs = train_missing(options, conditions)
     finished = [c for c in conditions if runs.is_finished(c, available[c.network])]
     missing = [c.name for c in conditions if c not in finished]
-    report.record["missing"] = missing
-    if missing:
-        print(f"\nNot finished, and left out: {'; '.join(missing)}")
     if not finished:
         raise SystemExit("No condition is finished: the next call resumes.")
     rows = {c.name: compare(report, c, available[c.network], runs) for c in finished}
     compare_least_fan_in(report, finished, available, runs)
+    missing += compare_at_same_rate(report, finished, available, runs)
+    report.record["missing"] = missing
+    if missing:
+        print(f"\nNot finished, and left out: {'; '.join(missing)}")
     judge(report, rows)
     report.picture(draw_gains(report.record))
     report.store()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from examples.common.run_folder import RunFolder, finished_runs
 from reporting import harness
+from reporting.statistics import difference
 from studies.convergence.compare import TUNING_SEEDS, best_rate
 from studies.convergence.conditions import Condition
 from studies.convergence.runs import Network, Outcome, Trainer
@@ -126,10 +127,18 @@ class Runs:
         return self._best(self.tuning(condition, arm, network))
 
     def final(
-        self, condition: Condition, arm: str, network: Network
+        self,
+        condition: Condition,
+        arm: str,
+        network: Network,
+        rate: float | None = None,
     ) -> list[Run] | None:
-        """Return the runs that are compared, None if the rate is not chosen yet."""
-        rate = self.rate(condition, arm, network)
+        """Return the runs that are compared, None if the rate is not chosen yet.
+
+        ``rate`` is the learning rate, by default the one that is chosen.
+        """
+        if rate is None:
+            rate = self.rate(condition, arm, network)
         if rate is None:
             return None
         seeds = range(2 if self.quick else SEEDS[condition.network])
@@ -154,6 +163,30 @@ class Runs:
             for runs in finals
         )
 
+    def gains(self, condition: Condition, network: Network) -> list[tuple[str, float]]:
+        """Return the corrections that gain, with their learning rates.
+
+        A correction gains if the interval of its gain is above 0. Only those are
+        returned that took another rate than the uncorrected runs, since the choice of
+        the rate may be what gained. None does before the condition is finished.
+        """
+        if not self.is_finished(condition, network):
+            return []
+        first, *others = condition.arms
+
+        def accuracies(arm: str) -> list[float]:
+            runs = self.final(condition, arm, network) or []
+            return [self.outcomes[run].accuracy for run in runs]
+
+        found = []
+        for arm in others:
+            rate = self.rate(condition, arm, network)
+            if rate is None or rate == self.rate(condition, first, network):
+                continue
+            if difference(accuracies(arm), accuracies(first))["low"] > 0.0:
+                found.append((arm, rate))
+        return found
+
 
 def train_missing(options: Options, conditions: Sequence[Condition]) -> Runs:
     """Train what the folder does not hold yet.
@@ -167,32 +200,63 @@ def train_missing(options: Options, conditions: Sequence[Condition]) -> Runs:
     """
     _open(options)
     end = None if options.minutes is None else time.time() + 60 * options.minutes
-    jobs = [(condition, arm) for condition in conditions for arm in condition.arms]
-    if options.processes == 1:
-        for condition, arm in jobs:
-            _train(options, condition, arm, end)
-        return Runs(options.folder, options.quick)
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
-    begun: dict[tuple[str, str], concurrent.futures.Future[None]] = {}
-    with concurrent.futures.ProcessPoolExecutor(
-        options.processes, multiprocessing.get_context("spawn")
-    ) as pool:
-        for condition, arm in jobs:
-            if condition.like is not None:
-                begun[condition.like, arm].result()  # it chooses the learning rate
-            job = pool.submit(_train, options, condition, arm, end)
-            begun[condition.name, arm] = job
-        for future in begun.values():
-            future.result()
+    if options.processes > 1:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
+    jobs = [Job(condition, arm) for condition in conditions for arm in condition.arms]
+    _train_all(options, jobs, end)
+    runs = Runs(options.folder, options.quick)
+    available = networks(options.data_dir, options.quick)
+    checks = {
+        Job(condition, condition.arms[0], rate): None
+        for condition in conditions
+        for _, rate in runs.gains(condition, available[condition.network])
+    }
+    _train_all(options, [*checks], end)
     return Runs(options.folder, options.quick)
 
 
-def _train(options: Options, condition: Condition, arm: str, end: float | None) -> None:
+class Job(NamedTuple):
+    """The runs of one arm.
+
+    Attributes:
+      condition: how they are trained.
+      arm: the correction.
+      rate: peak of the learning rate; None to choose it by tuning.
+    """
+
+    condition: Condition
+    arm: str
+    rate: float | None = None
+
+
+def _train_all(options: Options, jobs: Sequence[Job], end: float | None) -> None:
+    if options.processes == 1 or not jobs:
+        for job in jobs:
+            _train(options, job, end)
+        return
+    begun: dict[tuple[str, str, float | None], concurrent.futures.Future[None]] = {}
+    with concurrent.futures.ProcessPoolExecutor(
+        options.processes, multiprocessing.get_context("spawn")
+    ) as pool:
+        for job in jobs:
+            condition, arm, rate = job
+            if rate is None and condition.like is not None:
+                begun[
+                    condition.like, arm, None
+                ].result()  # it chooses the learning rate
+            submitted = pool.submit(_train, options, job, end)
+            begun[condition.name, arm, rate] = submitted
+        for future in begun.values():
+            future.result()
+
+
+def _train(options: Options, job: Job, end: float | None) -> None:
     """Train the missing runs of one arm: those that tune it, then the others."""
+    condition, arm, _ = job
     network = networks(options.data_dir, options.quick)[condition.network]
     folder = _open(options)
     trainer = None
-    for run in _missing(options, condition, arm, network):
+    for run in _missing(options, job, network):
         if end is not None and time.time() > end:
             return
         trainer = trainer or Trainer(network, condition, arm)
@@ -208,14 +272,14 @@ def _open(options: Options) -> RunFolder:
     return RunFolder(options.folder, {"study": "photographs", "quick": options.quick})
 
 
-def _missing(
-    options: Options, condition: Condition, arm: str, network: Network
-) -> Iterator[Run]:
+def _missing(options: Options, job: Job, network: Network) -> Iterator[Run]:
     """Yield the runs to train; each is in the folder before the next is asked for."""
+    condition, arm, rate = job
     runs = Runs(options.folder, options.quick)
-    while condition.like is None and runs.rate(condition, arm, network) is None:
+    chosen = rate is not None or condition.like is not None
+    while not chosen and runs.rate(condition, arm, network) is None:
         tuning = runs.tuning(condition, arm, network)
         yield from (run for run in tuning if run not in runs.outcomes)
         runs = Runs(options.folder, options.quick)
-    final = runs.final(condition, arm, network) or []
+    final = runs.final(condition, arm, network, rate) or []
     yield from (run for run in final if run not in runs.outcomes)

@@ -134,6 +134,28 @@ class TestRuns:
                 runs.outcomes[run] = outcome(0.5)
         assert runs.is_finished(SHORT, NETWORK)
 
+    def test_gains_with_another_rate_are_looked_at_again(self, tmp_path):
+        runs = training.Runs(tmp_path, quick=False)
+        best = {"none": 0.2, "fan_in": 0.4, "batch_variance": 0.2}
+        ends = {"none": 0.5, "fan_in": 0.6, "batch_variance": 0.7}
+        for arm in SHORT.arms:
+            assert runs.gains(SHORT, NETWORK) == []
+            while runs.rate(SHORT, arm, NETWORK) is None:
+                for run in runs.tuning(SHORT, arm, NETWORK):
+                    runs.outcomes[run] = outcome(0.5 if run.rate == best[arm] else 0.4)
+            for run in runs.final(SHORT, arm, NETWORK) or ():
+                runs.outcomes[run] = outcome(ends[arm] + 0.01 * run.seed)
+        # Batch variance gains as well, with the rate of the uncorrected runs.
+        assert runs.gains(SHORT, NETWORK) == [("fan_in", 0.4)]
+        wanted = runs.final(SHORT, "none", NETWORK, 0.4)
+        assert wanted == [
+            training.Run("short", "none", 0.4, seed, tuning=False) for seed in range(5)
+        ]
+        # A loss is not.
+        for run in runs.final(SHORT, "fan_in", NETWORK) or ():
+            runs.outcomes[run] = outcome(0.4 + 0.01 * run.seed)
+        assert runs.gains(SHORT, NETWORK) == []
+
     def test_no_process_at_all_is_refused(self):
         with pytest.raises(SystemExit, match="--processes must be at least 1, got 0"):
             training.Options(processes=0)
