@@ -71,9 +71,14 @@ class RunFolder:
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Yield a path to write to; it becomes ``name`` once complete."""
-        aside = self.path / f".{name}"
-        yield aside
-        os.replace(aside, self.path / name)
+        # With the process id: several processes may be writing the same file.
+        aside = self.path / f".{os.getpid()}.{name}"
+        try:
+            yield aside
+            os.replace(aside, self.path / name)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def check_folder(

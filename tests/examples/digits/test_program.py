@@ -382,6 +382,18 @@ class TestRunFolder:
             path.write_text("half of the n")
             raise KeyboardInterrupt
         assert (tmp_path / "results.md").read_text() == "old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "config.json",
+            "results.md",
+        ]
+
+    def test_two_processes_write_the_same_file(self, tmp_path, monkeypatch):
+        folder = self.folder(tmp_path)
+        with folder.writing("results.md") as one:
+            one.write_text("one")
+            monkeypatch.setattr("os.getpid", lambda: 0)
+            folder.write_text("results.md", "other")
+        assert (tmp_path / "results.md").read_text() == "one"
 
     def test_numbers_that_are_not_finite_become_null(self, tmp_path):
         folder = self.folder(tmp_path)
