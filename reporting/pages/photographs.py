@@ -77,6 +77,24 @@ def least_fan_in() -> str:
     return table(("condition", "arm", "against", "points", "p"), lines)
 
 
+def photograph_same_rate() -> str:
+    """Show what corrections that gain do so with the learning rate of both alike."""
+    (found,) = select(load(PROGRAM)["tables"], kind="same_rate")
+    lines = [
+        (
+            row["condition"],
+            _arm(row["arm"]),
+            f"{row['rate']:g}",
+            accuracy(row),
+            interval(row),
+            f"{row['p']:.2g}",
+        )
+        for row in found["rows"]
+    ]
+    head = ("condition", "correction", "rate of both", "without, %", "points", "p")
+    return table(head, lines)
+
+
 def photograph_rates() -> str:
     """Show accuracy by learning rate, on the images held out for tuning."""
     record = load(PROGRAM)

@@ -62,14 +62,26 @@ def small_scale() -> str:
 
 
 def photographs() -> str:
-    """Show the correction's gains in a ResNet-8 on photographs, next to the paper's."""
-    head = ("condition", "the paper's gain", "gain here", "p", "seeds", "verdict")
-    lines = []
-    for entry in load("studies.photographs")["conditions"]:
+    """Show the correction's gains in a ResNet-8 on photographs, next to the paper's.
+
+    Gains that were compared at the same learning rate, too, are judged by that.
+    """
+    head = (
+        *("condition", "the paper's gain", "gain here", "p", "seeds"),
+        *("at the same rate", "verdict"),
+    )
+    record, lines = load("studies.photographs"), []
+    (found,) = select(record["tables"], kind="same_rate")
+    alike = {r["condition"]: r for r in found["rows"] if r["arm"] == "fan_in"}
+    for entry in record["conditions"]:
         name = entry["condition"]["name"]
         gain = GAINS.get(name.removeprefix("ResNet, "))
         if name.startswith("ResNet, ") and gain is not None:
-            lines.append(_against_the_paper(entry, gain))
+            *cells, judged = _against_the_paper(entry, gain)
+            again = "-"
+            if row := alike.get(name):
+                again, judged = interval(row), verdict(row, gain / 100)
+            lines.append((*cells, again, judged))
     return table(head, lines)
 
 

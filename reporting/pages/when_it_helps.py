@@ -174,6 +174,7 @@ def jumps() -> str:
 PAGE = named(
     photographs.photographs,
     photographs.photograph_starts,
+    photographs.photograph_same_rate,
     photographs.photograph_rates,
     photographs.least_fan_in,
     photographs.neuron_deaths,

@@ -188,6 +188,20 @@ class Runs:
         return found
 
 
+class Job(NamedTuple):
+    """The runs of one arm.
+
+    Attributes:
+      condition: how they are trained.
+      arm: the correction.
+      rate: peak of the learning rate; None to choose it by tuning.
+    """
+
+    condition: Condition
+    arm: str
+    rate: float | None = None
+
+
 def train_missing(options: Options, conditions: Sequence[Condition]) -> Runs:
     """Train what the folder does not hold yet.
 
@@ -206,27 +220,13 @@ def train_missing(options: Options, conditions: Sequence[Condition]) -> Runs:
     _train_all(options, jobs, end)
     runs = Runs(options.folder, options.quick)
     available = networks(options.data_dir, options.quick)
-    checks = {
-        Job(condition, condition.arms[0], rate): None
+    again = dict.fromkeys(
+        Job(condition, condition.arms[0], rate)
         for condition in conditions
         for _, rate in runs.gains(condition, available[condition.network])
-    }
-    _train_all(options, [*checks], end)
+    )
+    _train_all(options, [*again], end)
     return Runs(options.folder, options.quick)
-
-
-class Job(NamedTuple):
-    """The runs of one arm.
-
-    Attributes:
-      condition: how they are trained.
-      arm: the correction.
-      rate: peak of the learning rate; None to choose it by tuning.
-    """
-
-    condition: Condition
-    arm: str
-    rate: float | None = None
 
 
 def _train_all(options: Options, jobs: Sequence[Job], end: float | None) -> None:
@@ -241,9 +241,8 @@ def _train_all(options: Options, jobs: Sequence[Job], end: float | None) -> None
         for job in jobs:
             condition, arm, rate = job
             if rate is None and condition.like is not None:
-                begun[
-                    condition.like, arm, None
-                ].result()  # it chooses the learning rate
+                # It chooses the learning rate.
+                begun[condition.like, arm, None].result()
             submitted = pool.submit(_train, options, job, end)
             begun[condition.name, arm, rate] = submitted
         for future in begun.values():

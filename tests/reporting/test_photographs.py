@@ -37,6 +37,7 @@ def record(monkeypatch):
     ]
     rule = {"arm": "fan_in", "against": "none", "condition": names[0]}
     rows = [rule | {"mean": 0.03, "low": 0.02, "high": 0.04, "p": 0.001}]
+    alike = rows[0] | {"rate": 0.4, "accuracy": 0.9, "sd": 0.002}
     made = {
         "versions": {"jax": "0.10.2"},
         "missing": ["ResNet, SET, 90 %"],
@@ -47,6 +48,7 @@ def record(monkeypatch):
         "tables": [
             {"key": {"kind": "p_values"}, "rows": tests},
             {"key": {"kind": "least_fan_in"}, "rows": rows},
+            {"key": {"kind": "same_rate"}, "rows": [alike]},
         ],
     }
     monkeypatch.setattr(photographs, "load", lambda program: made)
@@ -69,6 +71,9 @@ def test_a_whole_record_lacks_nothing(record):
 
 def test_rules_and_rates_of_the_photographs(record):
     assert "| 0.001 |" in photographs.least_fan_in()
+    assert photographs.photograph_same_rate().splitlines()[-1] == (
+        "| ResNet, RigL, 95 % | fan-in | 0.4 | 90.0 ± 0.2 | +3.0 [+2.0, +4.0] | 0.001 |"
+    )
     assert "**70.0**" in photographs.photograph_rates()
     assert "-1.0 (p 0.5)" in photographs.photograph_starts()
 
@@ -76,7 +81,13 @@ def test_rules_and_rates_of_the_photographs(record):
 def test_results_compare_convolutional_networks_with_the_paper(record):
     (line,) = results.photographs().splitlines()[2:]
     assert line.startswith("| ResNet, RigL, 95 % | +1.00 | -2.0 [-3.0, -1.0] |")
-    assert line.endswith("| *not reproduced* |")
+    assert line.endswith("| +3.0 [+2.0, +4.0] | *reproduced* |")
+    *_, found = record["tables"]
+    (row,) = found["rows"]
+    found["rows"] = [row | {"low": -0.01}]
+    assert results.photographs().endswith("| *undecided* |\n")
+    found["rows"] = []
+    assert results.photographs().endswith("| - | *not reproduced* |\n")
 
 
 def test_exponents_that_were_not_found_are_dashes():

@@ -1,6 +1,7 @@
 import dataclasses
 import doctest
 import json
+import os
 from typing import Any
 
 import jax
@@ -202,6 +203,22 @@ def test_a_study_resumes_and_compares_rules(tmp_path, monkeypatch, capsys):
     with pytest.raises(TypeError):
         program.main(dataclasses.replace(options, overwrite=True))
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_processes_train_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # it is changed
+    options = training.Options(quick=True, folder=tmp_path / "runs", processes=2)
+    arms = ("none", "fan_in")
+    short = conditions.CONDITIONS[1]._replace(arms=arms)
+    longer = short._replace(name="longer", like=short.name, length=2)
+    runs = training.train_missing(options, [short, longer])
+    network = networks_of.networks(None, quick=True)[short.network]
+    assert runs.is_finished(short, network) and runs.is_finished(longer, network)
+    for condition in (short, longer):
+        for _, rate in runs.gains(condition, network):
+            again = runs.final(condition, "none", network, rate) or [None]
+            assert all(run in runs.outcomes for run in again)
 
 
 class TestTally:
