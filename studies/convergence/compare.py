@@ -165,6 +165,38 @@ def add(
     return rows
 
 
+def at_same_rate(
+    condition: str,
+    arm: str,
+    rate: float,
+    corrected: Sequence[float],
+    without: Sequence[float],
+) -> dict[str, Any]:
+    """Return a row for a correction and uncorrected runs with its learning rate.
+
+    Args:
+      condition: the condition's name.
+      arm: the correction.
+      rate: the learning rate of both.
+      corrected: accuracies of the correction, by seed.
+      without: those of the uncorrected runs, in the same order.
+    """
+    return {
+        "condition": condition,
+        "arm": arm,
+        "rate": rate,
+        "accuracy": float(np.mean(without)),
+        "sd": float(np.std(without, ddof=1)),
+        **difference(corrected, without),
+    }
+
+
+def add_at_same_rate(report: harness.Report, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the rows of ``at_same_rate`` to the record."""
+    title = "Corrections that gain, against none with the same learning rate"
+    report.listing(title, rows, kind="same_rate")
+
+
 def judge(report: harness.Report, rows: Mapping[str, Sequence[Mapping[str, Any]]]):
     """Add the claims; each is met if its interval is above 0."""
     tests = [(name, row) for name, arm_rows in rows.items() for row in arm_rows[1:]]

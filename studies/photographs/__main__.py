@@ -21,11 +21,9 @@ next call trains what is missing.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from reporting import harness
 from reporting.statistics import difference
-from studies.convergence.compare import add, judge
+from studies.convergence.compare import add, add_at_same_rate, at_same_rate, judge
 from studies.convergence.conditions import Condition
 from studies.convergence.picture import draw_gains
 from studies.convergence.runs import Network, Outcome
@@ -95,13 +93,8 @@ def compare_at_same_rate(
                 [run.accuracy for run in _outcomes(runs, condition, one, network, rate)]
                 for one in (arm, first)
             )
-            row = {"condition": condition.name, "arm": arm, "rate": rate}
-            row |= {"accuracy": float(np.mean(without))}
-            row |= {"sd": float(np.std(without, ddof=1))}
-            rows.append(row | difference(corrected, without))
-    if rows:
-        title = "Corrections that gain, against none with the same learning rate"
-        report.listing(title, rows, kind="same_rate")
+            rows.append(at_same_rate(condition.name, arm, rate, corrected, without))
+    add_at_same_rate(report, rows)
     return missing
 
 
