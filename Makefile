@@ -102,6 +102,7 @@ benchmark: $(STAMP)
 	$(BIN)/python -m studies.large_batch.text
 	$(BIN)/python -m studies.convergence
 	$(BIN)/python -m studies.convergence.further
+	$(BIN)/python -m studies.convergence.same_rate
 	$(BIN)/python -m studies.neuron_scales
 	$(BIN)/python -m studies.block_accuracy
 	$(BIN)/python -m studies.photographs

@@ -320,6 +320,9 @@ def use_cores(count: int) -> None:
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows that have the same keys, which are the column heads."""
+    if not rows:
+        print(f"\n{title}\nNone.")
+        return
     head = [key.replace("_", " ") for key in rows[0]]
     lines = [head, *([_cell(x) for x in row.values()] for row in rows)]
     print(f"\n{title}\n{_columns(lines)}")

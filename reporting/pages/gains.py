@@ -45,6 +45,32 @@ def p_together(record: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     return {(row["condition"], row["arm"]): row["holm"] for row in tests["rows"]}
 
 
+def at_same_rate(record: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Return gains over uncorrected runs with the correction's learning rate.
+
+    By condition and arm. They were measured where the interval of a gain is above 0.
+    """
+    (found,) = select(record["tables"], kind="same_rate")
+    return {(row["condition"], row["arm"]): row for row in found["rows"]}
+
+
+def table_at_same_rate(record: Mapping[str, Any]) -> str:
+    """Write a row for each gain that was compared at the same learning rate."""
+    lines = [
+        (
+            condition,
+            arm_name(arm),
+            f"{row['rate']:g}",
+            accuracy(row),
+            interval(row),
+            f"{row['p']:.2g}",
+        )
+        for (condition, arm), row in at_same_rate(record).items()
+    ]
+    head = ("condition", "correction", "rate of both", "without, %", "points", "p")
+    return table(head, lines)
+
+
 def tried_in(
     record: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Sequence[Mapping[str, Any]]]:

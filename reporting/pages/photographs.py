@@ -12,6 +12,7 @@ from reporting.pages.gains import (
     legend,
     p_together,
     points,
+    table_at_same_rate,
     table_of_exponents,
     table_of_rates,
     tried_in,
@@ -78,21 +79,8 @@ def least_fan_in() -> str:
 
 
 def photograph_same_rate() -> str:
-    """Show what corrections that gain do so with the learning rate of both alike."""
-    (found,) = select(load(PROGRAM)["tables"], kind="same_rate")
-    lines = [
-        (
-            row["condition"],
-            _arm(row["arm"]),
-            f"{row['rate']:g}",
-            accuracy(row),
-            interval(row),
-            f"{row['p']:.2g}",
-        )
-        for row in found["rows"]
-    ]
-    head = ("condition", "correction", "rate of both", "without, %", "points", "p")
-    return table(head, lines)
+    """Show gains over uncorrected runs with the same learning rate."""
+    return table_at_same_rate(load(PROGRAM))
 
 
 def photograph_rates() -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from examples.common.markdown import table
 from reporting.pages import paper_figures
-from reporting.pages.gains import interval
+from reporting.pages.gains import at_same_rate, interval
 from reporting.pages.parts import named
 from reporting.pages.published import EARLY, GAINS, RIGL, SPARSEOPT, Published
 from reporting.pages.readme import digits
@@ -49,44 +49,42 @@ def _compared() -> dict[str, tuple[str, Mapping[str, Any]]]:
 
 def small_scale() -> str:
     """Show the correction's gains on a small network, next to the paper's."""
-    head = (
-        *("condition", "the paper's gain", "gain here", "p", "seeds"),
-        *("verdict", "command"),
-    )
-    lines = []
+    alike, lines = at_same_rate(load("studies.convergence.same_rate")), []
     for name, (program, entry) in _compared().items():
         if name in GAINS or name == KEPT:
-            cells = _against_the_paper(entry, GAINS.get(name))
+            again = alike.get((name, "fan_in"))
+            cells = _against_the_paper(entry, GAINS.get(name), again)
             lines.append((*cells, f"`python -m {program}`"))
-    return table(head, lines)
+    return table((*_AGAINST_THE_PAPER, "command"), lines)
 
 
 def photographs() -> str:
-    """Show the correction's gains in a ResNet-8 on photographs, next to the paper's.
-
-    Gains that were compared at the same learning rate, too, are judged by that.
-    """
-    head = (
-        *("condition", "the paper's gain", "gain here", "p", "seeds"),
-        *("at the same rate", "verdict"),
-    )
-    record, lines = load("studies.photographs"), []
-    (found,) = select(record["tables"], kind="same_rate")
-    alike = {r["condition"]: r for r in found["rows"] if r["arm"] == "fan_in"}
+    """Show the correction's gains in a ResNet-8 on photographs, next to the paper's."""
+    record = load("studies.photographs")
+    alike, lines = at_same_rate(record), []
     for entry in record["conditions"]:
         name = entry["condition"]["name"]
         gain = GAINS.get(name.removeprefix("ResNet, "))
         if name.startswith("ResNet, ") and gain is not None:
-            *cells, judged = _against_the_paper(entry, gain)
-            again = "-"
-            if row := alike.get(name):
-                again, judged = interval(row), verdict(row, gain / 100)
-            lines.append((*cells, again, judged))
-    return table(head, lines)
+            again = alike.get((name, "fan_in"))
+            lines.append(_against_the_paper(entry, gain, again))
+    return table(_AGAINST_THE_PAPER, lines)
 
 
-def _against_the_paper(entry: Mapping[str, Any], gain: float | None) -> tuple[str, ...]:
-    """Return a condition's cells, from its name to the verdict on the paper's gain."""
+_AGAINST_THE_PAPER = (
+    *("condition", "the paper's gain", "gain here", "p", "seeds"),
+    *("at the same rate", "verdict"),
+)
+
+
+def _against_the_paper(
+    entry: Mapping[str, Any], gain: float | None, again: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Return a condition's cells, from its name to the verdict on the paper's gain.
+
+    ``again`` is the gain at the same learning rate, if it was measured; it is then what
+    is judged.
+    """
     row = by_arm(entry)["fan_in"]
     return (
         entry["condition"]["name"],
@@ -94,7 +92,8 @@ def _against_the_paper(entry: Mapping[str, Any], gain: float | None) -> tuple[st
         interval(row),
         f"{row['p']:.2g}",
         str(len(entry["accuracies"][0])),
-        verdict(row, (gain or 0.0) / 100),
+        interval(again) if again else "-",
+        verdict(again or row, (gain or 0.0) / 100),
     )
 
 

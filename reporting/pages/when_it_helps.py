@@ -14,6 +14,7 @@ from reporting.pages.gains import (
     legend,
     p_together,
     points,
+    table_at_same_rate,
     table_of_exponents,
     table_of_rates,
     tried_in,
@@ -40,6 +41,11 @@ def conditions() -> str:
             cells.append(gain_of(rows[arm], together[name, arm]))
         lines.append((name, *cells))
     return table(head, lines) + legend(load("studies.convergence"))
+
+
+def same_rate() -> str:
+    """Show gains over uncorrected runs with the same learning rate."""
+    return table_at_same_rate(load("studies.convergence.same_rate"))
 
 
 def pooled() -> str:
@@ -180,6 +186,7 @@ PAGE = named(
     photographs.neuron_deaths,
     photographs.photograph_scales,
     conditions,
+    same_rate,
     pooled,
     starts,
     rates,

@@ -240,6 +240,14 @@ def test_tables_and_claims_are_found_by_their_keys(checkout):
     assert not stored.select(report.record["tables"], kind="ratio")
 
 
+def test_a_table_may_be_empty(checkout, capsys):
+    report = harness.Report("benchmarks.some", harness.Options(), checkout)
+    report.listing("nothing found", [], kind="found")
+    (table,) = stored.select(report.record["tables"], kind="found")
+    assert table["rows"] == []
+    assert "nothing found\nNone." in capsys.readouterr().out
+
+
 def test_a_table_is_printed_and_recorded_with_ratios_to_its_baseline(checkout, capsys):
     report = harness.Report("benchmarks.some", harness.Options(), checkout)
     timings = {"bare": timing(0.001, 0.002), "masked": timing(0.002, 0.008)}

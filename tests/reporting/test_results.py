@@ -55,6 +55,9 @@ def test_further_conditions_replace_those_of_their_name(monkeypatch):
     stored_records = {
         "studies.convergence": record(-0.01),
         "studies.convergence.further": record(0.02),
+        "studies.convergence.same_rate": {
+            "tables": [{"key": {"kind": "same_rate"}, "rows": []}]
+        },
     }
     monkeypatch.setattr(results, "load", stored_records.__getitem__)
     shown = results.small_scale()

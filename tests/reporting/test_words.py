@@ -6,6 +6,7 @@ import pytest
 
 from reporting import stored
 from reporting.pages import choosing
+from reporting.pages.gains import at_same_rate
 from tests.helpers.pages import read
 
 
@@ -131,12 +132,11 @@ def test_what_when_it_helps_says_of_photographs():
     assert "It is highest at 90 %, where batch variance gains half a point" in page
     assert max(with_set, key=with_set.__getitem__) == "ResNet, SET, 90 %"
     assert "the highest one is gone where the uncorrected runs have the same" in page
-    (alike,) = stored.select(record["tables"], kind="same_rate")
-    at_same_rate = {(row["condition"], row["arm"]): row for row in alike["rows"]}
-    assert 100 * at_same_rate["ResNet, SET, 90 %", "fan_in"]["mean"] < 0.1
+    alike = at_same_rate(record)
+    assert 100 * alike["ResNet, SET, 90 %", "fan_in"]["mean"] < 0.1
     assert "So the gains with SET come from the choice of the rates" in page
     assert "Those of batch variance with RigL do not" in page
-    for (name, arm), row in at_same_rate.items():
+    for (name, arm), row in alike.items():
         if "SET" in name:
             assert row["low"] < 0
         else:
@@ -184,3 +184,26 @@ def test_what_when_it_helps_says_of_photographs():
     assert "the correction still ends behind" in page
     for network in (resnet, perceptron):
         assert rows[f"{network}, least fan-in 2", "fan_in"]["high"] < 0
+
+
+def test_gains_on_synthetic_images_are_gone_at_the_same_rate():
+    page = " ".join(read("docs/when_it_helps.md").split())
+    alike = at_same_rate(stored.load("studies.convergence.same_rate"))
+    assert "The gain of fan-in with SET at 97 % is gone" in page
+    assert "The one gain with SET that stood out there is gone" in page
+    found = {key: row for key, row in alike.items() if key[1] == "fan_in"}
+    assert [*found] == [("SET, 97 %", "fan_in")]
+    for row in found.values():
+        assert abs(row["mean"]) < 0.002 and row["low"] < 0.0
+    assert "only that with uniform densities is still large, and uncertain" in page
+    variance = {key[0]: row for key, row in alike.items() if key[1] == "batch_variance"}
+    uniform = variance.pop("RigL, 95 %, uniform")
+    assert uniform["mean"] > 0.03 and uniform["low"] < 0.0
+    assert all(abs(row["mean"]) < 0.002 for row in variance.values())
+    # The rates of both are those of the record that it looks at again.
+    for entry in stored.load("studies.convergence")["conditions"]:
+        for row in entry["arms"][1:]:
+            key = (entry["condition"]["name"], row["arm"])
+            looked_at = row["low"] > 0 and row["rate"] != entry["arms"][0]["rate"]
+            assert (key in alike) == looked_at
+            assert not looked_at or alike[key]["rate"] == row["rate"]

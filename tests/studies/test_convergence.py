@@ -15,7 +15,7 @@ from examples.digits.dataset import Split
 from examples.digits.training import batches
 from reporting import harness, statistics, stored
 from studies.convergence import __main__ as program
-from studies.convergence import compare, conditions, runs
+from studies.convergence import compare, conditions, runs, same_rate
 from studies.convergence import corrections as candidates
 from studies.convergence import masks as masks_of
 from tests.helpers.small_networks import small_network
@@ -297,3 +297,22 @@ def test_a_quick_run(monkeypatch, tmp_path):
     assert np.shape(entry["accuracies"]) == (2, 2, 2)
     for arm, group in itertools.groupby(tried, key=lambda row: row["arm"]):
         assert sum(row["best"] for row in group) == 1, arm
+
+
+@pytest.mark.slow
+def test_gains_with_another_rate_are_looked_at_again(monkeypatch, tmp_path):
+    (first, *_) = conditions.CONDITIONS
+    rates = {"none": 0.05, "fan_in": 0.1, "batch_variance": 0.05, "weight_norm": 0.1}
+    ends = {"none": 0.0, "fan_in": 0.1, "batch_variance": 0.2, "weight_norm": -0.1}
+    entry = {
+        "condition": json.loads(json.dumps(first._asdict())),
+        "arms": [{"arm": x, "rate": rates[x], "low": ends[x]} for x in rates],
+        "accuracies": np.ones((4, 3, 2)).tolist(),
+    }
+    monkeypatch.setattr(same_rate, "load", lambda program: {"conditions": [entry]})
+    output = tmp_path / "record.json"
+    same_rate.main(harness.Options(quick=True, output=output, allow_dirty=True))
+    (table,) = stored.select(json.loads(output.read_text())["tables"], kind="same_rate")
+    (row,) = table["rows"]
+    assert (row["condition"], row["arm"], row["rate"]) == (first.name, "fan_in", 0.1)
+    assert row["mean"] == pytest.approx(1.0 - row["accuracy"])
