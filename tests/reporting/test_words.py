@@ -141,6 +141,10 @@ def test_what_when_it_helps_says_of_photographs():
             assert row["low"] < 0
         else:
             assert row["low"] > 0 and 100 * row["mean"] > gain(name, arm)
+    assert "in the perceptron are at equal rates already" in page
+    for name in ("ResNet, RigL, 95 %", "perceptron, RigL, 98 %"):
+        assert rows[name, "fan_in"]["rate"] == rows[name, "none"]["rate"]
+        assert rows[name, "fan_in"]["high"] < 0
     assert "at 90 % the tuning gave the uncorrected runs of SET the lowest rate" in page
     lowest = rows["ResNet, SET, 90 %", "none"]["rate"]
     assert all(
