@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,6 +26,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from examples.common.aside import written_aside
 
 CLASSES = 100
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
@@ -146,11 +147,8 @@ def load(
             *draw(seed, "test", test, size, difficulty),
         )
         folder.mkdir(parents=True, exist_ok=True)
-        # With the process id: several processes may be writing the same file.
-        aside = folder / f".{path.name}.{os.getpid()}"
-        with aside.open("wb") as file:
+        with written_aside(path) as aside, aside.open("wb") as file:
             np.savez(file, difficulty=np.array(settings), **images._asdict())
-        os.replace(aside, path)
     return images
 
 

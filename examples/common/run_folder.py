@@ -8,10 +8,11 @@ name and then renamed.
 import contextlib
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from examples.common.aside import written_aside
 
 FILES = ("log.jsonl", "config.json", "results.json", "results.md", "figure.png")
 
@@ -68,17 +69,9 @@ class RunFolder:
         with self.writing(name) as path:
             path.write_text(text, encoding="utf-8")
 
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """Yield a path to write to; it becomes ``name`` once complete."""
-        # With the process id: several processes may be writing the same file.
-        aside = self.path / f".{os.getpid()}.{name}"
-        try:
-            yield aside
-            os.replace(aside, self.path / name)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+    def writing(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Return a context of a path to write to; it becomes ``name`` once complete."""
+        return written_aside(self.path / name)
 
 
 def check_folder(

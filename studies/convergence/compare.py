@@ -97,6 +97,29 @@ def summary(
     }
 
 
+def summaries(
+    rates: Mapping[str, float],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    target: float | None = None,
+) -> list[dict[str, Any]]:
+    """Return a row for each arm; the first one is the uncorrected one."""
+    uncorrected = next(iter(outcomes.values()))
+    return [
+        {"arm": arm, **summary(rates[arm], runs, uncorrected, target)}
+        for arm, runs in outcomes.items()
+    ]
+
+
+def gains(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of corrections that gain, at another rate than the first arm's.
+
+    A correction gains if the interval of its gain is above 0. With another rate, the
+    choice of the rate may be what gained.
+    """
+    first, *others = rows
+    return [r for r in others if r["low"] > 0.0 and r["rate"] != first["rate"]]
+
+
 def compare(
     report: harness.Report,
     network: Network,
@@ -150,14 +173,11 @@ def add(
       outcomes: the runs of each arm, by seed, those of the uncorrected arm first.
       target: the accuracy until which epochs are counted.
     """
-    uncorrected = next(iter(outcomes.values()))
-    rows = [
-        {"arm": arm, **summary(rates[arm], runs, uncorrected, target)}
-        for arm, runs in outcomes.items()
-    ]
+    rows = summaries(rates, outcomes, target)
     if tried:
         harness.show(f"{condition.name}: learning rates tried", tried)
-    harness.show(f"{condition.name}: {len(uncorrected)} seeds", rows)
+    seeds = len(next(iter(outcomes.values())))
+    harness.show(f"{condition.name}: {seeds} seeds", rows)
     record = {"condition": condition._asdict(), "tried": tried, "arms": rows}
     # Last in the record: the curves of every seed.
     curves = [[outcome.accuracies for outcome in runs] for runs in outcomes.values()]

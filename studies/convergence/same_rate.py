@@ -9,22 +9,14 @@ is trained again with the correction's rate and the same seeds. Losses are not l
 at again.
 """
 
-from typing import Any
-
 from reporting import harness
 from reporting.statistics import accuracies
 from reporting.stored import load
-from studies.convergence.compare import add_at_same_rate, at_same_rate
+from studies.convergence.compare import add_at_same_rate, at_same_rate, gains
 from studies.convergence.conditions import Condition
 from studies.convergence.runs import Trainer, networks
 
 SEEDS_IF_QUICK = 2
-
-
-def gains(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a condition's corrections that gain, at another rate."""
-    first, *others = entry["arms"]
-    return [r for r in others if r["low"] > 0.0 and r["rate"] != first["rate"]]
 
 
 def main(options: harness.Options) -> None:
@@ -36,7 +28,7 @@ def main(options: harness.Options) -> None:
         if condition.network not in available:
             continue
         network = available[condition.network]
-        for gained in gains(entry):
+        for gained in gains(entry["arms"]):
             arm, rate = gained["arm"], gained["rate"]
             corrected = accuracies(entry, arm).tolist()
             if options.quick:

@@ -26,7 +26,7 @@ from reporting.statistics import difference
 from studies.convergence.compare import add, add_at_same_rate, at_same_rate, judge
 from studies.convergence.conditions import Condition
 from studies.convergence.picture import draw_gains
-from studies.convergence.runs import Network, Outcome
+from studies.convergence.runs import Network
 from studies.photographs.conditions import CONDITIONS
 from studies.photographs.networks import networks
 from studies.photographs.training import Options, Runs, train_missing
@@ -41,7 +41,7 @@ def compare(
         rates[arm], rows = runs.tried(condition, arm, network)
         if condition.like is None:
             tried += [{"arm": arm, **row} for row in rows]
-        outcomes[arm] = _outcomes(runs, condition, arm, network)
+        outcomes[arm] = runs.compared(condition, arm, network)
     return add(report, condition, tried, rates, outcomes)
 
 
@@ -60,9 +60,9 @@ def compare_least_fan_in(
             continue
         network = available[ruled.network]
         for arm in ruled.arms:
-            with_rule = _outcomes(runs, ruled, arm, network)
+            with_rule = runs.compared(ruled, arm, network)
             for other in dict.fromkeys((arm, "none")):
-                without = _outcomes(runs, plain, other, network)
+                without = runs.compared(plain, other, network)
                 pairs = ([run.accuracy for run in one] for one in (with_rule, without))
                 row = {"condition": plain.name, "arm": arm, "against": other}
                 rows.append(row | difference(*pairs))
@@ -85,29 +85,17 @@ def compare_at_same_rate(
     for condition in conditions:
         network, first = available[condition.network], condition.arms[0]
         for arm, rate in runs.gains(condition, network):
-            wanted = runs.final(condition, first, network, rate) or []
-            if any(run not in runs.outcomes for run in wanted):
+            without = runs.compared(condition, first, network, rate)
+            if not without:
                 missing.append(f"{condition.name}, {first} with the rate of {arm}")
                 continue
-            corrected, without = (
-                [run.accuracy for run in _outcomes(runs, condition, one, network, rate)]
-                for one in (arm, first)
+            pairs = (
+                [run.accuracy for run in one]
+                for one in (runs.compared(condition, arm, network), without)
             )
-            rows.append(at_same_rate(condition.name, arm, rate, corrected, without))
+            rows.append(at_same_rate(condition.name, arm, rate, *pairs))
     add_at_same_rate(report, rows)
     return missing
-
-
-def _outcomes(
-    runs: Runs,
-    condition: Condition,
-    arm: str,
-    network: Network,
-    rate: float | None = None,
-) -> list[Outcome]:
-    final = runs.final(condition, arm, network, rate)
-    assert final is not None  # only finished conditions are compared
-    return [runs.outcomes[run] for run in final]
 
 
 def main(options: Options) -> None:

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from examples.common.run_folder import RunFolder, finished_runs
 from reporting import harness
-from reporting.statistics import difference
-from studies.convergence.compare import TUNING_SEEDS, best_rate
+from studies.convergence.compare import TUNING_SEEDS, best_rate, gains, summaries
 from studies.convergence.conditions import Condition
 from studies.convergence.runs import Network, Outcome, Trainer
 from studies.photographs.conditions import SEEDS
@@ -144,6 +143,19 @@ class Runs:
         seeds = range(2 if self.quick else SEEDS[condition.network])
         return [Run(condition.name, arm, rate, seed, tuning=False) for seed in seeds]
 
+    def compared(
+        self,
+        condition: Condition,
+        arm: str,
+        network: Network,
+        rate: float | None = None,
+    ) -> list[Outcome]:
+        """Return the outcomes of ``final``'s runs; none unless every run is there."""
+        runs = self.final(condition, arm, network, rate) or []
+        if any(run not in self.outcomes for run in runs):
+            return []
+        return [self.outcomes[run] for run in runs]
+
     def _at(self, rates: Sequence[float], condition: Condition, arm: str) -> list[Run]:
         name = condition.like or condition.name
         seeds = TUNING_SEEDS[:1] if self.quick else TUNING_SEEDS
@@ -157,35 +169,20 @@ class Runs:
 
     def is_finished(self, condition: Condition, network: Network) -> bool:
         """Return whether every run of every arm is there."""
-        finals = [self.final(condition, arm, network) for arm in condition.arms]
-        return all(
-            runs is not None and all(run in self.outcomes for run in runs)
-            for runs in finals
-        )
+        return all(self.compared(condition, arm, network) for arm in condition.arms)
 
     def gains(self, condition: Condition, network: Network) -> list[tuple[str, float]]:
-        """Return the corrections that gain, with their learning rates.
+        """Return the arms that ``compare.gains`` finds, with their learning rates.
 
-        A correction gains if the interval of its gain is above 0. Only those are
-        returned that took another rate than the uncorrected runs, since the choice of
-        the rate may be what gained. None does before the condition is finished.
+        There are none before the condition is finished.
         """
-        if not self.is_finished(condition, network):
-            return []
-        first, *others = condition.arms
-
-        def accuracies(arm: str) -> list[float]:
-            runs = self.final(condition, arm, network) or []
-            return [self.outcomes[run].accuracy for run in runs]
-
-        found = []
-        for arm in others:
-            rate = self.rate(condition, arm, network)
-            if rate is None or rate == self.rate(condition, first, network):
-                continue
-            if difference(accuracies(arm), accuracies(first))["low"] > 0.0:
-                found.append((arm, rate))
-        return found
+        rates, outcomes = {}, {}
+        for arm in condition.arms:
+            outcomes[arm] = self.compared(condition, arm, network)
+            if not outcomes[arm]:
+                return []
+            rates[arm] = self.rate(condition, arm, network)
+        return [(row["arm"], row["rate"]) for row in gains(summaries(rates, outcomes))]
 
 
 class Job(NamedTuple):
